@@ -1,0 +1,10 @@
+//! Cinderblock: a CSI driver for Ceph RBD.
+//!
+//! The rooms, from the wire down; arrows only run downwards (`docs/architecture.md` has the picture):
+//!
+//! - [`csi`]: the wire. Generated types, the socket, one file per CSI service, ids, parameters, one error table.
+//! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
+//! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
+//! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
+
+pub mod rbd;

@@ -1,0 +1,3 @@
+//! The `cinderblock` binary.
+
+fn main() {}

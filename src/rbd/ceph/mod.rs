@@ -1,0 +1,1 @@
+//! RBD over librados and librbd.

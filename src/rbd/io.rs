@@ -1,0 +1,1 @@
+//! Reading and writing an image through `std::io`.
