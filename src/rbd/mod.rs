@@ -208,11 +208,12 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// The extents of `range` in the head, or in the snapshot `query.at`, that differ from the snapshot
     /// `query.since`, or hold data at all when `None`; in order of offset. `visit` may stop the walk, which is
     /// `ECANCELED`.
-    fn diff(&self, query: &Diff, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()>;
+    fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()>;
 }
 
-/// How long calls report how far they are: (done, total); `Break` asks to stop.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+/// How long calls report how far they are: (done, total); `Break` asks to stop. It is called by threads of librbd's
+/// while the caller waits, so it must be `Send`, quick, and must not use the image it reports on.
+pub type Progress<'a> = &'a mut (dyn FnMut(u64, u64) -> ControlFlow<()> + Send);
 
 /// A librbd snapshot id, unique in its pool.
 pub type SnapshotId = u64;
