@@ -7,4 +7,5 @@
 //! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
 //! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
 
+pub mod csi;
 pub mod rbd;
