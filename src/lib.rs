@@ -9,3 +9,4 @@
 
 pub mod csi;
 pub mod rbd;
+pub mod telemetry;

@@ -1,0 +1,45 @@
+//! Logging.
+//!
+//! Log lines go to stderr, as text for people or as one JSON object per line for collectors. What must not be logged
+//! is kept out at the source: the CSI messages' `Debug` hides credentials (`csi::proto`).
+
+use std::io;
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::layer;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// The logging flags of a command that runs as a service.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LogArgs {
+    /// The least severe level to log: error, warn, info, debug or trace; or filters per module, as in
+    /// info,cinderblock::volume=debug.
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "LEVEL")]
+    pub log_level: Targets,
+
+    /// How log lines are written to stderr.
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+impl LogArgs {
+    /// Starts logging for the whole process. To be called once, before anything is logged; fails when called again.
+    pub fn init(self) -> Result<(), TryInitError> {
+        let json = self.log_format == LogFormat::Json;
+        tracing_subscriber::registry()
+            .with(self.log_level)
+            .with(json.then(|| layer().json().with_writer(io::stderr)))
+            .with((!json).then(|| layer().with_writer(io::stderr)))
+            .try_init()
+    }
+}
