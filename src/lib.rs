@@ -10,3 +10,4 @@
 pub mod csi;
 pub mod rbd;
 pub mod telemetry;
+pub mod volume;

@@ -1,0 +1,424 @@
+//! The catalogue: what the driver knows of every volume and snapshot, in the pool that holds them.
+//!
+//! Records live in the omap of a few RADOS objects (`cinderblock.<instance>.catalogue.<shard>`), one key per
+//! record, JSON with a version. They are read and written by key, each write guarded by the value that was read,
+//! so of two controllers that change one record at once exactly one succeeds ([`Error::Conflict`] for the other).
+//!
+//! A record is the idempotency check, the list and the redo log in one:
+//!
+//! - `creating` is written before the first RBD call that makes the object, and names the link to its source;
+//! - `ready` is written after the last one: an image without it was never handed out;
+//! - `deleting` is written before the first call that destroys;
+//! - the record is removed after the last one.
+//!
+//! Silent parents have an entry of their own ([`Silent`]), written in the same atomic change that removes the volume's
+//! record, so that only images this driver made silent are ever collected.
+
+use super::names;
+use super::{Error, Result};
+use crate::rbd::{Guard, OmapUpdate, Pool};
+use nix::errno::Errno;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The version of records this build writes; it reads no newer ones.
+const VERSION: u32 = 1;
+/// Objects the records are spread over, so that no omap grows too large for one PG.
+const SHARDS: u8 = 16;
+/// Keys asked for at once when listing.
+const PAGE: u64 = 512;
+
+/// How far an object is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Being made. What exists of it was never handed out.
+    Creating,
+    /// Handed out.
+    Ready,
+    /// Being destroyed.
+    Deleting,
+}
+
+/// A volume's record. Its key is the image's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// How far it is.
+    pub state: State,
+    /// The volume id it is handed out under.
+    pub id: String,
+    /// The CSI name it was asked for by.
+    pub name: String,
+    /// Size in bytes: what was asked for while `creating`, what it has once `ready`.
+    pub size: u64,
+    /// Seconds since 1970 when the record was first written.
+    pub created: i64,
+    /// Id of its image, once that is known.
+    pub image_id: Option<String>,
+    /// What it was made from.
+    pub source: Option<Source>,
+    /// The link to the parent snapshot that creation makes or made. Later flattening does not touch it.
+    pub link: Option<Link>,
+    /// A digest of everything in the request that a repeated request must match, sizes and source apart.
+    pub digest: String,
+    /// The attempt that is creating it; a later attempt that takes over replaces it.
+    pub attempt: String,
+    /// What DeleteVolume does when it still has snapshots.
+    pub delete_with_snapshots: DeleteWithSnapshots,
+    /// The format its clones are made in, and whether its snapshots are protected.
+    pub clone_format: u8,
+    /// Context a node needs, handed out with the volume.
+    pub context: std::collections::BTreeMap<String, String>,
+    /// Where it is attached.
+    pub published: Vec<Publication>,
+}
+
+/// What a volume was made from, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The head of another volume, by volume id.
+    Volume(String),
+    /// A snapshot, by snapshot id.
+    Snapshot(String),
+}
+
+/// A link to a parent snapshot, as the creation of a clone plans it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Pool of the parent.
+    pub pool: String,
+    /// RADOS namespace of the parent.
+    pub namespace: String,
+    /// Id of the parent image.
+    pub image_id: String,
+    /// Name of the snapshot on it.
+    pub snapshot: String,
+}
+
+/// What DeleteVolume does with a volume that still has snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeleteWithSnapshots {
+    /// The volume becomes a silent parent; its snapshots stay listed and restorable.
+    #[default]
+    Retain,
+    /// The request is refused, the seed's VolumeIsBusy.
+    Refuse,
+}
+
+/// One node a volume is attached to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// The node's id.
+    pub node: String,
+    /// Whether it was asked for read-only.
+    pub readonly: bool,
+    /// Whether other nodes may have it at the same time.
+    pub shared: bool,
+    /// A digest of the capability asked for.
+    pub capability: String,
+}
+
+/// A snapshot's record. Its key is the RBD snapshot's name, which is made from the CSI name alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// How far it is.
+    pub state: State,
+    /// The CSI name it was asked for by.
+    pub name: String,
+    /// The volume id of its source, also after that volume is deleted.
+    pub source_volume: String,
+    /// Id of the image it is on.
+    pub image_id: String,
+    /// librbd's id of the snapshot; 0 until it is cut.
+    pub snapshot_id: u64,
+    /// Size in bytes of the volume when it was cut; 0 until then.
+    pub size: u64,
+    /// Seconds since 1970 when it was cut.
+    pub created: i64,
+    /// The format clones of its volume are made in.
+    pub clone_format: u8,
+}
+
+/// A silent parent: an image whose volume was deleted while snapshots on it were still needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silent {
+    /// The volume id it had.
+    pub volume: String,
+    /// Seconds since 1970 when its volume was deleted.
+    pub deleted: i64,
+}
+
+/// A clone being made, noted in the pool of its source because its own record is in another pool or namespace. The key
+/// is the source's image id and the snapshot's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Pool of the clone.
+    pub pool: String,
+    /// RADOS namespace of the clone.
+    pub namespace: String,
+    /// Image name of the clone.
+    pub image: String,
+}
+
+/// A kind of record.
+pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq {
+    /// What the keys of this kind begin with.
+    const KIND: &'static str;
+}
+
+impl Record for Volume {
+    const KIND: &'static str = "volume/";
+}
+impl Record for Snapshot {
+    const KIND: &'static str = "snapshot/";
+}
+impl Record for Silent {
+    const KIND: &'static str = "silent/";
+}
+impl Record for Intent {
+    const KIND: &'static str = "intent/";
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<R> {
+    version: u32,
+    #[serde(flatten)]
+    record: R,
+}
+
+/// A record as it was read or written, which later writes are guarded by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored<R> {
+    /// The record.
+    pub record: R,
+    key: String,
+    bytes: Vec<u8>,
+}
+
+/// A place in a listing: the last entry seen. `Default` is the beginning.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cursor {
+    shard: u8,
+    after: String,
+}
+
+impl Cursor {
+    /// The cursor as text that [`Cursor::parse`] reads.
+    pub fn token(&self) -> String {
+        format!("{}.{}", self.shard, self.after)
+    }
+
+    /// Reads [`Cursor::token`]; `None` for anything else.
+    pub fn parse(token: &str) -> Option<Cursor> {
+        let (shard, after) = token.split_once('.')?;
+        let shard = shard.parse().ok().filter(|shard| *shard < SHARDS)?;
+        (!after.is_empty()).then(|| Cursor { shard, after: after.to_string() })
+    }
+}
+
+/// The catalogue of one driver instance in one pool and namespace.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    pool: Arc<dyn Pool>,
+    instance: String,
+}
+
+impl Catalogue {
+    /// The catalogue of `instance` in `pool`.
+    pub fn new(pool: Arc<dyn Pool>, instance: &str) -> Catalogue {
+        Catalogue { pool, instance: instance.to_string() }
+    }
+
+    fn object(&self, shard: u8) -> String {
+        format!("cinderblock.{}.catalogue.{shard:02}", self.instance)
+    }
+
+    /// The object that holds the records of `name`: a volume's and its silent successor's are in the same one.
+    fn home(&self, name: &str) -> String {
+        // Two hexadecimal digits always parse.
+        self.object(u8::from_str_radix(&names::digest(name)[..2], 16).unwrap_or(0) % SHARDS)
+    }
+
+    /// The volume whose image has this name, if the catalogue knows it.
+    pub fn volume(&self, image: &str) -> Result<Option<Stored<Volume>>> {
+        self.get(image, image)
+    }
+
+    /// The snapshot with this RBD name, if the catalogue knows it.
+    pub fn snapshot(&self, snapshot: &str) -> Result<Option<Stored<Snapshot>>> {
+        self.get(snapshot, snapshot)
+    }
+
+    /// The silent parent with this id, whose volume's image had the name `image`.
+    pub fn silent(&self, image: &str, image_id: &str) -> Result<Option<Stored<Silent>>> {
+        self.get(image, image_id)
+    }
+
+    /// The clone of another pool that needs this snapshot, if one is being made.
+    pub fn intent(&self, image_id: &str, snapshot: &str) -> Result<Option<Stored<Intent>>> {
+        self.get(snapshot, &format!("{image_id}@{snapshot}"))
+    }
+
+    fn get<R: Record>(&self, home: &str, key: &str) -> Result<Option<Stored<R>>> {
+        let object = self.home(home);
+        let key = format!("{}{key}", R::KIND);
+        let mut found = self.pool.omap_get(&object, &[&key])?;
+        found.remove(&key).map(|bytes| parse(&object, key, bytes)).transpose()
+    }
+
+    /// Writes a record that must not be there yet.
+    pub fn insert_volume(&self, image: &str, record: Volume) -> Result<Stored<Volume>> {
+        self.insert(image, image, record)
+    }
+
+    /// Writes a record that must not be there yet.
+    pub fn insert_snapshot(&self, snapshot: &str, record: Snapshot) -> Result<Stored<Snapshot>> {
+        self.insert(snapshot, snapshot, record)
+    }
+
+    /// Notes that a clone of another pool needs this snapshot; an older note is replaced.
+    pub fn note_intent(&self, image_id: &str, snapshot: &str, intent: Intent) -> Result<()> {
+        let stored = stored(format!("{}{image_id}@{snapshot}", Intent::KIND), intent);
+        let update = OmapUpdate { set: vec![(stored.key, stored.bytes)], ..OmapUpdate::default() };
+        Ok(self.pool.omap_update(&self.home(snapshot), &update)?)
+    }
+
+    /// Takes the note of [`Catalogue::note_intent`] back.
+    pub fn forget_intent(&self, image_id: &str, snapshot: &str) -> Result<()> {
+        let remove = vec![format!("{}{image_id}@{snapshot}", Intent::KIND)];
+        Ok(self.pool.omap_update(&self.home(snapshot), &OmapUpdate { remove, ..OmapUpdate::default() })?)
+    }
+
+    fn insert<R: Record>(&self, home: &str, key: &str, record: R) -> Result<Stored<R>> {
+        let stored = stored(format!("{}{key}", R::KIND), record);
+        let update = OmapUpdate {
+            guards: vec![Guard::Absent(stored.key.clone())],
+            set: vec![(stored.key.clone(), stored.bytes.clone())],
+            remove: vec![],
+        };
+        self.change(home, &stored.key, &update)?;
+        Ok(stored)
+    }
+
+    /// Replaces a record that must still be as it was read. Nothing is written when nothing changes.
+    pub fn replace<R: Record>(&self, home: &str, old: &Stored<R>, record: R) -> Result<Stored<R>> {
+        if old.record == record {
+            return Ok(old.clone());
+        }
+        let new = stored(old.key.clone(), record);
+        let update = OmapUpdate {
+            guards: vec![Guard::Equals(old.key.clone(), old.bytes.clone())],
+            set: vec![(new.key.clone(), new.bytes.clone())],
+            remove: vec![],
+        };
+        self.change(home, &old.key, &update)?;
+        Ok(new)
+    }
+
+    /// Removes a record that must still be as it was read.
+    pub fn remove<R: Record>(&self, home: &str, old: &Stored<R>) -> Result<()> {
+        let update = OmapUpdate {
+            guards: vec![Guard::Equals(old.key.clone(), old.bytes.clone())],
+            set: vec![],
+            remove: vec![old.key.clone()],
+        };
+        self.change(home, &old.key, &update)
+    }
+
+    /// Removes a volume's record and notes, in the same atomic change, that its image lives on as a silent parent.
+    pub fn silence(&self, image: &str, old: &Stored<Volume>, image_id: &str, silent: Silent) -> Result<()> {
+        let silent = stored(format!("{}{image_id}", Silent::KIND), silent);
+        let update = OmapUpdate {
+            guards: vec![Guard::Equals(old.key.clone(), old.bytes.clone())],
+            set: vec![(silent.key, silent.bytes)],
+            remove: vec![old.key.clone()],
+        };
+        self.change(image, &old.key, &update)
+    }
+
+    /// Forgets a silent parent that is gone; absent is fine.
+    pub fn forget_silent(&self, image: &str, image_id: &str) -> Result<()> {
+        let remove = vec![format!("{}{image_id}", Silent::KIND)];
+        Ok(self.pool.omap_update(&self.home(image), &OmapUpdate { remove, ..OmapUpdate::default() })?)
+    }
+
+    fn change(&self, home: &str, key: &str, update: &OmapUpdate) -> Result<()> {
+        match self.pool.omap_update(&self.home(home), update) {
+            Err(error) if error.errno == Errno::ECANCELED => {
+                Err(Error::Conflict(format!("the record {key} in {}", self.home(home))))
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// At most `limit` records (0: as many as there are) after `cursor`, each with its key, in a stable order; and
+    /// where to go on if there are more. Records that come and go meanwhile neither hide nor repeat others.
+    pub fn list<R: Record>(
+        &self,
+        cursor: &Cursor,
+        limit: usize,
+    ) -> Result<(Vec<(String, Stored<R>)>, Option<Cursor>)> {
+        let mut found = Vec::new();
+        let mut last = cursor.clone();
+        for shard in cursor.shard..SHARDS {
+            let object = self.object(shard);
+            let mut after = if shard == cursor.shard { cursor.after.clone() } else { String::new() };
+            loop {
+                let page = self.pool.omap_list(&object, &format!("{}{after}", R::KIND), PAGE)?;
+                let mut past_the_kind = false;
+                for (key, bytes) in page.entries {
+                    let Some(name) = key.strip_prefix(R::KIND).map(str::to_string) else {
+                        past_the_kind = true;
+                        break;
+                    };
+                    if limit > 0 && found.len() == limit {
+                        return Ok((found, Some(last)));
+                    }
+                    after.clone_from(&name);
+                    last = Cursor { shard, after: name.clone() };
+                    found.push((name, parse(&object, key, bytes)?));
+                }
+                if past_the_kind || !page.more {
+                    break;
+                }
+            }
+        }
+        Ok((found, None))
+    }
+}
+
+fn stored<R: Record>(key: String, record: R) -> Stored<R> {
+    let versioned = Versioned { version: VERSION, record };
+    #[expect(
+        clippy::expect_used,
+        reason = "records are plain structs with string keys, which always serialise"
+    )]
+    let bytes = serde_json::to_vec(&versioned).expect("a record serialises");
+    Stored { record: versioned.record, key, bytes }
+}
+
+fn parse<R: Record>(object: &str, key: String, bytes: Vec<u8>) -> Result<Stored<R>> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let unreadable = |why: String| {
+        Error::FailedPrecondition(format!(
+            "the catalogue record {key} in the RADOS object {object} {why}; nothing was changed"
+        ))
+    };
+    let version: Version =
+        serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("cannot be read ({error})")))?;
+    if version.version > VERSION {
+        return Err(unreadable(format!(
+            "has version {}, newer than this driver's {VERSION}: run the newer driver",
+            version.version
+        )));
+    }
+    let versioned: Versioned<R> =
+        serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("cannot be read ({error})")))?;
+    Ok(Stored { record: versioned.record, key, bytes })
+}

@@ -1,0 +1,56 @@
+use crate::rbd;
+use nix::errno::Errno;
+
+/// Why an operation on volumes did not end in success.
+///
+/// Every variant's message is written for the person who reads the event on their PVC: what, which object, why,
+/// and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The volume, snapshot or source is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// The name is taken by something that differs from what was asked for.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The request can never be fulfilled as it is.
+    #[error("{0}")]
+    Invalid(String),
+    /// The size asked for is outside what can be had.
+    #[error("{0}")]
+    OutOfRange(String),
+    /// Something must happen first: the volume is in use, has snapshots it may not be deleted with, or is foreign.
+    #[error("{0}")]
+    FailedPrecondition(String),
+    /// No room is left, and what was begun has been undone.
+    #[error("{0}")]
+    Exhausted(String),
+    /// Another controller changed the same object at the same time. Nothing is lost; try again.
+    #[error("{0} was changed by another controller at the same time; try again")]
+    Conflict(String),
+    /// Ceph failed before anything was changed, or after everything begun was undone.
+    #[error("{0}")]
+    Rbd(#[from] rbd::Error),
+    /// Ceph failed half-way. What was begun is recorded, and the same request continues it.
+    #[error("not finished, and the same request will continue it: {0}")]
+    Unfinished(rbd::Error),
+}
+
+/// What operations on volumes return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// This error, said of work that had already begun to change things.
+    #[must_use]
+    pub fn after_a_change(self) -> Error {
+        match self {
+            Error::Rbd(error) => Error::Unfinished(error),
+            other => other,
+        }
+    }
+
+    /// Whether Ceph answered with this errno.
+    pub fn is(&self, errno: Errno) -> bool {
+        matches!(self, Error::Rbd(error) | Error::Unfinished(error) if error.errno == errno)
+    }
+}

@@ -1,0 +1,146 @@
+//! The journal of suspects: images and snapshots that may have lost their reason to exist.
+//!
+//! Record before drop, collect after. Whatever is about to cut a link to a parent snapshot writes that link here
+//! first, so that a process killed at any later point leaves the knowledge behind; `collect` looks at each suspect
+//! and forgets it only when it is settled. An entry that was written for a drop that never happened is harmless: its
+//! link still stands, and it is settled when that link goes.
+//!
+//! Entries are keys of one RADOS omap object (`cinderblock.<instance>.journal`) in the pool and namespace the operation
+//! works in; the suspects themselves may be in others.
+
+use super::Result;
+use crate::rbd::{Guard, OmapUpdate, Parent, Pool, SnapshotId};
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const PAGE: u64 = 512;
+
+/// An image, or one snapshot of it, that may be unneeded once a link or a snapshot is gone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Suspect {
+    /// Pool of the image.
+    pub pool: String,
+    /// RADOS namespace of the image.
+    pub namespace: String,
+    /// Id of the image.
+    pub image_id: String,
+    /// Name of the image when the entry was written.
+    pub image: String,
+    /// The snapshot whose child is being dropped; `None` when the image itself is the suspect.
+    pub snapshot: Option<SnapshotId>,
+    /// Id of the image that drops its link to the snapshot; empty when there is none.
+    pub child: String,
+}
+
+impl Suspect {
+    /// The suspect that remains when `child` drops its link to `parent`.
+    pub fn link(parent: Parent, child: &str) -> Suspect {
+        Suspect {
+            pool: parent.pool,
+            namespace: parent.namespace,
+            image_id: parent.image_id,
+            image: parent.image,
+            snapshot: Some(parent.snapshot_id),
+            child: child.to_string(),
+        }
+    }
+
+    fn key(&self) -> String {
+        let snapshot = self.snapshot.map(|id| id.to_string()).unwrap_or_default();
+        format!("{}/{}/{}@{snapshot}#{}", self.pool, self.namespace, self.image_id, self.child)
+    }
+}
+
+/// A suspect as it stands in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The suspect.
+    pub suspect: Suspect,
+    key: String,
+    bytes: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned {
+    version: u32,
+    /// Differs between two entries of one suspect, so that settling the first never forgets the second.
+    written: String,
+    #[serde(flatten)]
+    suspect: Suspect,
+}
+
+/// The journal of one driver instance in one pool and namespace.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    pool: Arc<dyn Pool>,
+    object: String,
+    written: Arc<AtomicBool>,
+}
+
+impl Journal {
+    /// The journal of `instance` in `pool`.
+    pub fn new(pool: Arc<dyn Pool>, instance: &str) -> Journal {
+        Journal { pool, object: format!("cinderblock.{instance}.journal"), written: Arc::default() }
+    }
+
+    /// Writes the suspects down, all or none. Nothing is written for none.
+    pub fn add(&self, suspects: &[Suspect]) -> Result<()> {
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let mut set = Vec::new();
+        for suspect in suspects {
+            let versioned = Versioned {
+                version: 1,
+                written: uuid::Uuid::new_v4().simple().to_string(),
+                suspect: suspect.clone(),
+            };
+            #[expect(clippy::expect_used, reason = "a plain struct of strings always serialises")]
+            set.push((suspect.key(), serde_json::to_vec(&versioned).expect("a suspect serialises")));
+        }
+        self.written.store(true, Ordering::Relaxed);
+        Ok(self.pool.omap_update(&self.object, &OmapUpdate { set, ..OmapUpdate::default() })?)
+    }
+
+    /// Whether anything was written through this handle or a clone of it, so that there may be something to collect.
+    pub fn was_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// All entries. There are as many as operations in flight, and a few more after a crash.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let mut after = String::new();
+        loop {
+            let page = self.pool.omap_list(&self.object, &after, PAGE)?;
+            for (key, bytes) in page.entries {
+                after.clone_from(&key);
+                match serde_json::from_slice::<Versioned>(&bytes) {
+                    Ok(versioned) => entries.push(Entry { suspect: versioned.suspect, key, bytes }),
+                    // Left alone for the driver that wrote it: unknown is never treated as absent.
+                    Err(error) => {
+                        tracing::warn!(key, %error, "a journal entry cannot be read and is left alone")
+                    }
+                }
+            }
+            if !page.more {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// Forgets an entry, unless it has been written anew since it was read.
+    pub fn forget(&self, entry: &Entry) -> Result<()> {
+        let update = OmapUpdate {
+            guards: vec![Guard::Equals(entry.key.clone(), entry.bytes.clone())],
+            set: vec![],
+            remove: vec![entry.key.clone()],
+        };
+        match self.pool.omap_update(&self.object, &update) {
+            Err(error) if error.errno == Errno::ECANCELED => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}

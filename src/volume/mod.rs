@@ -1,0 +1,160 @@
+//! What the driver does with volumes and snapshots, as plain blocking Rust over the [`rbd`](crate::rbd) traits.
+//!
+//! [`Volumes`] is one RADOS namespace of one pool as one driver instance sees it; its operations are spread over this
+//! room's files, named as the RPCs are: `create`, `delete`, `snapshot`, `grow`, `publish`.
+//!
+//! What every operation promises (`docs/lineage.md` explains it):
+//!
+//! - It is idempotent, and may be stopped by a kill at any call to Ceph: the same request, sent again to this or another
+//!   controller, continues it and comes to one result. What was begun is in the catalogue and in the journal.
+//! - A refused request has changed nothing.
+//! - An image without a `ready` record was never handed out. An image the catalogue does not know is never adopted or
+//!   deleted.
+//! - Before a link to a parent snapshot is dropped, it is in the journal; after that, `collect` removes what lost its
+//!   reason to exist, all the way up.
+//!
+//! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
+
+use crate::rbd::{Cluster, Errno, Pool};
+use std::sync::Arc;
+
+mod activity;
+pub mod catalogue;
+mod collect;
+mod create;
+mod delete;
+mod error;
+mod grow;
+pub mod journal;
+mod lineage;
+pub mod names;
+mod publish;
+mod recover;
+mod snapshot;
+
+pub use activity::Activity;
+pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
+pub use create::{CreateVolume, Sizes, VolumeSource};
+pub use error::{Error, Result};
+pub use journal::{Journal, Suspect};
+pub use publish::PublishVolume;
+pub use snapshot::CreateSnapshot;
+
+/// Which image a clone is rid of its ancestors by, when the chain is as deep as it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FlattenTarget {
+    /// The source when nothing is attached to it (one flatten then serves all later clones), else the new clone.
+    #[default]
+    Auto,
+    /// The source, also while it is attached.
+    Source,
+    /// The new clone; the source is never changed.
+    Clone,
+}
+
+/// How lineages are kept in bounds. From the StorageClass, else the cluster's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Ancestors a volume may have once it is handed out; 0 makes every clone a full copy.
+    pub max_clone_depth: u32,
+    /// What is flattened at that depth.
+    pub flatten_target: FlattenTarget,
+    /// Whether a volume restored from a snapshot is flattened before it is handed out.
+    pub flatten_on_restore: bool,
+    /// Snapshots an image may have, in all of librbd's namespaces, before its oldest clones are flattened.
+    pub max_snapshots: usize,
+}
+
+impl Policy {
+    /// The deepest `max_clone_depth`: the kernel's rbd opens at most 16 images in a chain.
+    pub const DEEPEST: u32 = 14;
+    /// The largest `max_snapshots`: the kernel's rbd maps an image with at most 510 snapshots.
+    pub const MOST_SNAPSHOTS: usize = 500;
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            max_clone_depth: 5,
+            flatten_target: FlattenTarget::Auto,
+            flatten_on_restore: false,
+            max_snapshots: 450,
+        }
+    }
+}
+
+/// The volumes of one driver instance in one RADOS namespace of one pool.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    pool: Arc<dyn Pool>,
+    catalogue: Catalogue,
+    journal: Journal,
+    instance: String,
+    activity: Arc<Activity>,
+}
+
+impl Volumes {
+    /// The volumes of `instance` in `pool`. `activity` is told what long work is doing.
+    pub fn new(pool: Arc<dyn Pool>, instance: &str, activity: Arc<Activity>) -> Volumes {
+        Volumes {
+            catalogue: Catalogue::new(pool.clone(), instance),
+            journal: Journal::new(pool.clone(), instance),
+            pool,
+            instance: instance.to_string(),
+            activity,
+        }
+    }
+
+    /// The volumes of the same instance in the namespace `namespace` of pool `pool`. `None` when that pool is gone.
+    fn elsewhere(&self, pool: &str, namespace: &str) -> Result<Option<Volumes>> {
+        if pool == self.pool.name() && namespace == self.pool.namespace() {
+            return Ok(Some(self.clone()));
+        }
+        match self.pool.cluster().pool(pool, namespace) {
+            // The journal stays the one of the operation's own home, whatever pools it leads to.
+            Ok(pool) => Ok(Some(Volumes {
+                journal: self.journal.clone(),
+                ..Volumes::new(pool, &self.instance, self.activity.clone())
+            })),
+            Err(error) if error.errno == Errno::ENOENT => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The pool these volumes are in.
+    pub fn pool(&self) -> &Arc<dyn Pool> {
+        &self.pool
+    }
+
+    /// The catalogue of these volumes.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The journal of suspects of operations on these volumes.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    fn cluster(&self) -> Arc<dyn Cluster> {
+        self.pool.cluster()
+    }
+
+    /// The image spec of `image` here, as `rbd` writes it.
+    fn spec(&self, image: &str) -> String {
+        image_spec(self.pool.name(), self.pool.namespace(), image)
+    }
+}
+
+/// `pool/image` or `pool/namespace/image`, as `rbd` writes it.
+pub fn image_spec(pool: &str, namespace: &str, image: &str) -> String {
+    match namespace {
+        "" => format!("{pool}/{image}"),
+        namespace => format!("{pool}/{namespace}/{image}"),
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}

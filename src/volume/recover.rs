@@ -1,0 +1,29 @@
+//! What a controller does for a pool when it starts: finish the removals a dead one left half-way.
+
+use super::catalogue::{Cursor, Snapshot, State, Volume};
+use super::{Result, Volumes};
+
+impl Volumes {
+    /// Finishes every deletion that was begun, and settles the journal. Creations are left to their retry: whoever asked
+    /// for them asks again, or asks for their deletion.
+    ///
+    /// Reads the whole catalogue; meant for start-up and `cinderblock gc`, not for the way of an RPC. A volume or snapshot
+    /// that cannot be finished is logged and left for its own retry.
+    pub fn recover(&self) -> Result<()> {
+        for (image, stored) in self.catalogue.list::<Volume>(&Cursor::default(), 0)?.0 {
+            if stored.record.state == State::Deleting
+                && let Err(error) = self.delete(&image)
+            {
+                tracing::warn!(image, %error, "an interrupted deletion is left for its retry");
+            }
+        }
+        for (name, stored) in self.catalogue.list::<Snapshot>(&Cursor::default(), 0)?.0 {
+            if stored.record.state == State::Deleting
+                && let Err(error) = self.delete_snapshot(&stored.record.image_id, &name)
+            {
+                tracing::warn!(name, %error, "an interrupted deletion is left for its retry");
+            }
+        }
+        self.collect()
+    }
+}

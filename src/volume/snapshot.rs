@@ -1,0 +1,182 @@
+//! CreateSnapshot and DeleteSnapshot.
+//!
+//! A snapshot is addressed by the id of its image, which survives the rename of a silent parent, and its RBD name. Its record
+//! says `creating` before it is cut and `deleting` before it goes. A retry that finds a cut one under `creating` cuts anew:
+//! what was never handed out may be an older point in time than the caller means.
+
+use super::catalogue::{self, State, Stored};
+use super::names;
+use super::{Error, Result, Volumes, now};
+use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
+
+/// A request for a snapshot.
+#[derive(Debug, Clone)]
+pub struct CreateSnapshot {
+    /// The CSI name.
+    pub name: String,
+    /// The RBD name, made of it by [`names::rbd_name`].
+    pub snapshot: String,
+    /// The source's volume id.
+    pub volume_id: String,
+    /// The source's image name.
+    pub image: String,
+    /// Snapshots the image may have ([`super::Policy::max_snapshots`]).
+    pub max_snapshots: usize,
+}
+
+impl Volumes {
+    /// Cuts the snapshot, or finds it as an earlier request cut it, and returns its record.
+    ///
+    /// [`Error::AlreadyExists`] when the name is taken by a snapshot of another volume, [`Error::NotFound`] when the volume
+    /// does not exist, [`Error::Exhausted`] when the image has as many snapshots as it may.
+    pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<catalogue::Snapshot> {
+        let found = self.catalogue.snapshot(&request.snapshot)?;
+        if let Some(stored) = &found {
+            match stored.record.state {
+                State::Ready if stored.record.source_volume == request.volume_id => {
+                    return Ok(stored.record.clone());
+                }
+                State::Ready => {
+                    return Err(Error::AlreadyExists(format!(
+                        "a snapshot named {} exists, but of the volume {}: use another name, or delete that snapshot",
+                        request.name, stored.record.source_volume
+                    )));
+                }
+                // Never handed out, or on its way out: gone with it, and a fresh start.
+                State::Creating | State::Deleting => {
+                    self.delete_recorded_snapshot(&request.snapshot, stored)?;
+                    return self.create_snapshot(request);
+                }
+            }
+        }
+        let gone = || Error::NotFound(format!("the volume {} does not exist", request.volume_id));
+        let volume = self
+            .catalogue
+            .volume(&request.image)?
+            .filter(|stored| stored.record.state == State::Ready)
+            .ok_or_else(gone)?;
+        let image = match self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite) {
+            Ok(image) => image,
+            Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
+            Err(error) => return Err(error.into()),
+        };
+        let id = image.id()?;
+        let snapshots = image.snapshots()?;
+        if find(&snapshots, &request.snapshot).is_some() {
+            return Err(Error::AlreadyExists(format!(
+                "{}@{} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is left \
+                 alone; use another snapshotNamePrefix, or remove it",
+                self.spec(&request.image),
+                request.snapshot,
+                self.instance
+            )));
+        }
+        let stored = self.catalogue.insert_snapshot(
+            &request.snapshot,
+            catalogue::Snapshot {
+                state: State::Creating,
+                name: request.name.clone(),
+                source_volume: request.volume_id.clone(),
+                image_id: id.clone(),
+                snapshot_id: 0,
+                size: 0,
+                created: now(),
+                clone_format: volume.record.clone_format,
+            },
+        )?;
+        if snapshots.len() >= request.max_snapshots
+            && let Err(error) = self.make_room(&id, &self.spec(&request.image), request.max_snapshots)
+        {
+            self.catalogue.remove(&request.snapshot, &stored)?;
+            return Err(error);
+        }
+        match self.cut(&*image, &request.snapshot, &stored) {
+            Ok(record) => Ok(record),
+            Err(Error::Rbd(cause)) if matches!(cause.errno, Errno::ENOSPC | Errno::EDQUOT) => {
+                self.delete_recorded_snapshot(&request.snapshot, &stored)?;
+                Err(Error::Exhausted(format!("no room for a snapshot, and nothing was left behind: {cause}")))
+            }
+            Err(error) => Err(error.after_a_change()),
+        }
+    }
+
+    fn cut(
+        &self,
+        image: &dyn Image,
+        name: &str,
+        stored: &Stored<catalogue::Snapshot>,
+    ) -> Result<catalogue::Snapshot> {
+        self.activity.begin(format!("taking the snapshot {name}"));
+        image.create_snapshot(name)?;
+        if stored.record.clone_format == 1 {
+            image.protect_snapshot(name).tolerate(Errno::EBUSY)?;
+        }
+        let snapshots = image.snapshots()?;
+        let cut = find(&snapshots, name).ok_or_else(|| Error::Conflict(format!("the snapshot {name}")))?;
+        let record = catalogue::Snapshot {
+            state: State::Ready,
+            snapshot_id: cut.id,
+            size: cut.size,
+            created: jiff::Timestamp::try_from(cut.created)
+                .map_or_else(|_| now(), jiff::Timestamp::as_second),
+            ..stored.record.clone()
+        };
+        Ok(self.catalogue.replace(name, stored, record)?.record)
+    }
+
+    /// Deletes the snapshot `snapshot` of the image `image_id`; fine when it is gone.
+    pub fn delete_snapshot(&self, image_id: &str, snapshot: &str) -> Result<()> {
+        match self.catalogue.snapshot(snapshot)? {
+            Some(stored) if stored.record.image_id == image_id => {
+                self.delete_recorded_snapshot(snapshot, &stored)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn delete_recorded_snapshot(&self, name: &str, stored: &Stored<catalogue::Snapshot>) -> Result<()> {
+        let deleting = catalogue::Snapshot { state: State::Deleting, ..stored.record.clone() };
+        let stored = self.catalogue.replace(name, stored, deleting)?;
+        self.remove_recorded_snapshot(name, &stored).map_err(Error::after_a_change)?;
+        self.collect_leftovers();
+        Ok(())
+    }
+
+    fn remove_recorded_snapshot(&self, name: &str, stored: &Stored<catalogue::Snapshot>) -> Result<()> {
+        let id = stored.record.image_id.as_str();
+        match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite) {
+            Ok(image) => {
+                let snapshots = image.snapshots()?;
+                let found = find(&snapshots, name)
+                    .filter(|found| stored.record.snapshot_id == 0 || found.id == stored.record.snapshot_id);
+                // The image may be silent, or become so while this goes on, and its last snapshot is leaving.
+                self.journal.add(&[self.as_suspect(&image.name()?, id)])?;
+                if let Some(found) = found {
+                    self.drop_or_park(&*image, id, found)?;
+                }
+            }
+            Err(error) if error.errno == Errno::ENOENT => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.catalogue.remove(name, stored)
+    }
+
+    /// Removes a user snapshot. One with clones of format 1 is renamed out of the way, and collected with its last clone.
+    fn drop_or_park(&self, image: &dyn Image, id: &str, snapshot: &Snapshot) -> Result<()> {
+        match self.drop_snapshot(image, id, snapshot) {
+            Err(error) if error.is(Errno::EBUSY) => {}
+            other => return other,
+        }
+        match image.rename_snapshot(&snapshot.name, &names::silent(&snapshot.name)) {
+            Err(error) if error.errno == Errno::EEXIST => {
+                let parked = names::silent_with_id(&snapshot.name, &snapshot.id.to_string());
+                Ok(image.rename_snapshot(&snapshot.name, &parked)?)
+            }
+            other => Ok(other.tolerate(Errno::ENOENT)?),
+        }
+    }
+}
+
+fn find<'a>(snapshots: &'a [Snapshot], name: &str) -> Option<&'a Snapshot> {
+    snapshots.iter().find(|snapshot| snapshot.kind == SnapshotKind::User && snapshot.name == name)
+}
