@@ -1,7 +1,7 @@
 //! What RBD *is*, as the driver needs it: three traits, their value types, and one error.
 //!
 //! [`Cluster`] is a connection, [`Pool`] one RADOS namespace of one pool reached through it, [`Image`] an open
-//! image. There are two implementations: [`ceph`] (librados and librbd) and `model` (an in-memory twin with the
+//! image. There are two implementations: [`ceph`] (librados and librbd) and [`model`] (an in-memory twin with the
 //! same observable behaviour). Everything blocks; callers bring their own threads.
 //!
 //! Promises, kept by both implementations:
@@ -23,6 +23,7 @@ use std::time::SystemTime;
 pub mod ceph;
 mod error;
 pub mod io;
+pub mod model;
 
 pub use error::{Error, Result, Tolerate};
 pub use nix::errno::Errno;

@@ -1,0 +1,148 @@
+//! Reading, writing, discarding and comparing the bytes of an image.
+
+use std::collections::BTreeSet;
+
+use super::data::{BLOCK, Object, chunks};
+use super::state::{ImageRef, Outcome, State, Version};
+use crate::rbd::{Diff, Errno, Extent, SnapshotId};
+
+/// Reads at `offset`; short only at the end.
+pub(super) fn read(
+    state: &State,
+    image: &ImageRef,
+    at: Option<SnapshotId>,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Outcome<usize> {
+    let version = state.version(image, at)?;
+    let left = version.size.checked_sub(offset).ok_or(Errno::EINVAL)?;
+    let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+    version.read(offset, &mut buffer[..count])?;
+    Ok(count)
+}
+
+/// Changes object `number` of the head with `change`, first copying it up from the parents when it is missing.
+fn change_object(
+    state: &mut State,
+    image: &ImageRef,
+    number: u64,
+    change: impl FnOnce(&mut Object),
+) -> Outcome<()> {
+    let version = state.version(image, None)?;
+    let copied = if version.content.object(number).is_some() {
+        None
+    } else {
+        state.check_full(&image.place.pool)?;
+        version.copied_up(number)?
+    };
+    let object = state.header_mut(image)?.content.object_mut(number);
+    if let Some(copied) = copied {
+        *object = copied;
+    }
+    change(object);
+    Ok(())
+}
+
+/// Writes all of `data` at `offset`. `EINVAL` beyond the end.
+pub(super) fn write(state: &mut State, image: &ImageRef, offset: u64, data: &[u8]) -> Outcome<()> {
+    let header = state.header(image)?;
+    let (size, order) = (header.size, header.order);
+    let length = data.len() as u64;
+    if offset.checked_add(length).is_none_or(|end| end > size) {
+        return Err(Errno::EINVAL);
+    }
+    for (number, start, at, size) in chunks(offset, length, order) {
+        #[expect(clippy::cast_possible_truncation, reason = "positions in a buffer in memory")]
+        let piece = &data[(at - offset) as usize..(at - offset + size) as usize];
+        change_object(state, image, number, |object| object.write(start, piece))?;
+    }
+    Ok(())
+}
+
+/// Makes `length` bytes at `offset` zeros. `EINVAL` beyond the end.
+pub(super) fn discard(state: &mut State, image: &ImageRef, offset: u64, length: u64) -> Outcome<()> {
+    let header = state.header(image)?;
+    let (size, order) = (header.size, header.order);
+    if offset.checked_add(length).is_none_or(|end| end > size) {
+        return Err(Errno::EINVAL);
+    }
+    for (number, start, _, length) in chunks(offset, length, order) {
+        let version = state.version(image, None)?;
+        let hidden = version.link.is_some_and(|link| number << order < link.overlap);
+        let whole = start == 0 && (length == 1 << order || (number << order) + length == size);
+        match (version.content.object(number).is_some(), hidden, whole) {
+            (false, false, _) => {}
+            (_, false, true) => state.header_mut(image)?.content.remove(number),
+            (_, true, true) => *state.header_mut(image)?.content.object_mut(number) = Object::default(),
+            (_, _, false) => change_object(state, image, number, |object| {
+                if start + length >= object.length() {
+                    object.truncate(start);
+                } else {
+                    object.zero(start, length);
+                }
+            })?,
+        }
+    }
+    Ok(())
+}
+
+/// The extents of `query`, in order.
+pub(super) fn diff(state: &State, image: &ImageRef, query: &Diff) -> Outcome<Vec<Extent>> {
+    let newer = state.version(image, query.at)?;
+    let older = query.since.map(|since| state.version(image, Some(since))).transpose()?;
+    let through = query.since.is_none() && query.include_parent;
+    let mut numbers: BTreeSet<u64> = if through {
+        newer.used_objects()?
+    } else {
+        newer.content.objects().map(|(number, _)| number).collect()
+    };
+    if let Some(older) = &older {
+        numbers.extend(older.content.objects().map(|(number, _)| number));
+    }
+    let end = query.offset.saturating_add(query.length).min(newer.size);
+    let mut extents: Vec<Extent> = Vec::new();
+    for number in numbers {
+        for (start, length, exists) in changed(&newer, older.as_ref(), number, through, query.whole_object)? {
+            let (from, to) = (start.max(query.offset), (start + length).min(end));
+            if from >= to {
+                continue;
+            }
+            match extents.last_mut() {
+                Some(last) if last.offset + last.length == from && last.exists == exists => {
+                    last.length += to - from;
+                }
+                _ => extents.push(Extent { offset: from, length: to - from, exists }),
+            }
+        }
+    }
+    Ok(extents)
+}
+
+/// The ranges of object `number` that differ, as (offset in the image, bytes, whether data is there now).
+fn changed(
+    newer: &Version<'_>,
+    older: Option<&Version<'_>>,
+    number: u64,
+    through: bool,
+    whole_object: bool,
+) -> Outcome<Vec<(u64, u64, bool)>> {
+    let base = number << newer.order;
+    let now = newer.content.object(number);
+    let before = older.and_then(|older| older.content.object(number));
+    let copied = match now {
+        None if through => newer.copied_up(number)?,
+        _ => None,
+    };
+    let now = now.map(std::convert::AsRef::as_ref).or(copied.as_ref());
+    let whole = |exists| vec![(base, 1 << newer.order, exists)];
+    Ok(match (now, before) {
+        (None, None) => Vec::new(),
+        (Some(now), Some(before)) if now == &**before => Vec::new(),
+        (now, _) if whole_object => whole(now.is_some()),
+        (None, Some(before)) => vec![(base, before.length(), false)],
+        (Some(now), None) => vec![(base, now.length(), true)],
+        (Some(now), Some(before)) => {
+            now.changed_blocks(before).map(|block| (base + block * BLOCK, BLOCK, true)).collect()
+        }
+    })
+}

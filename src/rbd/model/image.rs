@@ -1,0 +1,348 @@
+//! An open image: the model's [`Image`]. Its bytes are in `bytes`, the long calls in `transfer`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::ControlFlow;
+
+use super::bytes;
+use super::lineage;
+use super::session::Session;
+use super::state::{Header, ImageRef, Link, Outcome, ParentRef, Protection, SnapshotState, State};
+use super::transfer;
+use crate::rbd::{
+    Child, Diff, Errno, Extent, Image, ImageInfo, ImageOptions, Parent, Pool, Progress, Result, Snapshot,
+    SnapshotId, SnapshotKind, Watcher,
+};
+
+/// An open image. Closing it takes its watch off.
+pub(super) struct ModelImage {
+    session: Session,
+    image: ImageRef,
+    opened_as: String,
+    /// The cookie of its watch; `None` when it is open read-only.
+    cookie: Option<u64>,
+}
+
+impl ModelImage {
+    pub(super) fn new(
+        session: Session,
+        image: ImageRef,
+        opened_as: String,
+        cookie: Option<u64>,
+    ) -> ModelImage {
+        ModelImage { session, image, opened_as, cookie }
+    }
+
+    fn object(&self) -> String {
+        self.image.place.spec(&self.opened_as)
+    }
+
+    fn snapshot_object(&self, name: &str) -> String {
+        format!("{}@{name}", self.object())
+    }
+
+    /// Reads something of the header.
+    fn read<T>(&self, method: &'static str, read: impl FnOnce(&State, &Header) -> Outcome<T>) -> Result<T> {
+        self.session.call(method, self.object(), |call| {
+            let state = call.state();
+            read(&state, state.header(&self.image)?)
+        })
+    }
+
+    fn writable(&self) -> Outcome<()> {
+        if self.cookie.is_some() { Ok(()) } else { Err(Errno::EROFS) }
+    }
+
+    /// Changes the header in one step.
+    fn write(
+        &self,
+        method: &'static str,
+        object: String,
+        change: impl FnOnce(&mut Header) -> Outcome<()>,
+    ) -> Result<()> {
+        self.session.call(method, object, |call| {
+            self.writable()?;
+            change(call.state().header_mut(&self.image)?)?;
+            call.step()
+        })
+    }
+}
+
+impl fmt::Debug for ModelImage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "ModelImage({}, id {})", self.object(), self.image.id)
+    }
+}
+
+impl Drop for ModelImage {
+    fn drop(&mut self) {
+        if let Some(cookie) = self.cookie
+            && !self.session.is_dead()
+        {
+            self.session.state().unwatch(&self.image, self.session.client(), cookie);
+        }
+    }
+}
+
+impl Image for ModelImage {
+    fn name(&self) -> Result<String> {
+        self.read("name", |state, _| {
+            Ok(state.image_name(&self.image).map_or_else(|| self.opened_as.clone(), |(name, _)| name))
+        })
+    }
+
+    fn id(&self) -> Result<String> {
+        self.read("id", |_, _| Ok(self.image.id.to_string()))
+    }
+
+    fn info(&self) -> Result<ImageInfo> {
+        self.read("info", |_, header| {
+            Ok(ImageInfo {
+                size: header.size,
+                order: header.order,
+                features: header.all_features(),
+                stripe_unit: header.stripe_unit,
+                stripe_count: header.stripe_count,
+            })
+        })
+    }
+
+    fn resize(&self, size: u64, allow_shrink: bool) -> Result<()> {
+        self.session.call("resize", self.object(), |call| {
+            self.writable()?;
+            let mut state = call.state();
+            let header = state.header_mut(&self.image)?;
+            if size < header.size {
+                if !allow_shrink {
+                    return Err(Errno::EINVAL);
+                }
+                header.content.truncate(size, header.order);
+                call.step()?;
+            }
+            header.size = size;
+            if let Some(link) = &mut header.link {
+                link.overlap = link.overlap.min(size);
+            }
+            call.step()
+        })
+    }
+
+    fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        self.read("snapshots", |_, header| {
+            let snapshot = |(id, state): (&SnapshotId, &SnapshotState)| Snapshot {
+                id: *id,
+                name: state.name.clone(),
+                size: state.size,
+                kind: state.kind.clone(),
+                protected: state.protection == Protection::Protected,
+                created: state.created,
+            };
+            Ok(header.snapshots.iter().map(snapshot).collect())
+        })
+    }
+
+    fn create_snapshot(&self, name: &str) -> Result<()> {
+        self.session.call("create_snapshot", self.snapshot_object(name), |call| {
+            self.writable()?;
+            let mut state = call.state();
+            if state.header(&self.image)?.user_snapshot(name).is_ok() {
+                return Err(Errno::EEXIST);
+            }
+            let created = state.tick();
+            let id = state.new_snapshot_id(&self.image.place.pool)?;
+            let header = state.header_mut(&self.image)?;
+            let snapshot = SnapshotState {
+                name: name.to_owned(),
+                kind: SnapshotKind::User,
+                size: header.size,
+                protection: Protection::Unprotected,
+                link: header.link.clone(),
+                children: std::collections::BTreeSet::new(),
+                content: header.content.clone(),
+                created,
+            };
+            header.snapshots.insert(id, snapshot);
+            call.step()
+        })
+    }
+
+    fn remove_snapshot(&self, name: &str) -> Result<()> {
+        self.session.call("remove_snapshot", self.snapshot_object(name), |call| {
+            self.writable()?;
+            let id = call.state().header(&self.image)?.user_snapshot(name)?;
+            lineage::remove_snapshot(call, &self.image, id)
+        })
+    }
+
+    fn remove_snapshot_by_id(&self, id: SnapshotId) -> Result<()> {
+        self.session.call("remove_snapshot_by_id", self.snapshot_object(&id.to_string()), |call| {
+            self.writable()?;
+            lineage::remove_snapshot(call, &self.image, id)
+        })
+    }
+
+    fn protect_snapshot(&self, name: &str) -> Result<()> {
+        self.write("protect_snapshot", self.snapshot_object(name), |header| {
+            let id = header.user_snapshot(name)?;
+            let snapshot = header.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?;
+            if snapshot.protection == Protection::Protected {
+                return Err(Errno::EBUSY);
+            }
+            snapshot.protection = Protection::Protected;
+            Ok(())
+        })
+    }
+
+    fn unprotect_snapshot(&self, name: &str) -> Result<()> {
+        self.session.call("unprotect_snapshot", self.snapshot_object(name), |call| {
+            self.writable()?;
+            let mut state = call.state();
+            let id = state.header(&self.image)?.user_snapshot(name)?;
+            let parent = ParentRef { image: self.image.clone(), snapshot: id };
+            let in_use = state.has_format1_children(&parent);
+            let header = state.header_mut(&self.image)?;
+            let snapshot = header.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?;
+            if snapshot.protection == Protection::Unprotected {
+                return Err(Errno::EINVAL);
+            }
+            snapshot.protection = Protection::Unprotecting;
+            call.step()?;
+            snapshot.protection = if in_use { Protection::Protected } else { Protection::Unprotected };
+            call.step()?;
+            if in_use { Err(Errno::EBUSY) } else { Ok(()) }
+        })
+    }
+
+    fn rename_snapshot(&self, from: &str, to: &str) -> Result<()> {
+        self.write("rename_snapshot", self.snapshot_object(from), |header| {
+            let id = header.user_snapshot(from)?;
+            if header.user_snapshot(to).is_ok() {
+                return Err(Errno::EEXIST);
+            }
+            to.clone_into(&mut header.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?.name);
+            Ok(())
+        })
+    }
+
+    fn parent(&self, at: Option<SnapshotId>) -> Result<Option<Parent>> {
+        self.read("parent", |state, header| {
+            let link = match at {
+                None => &header.link,
+                Some(id) => &header.snapshots.get(&id).ok_or(Errno::ENOENT)?.link,
+            };
+            link.as_ref().map(|link| parent(state, link)).transpose()
+        })
+    }
+
+    fn children(&self, of: Option<SnapshotId>) -> Result<Vec<Child>> {
+        self.read("children", |state, _| state.children(&self.image, of))
+    }
+
+    fn flatten(&self, progress: Progress<'_>) -> Result<()> {
+        self.session.call("flatten", self.object(), |call| {
+            self.writable()?;
+            transfer::flatten(call, &self.image, progress)
+        })
+    }
+
+    fn copy(
+        &self,
+        at: Option<SnapshotId>,
+        to: &dyn Pool,
+        name: &str,
+        options: &ImageOptions,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let place = super::state::Place::new(to.name(), to.namespace());
+        self.session.call("copy", self.object(), |call| {
+            transfer::copy(call, &self.image, at, &place, name, options, progress)
+        })
+    }
+
+    fn metadata_get(&self, key: &str) -> Result<Option<String>> {
+        self.read("metadata_get", |_, header| Ok(header.metadata.get(key).cloned()))
+    }
+
+    fn metadata_set(&self, key: &str, value: &str) -> Result<()> {
+        self.write("metadata_set", self.object(), |header| {
+            header.metadata.insert(key.to_owned(), value.to_owned());
+            Ok(())
+        })
+    }
+
+    fn metadata_remove(&self, key: &str) -> Result<()> {
+        self.write("metadata_remove", self.object(), |header| {
+            header.metadata.remove(key);
+            Ok(())
+        })
+    }
+
+    fn metadata_list(&self) -> Result<BTreeMap<String, String>> {
+        self.read("metadata_list", |_, header| Ok(header.metadata.clone()))
+    }
+
+    fn watchers(&self) -> Result<Vec<Watcher>> {
+        self.read("watchers", |_, header| {
+            let own = (self.session.client(), self.cookie);
+            let others = header.watches.iter().filter(|watch| (watch.session, Some(watch.cookie)) != own);
+            let watcher = |watch: &super::state::Watch| Watcher {
+                address: watch.address.clone(),
+                client: watch.session,
+                cookie: watch.cookie,
+            };
+            Ok(others.map(watcher).collect())
+        })
+    }
+
+    fn read_at(&self, at: Option<SnapshotId>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.read("read_at", |state, _| bytes::read(state, &self.image, at, offset, buffer))
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.session.call("write_at", self.object(), |call| {
+            self.writable()?;
+            bytes::write(&mut call.state(), &self.image, offset, data)?;
+            call.step()
+        })
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.session.call("discard", self.object(), |call| {
+            self.writable()?;
+            bytes::discard(&mut call.state(), &self.image, offset, length)?;
+            call.step()
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.read("flush", |_, _| Ok(()))
+    }
+
+    fn diff(&self, query: &Diff, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()> {
+        self.session.call("diff", self.object(), |call| {
+            let extents = bytes::diff(&call.state(), &self.image, query)?;
+            for extent in extents {
+                if visit(extent).is_break() {
+                    return Err(Errno::ECANCELED);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What a link points at. `ENOENT` when the snapshot is gone.
+fn parent(state: &State, link: &Link) -> Outcome<Parent> {
+    let ParentRef { image, snapshot } = &link.parent;
+    let name = state.parent_snapshot(&link.parent)?.name.clone();
+    let (image_name, in_trash) = state.image_name(image).unwrap_or_default();
+    Ok(Parent {
+        pool: image.place.pool.to_string(),
+        namespace: image.place.namespace.to_string(),
+        image_id: image.id.to_string(),
+        image: image_name,
+        in_trash,
+        snapshot_id: *snapshot,
+        snapshot: name,
+    })
+}

@@ -1,0 +1,180 @@
+//! Links between clones and their parents: how they are registered, counted and cut.
+//!
+//! The parent's side of a link (format 1: the children index of the clone's namespace; format 2: the snapshot in
+//! the parent's header) and the clone's side (its header) are written in separate steps, so either can outlive the
+//! other when the process dies.
+
+use super::session::Call;
+use super::state::{Header, ImageRef, Outcome, ParentRef, Protection, State};
+use crate::rbd::{Child, Errno, Features, SnapshotId, SnapshotKind};
+
+/// The bit librbd itself sets while an image takes part in format 2 cloning or holds parked snapshots.
+pub(super) const OPERATIONS: Features = Features(256);
+
+impl Header {
+    /// The feature bits, with the one that librbd keeps itself.
+    pub(super) fn all_features(&self) -> Features {
+        let marked = self.clone_child
+            || self.snapshots.values().any(|snapshot| {
+                !snapshot.children.is_empty() || matches!(snapshot.kind, SnapshotKind::Trash { .. })
+            });
+        if marked { self.features.union(OPERATIONS) } else { self.features }
+    }
+
+    /// The user snapshot called `name`.
+    pub(super) fn user_snapshot(&self, name: &str) -> Outcome<SnapshotId> {
+        self.snapshots
+            .iter()
+            .find(|(_, snapshot)| snapshot.kind == SnapshotKind::User && snapshot.name == name)
+            .map(|(id, _)| *id)
+            .ok_or(Errno::ENOENT)
+    }
+
+    /// Whether the head or a snapshot other than `without` still links to `parent`.
+    fn links_to(&self, parent: &ParentRef, without: Option<SnapshotId>) -> bool {
+        let head = self.link.as_ref().is_some_and(|link| link.parent == *parent);
+        head || self.snapshots.iter().any(|(id, snapshot)| {
+            Some(*id) != without && snapshot.link.as_ref().is_some_and(|link| link.parent == *parent)
+        })
+    }
+}
+
+impl State {
+    /// Every clone registered at the snapshot `of` of `image`, format 1 first, by image.
+    pub(super) fn registered(&self, image: &ImageRef, of: SnapshotId) -> Vec<ImageRef> {
+        let parent = ParentRef { image: image.clone(), snapshot: of };
+        let mut children: Vec<ImageRef> = self
+            .spaces
+            .iter()
+            .filter_map(|(place, space)| Some((place, space.children.get(&parent)?)))
+            .flat_map(|(place, ids)| ids.iter().map(|id| ImageRef::new(place, id)))
+            .collect();
+        if let Ok(snapshot) = self.parent_snapshot(&parent) {
+            children.extend(snapshot.children.iter().cloned());
+        }
+        children.sort();
+        children.dedup();
+        children
+    }
+
+    /// The clones of the snapshot `of`, or of every snapshot.
+    pub(super) fn children(&self, image: &ImageRef, of: Option<SnapshotId>) -> Outcome<Vec<Child>> {
+        let header = self.header(image)?;
+        let snapshots = match of {
+            Some(id) if header.snapshots.contains_key(&id) => vec![id],
+            Some(_) => return Err(Errno::ENOENT),
+            None => header.snapshots.keys().copied().collect(),
+        };
+        let mut children = Vec::new();
+        for child in snapshots.into_iter().flat_map(|id| self.registered(image, id)) {
+            let (name, in_trash) = self.image_name(&child).unwrap_or_default();
+            children.push(Child {
+                pool: child.place.pool.to_string(),
+                namespace: child.place.namespace.to_string(),
+                image_id: child.id.to_string(),
+                image: name,
+                in_trash,
+            });
+        }
+        Ok(children)
+    }
+
+    /// Whether a snapshot has clones of format 1, in any pool.
+    pub(super) fn has_format1_children(&self, parent: &ParentRef) -> bool {
+        self.spaces.values().any(|space| space.children.get(parent).is_some_and(|ids| !ids.is_empty()))
+    }
+}
+
+/// Takes `child` off its parent's list. The last format 2 child of a parked snapshot takes the snapshot along.
+pub(super) fn unregister(call: &mut Call<'_>, child: &ImageRef, parent: &ParentRef) -> Outcome<()> {
+    let mut state = call.state();
+    let format2 = state.header(child).is_ok_and(|header| header.clone_child);
+    if !format2 {
+        let children = &mut state.space(&child.place).children;
+        if let Some(ids) = children.get_mut(parent) {
+            ids.remove(&*child.id);
+            if ids.is_empty() {
+                children.remove(parent);
+            }
+        }
+        return call.step();
+    }
+    let Ok(header) = state.header_mut(&parent.image) else { return Ok(()) };
+    let Some(snapshot) = header.snapshots.get_mut(&parent.snapshot) else { return Ok(()) };
+    snapshot.children.remove(child);
+    let parked = matches!(snapshot.kind, SnapshotKind::Trash { .. }) && snapshot.children.is_empty();
+    drop(state);
+    call.step()?;
+    if parked { remove_parked(call, &parent.image, parent.snapshot) } else { Ok(()) }
+}
+
+/// Removes a snapshot in the trash namespace: cuts its own link when it is the last to hold it, then the snapshot
+/// goes. `EBUSY` while it has children.
+pub(super) fn remove_parked(call: &mut Call<'_>, image: &ImageRef, id: SnapshotId) -> Outcome<()> {
+    let state = call.state();
+    let header = state.header(image)?;
+    let snapshot = header.snapshots.get(&id).ok_or(Errno::ENOENT)?;
+    if !snapshot.children.is_empty() {
+        return Err(Errno::EBUSY);
+    }
+    let last_link = snapshot
+        .link
+        .as_ref()
+        .map(|link| link.parent.clone())
+        .filter(|parent| !header.links_to(parent, Some(id)));
+    drop(state);
+    if let Some(parent) = last_link {
+        unregister(call, image, &parent)?;
+    }
+    call.state().header_mut(image)?.snapshots.remove(&id);
+    call.step()
+}
+
+/// Removes the user snapshot `id`: it moves to the trash namespace first, and stays there while it has children.
+pub(super) fn remove_snapshot(call: &mut Call<'_>, image: &ImageRef, id: SnapshotId) -> Outcome<()> {
+    let mut state = call.state();
+    let header = state.header_mut(image)?;
+    let snapshot = header.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?;
+    if snapshot.protection != Protection::Unprotected {
+        return Err(Errno::EBUSY);
+    }
+    if snapshot.kind == SnapshotKind::User {
+        let name = format!("00000000-0000-4000-8000-{id:012x}");
+        let original_name = std::mem::replace(&mut snapshot.name, name);
+        snapshot.kind = SnapshotKind::Trash { original_name };
+        let parked = !snapshot.children.is_empty();
+        drop(state);
+        call.step()?;
+        if parked {
+            return Ok(());
+        }
+    } else {
+        drop(state);
+    }
+    remove_parked(call, image, id)
+}
+
+/// Cuts the link of the head, and with deep-flatten those of the snapshots. The parent's side goes first, unless
+/// snapshots still hold the link.
+pub(super) fn cut_head(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
+    let state = call.state();
+    let header = state.header(image)?;
+    let Some(parent) = header.link.as_ref().map(|link| link.parent.clone()) else { return Ok(()) };
+    let deep = header.features.contains(Features::DEEP_FLATTEN);
+    let held = header
+        .snapshots
+        .values()
+        .any(|snapshot| snapshot.link.as_ref().is_some_and(|link| link.parent == parent));
+    drop(state);
+    if deep || !held {
+        unregister(call, image, &parent)?;
+    }
+    let mut state = call.state();
+    let header = state.header_mut(image)?;
+    header.link = None;
+    if deep {
+        header.snapshots.values_mut().for_each(|snapshot| snapshot.link = None);
+    }
+    drop(state);
+    call.step()
+}

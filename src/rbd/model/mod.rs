@@ -1,0 +1,101 @@
+//! RBD in memory: the same observable behaviour as librbd, for tests of everything above.
+//!
+//! Promises:
+//!
+//! - The answers are those of librbd 16.2: the same errno or the same value, call by call.
+//! - A process that dies ([`Fault`]) leaves what a SIGKILL inside librbd leaves: each call is the sequence of writes
+//!   librbd sends, in its order, and can be stopped after any of them.
+//! - Nothing waits, nothing runs in the background, and the same calls give the same answers, ids and times.
+//! - A call is atomic towards other sessions. A test interleaves sessions between calls ([`Session::on_call`]).
+
+mod bytes;
+mod cluster;
+mod create;
+mod data;
+mod image;
+mod inspect;
+mod lineage;
+mod pool;
+mod session;
+mod state;
+mod transfer;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+pub use inspect::{Graph, ImageGraph, LinkGraph, PoolGraph, SnapshotGraph, TrashGraph};
+pub use session::{CallInfo, CallRecord, Fault, Hook, Session};
+use state::{PoolState, State};
+
+use super::Errno;
+
+/// A cluster in memory. Clones are the same cluster.
+#[derive(Debug, Clone)]
+pub struct Model {
+    state: Arc<Mutex<State>>,
+    sessions: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Default for Model {
+    fn default() -> Model {
+        Model::new()
+    }
+}
+
+impl Model {
+    /// An empty cluster without pools.
+    pub fn new() -> Model {
+        Model { state: Arc::new(Mutex::new(State::new())), sessions: Arc::default() }
+    }
+
+    /// Makes an empty pool without a quota.
+    pub fn create_pool(&self, name: &str) {
+        let pool = PoolState { last_snapshot: 0, quota: None, full: None };
+        self.state().pools.insert(name.to_owned(), pool);
+    }
+
+    /// Connects one client, such as one controller process.
+    pub fn connect(&self) -> Session {
+        let number = self.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        Session::new(Arc::clone(&self.state), number)
+    }
+
+    /// From now on what needs space in `pool` fails with `errno`: `EDQUOT` for a pool at its quota, `ENOSPC` for a
+    /// full cluster. `None` is the end of it.
+    pub fn set_full(&self, pool: &str, errno: Option<Errno>) {
+        if let Some(pool) = self.state().pools.get_mut(pool) {
+            pool.full = errno;
+        }
+    }
+
+    /// Sets the quota that [`Pool::stats`](super::Pool::stats) reports, in bytes. It is not enforced: see
+    /// [`Model::set_full`].
+    pub fn set_quota(&self, pool: &str, quota: Option<u64>) {
+        if let Some(pool) = self.state().pools.get_mut(pool) {
+            pool.quota = quota;
+        }
+    }
+
+    /// Lets time pass, for trash entries whose removal is deferred.
+    pub fn advance(&self, time: Duration) {
+        self.state().now += time;
+    }
+
+    /// Takes off the watches that crashed sessions left behind ([`Session::linger`]).
+    pub fn expire_watchers(&self, session: &Session) {
+        let client = session.client();
+        self.state().drop_watches(|watch| watch.session == client);
+    }
+
+    /// Everything there is.
+    pub fn graph(&self) -> Graph {
+        Graph::of(&self.state())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        session::lock(&self.state)
+    }
+}
