@@ -318,7 +318,7 @@ impl Image for ModelImage {
         self.read("flush", |_, _| Ok(()))
     }
 
-    fn diff(&self, query: &Diff, visit: &mut dyn FnMut(Extent) -> ControlFlow<()>) -> Result<()> {
+    fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()> {
         self.session.call("diff", self.object(), |call| {
             let extents = bytes::diff(&call.state(), &self.image, query)?;
             for extent in extents {
