@@ -23,9 +23,11 @@ use std::time::SystemTime;
 pub mod ceph;
 mod error;
 pub mod io;
+mod key;
 pub mod model;
 
 pub use error::{Error, Result, Tolerate};
+pub use key::Key;
 pub use nix::errno::Errno;
 
 /// A connection to one Ceph cluster as one user.
@@ -37,7 +39,7 @@ pub trait Cluster: Send + Sync + std::fmt::Debug {
     fn monitors(&self) -> Result<Vec<Monitor>>;
 
     /// The pool `name`, with every object of it in the RADOS namespace `namespace` ("" is the default one).
-    /// `ENOENT` when there is no such pool. Namespaces are not checked: an unknown one is an empty one.
+    /// `ENOENT` when there is no such pool. Namespaces are not checked here: an unknown one reads as an empty one.
     fn pool(&self, name: &str, namespace: &str) -> Result<Arc<dyn Pool>>;
 
     /// Sends a command (one JSON object with a `prefix`) to the monitors and returns its output.
@@ -65,7 +67,8 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     fn stats(&self) -> Result<PoolStats>;
 
     /// Creates an image of `size` bytes. `EEXIST` when the name is taken, also by the remains of a killed create
-    /// or remove, which open as `ENOENT` (remove it, then create again).
+    /// or remove, which open as `ENOENT` (remove it, then create again). `ENOENT` when the namespace was never
+    /// registered (`rbd namespace create`).
     fn create_image(&self, name: &str, size: u64, options: &ImageOptions) -> Result<()>;
 
     /// Opens an image. `ENOENT` when it is not there, or is only the remains of a killed create or remove.
@@ -236,9 +239,10 @@ pub enum ImageKey<'a> {
 /// For what an image is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// No watcher, no lock; `resize`, snapshots and writes fail with `EROFS`.
+    /// No watcher, no lock; `resize`, snapshots and writes fail with `EROFS`. Name, size, features, snapshots and
+    /// parent of the head stay as they were when it was opened (data, children, watchers and metadata do not).
     ReadOnly,
-    /// Registers a watcher on the header for as long as the image is open.
+    /// Registers a watcher on the header for as long as the image is open, and sees the changes others make.
     ReadWrite,
 }
 

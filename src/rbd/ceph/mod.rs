@@ -1,1 +1,45 @@
 //! RBD over librados and librbd.
+//!
+//! [`connect`] makes one connection, [`Connections`] shares them. Credentials stay in memory: no configuration file,
+//! keyring, log or admin socket is read or written unless the caller names a `ceph.conf`.
+//!
+//! Invariants:
+//!
+//! - An image holds its I/O context, an I/O context its connection. Each closes its own handle first and then lets
+//!   go, so images close before contexts and contexts before the connection is shut down.
+//! - Every I/O context has full-try set: at a quota or on a full cluster calls fail (`EDQUOT`, `ENOSPC`) and removals
+//!   go through.
+//! - Panics in callbacks never unwind through C, and librbd's cache is off.
+//!
+//! All `unsafe` code of the crate is in here. The externs are in `sys` and are checked against the installed headers
+//! by `cargo test -p externs`.
+
+#![allow(unsafe_code)] // this is the door to C
+
+mod call;
+mod cluster;
+mod connection;
+mod connections;
+mod handle;
+mod image;
+mod monmap;
+mod omap;
+mod options;
+mod pool;
+mod sys;
+
+use std::sync::Arc;
+
+pub use connection::{ConnectOptions, Timeouts};
+pub use connections::Connections;
+
+use super::{Cluster, Result};
+
+/// Connects to a cluster.
+///
+/// `ETIMEDOUT` when no monitor answers within [`Timeouts::connect`], `EACCES` when the key is wrong or the user
+/// unknown, `ENOENT` when the `ceph.conf` is missing or no monitor is named.
+pub fn connect(options: &ConnectOptions) -> Result<Arc<dyn Cluster>> {
+    let connection = Arc::new(connection::Connection::open(options)?);
+    Ok(Arc::new(cluster::CephCluster { connection }))
+}

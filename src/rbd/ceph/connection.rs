@@ -1,0 +1,223 @@
+use std::ffi::{CStr, c_char, c_int};
+use std::fmt;
+use std::path::PathBuf;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::call::{c_string, errno, owned};
+use super::sys::{rados, rados_getaddrs};
+use crate::rbd::{Errno, Error, Key, Result};
+
+/// Which cluster to connect to, and as whom.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// Monitor addresses as in `mon_host` (`10.0.0.1`, `10.0.0.1:6789`, `[v2:10.0.0.1:3300,v1:10.0.0.1:6789]`).
+    /// May be empty when `ceph_conf` names them; wins over it otherwise.
+    pub monitors: Vec<String>,
+    /// A `ceph.conf` to read first. Without one nothing on disk is read.
+    pub ceph_conf: Option<PathBuf>,
+    /// The user without the `client.` in front.
+    pub user: String,
+    /// The user's key. Without one the keyring that `ceph_conf` names is used, or none at all where cephx is off.
+    pub key: Option<Key>,
+    /// How long calls may take.
+    pub timeouts: Timeouts,
+}
+
+/// How long librados waits, in whole seconds (rounded up). librbd calls are made of several such operations, and
+/// a few waits in librados know no timeout at all: callers need deadlines of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Timeouts {
+    /// For a connection to come up (`client_mount_timeout`).
+    pub connect: Duration,
+    /// For one monitor command (`rados_mon_op_timeout`).
+    pub monitor: Duration,
+    /// For one operation on an OSD (`rados_osd_op_timeout`).
+    pub osd: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            connect: Duration::from_secs(5),
+            monitor: Duration::from_secs(10),
+            osd: Duration::from_secs(15),
+        }
+    }
+}
+
+/// A connected `rados_t`, shut down when dropped. Pools and images hold on to it.
+///
+/// Dropping the last reference blocks for some milliseconds. That never happens on one of librados' own threads:
+/// those only run callbacks during a call on an image, and whoever made that call holds a reference.
+pub(super) struct Connection {
+    rados: rados::rados_t,
+    user: String,
+    address: String,
+    broken: AtomicBool,
+}
+
+// SAFETY: librados' functions may be called with one `rados_t` from any thread, several at a time.
+unsafe impl Send for Connection {}
+// SAFETY: as above.
+unsafe impl Sync for Connection {}
+
+impl Connection {
+    /// Connects. `ETIMEDOUT` when no monitor answers in time, `EACCES` when the key is wrong or the user unknown,
+    /// `EINVAL` when a value of `options` makes no sense to librados, `ENOENT` when the `ceph.conf` is missing or
+    /// no monitor is named.
+    pub(super) fn open(options: &ConnectOptions) -> Result<Connection> {
+        let user = format!("client.{}", options.user);
+        let name = c_string(&user, "rados_create2")?;
+        let mut raw = null_mut();
+        // SAFETY: `raw` is a place for the handle; both strings are NUL-terminated.
+        let code = unsafe { rados::rados_create2(&raw mut raw, c"ceph".as_ptr(), name.as_ptr(), 0) };
+        if code < 0 {
+            return Err(Error::new(errno(code), "rados_create2", user));
+        }
+        let mut connection =
+            Connection { rados: raw, user, address: String::new(), broken: AtomicBool::new(false) };
+        connection.configure(options)?;
+        let target = || format!("{} at {}", connection.user, target(options));
+        // SAFETY: the handle is valid and not yet connected.
+        connection.check(unsafe { rados::rados_connect(raw) }, "rados_connect", target)?;
+        connection.address = connection.own_address()?;
+        Ok(connection)
+    }
+
+    fn configure(&self, options: &ConnectOptions) -> Result<()> {
+        if let Some(path) = &options.ceph_conf {
+            let path = path.to_string_lossy();
+            let c_path = c_string(&path, "rados_conf_read_file")?;
+            // SAFETY: the handle is valid, the path NUL-terminated.
+            let code = unsafe { rados::rados_conf_read_file(self.rados, c_path.as_ptr()) };
+            self.check(code, "rados_conf_read_file", || path.into_owned())?;
+        }
+        if !options.monitors.is_empty() {
+            self.set("mon_host", &options.monitors.join(","))?;
+        }
+        if options.key.is_some() || options.ceph_conf.is_none() {
+            // Nothing is to be found by accident in /etc/ceph.
+            self.set("keyring", "")?;
+        }
+        let seconds = |timeout: Duration| timeout.as_millis().div_ceil(1000).max(1).to_string();
+        for (option, value) in [
+            ("client_mount_timeout", seconds(options.timeouts.connect).as_str()),
+            ("rados_mon_op_timeout", &seconds(options.timeouts.monitor)),
+            ("rados_osd_op_timeout", &seconds(options.timeouts.osd)),
+            // Nothing is written anywhere: librados' own messages can hold the key (when it is malformed).
+            ("log_to_stderr", "false"),
+            ("err_to_stderr", "false"),
+            ("log_to_file", "false"),
+            ("log_file", ""),
+            ("log_to_syslog", "false"),
+            ("err_to_syslog", "false"),
+            ("admin_socket", ""),
+            ("ms_async_op_threads", "1"),
+            // Without librbd's cache a write has its own error, not the next flush, and what one handle wrote
+            // another one reads.
+            ("rbd_cache", "false"),
+        ] {
+            self.set(option, value)?;
+        }
+        if let Some(key) = &options.key {
+            let value = Zeroizing::new([key.expose().as_bytes(), b"\0"].concat());
+            let value = CStr::from_bytes_with_nul(&value)
+                .map_err(|_| Error::new(Errno::EINVAL, "rados_conf_set", "key"))?;
+            self.set_raw("key", value)?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, option: &str, value: &str) -> Result<()> {
+        self.set_raw(option, &c_string(value, "rados_conf_set")?)
+    }
+
+    fn set_raw(&self, option: &str, value: &CStr) -> Result<()> {
+        let name = c_string(option, "rados_conf_set")?;
+        // SAFETY: the handle is valid; both strings are NUL-terminated and copied by librados.
+        let code = unsafe { rados::rados_conf_set(self.rados, name.as_ptr(), value.as_ptr()) };
+        // The value stays out of the message: it may be the key.
+        self.check(code, "rados_conf_set", || option.to_owned()).map(drop)
+    }
+
+    fn own_address(&self) -> Result<String> {
+        let mut text: *mut c_char = null_mut();
+        // SAFETY: the handle is connected; `text` is a place for the pointer.
+        let code = unsafe { rados_getaddrs(self.rados, &raw mut text) };
+        self.check(code, "rados_getaddrs", || self.user.clone())?;
+        // SAFETY: on success librados made a NUL-terminated string for us, which is freed once, here.
+        let address = unsafe { owned(text) };
+        // SAFETY: as above.
+        unsafe { rados::rados_buffer_free(text) };
+        Ok(address)
+    }
+
+    /// The handle, for calls that take a `rados_t`.
+    pub(super) fn raw(&self) -> rados::rados_t {
+        self.rados
+    }
+
+    /// The user, `client.` included.
+    pub(super) fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// This connection's address in the form of the blocklist.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether a call showed that no call on this connection will work any more: the cluster blocklisted it
+    /// (`ESHUTDOWN`), does not accept the key any longer (`EACCES`; missing capabilities are `EPERM`), or it was
+    /// never connected (`ENOTCONN`).
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// The return value of `call` when it is none of C's errors, else the error, remembering what breaks the
+    /// connection.
+    pub(super) fn check(
+        &self,
+        code: c_int,
+        call: &'static str,
+        object: impl FnOnce() -> String,
+    ) -> Result<c_int> {
+        if code >= 0 {
+            return Ok(code);
+        }
+        let errno = errno(code);
+        if matches!(errno, Errno::ESHUTDOWN | Errno::EACCES | Errno::ENOTCONN) {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        Err(Error::new(errno, call, object()))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // SAFETY: every pool and image holds a reference to this connection, so none is left. The handle also has
+        // to be shut down when connecting failed.
+        unsafe { rados::rados_shutdown(self.rados) }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Connection")
+            .field("user", &self.user)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+fn target(options: &ConnectOptions) -> String {
+    match &options.ceph_conf {
+        Some(path) if options.monitors.is_empty() => path.display().to_string(),
+        _ => options.monitors.join(","),
+    }
+}

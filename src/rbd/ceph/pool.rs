@@ -1,0 +1,338 @@
+use std::collections::BTreeMap;
+use std::ffi::{c_char, c_int};
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::call::{List, c_string, grow, owned};
+use super::cluster::{CephCluster, from_json};
+use super::connection::Connection;
+use super::image::CephImage;
+use super::omap;
+use super::options::RawOptions;
+use super::sys::{
+    RBD_TRASH_IMAGE_SOURCE_REMOVING, rados, rados_set_pool_full_try, rbd_clone3, rbd_create4,
+    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_remove, rbd_rename, rbd_trash_get,
+    rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup, rbd_trash_move,
+    rbd_trash_remove, rbd_trash_restore,
+};
+use crate::rbd::{
+    Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, OmapPage, OmapUpdate, OpenMode, Pool,
+    PoolStats, Result, SnapshotSpec, TrashEntry,
+};
+
+/// An I/O context: one namespace of one pool. It is destroyed when dropped and keeps its connection alive. The
+/// namespace never changes, so it can be used from several threads.
+#[derive(Debug)]
+pub(super) struct Ioctx {
+    raw: rados::rados_ioctx_t,
+    pool: String,
+    namespace: String,
+    // Dropped after `drop` has destroyed the context.
+    connection: Arc<Connection>,
+}
+
+// SAFETY: librados' and librbd's functions may be called with one context from any thread, several at a time; what
+// changes the context itself (namespace, full-try) happens in `open` only.
+unsafe impl Send for Ioctx {}
+// SAFETY: as above.
+unsafe impl Sync for Ioctx {}
+
+impl Ioctx {
+    pub(super) fn open(connection: &Arc<Connection>, pool: &str, namespace: &str) -> Result<Ioctx> {
+        let c_pool = c_string(pool, "rados_ioctx_create")?;
+        let c_namespace = c_string(namespace, "rados_ioctx_set_namespace")?;
+        let mut raw = null_mut();
+        // SAFETY: the connection is up; `raw` is a place for the handle.
+        let code = unsafe { rados::rados_ioctx_create(connection.raw(), c_pool.as_ptr(), &raw mut raw) };
+        connection.check(code, "rados_ioctx_create", || format!("pool {pool}"))?;
+        // SAFETY: the context is valid and not shared yet. With full-try a full pool refuses at once instead of
+        // blocking, and lets removals through.
+        unsafe {
+            rados::rados_ioctx_set_namespace(raw, c_namespace.as_ptr());
+            rados_set_pool_full_try(raw);
+        }
+        Ok(Ioctx {
+            raw,
+            pool: pool.to_owned(),
+            namespace: namespace.to_owned(),
+            connection: Arc::clone(connection),
+        })
+    }
+
+    /// The handle, for calls that take a `rados_ioctx_t`.
+    pub(super) fn raw(&self) -> rados::rados_ioctx_t {
+        self.raw
+    }
+
+    /// The connection the context belongs to.
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// The spec of an image or object here, for messages.
+    pub(super) fn spec(&self, name: &str) -> String {
+        spec(&self.pool, &self.namespace, name)
+    }
+
+    /// [`Connection::check`].
+    pub(super) fn check(
+        &self,
+        code: c_int,
+        call: &'static str,
+        object: impl FnOnce() -> String,
+    ) -> Result<c_int> {
+        self.connection.check(code, call, object)
+    }
+}
+
+impl Drop for Ioctx {
+    fn drop(&mut self) {
+        // SAFETY: made by `open`, destroyed nowhere else; images hold a reference to this context.
+        unsafe { rados::rados_ioctx_destroy(self.raw) }
+    }
+}
+
+/// `pool/namespace/name`, without the namespace when it is the default one.
+fn spec(pool: &str, namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { format!("{pool}/{name}") } else { format!("{pool}/{namespace}/{name}") }
+}
+
+/// A [`Pool`] over an I/O context.
+#[derive(Debug)]
+pub(super) struct CephPool {
+    pub(super) ioctx: Arc<Ioctx>,
+}
+
+impl CephPool {
+    /// One call on the image or trash entry `name`.
+    fn call(
+        &self,
+        call: &'static str,
+        name: &str,
+        function: impl FnOnce(rados::rados_ioctx_t, *const c_char) -> c_int,
+    ) -> Result<()> {
+        let c_name = c_string(name, call)?;
+        let code = function(self.ioctx.raw, c_name.as_ptr());
+        self.ioctx.check(code, call, || self.ioctx.spec(name)).map(drop)
+    }
+}
+
+impl Pool for CephPool {
+    fn name(&self) -> &str {
+        &self.ioctx.pool
+    }
+
+    fn namespace(&self) -> &str {
+        &self.ioctx.namespace
+    }
+
+    fn cluster(&self) -> Arc<dyn Cluster> {
+        Arc::new(CephCluster { connection: Arc::clone(&self.ioctx.connection) })
+    }
+
+    fn stats(&self) -> Result<PoolStats> {
+        let command = r#"{"prefix":"df","detail":"detail","format":"json"}"#;
+        let json = self.cluster().monitor_command(command)?;
+        stats(&json, &self.ioctx.pool)
+    }
+
+    fn create_image(&self, name: &str, size: u64, options: &ImageOptions) -> Result<()> {
+        let options = RawOptions::for_image(options)?;
+        // SAFETY: context, name and options are valid for the call.
+        self.call("rbd_create4", name, |io, name| unsafe { rbd_create4(io, name, size, options.raw()) })
+    }
+
+    fn open_image(&self, image: ImageKey<'_>, mode: OpenMode) -> Result<Box<dyn Image>> {
+        Ok(Box::new(CephImage::open(&self.ioctx, image, mode)?))
+    }
+
+    fn clone_image(&self, parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()> {
+        let call = "rbd_clone3";
+        let options = RawOptions::for_clone(options)?;
+        let parent_ioctx = Ioctx::open(&self.ioctx.connection, &parent.pool, &parent.namespace)?;
+        let (image, snapshot) = (c_string(&parent.image, call)?, c_string(&parent.snapshot, call)?);
+        let c_name = c_string(name, call)?;
+        // SAFETY: both contexts, the NUL-terminated names and the options are valid for the call.
+        let code = unsafe {
+            rbd_clone3(
+                parent_ioctx.raw,
+                image.as_ptr(),
+                snapshot.as_ptr(),
+                self.ioctx.raw,
+                c_name.as_ptr(),
+                options.raw(),
+            )
+        };
+        let object = || {
+            let parent = format!("{}@{}", parent_ioctx.spec(&parent.image), parent.snapshot);
+            format!("{} from {parent}", self.ioctx.spec(name))
+        };
+        self.ioctx.check(code, call, object).map(drop)
+    }
+
+    fn remove_image(&self, name: &str) -> Result<()> {
+        // SAFETY: context and name are valid for the call.
+        self.call("rbd_remove", name, |io, name| unsafe { rbd_remove(io, name) })
+    }
+
+    fn rename_image(&self, from: &str, to: &str) -> Result<()> {
+        let c_to = c_string(to, "rbd_rename")?;
+        // SAFETY: context and names are valid for the call.
+        self.call("rbd_rename", from, |io, from| unsafe { rbd_rename(io, from, c_to.as_ptr()) })
+    }
+
+    fn list_images(&self) -> Result<Vec<ImageEntry>> {
+        let blank = rbd_image_spec_t { id: null_mut(), name: null_mut() };
+        let (code, items) = grow(blank, 64, |images, count| {
+            // SAFETY: there is room for `count` entries at `images`.
+            unsafe { rbd_list2(self.ioctx.raw, images, count) }
+        });
+        self.ioctx.check(code, "rbd_list2", || self.ioctx.spec("*"))?;
+        // SAFETY: rbd_list2 wrote the entries; this is its cleanup.
+        let list = unsafe { List::new(items, rbd_image_spec_list_cleanup) };
+        // SAFETY: librbd made the strings, and `list` still owns them.
+        let entry =
+            |image: &rbd_image_spec_t| unsafe { ImageEntry { name: owned(image.name), id: owned(image.id) } };
+        Ok(list.iter().map(entry).collect())
+    }
+
+    fn trash_get(&self, image_id: &str) -> Result<Option<TrashEntry>> {
+        let mut info = BLANK_TRASH_ENTRY;
+        // SAFETY: context and id are valid for the call; `info` is a place for the entry.
+        let got =
+            self.call("rbd_trash_get", image_id, |io, id| unsafe { rbd_trash_get(io, id, &raw mut info) });
+        match got {
+            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+            other => other?,
+        }
+        // SAFETY: rbd_trash_get filled `info`; it is cleaned up once, after the strings were copied.
+        let entry = unsafe { trash_entry(&info) };
+        // SAFETY: as above.
+        unsafe { rbd_trash_get_cleanup(&raw mut info) };
+        Ok(Some(entry))
+    }
+
+    fn trash_list(&self) -> Result<Vec<TrashEntry>> {
+        let (code, items) = grow(BLANK_TRASH_ENTRY, 64, |entries, count| {
+            // SAFETY: there is room for `count` entries at `entries`.
+            unsafe { rbd_trash_list(self.ioctx.raw, entries, count) }
+        });
+        self.ioctx.check(code, "rbd_trash_list", || self.ioctx.spec("*"))?;
+        // SAFETY: rbd_trash_list wrote the entries; this is its cleanup.
+        let list = unsafe { List::new(items, rbd_trash_list_cleanup) };
+        // SAFETY: librbd made the strings, and `list` still owns them.
+        Ok(list.iter().map(|info| unsafe { trash_entry(info) }).collect())
+    }
+
+    fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()> {
+        // SAFETY: context and name are valid for the call.
+        self.call("rbd_trash_move", name, |io, name| unsafe { rbd_trash_move(io, name, delay_seconds) })
+    }
+
+    fn trash_restore(&self, image_id: &str, name: &str) -> Result<()> {
+        let name = c_string(name, "rbd_trash_restore")?;
+        // SAFETY: context, id and name are valid for the call.
+        self.call("rbd_trash_restore", image_id, |io, id| unsafe { rbd_trash_restore(io, id, name.as_ptr()) })
+    }
+
+    fn trash_remove(&self, image_id: &str, force: bool) -> Result<()> {
+        // SAFETY: context and id are valid for the call.
+        self.call("rbd_trash_remove", image_id, |io, id| unsafe { rbd_trash_remove(io, id, force) })
+    }
+
+    fn omap_get(&self, object: &str, keys: &[&str]) -> Result<BTreeMap<String, Vec<u8>>> {
+        omap::get(&self.ioctx, object, keys)
+    }
+
+    fn omap_update(&self, object: &str, update: &OmapUpdate) -> Result<()> {
+        omap::update(&self.ioctx, object, update)
+    }
+
+    fn omap_list(&self, object: &str, after: &str, limit: u64) -> Result<OmapPage> {
+        omap::list(&self.ioctx, object, after, limit)
+    }
+
+    fn remove_object(&self, object: &str) -> Result<()> {
+        // SAFETY: context and name are valid for the call.
+        self.call("rados_remove", object, |io, object| unsafe { rados::rados_remove(io, object) })
+    }
+}
+
+const BLANK_TRASH_ENTRY: rbd_trash_image_info_t = rbd_trash_image_info_t {
+    id: null_mut(),
+    name: null_mut(),
+    source: 0,
+    deletion_time: 0,
+    deferment_end_time: 0,
+};
+
+/// # Safety
+///
+/// librbd filled `info`, and it was not cleaned up yet.
+unsafe fn trash_entry(info: &rbd_trash_image_info_t) -> TrashEntry {
+    TrashEntry {
+        // SAFETY: the caller promises librbd's own strings.
+        id: unsafe { owned(info.id) },
+        // SAFETY: as above.
+        name: unsafe { owned(info.name) },
+        removing: info.source == RBD_TRASH_IMAGE_SOURCE_REMOVING,
+    }
+}
+
+/// Finds `pool` in the JSON output of `df detail`. A quota of 0 bytes is none.
+fn stats(json: &[u8], pool: &str) -> Result<PoolStats> {
+    #[derive(Deserialize)]
+    struct Df {
+        pools: Vec<DfPool>,
+    }
+    #[derive(Deserialize)]
+    struct DfPool {
+        name: String,
+        stats: Stats,
+    }
+    #[derive(Deserialize)]
+    struct Stats {
+        stored: u64,
+        max_avail: u64,
+        quota_bytes: u64,
+    }
+    let df: Df = from_json(json, "df")?;
+    let stats = df.pools.into_iter().find(|found| found.name == pool).map(|found| found.stats);
+    let stats = stats.ok_or_else(|| Error::new(Errno::ENOENT, "df", format!("pool {pool}")))?;
+    Ok(PoolStats {
+        stored: stats.stored,
+        max_available: stats.max_avail,
+        quota: (stats.quota_bytes > 0).then_some(stats.quota_bytes),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DF: &[u8] = br#"{"stats":{},"pools":[
+        {"name":"plain","id":1,"stats":{"stored":19,"max_avail":4080176896,"quota_objects":0,"quota_bytes":0}},
+        {"name":"bounded","id":2,"stats":{"stored":0,"max_avail":7,"quota_objects":0,"quota_bytes":1048576}}]}"#;
+
+    #[test]
+    fn space_of_a_pool() {
+        let plain = PoolStats { stored: 19, max_available: 4_080_176_896, quota: None };
+        assert_eq!(stats(DF, "plain").unwrap(), plain);
+        let bounded = PoolStats { stored: 0, max_available: 7, quota: Some(1 << 20) };
+        assert_eq!(stats(DF, "bounded").unwrap(), bounded);
+    }
+
+    #[test]
+    fn a_pool_the_monitors_do_not_list_has_no_space() {
+        assert_eq!(stats(DF, "gone").unwrap_err().errno, Errno::ENOENT);
+        assert_eq!(stats(b"{}", "plain").unwrap_err().errno, Errno::EBADMSG);
+    }
+
+    #[test]
+    fn specs_leave_the_default_namespace_out() {
+        assert_eq!(spec("rbd", "", "image"), "rbd/image");
+        assert_eq!(spec("rbd", "tenant", "image"), "rbd/tenant/image");
+    }
+}
