@@ -85,12 +85,12 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// any kind.
     fn remove_image(&self, name: &str) -> Result<()>;
 
-    /// Renames an image; works while it is open elsewhere. `EEXIST` when `to` is taken by another image. Finishes a rename of
-    /// the same two names that was interrupted.
+    /// Renames an image; works while it is open elsewhere. `EEXIST` when `to` is taken by another image. Finishes a
+    /// rename of the same two names that was interrupted.
     fn rename_image(&self, from: &str, to: &str) -> Result<()>;
 
-    /// The id that an image's name stands for, without opening the image: one small read. `None` when the name is free,
-    /// or of an image whose removal was interrupted late.
+    /// The id that an image's name stands for, without opening the image: one small read. `None` when the name is
+    /// free, or of an image whose removal was interrupted late.
     fn image_id(&self, name: &str) -> Result<Option<String>>;
 
     /// Every image in the directory. Cost grows with the pool: never on the way of an RPC.

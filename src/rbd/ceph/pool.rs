@@ -8,12 +8,13 @@ use serde::Deserialize;
 use super::call::{List, c_string, grow, owned};
 use super::cluster::{CephCluster, from_json};
 use super::connection::Connection;
+use super::directory;
 use super::image::CephImage;
 use super::omap;
 use super::options::RawOptions;
 use super::sys::{
     RBD_TRASH_IMAGE_SOURCE_REMOVING, rados, rados_set_pool_full_try, rbd_clone3, rbd_create4,
-    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_remove, rbd_rename, rbd_trash_get,
+    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_remove, rbd_trash_get,
     rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup, rbd_trash_move,
     rbd_trash_remove, rbd_trash_restore,
 };
@@ -178,9 +179,11 @@ impl Pool for CephPool {
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
-        let c_to = c_string(to, "rbd_rename")?;
-        // SAFETY: context and names are valid for the call.
-        self.call("rbd_rename", from, |io, from| unsafe { rbd_rename(io, from, c_to.as_ptr()) })
+        directory::rename(&self.ioctx, from, to)
+    }
+
+    fn image_id(&self, name: &str) -> Result<Option<String>> {
+        directory::image_id(&self.ioctx, name)
     }
 
     fn list_images(&self) -> Result<Vec<ImageEntry>> {

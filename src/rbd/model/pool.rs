@@ -102,6 +102,12 @@ impl Pool for ModelPool {
         self.session.call("rename_image", self.object(from), |call| rename(call, &self.place, from, to))
     }
 
+    fn image_id(&self, name: &str) -> Result<Option<String>> {
+        self.session.call("image_id", self.object(name), |call| {
+            Ok(call.state().space(&self.place).id_objects.get(name).cloned())
+        })
+    }
+
     fn list_images(&self) -> Result<Vec<ImageEntry>> {
         self.session.call("list_images", self.object(""), |call| {
             let mut state = call.state();

@@ -1,0 +1,103 @@
+//! An image's name in librbd's own objects, for the two questions librbd's functions do not answer.
+//!
+//! The name `n` of an image with id `i` is in three places: the object `rbd_id.n` holds `i`, and the omap of
+//! `rbd_directory` holds `name_n` and `id_i`. `rbd_rename` writes `rbd_id.to`, then the directory (both keys in one
+//! operation), then removes `rbd_id.from`. Killed in between, it leaves two id objects, and librbd refuses to go on:
+//! the new name is taken.
+
+use std::ffi::c_char;
+
+use super::call::c_string;
+use super::omap;
+use super::pool::Ioctx;
+use super::sys::{rados, rbd_rename};
+use crate::rbd::{Errno, Error, Result, Tolerate};
+
+const DIRECTORY: &str = "rbd_directory";
+
+fn id_object(name: &str) -> String {
+    format!("rbd_id.{name}")
+}
+
+/// What `rbd_id.<name>` holds, if it is there.
+pub(super) fn image_id(ioctx: &Ioctx, name: &str) -> Result<Option<String>> {
+    let call = "rados_read";
+    let object = id_object(name);
+    let c_object = c_string(&object, call)?;
+    let mut buffer = [0_u8; 256];
+    // SAFETY: the context is valid, the name NUL-terminated; the buffer has the length given.
+    let code = unsafe {
+        let data = buffer.as_mut_ptr().cast::<c_char>();
+        rados::rados_read(ioctx.raw(), c_object.as_ptr(), data, buffer.len(), 0)
+    };
+    match ioctx.check(code, call, || ioctx.spec(&object)) {
+        Err(error) if error.errno == Errno::ENOENT => Ok(None),
+        Err(error) => Err(error),
+        Ok(_) => {
+            decode(&buffer).map(Some).ok_or_else(|| Error::new(Errno::EBADMSG, call, ioctx.spec(&object)))
+        }
+    }
+}
+
+/// Ceph's encoding of a string: its length in four bytes, the least significant first, then its bytes.
+fn decode(buffer: &[u8]) -> Option<String> {
+    let (length, rest) = buffer.split_first_chunk::<4>()?;
+    let text = rest.get(..u32::from_le_bytes(*length) as usize)?;
+    if text.is_empty() { None } else { String::from_utf8(text.to_vec()).ok() }
+}
+
+/// Renames an image, and finishes a rename of the same names that was interrupted.
+pub(super) fn rename(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
+    match rbd_rename_image(ioctx, from, to) {
+        Err(error) if error.errno == Errno::EEXIST => {
+            let id = image_id(ioctx, from)?;
+            if from == to || id.is_none() || id != image_id(ioctx, to)? {
+                return Err(error);
+            }
+        }
+        other => return other,
+    }
+    let key = format!("name_{from}");
+    if omap::get(ioctx, DIRECTORY, &[&key])?.contains_key(&key) {
+        // Killed before the directory was written: as if nothing had happened once the new id object is gone.
+        remove(ioctx, &id_object(to))?;
+        rbd_rename_image(ioctx, from, to)
+    } else {
+        // Killed after: only the old id object is left to remove.
+        remove(ioctx, &id_object(from))
+    }
+}
+
+fn rbd_rename_image(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
+    let call = "rbd_rename";
+    let (c_from, c_to) = (c_string(from, call)?, c_string(to, call)?);
+    // SAFETY: the context is valid, the names NUL-terminated.
+    let code = unsafe { rbd_rename(ioctx.raw(), c_from.as_ptr(), c_to.as_ptr()) };
+    ioctx.check(code, call, || format!("{} to {}", ioctx.spec(from), ioctx.spec(to))).map(drop)
+}
+
+fn remove(ioctx: &Ioctx, object: &str) -> Result<()> {
+    let c_object = c_string(object, "rados_remove")?;
+    // SAFETY: the context is valid, the name NUL-terminated.
+    let code = unsafe { rados::rados_remove(ioctx.raw(), c_object.as_ptr()) };
+    ioctx.check(code, "rados_remove", || ioctx.spec(object)).map(drop).tolerate(Errno::ENOENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decode;
+
+    #[test]
+    fn ids_are_decoded() {
+        assert_eq!(decode(b"\x03\0\0\0abcde"), Some("abc".to_owned()));
+    }
+
+    #[test]
+    fn what_is_no_id_is_refused() {
+        for bytes in
+            [&b""[..], b"\x03\0\0", b"\0\0\0\0", b"\x03\0\0\0ab", b"\xff\xff\xff\xffab", b"\x01\0\0\0\xff"]
+        {
+            assert_eq!(decode(bytes), None, "{bytes:?}");
+        }
+    }
+}
