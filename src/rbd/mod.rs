@@ -202,13 +202,15 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Who has this image open for writing (or holds another watch on its header), this handle left out.
     fn watchers(&self) -> Result<Vec<Watcher>>;
 
-    /// Reads at `offset` bytes of the head, or of the snapshot `at`, into `buffer`; the count is short only at the end.
+    /// Reads at `offset` bytes of the head, or of the snapshot `at`, into `buffer`. The count is short only at the end,
+    /// and 0 beyond it.
     fn read_at(&self, at: Option<SnapshotId>, offset: u64, buffer: &mut [u8]) -> Result<usize>;
 
     /// Writes all of `data` at `offset` bytes of the head. `EINVAL` beyond the end, and nothing written.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
 
-    /// Gives `length` bytes at `offset` back to the pool; they read as zeros afterwards.
+    /// Gives `length` bytes at `offset` back to the pool; they read as zeros afterwards. `EINVAL` beyond the end, and
+    /// nothing discarded.
     fn discard(&self, offset: u64, length: u64) -> Result<()>;
 
     /// Makes all acknowledged writes durable.

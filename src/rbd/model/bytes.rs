@@ -6,7 +6,7 @@ use super::data::{BLOCK, Object, chunks};
 use super::state::{ImageRef, Outcome, State, Version};
 use crate::rbd::{Diff, Errno, Extent, SnapshotId};
 
-/// Reads at `offset`; short only at the end.
+/// Reads at `offset`; short at the end, nothing beyond it.
 pub(super) fn read(
     state: &State,
     image: &ImageRef,
@@ -15,7 +15,7 @@ pub(super) fn read(
     buffer: &mut [u8],
 ) -> Outcome<usize> {
     let version = state.version(image, at)?;
-    let left = version.size.checked_sub(offset).ok_or(Errno::EINVAL)?;
+    let left = version.size.saturating_sub(offset);
     let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
     version.read(offset, &mut buffer[..count])?;
     Ok(count)
