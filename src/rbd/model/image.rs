@@ -1,13 +1,15 @@
 //! An open image: the model's [`Image`]. Its bytes are in `bytes`, the long calls in `transfer`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::ControlFlow;
 
 use super::bytes;
 use super::lineage;
 use super::session::Session;
-use super::state::{Header, ImageRef, Link, Outcome, ParentRef, Protection, SnapshotState, State};
+use super::state::{
+    Header, ImageRef, Link, Outcome, ParentRef, Place, Protection, SnapshotState, State, Watch,
+};
 use super::transfer;
 use crate::rbd::{
     Child, Diff, Errno, Extent, Image, ImageInfo, ImageOptions, Parent, Pool, Progress, Result, Snapshot,
@@ -19,18 +21,37 @@ pub(super) struct ModelImage {
     session: Session,
     image: ImageRef,
     opened_as: String,
-    /// The cookie of its watch; `None` when it is open read-only.
-    cookie: Option<u64>,
+    mode: Mode,
+}
+
+enum Mode {
+    /// Holds the header as it was when the image was opened: nobody tells librbd of changes without a watch.
+    ReadOnly(Box<Header>),
+    /// Holds the cookie of its watch.
+    ReadWrite(u64),
 }
 
 impl ModelImage {
-    pub(super) fn new(
-        session: Session,
+    pub(super) fn read_only(
+        session: &Session,
+        state: &State,
         image: ImageRef,
-        opened_as: String,
-        cookie: Option<u64>,
-    ) -> ModelImage {
-        ModelImage { session, image, opened_as, cookie }
+        opened_as: &str,
+    ) -> Outcome<ModelImage> {
+        let mode = Mode::ReadOnly(Box::new(state.header(&image)?.clone()));
+        Ok(ModelImage { session: session.clone(), image, opened_as: opened_as.to_owned(), mode })
+    }
+
+    pub(super) fn read_write(
+        session: &Session,
+        state: &mut State,
+        image: ImageRef,
+        opened_as: &str,
+    ) -> Outcome<ModelImage> {
+        let watch = session.new_watch();
+        let mode = Mode::ReadWrite(watch.cookie);
+        state.watch(&image, watch)?;
+        Ok(ModelImage { session: session.clone(), image, opened_as: opened_as.to_owned(), mode })
     }
 
     fn object(&self) -> String {
@@ -41,16 +62,30 @@ impl ModelImage {
         format!("{}@{name}", self.object())
     }
 
-    /// Reads something of the header.
-    fn read<T>(&self, method: &'static str, read: impl FnOnce(&State, &Header) -> Outcome<T>) -> Result<T> {
-        self.session.call(method, self.object(), |call| {
-            let state = call.state();
-            read(&state, state.header(&self.image)?)
-        })
+    /// Reads something of the cluster.
+    fn read<T>(&self, method: &'static str, read: impl FnOnce(&State) -> Outcome<T>) -> Result<T> {
+        self.session.call(method, self.object(), |call| read(&call.state()))
+    }
+
+    /// The header as this handle sees it.
+    fn header<'a>(&'a self, state: &'a State) -> Outcome<&'a Header> {
+        match &self.mode {
+            Mode::ReadOnly(header) => Ok(header),
+            Mode::ReadWrite(_) => state.header(&self.image),
+        }
+    }
+
+    /// What is looked at in a snapshot goes through a second handle, which needs the parents of the head and of the
+    /// snapshot.
+    fn check_at(&self, state: &State, at: Option<SnapshotId>) -> Outcome<()> {
+        let Some(id) = at else { return Ok(()) };
+        let header = state.opened(&self.image)?;
+        state.check_parents(header.link.as_ref())?;
+        state.check_parents(header.snapshots.get(&id).ok_or(Errno::ENOENT)?.link.as_ref())
     }
 
     fn writable(&self) -> Outcome<()> {
-        if self.cookie.is_some() { Ok(()) } else { Err(Errno::EROFS) }
+        if matches!(self.mode, Mode::ReadWrite(_)) { Ok(()) } else { Err(Errno::EROFS) }
     }
 
     /// Changes the header in one step.
@@ -76,7 +111,7 @@ impl fmt::Debug for ModelImage {
 
 impl Drop for ModelImage {
     fn drop(&mut self) {
-        if let Some(cookie) = self.cookie
+        if let Mode::ReadWrite(cookie) = self.mode
             && !self.session.is_dead()
         {
             self.session.state().unwatch(&self.image, self.session.client(), cookie);
@@ -86,17 +121,18 @@ impl Drop for ModelImage {
 
 impl Image for ModelImage {
     fn name(&self) -> Result<String> {
-        self.read("name", |state, _| {
+        self.read("name", |state| {
             Ok(state.image_name(&self.image).map_or_else(|| self.opened_as.clone(), |(name, _)| name))
         })
     }
 
     fn id(&self) -> Result<String> {
-        self.read("id", |_, _| Ok(self.image.id.to_string()))
+        self.read("id", |_| Ok(self.image.id.to_string()))
     }
 
     fn info(&self) -> Result<ImageInfo> {
-        self.read("info", |_, header| {
+        self.read("info", |state| {
+            let header = self.header(state)?;
             Ok(ImageInfo {
                 size: header.size,
                 order: header.order,
@@ -128,7 +164,7 @@ impl Image for ModelImage {
     }
 
     fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        self.read("snapshots", |_, header| {
+        self.read("snapshots", |state| {
             let snapshot = |(id, state): (&SnapshotId, &SnapshotState)| Snapshot {
                 id: *id,
                 name: state.name.clone(),
@@ -137,7 +173,7 @@ impl Image for ModelImage {
                 protected: state.protection == Protection::Protected,
                 created: state.created,
             };
-            Ok(header.snapshots.iter().map(snapshot).collect())
+            Ok(self.header(state)?.snapshots.iter().map(snapshot).collect())
         })
     }
 
@@ -157,7 +193,7 @@ impl Image for ModelImage {
                 size: header.size,
                 protection: Protection::Unprotected,
                 link: header.link.clone(),
-                children: std::collections::BTreeSet::new(),
+                children: BTreeSet::new(),
                 content: header.content.clone(),
                 created,
             };
@@ -225,17 +261,22 @@ impl Image for ModelImage {
     }
 
     fn parent(&self, at: Option<SnapshotId>) -> Result<Option<Parent>> {
-        self.read("parent", |state, header| {
+        self.read("parent", |state| {
+            self.check_at(state, at)?;
             let link = match at {
-                None => &header.link,
-                Some(id) => &header.snapshots.get(&id).ok_or(Errno::ENOENT)?.link,
+                None => &self.header(state)?.link,
+                Some(id) => &state.header(&self.image)?.snapshots[&id].link,
             };
-            link.as_ref().map(|link| parent(state, link)).transpose()
+            let link = link.as_ref().filter(|link| link.overlap > 0);
+            link.map(|link| parent(state, link)).transpose()
         })
     }
 
     fn children(&self, of: Option<SnapshotId>) -> Result<Vec<Child>> {
-        self.read("children", |state, _| state.children(&self.image, of))
+        self.read("children", |state| {
+            self.check_at(state, of)?;
+            state.children(&self.image, of)
+        })
     }
 
     fn flatten(&self, progress: Progress<'_>) -> Result<()> {
@@ -253,14 +294,15 @@ impl Image for ModelImage {
         options: &ImageOptions,
         progress: Progress<'_>,
     ) -> Result<()> {
-        let place = super::state::Place::new(to.name(), to.namespace());
+        let place = Place::new(to.name(), to.namespace());
         self.session.call("copy", self.object(), |call| {
+            self.check_at(&call.state(), at)?;
             transfer::copy(call, &self.image, at, &place, name, options, progress)
         })
     }
 
     fn metadata_get(&self, key: &str) -> Result<Option<String>> {
-        self.read("metadata_get", |_, header| Ok(header.metadata.get(key).cloned()))
+        self.read("metadata_get", |state| Ok(state.header(&self.image)?.metadata.get(key).cloned()))
     }
 
     fn metadata_set(&self, key: &str, value: &str) -> Result<()> {
@@ -278,14 +320,18 @@ impl Image for ModelImage {
     }
 
     fn metadata_list(&self) -> Result<BTreeMap<String, String>> {
-        self.read("metadata_list", |_, header| Ok(header.metadata.clone()))
+        self.read("metadata_list", |state| Ok(state.header(&self.image)?.metadata.clone()))
     }
 
     fn watchers(&self) -> Result<Vec<Watcher>> {
-        self.read("watchers", |_, header| {
-            let own = (self.session.client(), self.cookie);
-            let others = header.watches.iter().filter(|watch| (watch.session, Some(watch.cookie)) != own);
-            let watcher = |watch: &super::state::Watch| Watcher {
+        self.read("watchers", |state| {
+            let own = match self.mode {
+                Mode::ReadOnly(_) => None,
+                Mode::ReadWrite(cookie) => Some((self.session.client(), cookie)),
+            };
+            let watches = &state.header(&self.image)?.watches;
+            let others = watches.iter().filter(|watch| Some((watch.session, watch.cookie)) != own);
+            let watcher = |watch: &Watch| Watcher {
                 address: watch.address.clone(),
                 client: watch.session,
                 cookie: watch.cookie,
@@ -295,7 +341,10 @@ impl Image for ModelImage {
     }
 
     fn read_at(&self, at: Option<SnapshotId>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.read("read_at", |state, _| bytes::read(state, &self.image, at, offset, buffer))
+        self.read("read_at", |state| {
+            self.check_at(state, at)?;
+            bytes::read(state, &self.image, at, offset, buffer)
+        })
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
@@ -315,11 +364,12 @@ impl Image for ModelImage {
     }
 
     fn flush(&self) -> Result<()> {
-        self.read("flush", |_, _| Ok(()))
+        self.read("flush", |_| Ok(()))
     }
 
     fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()> {
         self.session.call("diff", self.object(), |call| {
+            self.check_at(&call.state(), query.at)?;
             let extents = bytes::diff(&call.state(), &self.image, query)?;
             for extent in extents {
                 if visit(extent).is_break() {

@@ -5,7 +5,7 @@
 //! other when the process dies.
 
 use super::session::Call;
-use super::state::{Header, ImageRef, Outcome, ParentRef, Protection, State};
+use super::state::{Header, ImageRef, Link, Outcome, ParentRef, Protection, State};
 use crate::rbd::{Child, Errno, Features, SnapshotId, SnapshotKind};
 
 /// The bit librbd itself sets while an image takes part in format 2 cloning or holds parked snapshots.
@@ -14,11 +14,12 @@ pub(super) const OPERATIONS: Features = Features(256);
 impl Header {
     /// The feature bits, with the one that librbd keeps itself.
     pub(super) fn all_features(&self) -> Features {
-        let marked = self.clone_child
-            || self.snapshots.values().any(|snapshot| {
-                !snapshot.children.is_empty() || matches!(snapshot.kind, SnapshotKind::Trash { .. })
-            });
-        if marked { self.features.union(OPERATIONS) } else { self.features }
+        let child = self.clone_child
+            && (self.link.is_some() || self.snapshots.values().any(|snapshot| snapshot.link.is_some()));
+        let parent = self.snapshots.values().any(|snapshot| {
+            !snapshot.children.is_empty() || matches!(snapshot.kind, SnapshotKind::Trash { .. })
+        });
+        if child || parent { self.features.union(OPERATIONS) } else { self.features }
     }
 
     /// The user snapshot called `name`.
@@ -105,69 +106,58 @@ pub(super) fn unregister(call: &mut Call<'_>, child: &ImageRef, parent: &ParentR
     let parked = matches!(snapshot.kind, SnapshotKind::Trash { .. }) && snapshot.children.is_empty();
     drop(state);
     call.step()?;
-    if parked { remove_parked(call, &parent.image, parent.snapshot) } else { Ok(()) }
+    if parked { remove_snapshot(call, &parent.image, parent.snapshot) } else { Ok(()) }
 }
 
-/// Removes a snapshot in the trash namespace: cuts its own link when it is the last to hold it, then the snapshot
-/// goes. `EBUSY` while it has children.
-pub(super) fn remove_parked(call: &mut Call<'_>, image: &ImageRef, id: SnapshotId) -> Outcome<()> {
-    let state = call.state();
-    let header = state.header(image)?;
-    let snapshot = header.snapshots.get(&id).ok_or(Errno::ENOENT)?;
-    if !snapshot.children.is_empty() {
+/// Removes the snapshot `id` of any namespace. A user snapshot moves to the trash namespace first, and stays there
+/// while it has children; one that is there already is `EBUSY` then.
+///
+/// When it is the last to hold the link to the image's parent, it is taken off the parent's list, although it may
+/// stay: librbd then lets go of a parent that clones of this snapshot still read through (see the test
+/// `a_parked_snapshot_lets_its_parent_go`).
+pub(super) fn remove_snapshot(call: &mut Call<'_>, image: &ImageRef, id: SnapshotId) -> Outcome<()> {
+    let mut state = call.state();
+    let snapshot = state.header_mut(image)?.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?;
+    if snapshot.protection != Protection::Unprotected {
         return Err(Errno::EBUSY);
     }
-    let last_link = snapshot
-        .link
-        .as_ref()
-        .map(|link| link.parent.clone())
-        .filter(|parent| !header.links_to(parent, Some(id)));
+    let was_user = snapshot.kind == SnapshotKind::User;
+    if was_user {
+        let name = format!("00000000-0000-4000-8000-{id:012x}");
+        let original_name = std::mem::replace(&mut snapshot.name, name);
+        snapshot.kind = SnapshotKind::Trash { original_name };
+        call.step()?;
+    }
+    let header = state.header(image)?;
+    let snapshot = header.snapshots.get(&id).ok_or(Errno::ENOENT)?;
+    let has_children = !snapshot.children.is_empty();
+    let parent = snapshot.link.as_ref().map(|link| link.parent.clone());
+    let last_link = parent.filter(|parent| !header.links_to(parent, Some(id)));
     drop(state);
     if let Some(parent) = last_link {
         unregister(call, image, &parent)?;
+    }
+    if has_children {
+        return if was_user { Ok(()) } else { Err(Errno::EBUSY) };
     }
     call.state().header_mut(image)?.snapshots.remove(&id);
     call.step()
 }
 
-/// Removes the user snapshot `id`: it moves to the trash namespace first, and stays there while it has children.
-pub(super) fn remove_snapshot(call: &mut Call<'_>, image: &ImageRef, id: SnapshotId) -> Outcome<()> {
-    let mut state = call.state();
-    let header = state.header_mut(image)?;
-    let snapshot = header.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?;
-    if snapshot.protection != Protection::Unprotected {
-        return Err(Errno::EBUSY);
-    }
-    if snapshot.kind == SnapshotKind::User {
-        let name = format!("00000000-0000-4000-8000-{id:012x}");
-        let original_name = std::mem::replace(&mut snapshot.name, name);
-        snapshot.kind = SnapshotKind::Trash { original_name };
-        let parked = !snapshot.children.is_empty();
-        drop(state);
-        call.step()?;
-        if parked {
-            return Ok(());
-        }
-    } else {
-        drop(state);
-    }
-    remove_parked(call, image, id)
-}
-
 /// Cuts the link of the head, and with deep-flatten those of the snapshots. The parent's side goes first, unless
-/// snapshots still hold the link.
+/// snapshots still hold the link. A link with nothing left to read through is only taken off the parent's list.
 pub(super) fn cut_head(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     let state = call.state();
     let header = state.header(image)?;
-    let Some(parent) = header.link.as_ref().map(|link| link.parent.clone()) else { return Ok(()) };
+    let Some(Link { parent, overlap }) = header.link.clone() else { return Ok(()) };
     let deep = header.features.contains(Features::DEEP_FLATTEN);
-    let held = header
-        .snapshots
-        .values()
-        .any(|snapshot| snapshot.link.as_ref().is_some_and(|link| link.parent == parent));
+    let held = !header.snapshots.is_empty();
     drop(state);
     if deep || !held {
         unregister(call, image, &parent)?;
+    }
+    if overlap == 0 {
+        return Ok(());
     }
     let mut state = call.state();
     let header = state.header_mut(image)?;
@@ -175,6 +165,5 @@ pub(super) fn cut_head(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     if deep {
         header.snapshots.values_mut().for_each(|snapshot| snapshot.link = None);
     }
-    drop(state);
     call.step()
 }

@@ -9,6 +9,7 @@
 //! - A call is atomic towards other sessions. A test interleaves sessions between calls ([`Session::on_call`]).
 
 mod bytes;
+mod cloning;
 mod cluster;
 mod create;
 mod data;
@@ -16,6 +17,7 @@ mod image;
 mod inspect;
 mod lineage;
 mod pool;
+mod removal;
 mod session;
 mod state;
 mod transfer;

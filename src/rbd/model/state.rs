@@ -226,6 +226,23 @@ impl State {
         space.trash.get(&*image.id).map(|item| (item.name.clone(), true))
     }
 
+    /// The header of an image as librbd opens it by id: `ENOENT` when it is gone, or when neither the directory nor the
+    /// trash has a name for it.
+    pub(super) fn opened(&self, image: &ImageRef) -> Outcome<&Header> {
+        self.image_name(image).ok_or(Errno::ENOENT)?;
+        self.header(image)
+    }
+
+    /// librbd opens the parents along with an image, all the way up: `ENOENT` when one is gone.
+    pub(super) fn check_parents(&self, link: Option<&Link>) -> Outcome<()> {
+        let mut link = link;
+        while let Some(Link { parent, overlap: 1.. }) = link {
+            let header = self.opened(&parent.image)?;
+            link = header.snapshots.get(&parent.snapshot).ok_or(Errno::ENOENT)?.link.as_ref();
+        }
+        Ok(())
+    }
+
     /// Registers a watch on an image header.
     pub(super) fn watch(&mut self, image: &ImageRef, watch: Watch) -> Outcome<()> {
         self.header_mut(image)?.watches.push(watch);

@@ -1,13 +1,13 @@
 //! The long calls: flatten and copy. Each object they write is one step, and progress counts objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::create::{self, Layout};
 use super::data::Object;
 use super::lineage;
 use super::session::Call;
-use super::state::{ImageRef, Outcome, Place};
-use crate::rbd::{Errno, ImageOptions, Progress, SnapshotId};
+use super::state::{ImageRef, Outcome, Place, State};
+use crate::rbd::{Errno, Features, ImageOptions, Progress, SnapshotId};
 
 /// The objects of a head or snapshot as they read through the parents, by number.
 fn objects(call: &Call<'_>, image: &ImageRef, at: Option<SnapshotId>) -> Outcome<BTreeMap<u64, Object>> {
@@ -24,27 +24,56 @@ fn objects(call: &Call<'_>, image: &ImageRef, at: Option<SnapshotId>) -> Outcome
     Ok(objects)
 }
 
-/// Copies what the head shares into the image, then cuts the link. `EINVAL` when there is none.
+/// Copies what the head shares into the image, then cuts the link; with deep-flatten what the snapshots share too.
+/// `EINVAL` when there is no link.
 pub(super) fn flatten(call: &mut Call<'_>, image: &ImageRef, progress: Progress<'_>) -> Outcome<()> {
-    if call.state().header(image)?.link.is_none() {
+    let state = call.state();
+    let header = state.header(image)?;
+    if header.link.is_none() {
         return Err(Errno::EINVAL);
     }
-    let objects = objects(call, image, None)?;
-    let total = objects.len() as u64;
-    for (done, (number, object)) in (0..).zip(objects) {
+    let mut versions = vec![None];
+    if header.features.contains(Features::DEEP_FLATTEN) {
+        versions.extend(header.snapshots.keys().map(|id| Some(*id)));
+    }
+    let mut numbers = BTreeSet::new();
+    for at in &versions {
+        numbers.extend(state.version(image, *at)?.used_objects()?);
+    }
+    drop(state);
+    let total = numbers.len() as u64;
+    for (done, number) in (0..).zip(numbers) {
         if progress(done, total).is_break() {
             return Err(Errno::ECANCELED);
         }
         let mut state = call.state();
-        if state.header(image)?.content.object(number).is_some() {
-            continue;
+        let mut copied = false;
+        for at in &versions {
+            copied |= copy_up(&mut state, image, *at, number)?;
         }
-        state.check_full(&image.place.pool)?;
-        *state.header_mut(image)?.content.object_mut(number) = object;
         drop(state);
-        call.step()?;
+        if copied {
+            call.step()?;
+        }
     }
     lineage::cut_head(call, image)
+}
+
+/// Copies object `number` of one version up from the parents when it has none; whether it did.
+fn copy_up(state: &mut State, image: &ImageRef, at: Option<SnapshotId>, number: u64) -> Outcome<bool> {
+    let version = state.version(image, at)?;
+    if version.content.object(number).is_some() {
+        return Ok(false);
+    }
+    let Some(object) = version.copied_up(number)? else { return Ok(false) };
+    state.check_full(&image.place.pool)?;
+    let header = state.header_mut(image)?;
+    let content = match at {
+        None => &mut header.content,
+        Some(id) => &mut header.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?.content,
+    };
+    *content.object_mut(number) = object;
+    Ok(true)
 }
 
 /// Copies the head, or the snapshot `at`, into the new image `name`.
