@@ -93,13 +93,14 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// free, or of an image whose removal was interrupted late.
     fn image_id(&self, name: &str) -> Result<Option<String>>;
 
-    /// Every image in the directory. Cost grows with the pool: never on the way of an RPC.
+    /// Every image in the directory, and every removal in progress or interrupted (librbd lists those here, so a name
+    /// can come twice). Cost grows with the pool: never on the way of an RPC.
     fn list_images(&self) -> Result<Vec<ImageEntry>>;
 
     /// The trash entry of the image with this id, if there is one.
     fn trash_get(&self, image_id: &str) -> Result<Option<TrashEntry>>;
 
-    /// Every trash entry. Cost grows with the trash: never on the way of an RPC.
+    /// Every trash entry but removals, which [`Pool::list_images`] has. Cost grows with the trash: never on the way of an RPC.
     fn trash_list(&self) -> Result<Vec<TrashEntry>>;
 
     /// Moves an image to the trash, deferring its removal by `delay_seconds`. Succeeds although other clients have

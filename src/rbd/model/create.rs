@@ -67,7 +67,7 @@ impl Layout {
 }
 
 /// Makes an empty image of `size` bytes. `EEXIST` when the name is taken in the directory or by an id object,
-/// `ENOENT` when the data pool does not exist.
+/// `ENOENT` when the data pool or the namespace does not exist.
 pub(super) fn create(
     call: &mut Call<'_>,
     place: &Place,
@@ -83,6 +83,7 @@ pub(super) fn create(
         }
         features = features.union(Features::DATA_POOL);
     }
+    state.check_registered(place)?;
     let id = state.new_image_id();
     let full = state.check_full(&place.pool);
     let space = state.space(place);

@@ -331,12 +331,12 @@ impl Image for ModelImage {
             };
             let watches = &state.header(&self.image)?.watches;
             let others = watches.iter().filter(|watch| Some((watch.session, watch.cookie)) != own);
-            let watcher = |watch: &Watch| Watcher {
+            let describe = |watch: &Watch| Watcher {
                 address: watch.address.clone(),
                 client: watch.session,
                 cookie: watch.cookie,
             };
-            Ok(others.map(watcher).collect())
+            Ok(others.map(describe).collect())
         })
     }
 

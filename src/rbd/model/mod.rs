@@ -25,6 +25,7 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -55,8 +56,15 @@ impl Model {
 
     /// Makes an empty pool without a quota.
     pub fn create_pool(&self, name: &str) {
-        let pool = PoolState { last_snapshot: 0, quota: None, full: None };
+        let pool = PoolState { last_snapshot: 0, namespaces: BTreeSet::new(), quota: None, full: None };
         self.state().pools.insert(name.to_owned(), pool);
+    }
+
+    /// Registers a RADOS namespace of `pool`, as `rbd namespace create` does, so that images can be created in it.
+    pub fn create_namespace(&self, pool: &str, namespace: &str) {
+        if let Some(pool) = self.state().pools.get_mut(pool) {
+            pool.namespaces.insert(namespace.to_owned());
+        }
     }
 
     /// Connects one client, such as one controller process.

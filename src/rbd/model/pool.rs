@@ -103,11 +103,15 @@ impl Pool for ModelPool {
         })
     }
 
+    /// librbd lists the images being removed along with those in the directory, not with the trash.
     fn list_images(&self) -> Result<Vec<ImageEntry>> {
         self.session.call("list_images", self.object(""), |call| {
             let mut state = call.state();
-            let names = &state.space(&self.place).names;
-            Ok(names.iter().map(|(name, id)| ImageEntry { name: name.clone(), id: id.clone() }).collect())
+            let space = state.space(&self.place);
+            let removing =
+                space.trash.iter().filter(|(_, item)| item.removing).map(|(id, item)| (&item.name, id));
+            let images = space.names.iter().chain(removing);
+            Ok(images.map(|(name, id)| ImageEntry { name: name.clone(), id: id.clone() }).collect())
         })
     }
 
@@ -119,13 +123,16 @@ impl Pool for ModelPool {
 
     fn trash_list(&self) -> Result<Vec<TrashEntry>> {
         self.session.call("trash_list", self.object(""), |call| {
-            Ok(call.state().space(&self.place).trash.iter().map(|(id, item)| entry(id, item)).collect())
+            let mut state = call.state();
+            let trash = state.space(&self.place).trash.iter().filter(|(_, item)| !item.removing);
+            Ok(trash.map(|(id, item)| entry(id, item)).collect())
         })
     }
 
     fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()> {
         let delay = Duration::from_secs(delay_seconds);
-        self.session.call("trash_move", self.object(name), |call| removal::trash(call, &self.place, name, delay))
+        self.session
+            .call("trash_move", self.object(name), |call| removal::trash(call, &self.place, name, delay))
     }
 
     fn trash_restore(&self, image_id: &str, name: &str) -> Result<()> {

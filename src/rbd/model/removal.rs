@@ -100,7 +100,6 @@ fn move_to_trash(
 ) -> Outcome<()> {
     let mut state = call.state();
     let deferred_until = state.now + delay;
-    call.watch(&mut state, &ImageRef::new(place, id));
     let item = TrashItem { name: name.to_owned(), removing, state: TrashState::Moving, deferred_until };
     state.space(place).trash.insert(id.to_owned(), item);
     drop(state);

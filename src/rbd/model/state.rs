@@ -147,6 +147,8 @@ pub(super) struct Space {
 #[derive(Debug, Clone)]
 pub(super) struct PoolState {
     pub(super) last_snapshot: SnapshotId,
+    /// The namespaces in which images may be created, besides the default one.
+    pub(super) namespaces: BTreeSet<String>,
     pub(super) quota: Option<u64>,
     /// What writes that need space fail with.
     pub(super) full: Option<Errno>,
@@ -184,6 +186,13 @@ impl State {
     pub(super) fn tick(&mut self) -> SystemTime {
         self.now += Duration::from_secs(1);
         self.now
+    }
+
+    /// Whether images may be created in a namespace: `ENOENT` when it was never registered.
+    pub(super) fn check_registered(&self, place: &Place) -> Outcome<()> {
+        let pool = self.pools.get(&*place.pool).ok_or(Errno::ENOENT)?;
+        let registered = place.namespace.is_empty() || pool.namespaces.contains(&*place.namespace);
+        if registered { Ok(()) } else { Err(Errno::ENOENT) }
     }
 
     /// What a write that needs space in `pool` fails with, if anything.
