@@ -3,8 +3,22 @@
 //! - [`proto`]: the types, clients and servers generated from `proto/csi/v1/csi.proto`.
 //! - [`endpoint`]: the address of a CSI socket.
 //! - [`server`]: the socket, from binding to a graceful end; every RPC it serves is logged.
+//! - [`identity`], [`controller`]: the services, with one file per RPC where there is something to it.
+//! - [`config`], [`parameters`], [`ids`], [`validate`]: everything that comes from outside, checked before use.
+//! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without hanging its caller.
+//! - [`status`]: the one table from errors to answers.
 
+pub mod clusters;
+pub mod config;
+pub mod controller;
+mod deadline;
 pub mod endpoint;
+pub mod identity;
+pub mod ids;
+pub mod operations;
+pub mod parameters;
 pub mod proto;
 mod rpc_log;
 pub mod server;
+pub mod status;
+pub mod validate;

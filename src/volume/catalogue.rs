@@ -219,6 +219,9 @@ impl Cursor {
     }
 }
 
+/// A part of a listing: records with their keys, and where to go on if there are more.
+pub type Page<R> = (Vec<(String, Stored<R>)>, Option<Cursor>);
+
 /// The catalogue of one driver instance in one pool and namespace.
 #[derive(Debug, Clone)]
 pub struct Catalogue {
@@ -356,11 +359,7 @@ impl Catalogue {
 
     /// At most `limit` records (0: as many as there are) after `cursor`, each with its key, in a stable order; and
     /// where to go on if there are more. Records that come and go meanwhile neither hide nor repeat others.
-    pub fn list<R: Record>(
-        &self,
-        cursor: &Cursor,
-        limit: usize,
-    ) -> Result<(Vec<(String, Stored<R>)>, Option<Cursor>)> {
+    pub fn list<R: Record>(&self, cursor: &Cursor, limit: usize) -> Result<Page<R>> {
         let mut found = Vec::new();
         let mut last = cursor.clone();
         for shard in cursor.shard..SHARDS {

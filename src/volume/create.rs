@@ -405,7 +405,7 @@ impl Volumes {
         let mode = if grows || flatten_clone { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
         let image = self.pool.open_image(ImageKey::Name(&request.image), mode)?;
         let id = image.id()?;
-        self.verify_link(&*image, &id, parent, &*source, &snapshot)?;
+        verify_link(&*image, &id, parent, &*source, &snapshot)?;
         if grows {
             grow(&*image, record.size)?;
         }
@@ -413,30 +413,6 @@ impl Volumes {
             self.flatten(&*image, &self.spec(&request.image))?;
         }
         self.describe(request, Volume { image_id: Some(id), ..record })
-    }
-
-    /// Both ends of a new link must be there: a clone without it reads as zeros, a parent without it can be removed.
-    fn verify_link(
-        &self,
-        image: &dyn Image,
-        id: &str,
-        parent: &Parent,
-        source: &dyn Image,
-        snapshot: &Snapshot,
-    ) -> Result<()> {
-        let upwards = image
-            .parent(None)?
-            .is_some_and(|link| link.image_id == parent.image_id && link.snapshot_id == snapshot.id);
-        let downwards = source.children(Some(snapshot.id))?.iter().any(|child| child.image_id == id);
-        if upwards && downwards {
-            return Ok(());
-        }
-        Err(Error::Conflict(format!(
-            "the link of {} to {}@{}",
-            image.name()?,
-            parent.image_id,
-            snapshot.name
-        )))
     }
 
     /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers whether
@@ -525,6 +501,24 @@ impl Parent {
             .is_some_and(|stored| !stored.record.published.is_empty());
         Ok(published || !image.watchers()?.is_empty())
     }
+}
+
+/// Both ends of a new link must be there: a clone without it reads as zeros, a parent without it can be removed.
+fn verify_link(
+    image: &dyn Image,
+    id: &str,
+    parent: &Parent,
+    source: &dyn Image,
+    snapshot: &Snapshot,
+) -> Result<()> {
+    let upwards = image
+        .parent(None)?
+        .is_some_and(|link| link.image_id == parent.image_id && link.snapshot_id == snapshot.id);
+    let downwards = source.children(Some(snapshot.id))?.iter().any(|child| child.image_id == id);
+    if upwards && downwards {
+        return Ok(());
+    }
+    Err(Error::Conflict(format!("the link of {} to {}@{}", image.name()?, parent.image_id, snapshot.name)))
 }
 
 fn grow(image: &dyn Image, size: u64) -> Result<()> {

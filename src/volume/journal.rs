@@ -121,7 +121,7 @@ impl Journal {
                     Ok(versioned) => entries.push(Entry { suspect: versioned.suspect, key, bytes }),
                     // Left alone for the driver that wrote it: unknown is never treated as absent.
                     Err(error) => {
-                        tracing::warn!(key, %error, "a journal entry cannot be read and is left alone")
+                        tracing::warn!(key, %error, "a journal entry cannot be read and is left alone");
                     }
                 }
             }

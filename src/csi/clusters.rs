@@ -1,0 +1,184 @@
+//! From a request's secrets and a volume's location to a connection and its pool.
+
+use super::config::{self, Config};
+use super::ids::Location;
+use super::operations::Operation;
+use super::status::Scope;
+use crate::rbd::ceph::{ConnectOptions, Timeouts};
+use crate::rbd::{self, Errno, Key, Monitor, Pool};
+use crate::volume::{Activity, Volumes};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tonic::Status;
+
+/// How connections are made: pooled ones to Ceph, or to the in-memory model in tests.
+pub type Connect = Box<dyn Fn(&ConnectOptions) -> rbd::Result<Arc<dyn rbd::Cluster>> + Send + Sync>;
+
+/// How long the monitors of a cluster are handed out without asking again.
+const MONITORS_FRESH: Duration = Duration::from_mins(1);
+
+/// The clusters of the configuration, and how to reach them.
+pub struct Clusters {
+    config: Config,
+    instance: String,
+    connect: Connect,
+    timeouts: Timeouts,
+    monitors: Mutex<HashMap<String, (Instant, Vec<Monitor>)>>,
+}
+
+impl std::fmt::Debug for Clusters {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Clusters").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+/// A user's name and key, from a request's secrets or from the configuration.
+#[derive(Debug)]
+pub struct Credentials {
+    user: String,
+    key: Key,
+}
+
+/// A pool as one request reached it.
+#[derive(Debug)]
+pub struct Access {
+    /// As whom and where, for the answers.
+    pub scope: Scope,
+    /// The volumes there.
+    pub volumes: Volumes,
+}
+
+impl Clusters {
+    /// The clusters of `config`, for the driver instance `instance`.
+    pub fn new(config: Config, instance: &str, timeouts: Timeouts, connect: Connect) -> Clusters {
+        Clusters { config, instance: instance.to_string(), connect, timeouts, monitors: Mutex::default() }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The credentials for a request on `cluster`: its secrets, else the driver's own from the configuration.
+    /// `UNAUTHENTICATED` when there are none.
+    pub fn credentials(
+        &self,
+        cluster: &config::Cluster,
+        secrets: &BTreeMap<String, String>,
+    ) -> Result<Credentials, Status> {
+        let secret = |name: &str| secrets.get(name).filter(|value| !value.is_empty());
+        match (secret("userID"), secret("userKey")) {
+            (Some(user), Some(key)) => Ok(Credentials { user: user.clone(), key: Key::new(key) }),
+            (None, None) if secrets.is_empty() => own_credentials(cluster)?.ok_or_else(|| {
+                Status::unauthenticated(format!(
+                    "the request has no secrets and the cluster {:?} has no userID and keyFile in the configuration: name a \
+                     secret with userID and userKey in the StorageClass or snapshot class",
+                    cluster.cluster_id
+                ))
+            }),
+            (user, _) => Err(Status::unauthenticated(format!(
+                "the secret lacks {}: it needs userID (without \"client.\") and userKey",
+                if user.is_none() { "userID" } else { "userKey" }
+            ))),
+        }
+    }
+
+    /// Connects and opens the pool. Blocks for as long as the timeouts say.
+    pub fn access(
+        &self,
+        location: &Location,
+        credentials: Credentials,
+        activity: Arc<Activity>,
+    ) -> Result<Access, Status> {
+        let scope = Scope { user: credentials.user.clone(), location: location.clone() };
+        let config = super::parameters::cluster(&self.config, &location.cluster)?;
+        activity.begin("connecting to Ceph");
+        let cluster = self.connect(config, credentials).map_err(|error| scope.connection_status(&error))?;
+        activity.begin("");
+        let pool = cluster.pool(&location.pool, &location.namespace).map_err(|error| match error.errno {
+            Errno::ENOENT => Status::invalid_argument(format!(
+                "the pool {} does not exist in the cluster {}: create it, or correct the parameter pool",
+                location.pool, location.cluster
+            )),
+            _ => scope.connection_status(&error),
+        })?;
+        Ok(Access { scope, volumes: Volumes::new(pool, &self.instance, activity) })
+    }
+
+    fn connect(
+        &self,
+        cluster: &config::Cluster,
+        credentials: Credentials,
+    ) -> rbd::Result<Arc<dyn rbd::Cluster>> {
+        (self.connect)(&ConnectOptions {
+            monitors: cluster.monitors.clone(),
+            ceph_conf: cluster.ceph_conf.clone(),
+            user: credentials.user,
+            key: Some(credentials.key),
+            timeouts: self.timeouts,
+        })
+    }
+
+    /// The pools that the configuration names with credentials of the driver's own, for work at start-up.
+    pub fn own_pools(&self) -> Vec<Location> {
+        let with_own_user = self.config.clusters.values().filter(|cluster| cluster.user_id.is_some());
+        with_own_user
+            .flat_map(|cluster| {
+                cluster.pools.iter().map(|pool| {
+                    let (pool, namespace) =
+                        pool.split_once('/').unwrap_or((pool, cluster.default_namespace()));
+                    Location {
+                        cluster: cluster.cluster_id.clone(),
+                        pool: pool.to_string(),
+                        namespace: namespace.to_string(),
+                    }
+                })
+            })
+            .collect()
+    }
+
+    /// The live monitors of the cluster `pool` is in; known ones are handed out for a minute, and for as long as the
+    /// cluster's monitors do not answer.
+    pub fn monitors(&self, cluster: &str, pool: &dyn Pool) -> rbd::Result<Vec<Monitor>> {
+        let known = self.monitors.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned();
+        if let Some((since, monitors)) = &known
+            && since.elapsed() < MONITORS_FRESH
+        {
+            return Ok(monitors.clone());
+        }
+        match (pool.cluster().monitors(), known) {
+            (Ok(monitors), _) => {
+                let mut table = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
+                table.insert(cluster.to_string(), (Instant::now(), monitors.clone()));
+                Ok(monitors)
+            }
+            (Err(error), Some((_, monitors))) => {
+                tracing::warn!(cluster, %error, "the monitors do not answer; nodes get those known before");
+                Ok(monitors)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
+/// The driver's own user on `cluster`, if the configuration names one. The key file is read anew each time, so that a
+/// rotated key needs no restart.
+fn own_credentials(cluster: &config::Cluster) -> Result<Option<Credentials>, Status> {
+    let (Some(user), Some(file)) = (&cluster.user_id, &cluster.key_file) else {
+        return Ok(None);
+    };
+    match std::fs::read_to_string(file) {
+        Ok(key) => Ok(Some(Credentials { user: user.clone(), key: Key::new(&key) })),
+        Err(error) => Err(Status::failed_precondition(format!(
+            "cannot read the keyFile {} of the cluster {:?}: {error}",
+            file.display(),
+            cluster.cluster_id
+        ))),
+    }
+}
+
+/// The operation `rpc` on `keys` at `location`, told apart from others by `request`, which must not hold secrets.
+pub fn operation(rpc: &'static str, location: &Location, keys: Vec<String>, request: String) -> Operation {
+    Operation { rpc, cluster: location.cluster.clone(), keys, request }
+}

@@ -1,0 +1,150 @@
+use super::ControllerService;
+use crate::csi::clusters::operation;
+use crate::csi::ids::{Location, SnapshotId, VolumeId};
+use crate::csi::parameters::{self, VolumeParameters};
+use crate::csi::proto::volume_content_source::{self, SnapshotSource};
+use crate::csi::proto::{CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource};
+use crate::csi::validate;
+use crate::volume::catalogue::{self, Source};
+use crate::volume::{CreateVolume, Sizes, VolumeSource, names};
+use tonic::{Request, Response, Status};
+
+/// Bytes of a sector: block devices have a whole number of them.
+const SECTOR: u64 = 512;
+
+impl ControllerService {
+    /// CreateVolume: idempotent by name within a pool and namespace.
+    pub(super) async fn handle_create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        let (location, create) = self.volume_to_create(&request)?;
+        let credentials = self.credentials(&location, &request.secrets)?;
+        let operation = operation(
+            "CreateVolume",
+            &location,
+            vec![format!("volume {}", create.id)],
+            format!("{} {:?} {:?}", create.digest, create.sizes, create.source),
+        );
+        let record = self
+            .run(operation, deadline, location, credentials, move |access, _| access.volumes.create(&create))
+            .await?;
+        Ok(Response::new(CreateVolumeResponse { volume: Some(volume(&record)) }))
+    }
+
+    fn volume_to_create(&self, request: &CreateVolumeRequest) -> Result<(Location, CreateVolume), Status> {
+        validate::name(&request.name)?;
+        validate::capabilities(&request.volume_capabilities)?;
+        validate::map("parameters", &request.parameters)?;
+        validate::map("mutable_parameters", &request.mutable_parameters)?;
+        if let Some(key) = parameters::compared(&request.mutable_parameters).keys().next() {
+            return Err(Status::invalid_argument(format!("unknown mutable parameter {key:?}")));
+        }
+        let sizes = whole_sectors(validate::sizes(request.capacity_range.as_ref())?)?;
+        let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
+        let source =
+            request.volume_content_source.as_ref().map(|source| self::source(source, &class)).transpose()?;
+        let image = names::rbd_name(&class.prefix, &request.name, class.location.room());
+
+        let mut context = class.context;
+        context.insert("imageName".to_string(), image.clone());
+        let content_source = match source {
+            None => "none",
+            Some(VolumeSource::Snapshot { .. }) => "snapshot",
+            Some(VolumeSource::Volume { .. }) => "volume",
+        };
+        context.insert("contentSource".to_string(), content_source.to_string());
+        validate::map("the volume context made of the parameters", &context)?;
+
+        let mut capabilities: Vec<_> = request.volume_capabilities.iter().map(|c| format!("{c:?}")).collect();
+        capabilities.sort();
+        capabilities.dedup();
+        let compared = parameters::compared(&request.parameters);
+        let create = CreateVolume {
+            id: VolumeId { location: class.location.clone(), image: image.clone() }.to_string(),
+            name: request.name.clone(),
+            image,
+            sizes,
+            source,
+            digest: names::digest(&format!("{compared:?} {capabilities:?}")),
+            policy: class.policy,
+            options: class.options,
+            delete_with_snapshots: class.delete_with_snapshots,
+            context,
+        };
+        Ok((class.location, create))
+    }
+}
+
+/// Rounds up to whole sectors where the limit allows it.
+pub(super) fn whole_sectors(sizes: Sizes) -> Result<Sizes, Status> {
+    let required = sizes.required.next_multiple_of(SECTOR);
+    if sizes.limit != 0 && required > sizes.limit {
+        return Err(Status::out_of_range(format!(
+            "a volume has a whole number of {SECTOR}-byte sectors, and none has from {} to {} bytes",
+            sizes.required, sizes.limit
+        )));
+    }
+    if i64::try_from(required).is_err() {
+        return Err(Status::out_of_range(format!(
+            "{} bytes are more than a volume can have",
+            sizes.required
+        )));
+    }
+    Ok(Sizes { required, ..sizes })
+}
+
+/// Where the source is. An id that does not parse is a source that cannot exist.
+fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<VolumeSource, Status> {
+    let gone = |id: &str| Status::not_found(format!("the source {id:?} does not exist"));
+    let source = match &source.r#type {
+        Some(volume_content_source::Type::Volume(volume)) => {
+            validate::required("source volume_id", &volume.volume_id)?;
+            let id = VolumeId::parse(&volume.volume_id).ok_or_else(|| gone(&volume.volume_id))?;
+            let VolumeId { location: Location { cluster, pool, namespace }, image } = id;
+            (cluster, VolumeSource::Volume { id: volume.volume_id.clone(), pool, namespace, image })
+        }
+        Some(volume_content_source::Type::Snapshot(snapshot)) => {
+            validate::required("source snapshot_id", &snapshot.snapshot_id)?;
+            let id = SnapshotId::parse(&snapshot.snapshot_id).ok_or_else(|| gone(&snapshot.snapshot_id))?;
+            let SnapshotId { location: Location { cluster, pool, namespace }, image_id, snapshot: name } = id;
+            let id = snapshot.snapshot_id.clone();
+            (cluster, VolumeSource::Snapshot { id, pool, namespace, image_id, snapshot: name })
+        }
+        None => {
+            return Err(Status::invalid_argument("volume_content_source has no type: volume or snapshot"));
+        }
+    };
+    if source.0 != class.location.cluster {
+        return Err(Status::invalid_argument(format!(
+            "the source is in the cluster {}, the volume is to be in {}: clones cannot cross clusters",
+            source.0, class.location.cluster
+        )));
+    }
+    Ok(source.1)
+}
+
+/// A record as the wire has it.
+fn volume(record: &catalogue::Volume) -> Volume {
+    let content_source = record.source.as_ref().map(|source| {
+        let kind = match source {
+            Source::Volume(id) => volume_content_source::Type::Volume(volume_content_source::VolumeSource {
+                volume_id: id.clone(),
+            }),
+            Source::Snapshot(id) => {
+                volume_content_source::Type::Snapshot(SnapshotSource { snapshot_id: id.clone() })
+            }
+        };
+        VolumeContentSource { r#type: Some(kind) }
+    });
+    Volume {
+        // Sizes that do not fit were refused when the volume was asked for.
+        capacity_bytes: i64::try_from(record.size).unwrap_or(i64::MAX),
+        volume_id: record.id.clone(),
+        volume_context: record.context.clone(),
+        content_source,
+        accessible_topology: Vec::new(),
+    }
+}

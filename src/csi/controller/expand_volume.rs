@@ -1,0 +1,44 @@
+use super::ControllerService;
+use crate::csi::clusters::operation;
+use crate::csi::ids::VolumeId;
+use crate::csi::proto::{ControllerExpandVolumeRequest, ControllerExpandVolumeResponse};
+use crate::csi::validate;
+use tonic::{Request, Response, Status};
+
+impl ControllerService {
+    /// ControllerExpandVolume: grows, never shrinks.
+    pub(super) async fn handle_expand_volume(
+        &self,
+        request: Request<ControllerExpandVolumeRequest>,
+    ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        validate::required("volume_id", &request.volume_id)?;
+        if request.capacity_range.is_none() {
+            return Err(Status::invalid_argument("capacity_range is missing"));
+        }
+        if let Some(capability) = &request.volume_capability {
+            validate::capability(capability)?;
+        }
+        let sizes = super::create_volume::whole_sectors(validate::sizes(request.capacity_range.as_ref())?)?;
+        let id = VolumeId::parse(&request.volume_id)
+            .ok_or_else(|| Status::not_found(format!("the volume {:?} does not exist", request.volume_id)))?;
+        let credentials = self.credentials(&id.location, &request.secrets)?;
+        let operation = operation(
+            "ControllerExpandVolume",
+            &id.location,
+            vec![format!("volume {id}")],
+            format!("{sizes:?}"),
+        );
+        let size = self
+            .run(operation, deadline, id.location, credentials, move |access, _| {
+                access.volumes.grow(&id.image, sizes)
+            })
+            .await?;
+        Ok(Response::new(ControllerExpandVolumeResponse {
+            capacity_bytes: i64::try_from(size).unwrap_or(i64::MAX),
+            // A filesystem must grow, and the device under a block volume must learn of its new size.
+            node_expansion_required: true,
+        }))
+    }
+}

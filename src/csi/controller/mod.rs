@@ -1,0 +1,222 @@
+//! The controller service: volumes and snapshots, asked for over the wire.
+//!
+//! Each RPC is in the file of its name. A handler checks the whole request before anything is touched, turns it into the
+//! words of [`crate::volume`], runs it as an [operation](super::operations) and turns the outcome into an answer.
+
+mod create_volume;
+mod delete_volume;
+mod expand_volume;
+mod publish_volume;
+mod snapshots;
+mod validate_capabilities;
+
+use super::clusters::{Access, Clusters, Credentials};
+use super::deadline;
+use super::ids::Location;
+use super::operations::{Operation, Operations};
+use super::proto::controller_server::Controller;
+use super::proto::controller_service_capability::{Rpc, Type, rpc};
+#[allow(clippy::wildcard_imports, reason = "the service speaks nearly every message there is")]
+use super::proto::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// What the controller service can do, all of it implemented here.
+const CAPABILITIES: &[rpc::Type] = &[
+    rpc::Type::CreateDeleteVolume,
+    rpc::Type::PublishUnpublishVolume,
+    rpc::Type::PublishReadonly,
+    rpc::Type::CreateDeleteSnapshot,
+    rpc::Type::CloneVolume,
+    rpc::Type::ExpandVolume,
+    rpc::Type::SingleNodeMultiWriter,
+];
+
+/// The controller service of one driver.
+#[derive(Debug, Clone)]
+pub struct ControllerService {
+    clusters: Arc<Clusters>,
+    operations: Operations,
+    nodes: Arc<BTreeSet<String>>,
+    timeout: Duration,
+}
+
+impl ControllerService {
+    /// A service over `clusters`. `nodes` are the ids volumes may be published to, any when empty; `timeout` is for requests
+    /// that bring no deadline of their own.
+    pub fn new(clusters: Arc<Clusters>, nodes: BTreeSet<String>, timeout: Duration) -> ControllerService {
+        ControllerService { clusters, operations: Operations::default(), nodes: Arc::new(nodes), timeout }
+    }
+
+    fn deadline<T>(&self, request: &Request<T>) -> Duration {
+        deadline::of(request.metadata(), self.timeout)
+    }
+
+    /// The credentials for a request about something at `location`.
+    fn credentials(
+        &self,
+        location: &Location,
+        secrets: &BTreeMap<String, String>,
+    ) -> Result<Credentials, Status> {
+        self.clusters
+            .credentials(super::parameters::cluster(self.clusters.config(), &location.cluster)?, secrets)
+    }
+
+    /// Runs `work` on the volumes at `location` as an operation in flight.
+    async fn run<T, F>(
+        &self,
+        operation: Operation,
+        deadline: Duration,
+        location: Location,
+        credentials: Credentials,
+        work: F,
+    ) -> Result<T, Status>
+    where
+        T: Clone + Send + Sync + 'static,
+        F: FnOnce(&Access, &Clusters) -> crate::volume::Result<T> + Send + 'static,
+    {
+        let clusters = self.clusters.clone();
+        self.operations
+            .run(operation, deadline, move |activity| {
+                let access = clusters.access(&location, credentials, activity)?;
+                work(&access, &clusters).map_err(|error| access.scope.status(&error))
+            })
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl Controller for ControllerService {
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
+        self.handle_create_volume(request).await
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        self.handle_delete_volume(request).await
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        request: Request<ControllerPublishVolumeRequest>,
+    ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
+        self.handle_publish_volume(request).await
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        request: Request<ControllerUnpublishVolumeRequest>,
+    ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
+        self.handle_unpublish_volume(request).await
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: Request<ValidateVolumeCapabilitiesRequest>,
+    ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
+        self.handle_validate_capabilities(request).await
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<CreateSnapshotResponse>, Status> {
+        self.handle_create_snapshot(request).await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        self.handle_delete_snapshot(request).await
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        request: Request<ControllerExpandVolumeRequest>,
+    ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        self.handle_expand_volume(request).await
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _request: Request<ControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
+        let capability = |kind: &rpc::Type| ControllerServiceCapability {
+            r#type: Some(Type::Rpc(Rpc { r#type: (*kind).into() })),
+        };
+        Ok(Response::new(ControllerGetCapabilitiesResponse {
+            capabilities: CAPABILITIES.iter().map(capability).collect(),
+        }))
+    }
+
+    async fn list_volumes(
+        &self,
+        _request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        Err(not_advertised("ListVolumes"))
+    }
+
+    async fn controller_list_volume_health(
+        &self,
+        _request: Request<ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
+        Err(not_advertised("ControllerListVolumeHealth"))
+    }
+
+    async fn controller_get_volume_health(
+        &self,
+        _request: Request<ControllerGetVolumeHealthRequest>,
+    ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
+        Err(not_advertised("ControllerGetVolumeHealth"))
+    }
+
+    async fn get_capacity(
+        &self,
+        _request: Request<GetCapacityRequest>,
+    ) -> Result<Response<GetCapacityResponse>, Status> {
+        Err(not_advertised("GetCapacity"))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        Err(not_advertised("ListSnapshots"))
+    }
+
+    async fn get_snapshot(
+        &self,
+        _request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<GetSnapshotResponse>, Status> {
+        Err(not_advertised("GetSnapshot"))
+    }
+
+    async fn controller_get_volume(
+        &self,
+        _request: Request<ControllerGetVolumeRequest>,
+    ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
+        Err(not_advertised("ControllerGetVolume"))
+    }
+
+    async fn controller_modify_volume(
+        &self,
+        _request: Request<ControllerModifyVolumeRequest>,
+    ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
+        Err(not_advertised("ControllerModifyVolume"))
+    }
+}
+
+/// The answer for RPCs whose capability this driver does not advertise.
+fn not_advertised(rpc: &str) -> Status {
+    Status::unimplemented(format!(
+        "{rpc} is not among this driver's capabilities, see ControllerGetCapabilities"
+    ))
+}

@@ -1,0 +1,154 @@
+//! The identity service: who the driver is, what it can do, and whether its clusters answer.
+//!
+//! Nothing here waits for Ceph: sidecars ask before anything else and give up quickly. Whether the clusters answer is found
+//! out in the background, by connecting to a monitor's port, and Probe says what was found last.
+
+use super::config::Cluster;
+use super::proto::identity_server::Identity;
+use super::proto::plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion};
+use super::proto::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
+    PluginCapability, ProbeRequest, ProbeResponse,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// How often the monitors are tried.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// How long a monitor may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The ports a monitor without one listens on, msgr2's first.
+const MONITOR_PORTS: [u16; 2] = [3300, 6789];
+
+/// The identity service of one driver.
+#[derive(Debug, Clone)]
+pub struct IdentityService {
+    name: String,
+    ready: Arc<AtomicBool>,
+}
+
+impl IdentityService {
+    /// A service for the driver `name` that is always ready: a node plugin, which Ceph trouble must never restart.
+    pub fn always_ready(name: &str) -> IdentityService {
+        IdentityService { name: name.to_string(), ready: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// A service for the driver `name` that is ready while a monitor of each cluster accepts connections. Watches them on the
+    /// current runtime for as long as the service lives.
+    pub fn watching(name: &str, clusters: Vec<Cluster>) -> IdentityService {
+        let ready = Arc::new(AtomicBool::new(false));
+        let watched = Arc::downgrade(&ready);
+        tokio::spawn(async move {
+            loop {
+                let mut all = true;
+                for cluster in &clusters {
+                    let answers = answers(cluster).await;
+                    if !answers {
+                        tracing::warn!(cluster = cluster.cluster_id, "no monitor accepts connections");
+                    }
+                    all &= answers;
+                }
+                let Some(ready) = watched.upgrade() else { return };
+                ready.store(all, Ordering::Relaxed);
+                drop(ready);
+                tokio::time::sleep(INTERVAL).await;
+            }
+        });
+        IdentityService { name: name.to_string(), ready }
+    }
+}
+
+/// Whether a monitor of the cluster accepts a connection. A cluster known by its ceph.conf alone counts as answering: its
+/// monitors are librados' business.
+async fn answers(cluster: &Cluster) -> bool {
+    let addresses: Vec<_> = cluster.monitors.iter().flat_map(|monitor| addresses(monitor)).collect();
+    if addresses.is_empty() {
+        return true;
+    }
+    for address in addresses {
+        if let Ok(Ok(_)) = tokio::time::timeout(PATIENCE, tokio::net::TcpStream::connect(&address)).await {
+            return true;
+        }
+    }
+    false
+}
+
+/// The `host:port`s of one `mon_host` entry: `host`, `host:port`, `[v2:host:port,v1:host:port]`, IPv6 hosts in brackets.
+fn addresses(monitor: &str) -> Vec<String> {
+    let inner = monitor.strip_prefix("[v").and_then(|_| monitor.strip_prefix('[')?.strip_suffix(']'));
+    let mut found = Vec::new();
+    for part in inner.unwrap_or(monitor).split(',') {
+        let address = part.strip_prefix("v2:").or_else(|| part.strip_prefix("v1:")).unwrap_or(part);
+        // A nonce may follow.
+        let address = address.split('/').next().unwrap_or(address);
+        let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
+            port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
+        });
+        if has_port {
+            found.push(address.to_string());
+        } else {
+            found.extend(MONITOR_PORTS.map(|port| format!("{address}:{port}")));
+        }
+    }
+    found
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn get_plugin_info(
+        &self,
+        _request: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        Ok(Response::new(GetPluginInfoResponse {
+            name: self.name.clone(),
+            vendor_version: env!("CARGO_PKG_VERSION").to_string(),
+            manifest: BTreeMap::new(),
+        }))
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _request: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        // The same from every instance of one version, node plugins too: the specification demands it.
+        let capabilities = vec![
+            PluginCapability {
+                r#type: Some(Type::Service(Service { r#type: service::Type::ControllerService.into() })),
+            },
+            PluginCapability {
+                r#type: Some(Type::VolumeExpansion(VolumeExpansion {
+                    r#type: volume_expansion::Type::Online.into(),
+                })),
+            },
+        ];
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
+    }
+
+    async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        Ok(Response::new(ProbeResponse { ready: Some(self.ready.load(Ordering::Relaxed)) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::addresses;
+
+    #[test]
+    fn every_form_of_a_monitor_is_understood() {
+        for (monitor, expected) in [
+            ("10.0.0.1", &["10.0.0.1:3300", "10.0.0.1:6789"][..]),
+            ("10.0.0.1:6789", &["10.0.0.1:6789"]),
+            ("mon.example:3300", &["mon.example:3300"]),
+            ("[v2:10.0.0.1:3300,v1:10.0.0.1:6789]", &["10.0.0.1:3300", "10.0.0.1:6789"]),
+            ("[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0]", &["10.0.0.1:3300", "10.0.0.1:6789"]),
+            ("[v2:[::1]:3300,v1:[::1]:6789]", &["[::1]:3300", "[::1]:6789"]),
+            ("[::1]:6789", &["[::1]:6789"]),
+            ("[::1]", &["[::1]:3300", "[::1]:6789"]),
+        ] {
+            assert_eq!(addresses(monitor), expected, "{monitor}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Volume and snapshot ids: what the orchestrator keeps, and a person can read.
+//!
+//! A volume id is `<clusterID>/<pool>[/<namespace>]/<image>`: the part after the cluster is the RBD image spec. A snapshot id is
+//! `<clusterID>/<pool>[/<namespace>]/<image id>@<snapshot>`: the image's id survives the rename of a silent parent.
+//!
+//! The grammar is strict, so no part of an id can name a path, an option or another object. An id that does not parse is
+//! an id that cannot exist.
+
+use std::fmt;
+
+/// Bytes an id may have (the CSI specification's limit for strings).
+pub const MAX_BYTES: usize = 128;
+
+/// The cluster, pool and RADOS namespace something is in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Location {
+    /// The `clusterID` of the configuration.
+    pub cluster: String,
+    /// The pool's name.
+    pub pool: String,
+    /// The RADOS namespace, "" for the default one.
+    pub namespace: String,
+}
+
+/// The id of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct VolumeId {
+    /// Where its image is.
+    pub location: Location,
+    /// The image's name.
+    pub image: String,
+}
+
+/// The id of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SnapshotId {
+    /// Where its image is.
+    pub location: Location,
+    /// The image's id.
+    pub image_id: String,
+    /// The snapshot's name.
+    pub snapshot: String,
+}
+
+impl Location {
+    fn parse(text: &str) -> Option<(Location, &str)> {
+        if text.len() > MAX_BYTES {
+            return None;
+        }
+        let mut parts = text.split('/');
+        let (cluster, pool) = (parts.next()?, parts.next()?);
+        let third = parts.next()?;
+        let (namespace, last) = match parts.next() {
+            None => ("", third),
+            Some(_) if third.is_empty() => return None,
+            Some(last) => (third, last),
+        };
+        let whole = parts.next().is_none() && is_name(cluster) && is_name(pool);
+        (whole && (namespace.is_empty() || is_name(namespace))).then(|| {
+            let location = Location {
+                cluster: cluster.to_string(),
+                pool: pool.to_string(),
+                namespace: namespace.to_string(),
+            };
+            (location, last)
+        })
+    }
+
+    /// Bytes that are left for an image's name in a volume id here.
+    pub fn room(&self) -> usize {
+        MAX_BYTES.saturating_sub(self.to_string().len() + 1)
+    }
+}
+
+impl VolumeId {
+    /// Reads a volume id; `None` when it is none.
+    pub fn parse(text: &str) -> Option<VolumeId> {
+        let (location, image) = Location::parse(text)?;
+        is_name(image).then(|| VolumeId { location, image: image.to_string() })
+    }
+}
+
+impl SnapshotId {
+    /// Reads a snapshot id; `None` when it is none.
+    pub fn parse(text: &str) -> Option<SnapshotId> {
+        let (location, rest) = Location::parse(text)?;
+        let (image_id, snapshot) = rest.split_once('@')?;
+        (is_name(image_id) && is_name(snapshot)).then(|| SnapshotId {
+            location,
+            image_id: image_id.to_string(),
+            snapshot: snapshot.to_string(),
+        })
+    }
+}
+
+/// Whether `text` can be a cluster id, a pool, a namespace, an image or a snapshot in an id.
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text != "."
+        && text != ".."
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.cluster, self.pool)?;
+        if self.namespace.is_empty() { Ok(()) } else { write!(formatter, "/{}", self.namespace) }
+    }
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.location, self.image)
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}@{}", self.location, self.image_id, self.snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ids_read_as_image_specs() {
+        let id = VolumeId::parse("prod/rbd/csi-pvc-1").unwrap();
+        assert_eq!((id.location.namespace.as_str(), id.image.as_str()), ("", "csi-pvc-1"));
+        let id = SnapshotId::parse("prod/rbd/tenant/10ab@csi-snap-1").unwrap();
+        assert_eq!((id.location.namespace.as_str(), id.image_id.as_str()), ("tenant", "10ab"));
+    }
+
+    #[test]
+    fn what_cannot_exist_does_not_parse() {
+        for text in [
+            "",
+            "fake-vol-id",
+            "a/b",
+            "a/b/c/d/e",
+            "a//c",
+            "a/b//c",
+            "a/b/",
+            "/a/b",
+            "a/b/..",
+            "a/../c",
+            "a/b/c@d",
+            "a/b/c d",
+            "a/b/c,d",
+            "a/b/c\n",
+            &format!("a/b/{}", "c".repeat(MAX_BYTES)),
+        ] {
+            assert_eq!(VolumeId::parse(text), None, "{text:?}");
+        }
+        for text in ["a/b/c", "a/b/@s", "a/b/c@", "a/b/c@d@e", "a/b/c@d/e"] {
+            assert_eq!(SnapshotId::parse(text), None, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_printing_gives_the_text_back(text in "[a-c/@.]{0,20}|.{0,140}") {
+            if let Some(id) = VolumeId::parse(&text) {
+                prop_assert_eq!(id.to_string(), text.clone());
+            }
+            if let Some(id) = SnapshotId::parse(&text) {
+                prop_assert_eq!(id.to_string(), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! StorageClass and VolumeSnapshotClass parameters, checked before anything is done with them.
+//!
+//! Names are ceph-csi's wherever both have the thing. An unknown name is refused with the nearest known one, since a typing
+//! mistake would otherwise change silently what users get. `csi.storage.k8s.io/*` keys, which sidecars add as they are
+//! configured, are always tolerated and never compared.
+
+use super::config::{Cluster, Config};
+use super::ids::{self, Location};
+use crate::rbd::{CloneFormat, Features, ImageOptions};
+use crate::volume::{DeleteWithSnapshots, FlattenTarget, Policy};
+use std::collections::BTreeMap;
+use tonic::Status;
+
+/// Parameters as they come in a request.
+pub type Parameters = BTreeMap<String, String>;
+
+/// Names of volume parameters, for suggestions.
+const VOLUME_PARAMETERS: &[&str] = &[
+    "clusterID",
+    "pool",
+    "dataPool",
+    "radosNamespace",
+    "imageFeatures",
+    "mounter",
+    "mapOptions",
+    "unmapOptions",
+    "mkfsOptions",
+    "objectSize",
+    "stripeUnit",
+    "stripeCount",
+    "volumeNamePrefix",
+    "maxCloneDepth",
+    "flattenTarget",
+    "flattenOnRestore",
+    "deleteWithSnapshots",
+    "cloneFormat",
+];
+
+/// Names of snapshot parameters, for suggestions.
+const SNAPSHOT_PARAMETERS: &[&str] = &["clusterID", "pool", "radosNamespace", "snapshotNamePrefix"];
+
+/// Keys that sidecars add by themselves.
+const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
+
+/// How a node attaches a volume.
+const MOUNTERS: &[&str] = &["rbd", "rbd-nbd", "fuse"];
+
+/// Checked parameters of a StorageClass.
+#[derive(Debug, Clone)]
+pub struct VolumeParameters {
+    /// Where volumes of the class are made.
+    pub location: Location,
+    /// What image names begin with.
+    pub prefix: String,
+    /// Layout of new images.
+    pub options: ImageOptions,
+    /// How lineages are kept in bounds.
+    pub policy: Policy,
+    /// What DeleteVolume does with a volume that has snapshots.
+    pub delete_with_snapshots: DeleteWithSnapshots,
+    /// What nodes need to know, without the image's name.
+    pub context: Parameters,
+}
+
+/// Checked parameters of a VolumeSnapshotClass.
+#[derive(Debug, Clone)]
+pub struct SnapshotParameters {
+    /// What snapshot names begin with.
+    pub prefix: String,
+}
+
+/// The parameters without the keys sidecars add: what two requests are compared by.
+pub fn compared(parameters: &Parameters) -> Parameters {
+    parameters
+        .iter()
+        .filter(|(key, _)| !key.starts_with(SIDECAR_PREFIX))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+/// Finds a cluster of the configuration.
+pub fn cluster<'a>(config: &'a Config, id: &str) -> Result<&'a Cluster, Status> {
+    config.clusters.get(id).ok_or_else(|| {
+        let known: Vec<_> = config.clusters.keys().map(String::as_str).collect();
+        Status::invalid_argument(format!(
+            "clusterID {id:?} is not in the driver's configuration, which knows {}",
+            known.join(", ")
+        ))
+    })
+}
+
+impl VolumeParameters {
+    /// Checks the parameters of a CreateVolume request.
+    pub fn parse(parameters: &Parameters, config: &Config) -> Result<VolumeParameters, Status> {
+        let mut left = Left::new(parameters, VOLUME_PARAMETERS)?;
+        let cluster = cluster(config, &left.required("clusterID")?)?;
+        let pool = left.required_name("pool")?;
+        let namespace =
+            left.name("radosNamespace")?.unwrap_or_else(|| cluster.default_namespace().to_string());
+        let prefix = left.name("volumeNamePrefix")?.unwrap_or_else(|| "csi-".to_string());
+        check_prefix("volumeNamePrefix", &prefix)?;
+        let location = Location { cluster: cluster.cluster_id.clone(), pool, namespace };
+        if location.room() < crate::volume::names::least_room(&prefix) {
+            return Err(Status::invalid_argument(format!(
+                "clusterID, pool, radosNamespace and volumeNamePrefix together are too long: a volume id has at most {} bytes",
+                ids::MAX_BYTES
+            )));
+        }
+
+        let options = image_options(&mut left, cluster)?;
+        let defaults = cluster.policy();
+        let policy = Policy {
+            max_clone_depth: left
+                .number("maxCloneDepth", 0, u64::from(Policy::DEEPEST))?
+                .map_or(defaults.max_clone_depth, |depth| u32::try_from(depth).unwrap_or(Policy::DEEPEST)),
+            flatten_target: left
+                .one_of(
+                    "flattenTarget",
+                    &[
+                        ("auto", FlattenTarget::Auto),
+                        ("source", FlattenTarget::Source),
+                        ("clone", FlattenTarget::Clone),
+                    ],
+                )?
+                .unwrap_or(defaults.flatten_target),
+            flatten_on_restore: left
+                .one_of("flattenOnRestore", &[("true", true), ("false", false)])?
+                .unwrap_or(defaults.flatten_on_restore),
+            max_snapshots: defaults.max_snapshots,
+        };
+        let delete_with_snapshots = left
+            .one_of(
+                "deleteWithSnapshots",
+                &[("retain", DeleteWithSnapshots::Retain), ("refuse", DeleteWithSnapshots::Refuse)],
+            )?
+            .unwrap_or(cluster.delete_with_snapshots);
+
+        let mut context = Parameters::new();
+        let mounter = left.take("mounter").unwrap_or_else(|| MOUNTERS[0].to_string());
+        if !MOUNTERS.contains(&mounter.as_str()) {
+            return Err(Status::invalid_argument(format!(
+                "mounter is {}, not {mounter:?}",
+                MOUNTERS.join(", ")
+            )));
+        }
+        context.insert("clusterID".to_string(), location.cluster.clone());
+        context.insert("pool".to_string(), location.pool.clone());
+        if !location.namespace.is_empty() {
+            context.insert("radosNamespace".to_string(), location.namespace.clone());
+        }
+        context.insert("mounter".to_string(), mounter);
+        for key in ["mapOptions", "unmapOptions", "mkfsOptions"] {
+            if let Some(options) = left.take(key) {
+                if options.is_empty()
+                    || options.len() > 1024
+                    || !options.bytes().all(|b| matches!(b, b' '..=b'~'))
+                {
+                    return Err(Status::invalid_argument(format!(
+                        "{key} must be 1 to 1024 printable ASCII characters"
+                    )));
+                }
+                context.insert(key.to_string(), options);
+            }
+        }
+        Ok(VolumeParameters { location, prefix, options, policy, delete_with_snapshots, context })
+    }
+}
+
+impl SnapshotParameters {
+    /// Checks the parameters of a CreateSnapshot request. The snapshot is where its volume is, whatever pool is named.
+    pub fn parse(parameters: &Parameters, config: &Config) -> Result<SnapshotParameters, Status> {
+        let mut left = Left::new(parameters, SNAPSHOT_PARAMETERS)?;
+        if let Some(id) = left.take("clusterID") {
+            cluster(config, &id)?;
+        }
+        left.name("pool")?;
+        left.name("radosNamespace")?;
+        let prefix = left.name("snapshotNamePrefix")?.unwrap_or_else(|| "csi-snap-".to_string());
+        check_prefix("snapshotNamePrefix", &prefix)?;
+        Ok(SnapshotParameters { prefix })
+    }
+}
+
+fn check_prefix(key: &str, prefix: &str) -> Result<(), Status> {
+    if prefix.len() <= 24 && prefix.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "{key} is at most 24 bytes and begins with a letter or digit, not {prefix:?}"
+    )))
+}
+
+fn image_options(left: &mut Left, cluster: &Cluster) -> Result<ImageOptions, Status> {
+    let stripe_unit = left.number("stripeUnit", 512, 1 << 25)?;
+    let stripe_count = left.number("stripeCount", 1, 1 << 16)?;
+    if stripe_unit.is_some() != stripe_count.is_some() {
+        return Err(Status::invalid_argument("stripeUnit and stripeCount go together"));
+    }
+    let object_size = left.number("objectSize", 1 << 12, 1 << 25)?;
+    if let Some(size) = object_size
+        && !size.is_power_of_two()
+    {
+        return Err(Status::invalid_argument(format!("objectSize is a power of two, not {size}")));
+    }
+    let clone_format = match left.number("cloneFormat", 1, 2)?.unwrap_or(u64::from(cluster.clone_format)) {
+        1 => CloneFormat::V1,
+        _ => CloneFormat::V2,
+    };
+    Ok(ImageOptions {
+        features: Some(features(left.take("imageFeatures"))?),
+        order: object_size.and_then(|size| u8::try_from(size.trailing_zeros()).ok()),
+        stripe_unit,
+        stripe_count,
+        data_pool: left.name("dataPool")?,
+        clone_format,
+    })
+}
+
+fn features(list: Option<String>) -> Result<Features, Status> {
+    let Some(list) = list else {
+        return Ok(Features::DEFAULT);
+    };
+    let known = [
+        ("layering", Features::LAYERING),
+        ("exclusive-lock", Features::EXCLUSIVE_LOCK),
+        ("object-map", Features::OBJECT_MAP),
+        ("fast-diff", Features::FAST_DIFF),
+        ("deep-flatten", Features::DEEP_FLATTEN),
+        ("journaling", Features::JOURNALING),
+    ];
+    let mut features = Features(0);
+    for name in list.split(',').map(str::trim) {
+        let feature = known.iter().find(|(known, _)| *known == name).ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+            Status::invalid_argument(format!("imageFeatures holds {name:?}; known are {}", names.join(", ")))
+        })?;
+        features = features.union(feature.1);
+    }
+    for (feature, needed, words) in [
+        (Features::OBJECT_MAP, Features::EXCLUSIVE_LOCK, "object-map needs exclusive-lock"),
+        (Features::FAST_DIFF, Features::OBJECT_MAP, "fast-diff needs object-map"),
+        (Features::JOURNALING, Features::EXCLUSIVE_LOCK, "journaling needs exclusive-lock"),
+        (Features(0), Features::LAYERING, "layering cannot be left out: clones and restores need it"),
+    ] {
+        if features.contains(feature) && !features.contains(needed) {
+            return Err(Status::invalid_argument(format!("imageFeatures: {words}")));
+        }
+    }
+    Ok(features)
+}
+
+/// Parameters that are taken out one by one.
+struct Left(Parameters);
+
+impl Left {
+    fn new(parameters: &Parameters, known: &[&str]) -> Result<Left, Status> {
+        let parameters = compared(parameters);
+        for key in parameters.keys() {
+            if !known.contains(&key.as_str()) {
+                let nearest = known
+                    .iter()
+                    .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
+                return Err(Status::invalid_argument(format!(
+                    "unknown parameter {key:?}; did you mean {:?}?",
+                    nearest.unwrap_or(&"")
+                )));
+            }
+        }
+        Ok(Left(parameters))
+    }
+
+    fn take(&mut self, key: &str) -> Option<String> {
+        self.0.remove(key)
+    }
+
+    fn required(&mut self, key: &str) -> Result<String, Status> {
+        self.take(key)
+            .filter(|value| !value.is_empty())
+            .ok_or_else(|| Status::invalid_argument(format!("the parameter {key} is missing")))
+    }
+
+    fn required_name(&mut self, key: &str) -> Result<String, Status> {
+        let value = self.required(key)?;
+        check_name(key, value)
+    }
+
+    fn name(&mut self, key: &str) -> Result<Option<String>, Status> {
+        self.take(key).map(|value| check_name(key, value)).transpose()
+    }
+
+    fn number(&mut self, key: &str, least: u64, most: u64) -> Result<Option<u64>, Status> {
+        let Some(text) = self.take(key) else {
+            return Ok(None);
+        };
+        match text.parse::<u64>() {
+            Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
+            _ => Err(Status::invalid_argument(format!(
+                "{key} is a number from {least} to {most}, not {text:?}"
+            ))),
+        }
+    }
+
+    fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, Status> {
+        let Some(text) = self.take(key) else {
+            return Ok(None);
+        };
+        if let Some((_, choice)) = choices.iter().find(|(name, _)| *name == text) {
+            return Ok(Some(*choice));
+        }
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        Err(Status::invalid_argument(format!("{key} is {}, not {text:?}", names.join(" or "))))
+    }
+}
+
+fn check_name(key: &str, value: String) -> Result<String, Status> {
+    if ids::is_name(&value) && value.len() <= 64 {
+        return Ok(value);
+    }
+    Err(Status::invalid_argument(format!("{key} is 1 to 64 letters, digits, '.', '_' or '-', not {value:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config::parse("- {clusterID: lab, monitors: [m], rbd: {radosNamespace: tenant}}").unwrap()
+    }
+
+    fn parameters(more: &[(&str, &str)]) -> Parameters {
+        [("clusterID", "lab"), ("pool", "rbd")]
+            .iter()
+            .chain(more)
+            .map(|(key, value)| ((*key).to_string(), (*value).to_string()))
+            .collect()
+    }
+
+    #[test]
+    fn the_peers_classes_work() {
+        let parsed = VolumeParameters::parse(
+            &parameters(&[
+                ("dataPool", "ec"),
+                ("imageFeatures", "layering,exclusive-lock"),
+                ("mounter", "rbd-nbd"),
+                ("mkfsOptions", "-m 1"),
+                ("objectSize", "8388608"),
+                ("csi.storage.k8s.io/pvc/name", "any"),
+                ("csi.storage.k8s.io/fstype", "xfs"),
+            ]),
+            &config(),
+        )
+        .unwrap();
+        assert_eq!(parsed.location.to_string(), "lab/rbd/tenant");
+        assert_eq!(parsed.options.order, Some(23));
+        assert_eq!(parsed.options.features, Some(Features(5)));
+        assert_eq!(parsed.context["mkfsOptions"], "-m 1");
+        assert_eq!(parsed.policy, Policy::default());
+    }
+
+    #[test]
+    fn wrong_parameters_are_explained() {
+        for (more, words) in [
+            (&[("Pool", "x")][..], "did you mean \"pool\""),
+            (&[("maxCloneDepht", "3")], "did you mean \"maxCloneDepth\""),
+            (&[("clusterID", "other")], "knows lab"),
+            (&[("clusterID", "")], "clusterID is missing"),
+            (&[("pool", "")], "pool is missing"),
+            (&[("pool", "../etc")], "pool is 1 to 64"),
+            (&[("radosNamespace", "a/b")], "radosNamespace is 1 to 64"),
+            (&[("dataPool", "")], "dataPool is 1 to 64"),
+            (&[("mounter", "iscsi")], "mounter is rbd, rbd-nbd, fuse"),
+            (&[("mapOptions", "a\nb")], "printable ASCII"),
+            (&[("imageFeatures", "")], "imageFeatures holds"),
+            (&[("imageFeatures", "layering,object-map")], "needs exclusive-lock"),
+            (&[("imageFeatures", "exclusive-lock")], "layering cannot be left out"),
+            (&[("maxCloneDepth", "15")], "from 0 to 14"),
+            (&[("maxCloneDepth", "-1")], "from 0 to 14"),
+            (&[("flattenTarget", "both")], "auto or source or clone"),
+            (&[("flattenOnRestore", "yes")], "true or false"),
+            (&[("deleteWithSnapshots", "maybe")], "retain or refuse"),
+            (&[("cloneFormat", "3")], "from 1 to 2"),
+            (&[("objectSize", "5000")], "power of two"),
+            (&[("stripeUnit", "4096")], "go together"),
+            (&[("volumeNamePrefix", "-x")], "begins with a letter"),
+            (&[("volumeNamePrefix", &"x".repeat(25))], "at most 24 bytes"),
+        ] {
+            let status = VolumeParameters::parse(&parameters(more), &config()).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().contains(words), "{more:?} gave {:?}", status.message());
+        }
+    }
+
+    #[test]
+    fn sidecar_keys_are_never_compared() {
+        let with = parameters(&[("csi.storage.k8s.io/pv/name", "pv")]);
+        assert_eq!(compared(&with), parameters(&[]));
+    }
+}
