@@ -58,14 +58,18 @@ signal() {
     for pid in $(pids_of "$@"); do kill -s "$name" "$pid" 2>/dev/null || true; done
 }
 
-# stop_daemons DAEMON…: TERM, and KILL for those that do not leave in time. A daemon held by SIGSTOP is let go first.
+# stop_daemons: TERM, and KILL for one that does not leave in time. Those held by SIGSTOP are let go first. The OSD goes
+# first: it tells the monitor that it leaves, and waits for the answer.
 stop_daemons() {
-    signal CONT "$@"
-    signal TERM "$@"
-    wait_until 10 "$* to stop on SIGTERM" is_gone "$@" && return
-    say "sending SIGKILL"
-    signal KILL "$@"
-    wait_until 10 "$* to stop on SIGKILL" is_gone "$@"
+    signal CONT "${daemons[@]}"
+    local daemon
+    for daemon in osd mgr mon; do
+        signal TERM "$daemon"
+        wait_until 10 "$daemon to stop on SIGTERM" is_gone "$daemon" && continue
+        say "sending SIGKILL"
+        signal KILL "$daemon"
+        wait_until 10 "$daemon to stop on SIGKILL" is_gone "$daemon"
+    done
 }
 
 # start_daemon DAEMON: returns when the daemon has bound its ports and gone into the background. The lock of lab/ceph
