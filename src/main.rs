@@ -1,3 +1,7 @@
 //! The `cinderblock` binary.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

@@ -6,6 +6,7 @@
 //! - [`identity`], [`controller`]: the services, with one file per RPC where there is something to it.
 //! - [`config`], [`parameters`], [`ids`], [`validate`]: everything that comes from outside, checked before use.
 //! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without hanging its caller.
+//! - [`recovery`]: what a controller finishes when it starts.
 //! - [`status`]: the one table from errors to answers.
 
 pub mod clusters;
@@ -18,6 +19,7 @@ pub mod ids;
 pub mod operations;
 pub mod parameters;
 pub mod proto;
+pub mod recovery;
 mod rpc_log;
 pub mod server;
 pub mod status;

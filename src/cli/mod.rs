@@ -1,0 +1,28 @@
+//! The command line: arguments, dispatch and exit codes. One file per subcommand, no logic of the driver.
+#![allow(clippy::print_stderr, reason = "a command line talks to its user")]
+
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A CSI driver for Ceph RBD: bounded clone depth, silent parents, nothing leaked.
+#[derive(Debug, Parser)]
+#[command(name = "cinderblock", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+}
+
+/// Runs the program. Bad arguments are reported by clap, which exits with 2.
+pub(crate) fn run() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+    }
+}

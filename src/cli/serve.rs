@@ -1,0 +1,161 @@
+//! `cinderblock serve`: the driver itself.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use cinderblock::csi::clusters::Clusters;
+use cinderblock::csi::config::Config;
+use cinderblock::csi::controller::ControllerService;
+use cinderblock::csi::endpoint::Endpoint;
+use cinderblock::csi::identity::IdentityService;
+use cinderblock::csi::proto::controller_server::ControllerServer;
+use cinderblock::csi::proto::identity_server::IdentityServer;
+use cinderblock::csi::server::{CsiSocket, termination_signal};
+use cinderblock::csi::{ids, recovery};
+use cinderblock::rbd::ceph::{Connections, Timeouts};
+use cinderblock::telemetry::LogArgs;
+use tonic::service::Routes;
+
+/// How long RPCs in flight may take to finish after SIGTERM. Kubernetes kills after 30 seconds.
+const GRACE: Duration = Duration::from_secs(25);
+
+/// Serve CSI on a unix socket, as Kubernetes and its sidecars call it.
+///
+/// The controller role makes, deletes, clones and snapshots volumes and needs only the network; the node role attaches,
+/// formats and mounts them and runs as root on every node. Secrets come with each request; the configuration names the
+/// clusters.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  # Everything on one machine, for a try-out:
+  cinderblock serve --endpoint unix:///run/cinderblock/csi.sock --node-id $(hostname) --config clusters.yaml
+
+  # clusters.yaml (ceph-csi's config.json works as it is):
+  - clusterID: prod
+    monitors: [\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\"]
+
+Exit status: 0 after SIGTERM, 1 when serving fails, 2 when arguments or the configuration are wrong.")]
+pub(crate) struct ServeArgs {
+    /// The socket to serve: unix:///absolute/path.sock
+    #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
+    endpoint: Endpoint,
+
+    /// Which services to serve.
+    #[arg(long, value_enum, default_value = "all")]
+    role: Role,
+
+    /// This node's id, as the orchestrator will name it when it publishes volumes here. The node role needs it.
+    #[arg(long, value_name = "ID", required_if_eq_any([("role", "node"), ("role", "all")]))]
+    node_id: Option<String>,
+
+    /// The clusters there are: a YAML or JSON file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// The name of this installation. Two that share a pool need different ones; it names the catalogue, so it is kept
+    /// for as long as its volumes live.
+    #[arg(long, default_value = "default", value_name = "NAME", value_parser = instance)]
+    instance: String,
+
+    /// The CSI driver's name, as in CSIDriver and StorageClass objects.
+    #[arg(long, default_value = "rbd.csi.cinderblock.dev", value_name = "NAME", value_parser = driver_name)]
+    driver_name: String,
+
+    /// Seconds after which a request that brings no deadline of its own is told how far its work is.
+    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    rpc_timeout: u64,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// Volumes and snapshots.
+    Controller,
+    /// Attaching and mounting on this node.
+    Node,
+    /// Both, on one machine.
+    All,
+}
+
+fn instance(text: &str) -> Result<String, String> {
+    if ids::is_name(text) && text.len() <= 32 {
+        return Ok(text.to_string());
+    }
+    Err("an instance is 1 to 32 letters, digits, '.', '_' or '-'".to_string())
+}
+
+fn driver_name(text: &str) -> Result<String, String> {
+    let inner = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    let ends = |c: char| c.is_ascii_alphabetic();
+    if inner && text.len() <= 63 && text.starts_with(ends) && text.ends_with(ends) {
+        return Ok(text.to_string());
+    }
+    Err("a driver name is 1 to 63 letters, digits, '.' and '-', with a letter at both ends".to_string())
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(args: ServeArgs) -> ExitCode {
+    if let Err(error) = args.log.clone().init() {
+        eprintln!("cinderblock serve: logging cannot start: {error}");
+        return ExitCode::FAILURE;
+    }
+    let config = match Config::read(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("cinderblock serve: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cinderblock serve: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let served = runtime.block_on(serve(args, config));
+    // Work in flight is in the catalogue and the journal: a call that is stuck in librbd must not keep the process.
+    runtime.shutdown_background();
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cinderblock serve: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let shutdown = termination_signal()?;
+    let socket = CsiSocket::bind(&args.endpoint).await?;
+
+    let identity = match args.role {
+        Role::Node => IdentityService::always_ready(&args.driver_name),
+        _ => IdentityService::watching(&args.driver_name, config.clusters.values().cloned().collect()),
+    };
+    let mut routes = Routes::new(IdentityServer::new(identity));
+
+    if args.role != Role::Node {
+        let connections = Connections::default();
+        let mut nodes: BTreeSet<String> = config.nodes.iter().cloned().collect();
+        if args.role == Role::All {
+            nodes.extend(args.node_id.clone());
+        }
+        let clusters = Arc::new(Clusters::new(
+            config.clone(),
+            &args.instance,
+            Timeouts::default(),
+            Box::new(move |options| connections.get(options)),
+        ));
+        recovery::start(clusters.clone());
+        let controller = ControllerService::new(clusters, nodes, Duration::from_secs(args.rpc_timeout));
+        routes = routes.add_service(ControllerServer::new(controller));
+    }
+    socket.serve(routes, GRACE, shutdown).await?;
+    Ok(())
+}
