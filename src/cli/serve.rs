@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
 use cinderblock::csi::clusters::Clusters;
 use cinderblock::csi::config::Config;
 use cinderblock::csi::controller::ControllerService;
@@ -18,6 +17,7 @@ use cinderblock::csi::server::{CsiSocket, termination_signal};
 use cinderblock::csi::{ids, recovery};
 use cinderblock::rbd::ceph::{Connections, Timeouts};
 use cinderblock::telemetry::LogArgs;
+use clap::{Args, ValueEnum};
 use tonic::service::Routes;
 
 /// How long RPCs in flight may take to finish after SIGTERM. Kubernetes kills after 30 seconds.
@@ -152,7 +152,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             Timeouts::default(),
             Box::new(move |options| connections.get(options)),
         ));
-        recovery::start(clusters.clone());
+        recovery::start(&clusters);
         let controller = ControllerService::new(clusters, nodes, Duration::from_secs(args.rpc_timeout));
         routes = routes.add_service(ControllerServer::new(controller));
     }

@@ -7,7 +7,7 @@ use super::status::Scope;
 use crate::rbd::ceph::{ConnectOptions, Timeouts};
 use crate::rbd::{self, Errno, Key, Monitor, Pool};
 use crate::volume::{Activity, Volumes};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tonic::Status;
@@ -25,6 +25,8 @@ pub struct Clusters {
     connect: Connect,
     timeouts: Timeouts,
     monitors: Mutex<HashMap<String, (Instant, Vec<Monitor>)>>,
+    /// Where a namespace was seen to be registered; asked once.
+    registered: Mutex<HashSet<Location>>,
 }
 
 impl std::fmt::Debug for Clusters {
@@ -49,10 +51,24 @@ pub struct Access {
     pub volumes: Volumes,
 }
 
+impl Access {
+    /// The outcome of an operation on the volumes, with its error as an answer.
+    pub fn answer<T>(&self, outcome: crate::volume::Result<T>) -> Result<T, Status> {
+        outcome.map_err(|error| self.scope.status(&error))
+    }
+}
+
 impl Clusters {
     /// The clusters of `config`, for the driver instance `instance`.
     pub fn new(config: Config, instance: &str, timeouts: Timeouts, connect: Connect) -> Clusters {
-        Clusters { config, instance: instance.to_string(), connect, timeouts, monitors: Mutex::default() }
+        Clusters {
+            config,
+            instance: instance.to_string(),
+            connect,
+            timeouts,
+            monitors: Mutex::default(),
+            registered: Mutex::default(),
+        }
     }
 
     /// The configuration.
@@ -104,6 +120,24 @@ impl Clusters {
             _ => scope.connection_status(&error),
         })?;
         Ok(Access { scope, volumes: Volumes::new(pool, &self.instance, activity) })
+    }
+
+    /// Refuses a place where librbd would not create images: a RADOS namespace that was never registered.
+    pub fn check_namespace(&self, access: &Access) -> Result<(), Status> {
+        let location = &access.scope.location;
+        let seen = self.registered.lock().unwrap_or_else(PoisonError::into_inner).contains(location);
+        if seen || location.namespace.is_empty() {
+            return Ok(());
+        }
+        let pool = access.volumes.pool();
+        if !pool.namespace_exists().map_err(|error| access.scope.connection_status(&error))? {
+            return Err(Status::invalid_argument(format!(
+                "the RADOS namespace {0} does not exist in the pool {1}, run: rbd namespace create {1}/{0}",
+                location.namespace, location.pool
+            )));
+        }
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner).insert(location.clone());
+        Ok(())
     }
 
     fn connect(

@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 
 /// Recovers each pool that the configuration names with credentials, in the background of the current runtime; a pool that
 /// cannot be reached is tried until it can.
-pub fn start(clusters: Arc<Clusters>) {
+pub fn start(clusters: &Arc<Clusters>) {
     for location in clusters.own_pools() {
         let clusters = clusters.clone();
         tokio::spawn(async move {
@@ -28,7 +28,9 @@ pub fn start(clusters: Arc<Clusters>) {
                     Ok(Err(status)) => {
                         tracing::warn!(%location, why = status.message(), "recovery will be tried again");
                     }
-                    Err(error) => tracing::error!(%location, %error, "recovery failed and will be tried again"),
+                    Err(error) => {
+                        tracing::error!(%location, %error, "recovery failed and will be tried again");
+                    }
                 }
                 tokio::time::sleep(INTERVAL).await;
             }

@@ -63,6 +63,10 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// The connection this pool was opened on, to reach parents that live in other pools.
     fn cluster(&self) -> Arc<dyn Cluster>;
 
+    /// Whether the namespace is registered, as `rbd namespace create` does. Images can be created only in one that is; the
+    /// default namespace always is.
+    fn namespace_exists(&self) -> Result<bool>;
+
     /// Bytes stored, bytes available and the quota of the whole pool.
     fn stats(&self) -> Result<PoolStats>;
 

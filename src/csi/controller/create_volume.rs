@@ -29,7 +29,10 @@ impl ControllerService {
             format!("{} {:?} {:?}", create.digest, create.sizes, create.source),
         );
         let record = self
-            .run(operation, deadline, location, credentials, move |access, _| access.volumes.create(&create))
+            .run(operation, deadline, location, credentials, move |access, clusters| {
+                clusters.check_namespace(access)?;
+                access.answer(access.volumes.create(&create))
+            })
             .await?;
         Ok(Response::new(CreateVolumeResponse { volume: Some(volume(&record)) }))
     }

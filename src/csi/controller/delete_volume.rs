@@ -20,7 +20,7 @@ impl ControllerService {
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let operation = operation("DeleteVolume", &id.location, vec![format!("volume {id}")], String::new());
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            access.volumes.delete(&id.image)
+            access.answer(access.volumes.delete(&id.image))
         })
         .await?;
         Ok(Response::new(DeleteVolumeResponse {}))

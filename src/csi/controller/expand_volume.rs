@@ -32,7 +32,7 @@ impl ControllerService {
         );
         let size = self
             .run(operation, deadline, id.location, credentials, move |access, _| {
-                access.volumes.grow(&id.image, sizes)
+                access.answer(access.volumes.grow(&id.image, sizes))
             })
             .await?;
         Ok(Response::new(ControllerExpandVolumeResponse {

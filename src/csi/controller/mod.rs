@@ -75,13 +75,13 @@ impl ControllerService {
     ) -> Result<T, Status>
     where
         T: Clone + Send + Sync + 'static,
-        F: FnOnce(&Access, &Clusters) -> crate::volume::Result<T> + Send + 'static,
+        F: FnOnce(&Access, &Clusters) -> Result<T, Status> + Send + 'static,
     {
         let clusters = self.clusters.clone();
         self.operations
             .run(operation, deadline, move |activity| {
                 let access = clusters.access(&location, credentials, activity)?;
-                work(&access, &clusters).map_err(|error| access.scope.status(&error))
+                work(&access, &clusters)
             })
             .await
     }

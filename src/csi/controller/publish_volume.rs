@@ -62,8 +62,10 @@ impl ControllerService {
         let location = id.location.clone();
         let context = self
             .run(operation, deadline, id.location, credentials, move |access, clusters| {
-                let monitors = clusters.monitors(&location.cluster, &**access.volumes.pool())?;
-                access.volumes.publish(&publish)?;
+                let monitors = clusters
+                    .monitors(&location.cluster, &**access.volumes.pool())
+                    .map_err(|error| access.scope.connection_status(&error))?;
+                access.answer(access.volumes.publish(&publish))?;
                 let mut context = monitor_context(&monitors);
                 let image = image_spec(&location.pool, &location.namespace, &publish.image);
                 context.insert("image".to_string(), image);
@@ -103,7 +105,7 @@ impl ControllerService {
             format!("{node:?}"),
         );
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            access.volumes.unpublish(&id.image, node.as_deref())
+            access.answer(access.volumes.unpublish(&id.image, node.as_deref()))
         })
         .await?;
         Ok(Response::new(ControllerUnpublishVolumeResponse {}))

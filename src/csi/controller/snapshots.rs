@@ -47,7 +47,7 @@ impl ControllerService {
         let location = id.location.clone();
         let record = self
             .run(operation, deadline, id.location, credentials, move |access, _| {
-                access.volumes.create_snapshot(&create)
+                access.answer(access.volumes.create_snapshot(&create))
             })
             .await?;
         let snapshot = wire_snapshot(location, &snapshot, &record);
@@ -69,7 +69,7 @@ impl ControllerService {
         let key = format!("snapshot {}/{}", id.location, id.snapshot);
         let operation = operation("DeleteSnapshot", &id.location, vec![key], String::new());
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            access.volumes.delete_snapshot(&id.image_id, &id.snapshot)
+            access.answer(access.volumes.delete_snapshot(&id.image_id, &id.snapshot))
         })
         .await?;
         Ok(Response::new(DeleteSnapshotResponse {}))

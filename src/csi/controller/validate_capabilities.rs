@@ -30,7 +30,8 @@ impl ControllerService {
         let operation = operation("ValidateVolumeCapabilities", &id.location, Vec::new(), String::new());
         let record = self
             .run(operation, deadline, id.location, credentials, move |access, _| {
-                Ok(access.volumes.catalogue().volume(&id.image)?.map(|stored| stored.record))
+                let stored = access.answer(access.volumes.catalogue().volume(&id.image))?;
+                Ok(stored.map(|stored| stored.record))
             })
             .await?
             .filter(|record| record.state == State::Ready)

@@ -14,9 +14,9 @@ use super::omap;
 use super::options::RawOptions;
 use super::sys::{
     RBD_TRASH_IMAGE_SOURCE_REMOVING, rados, rados_set_pool_full_try, rbd_clone3, rbd_create4,
-    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_remove, rbd_trash_get,
-    rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup, rbd_trash_move,
-    rbd_trash_remove, rbd_trash_restore,
+    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_namespace_exists, rbd_remove,
+    rbd_trash_get, rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup,
+    rbd_trash_move, rbd_trash_remove, rbd_trash_restore,
 };
 use crate::rbd::{
     Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, OmapPage, OmapUpdate, OpenMode, Pool,
@@ -180,6 +180,20 @@ impl Pool for CephPool {
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
         directory::rename(&self.ioctx, from, to)
+    }
+
+    fn namespace_exists(&self) -> Result<bool> {
+        if self.ioctx.namespace.is_empty() {
+            return Ok(true);
+        }
+        // The register of namespaces is in the pool's default one.
+        let root = Ioctx::open(&self.ioctx.connection, &self.ioctx.pool, "")?;
+        let name = c_string(&self.ioctx.namespace, "rbd_namespace_exists")?;
+        let mut exists = false;
+        // SAFETY: the context is open, the name NUL-terminated, and `exists` a place for the answer.
+        let code = unsafe { rbd_namespace_exists(root.raw, name.as_ptr(), &raw mut exists) };
+        self.ioctx.check(code, "rbd_namespace_exists", || self.ioctx.spec("*"))?;
+        Ok(exists)
     }
 
     fn image_id(&self, name: &str) -> Result<Option<String>> {

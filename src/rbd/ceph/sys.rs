@@ -200,6 +200,9 @@ unsafe extern "C" {
     pub fn rbd_trash_remove(io: rados_ioctx_t, id: *const c_char, force: bool) -> c_int;
     pub fn rbd_trash_restore(io: rados_ioctx_t, id: *const c_char, name: *const c_char) -> c_int;
 
+    pub fn rbd_namespace_exists(io: rados_ioctx_t, namespace_name: *const c_char, exists: *mut bool)
+    -> c_int;
+
     pub fn rbd_open(
         io: rados_ioctx_t,
         name: *const c_char,

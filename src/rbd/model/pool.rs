@@ -97,6 +97,16 @@ impl Pool for ModelPool {
         self.session.call("rename_image", self.object(from), |call| rename(call, &self.place, from, to))
     }
 
+    fn namespace_exists(&self) -> Result<bool> {
+        self.session.call("namespace_exists", self.object(""), |call| {
+            match call.state().check_registered(&self.place) {
+                Ok(()) => Ok(true),
+                Err(Errno::ENOENT) => Ok(false),
+                Err(errno) => Err(errno),
+            }
+        })
+    }
+
     fn image_id(&self, name: &str) -> Result<Option<String>> {
         self.session.call("image_id", self.object(name), |call| {
             Ok(call.state().space(&self.place).id_objects.get(name).cloned())
