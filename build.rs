@@ -31,10 +31,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     fs::write(out_dir.join("csi_debug.rs"), debug_impls)?;
 
+    // Each type knows its name in the descriptor, so that any message can be printed by its fields.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
     tonic_prost_build::configure()
         .btree_map(".")
         .skip_debug(secret_messages)
-        .compile_fds(compiler.file_descriptor_set())?;
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     Ok(())
 }
 

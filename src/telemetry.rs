@@ -43,3 +43,38 @@ impl LogArgs {
             .try_init()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tracing::Level;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Service {
+        #[command(flatten)]
+        log: LogArgs,
+    }
+
+    #[test]
+    fn levels_are_read_for_all_and_for_single_modules() {
+        let service = Service::try_parse_from([
+            "service",
+            "--log-level",
+            "warn,cinderblock::volume=debug",
+            "--log-format",
+            "json",
+        ]);
+        let log = service.map(|service| service.log).unwrap();
+        assert!(log.log_level.would_enable("cinderblock::csi", &Level::WARN));
+        assert!(!log.log_level.would_enable("cinderblock::csi", &Level::INFO));
+        assert!(log.log_level.would_enable("cinderblock::volume", &Level::DEBUG));
+        assert_eq!(log.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn a_level_that_does_not_exist_is_refused() {
+        assert!(Service::try_parse_from(["service", "--log-level", "cinderblock=loud"]).is_err());
+    }
+}

@@ -1,7 +1,9 @@
 //! The command line: arguments, dispatch and exit codes. One file per subcommand, no logic of the driver.
 #![allow(clippy::print_stderr, reason = "a command line talks to its user")]
 
+mod call;
 mod serve;
+mod size;
 
 use std::process::ExitCode;
 
@@ -18,11 +20,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::ServeArgs),
+    Call(call::CallArgs),
 }
 
 /// Runs the program. Bad arguments are reported by clap, which exits with 2.
 pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Call(args) => call::run(args),
     }
 }
