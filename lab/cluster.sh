@@ -37,12 +37,11 @@ lab_rbd() { timeout 60 rbd --conf="$dir/ceph.conf" "$@"; }
 # pids_of DAEMON…: the running processes of this lab's daemons of those kinds.
 pids_of() {
     local file pid argument
-    for file in $(grep -lzxF -e "--conf=$dir/ceph.conf" /proc/[0-9]*/cmdline 2>/dev/null); do
+    while read -r file; do
         pid=${file//[!0-9]/}
-        argument=$(tr '\0' '\n' <"$file" 2>/dev/null | head -n 1) || continue
-        [[ " $* " == *" ${argument#ceph-} "* ]] && echo "$pid"
-    done
-    return 0
+        argument=$(tr '\0' '\n' 2>/dev/null <"$file" | head -n 1) || continue
+        if [[ " $* " == *" ${argument#ceph-} "* ]]; then echo "$pid"; fi
+    done < <(grep -lzxF -e "--conf=$dir/ceph.conf" /proc/[0-9]*/cmdline 2>/dev/null)
 }
 
 runs() { [[ -n $(pids_of "$1") ]]; }

@@ -1,11 +1,14 @@
 # Debian's packages the lab runs on. Sourced, never run.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # the lists are for the scripts that source this
 
 # Ceph's daemons and tools, librbd and librados to build against, and what a node needs to attach through FUSE.
 lab_packages=(
     ceph-mon ceph-mgr ceph-osd ceph-common librbd-dev librados-dev
     qemu-system-common qemu-block-extra e2fsprogs xfsprogs util-linux
 )
+
+# A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers.
+build_packages=(gcc libc6-dev shellcheck)
 
 # missing_packages NAME…: those of the named packages that are not installed, one a line.
 missing_packages() {

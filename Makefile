@@ -1,0 +1,46 @@
+# Building, testing and trying out Cinderblock. `make` alone lists what there is.
+
+SHELL := bash
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: packages tools ## Debian's packages and the tools the tests use
+
+build: packages ## the cinderblock binary (target/debug)
+	cargo build
+
+demo: build ## the life of one volume on a real Ceph, told step by step
+	lab/demo
+
+test: ## everything: formats, lints, licences, unit and integration tests, csi-sanity
+	tests/run.sh
+
+lint: ## formats, lints and licences alone
+	tests/run.sh lint
+
+lab-up: ## a one-node Ceph in .lab/ceph; then: eval "$(lab/ceph env)"
+	lab/ceph up
+
+lab-down: ## stops it and removes it
+	lab/ceph down
+
+clean: ## removes what was built, and the lab
+	lab/ceph down
+	cargo clean
+	rm -rf .tools
+
+packages:
+	lab/setup
+
+# `cargo install` does nothing when this version is there already.
+tools: .tools/bin/csi-sanity
+	cargo install cargo-deny@0.20.2 --locked --quiet --root .tools --target-dir .tools/target
+	rm -rf .tools/target
+
+# csi-sanity has a module of its own, see there; it is built again when that module changes.
+.tools/bin/csi-sanity: tools/csi-sanity/go.mod tools/csi-sanity/go.sum
+	cd tools/csi-sanity && go build -buildvcs=false -o $(CURDIR)/$@ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
+
+.PHONY: help setup packages tools build demo test lint lab-up lab-down clean

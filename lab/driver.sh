@@ -1,0 +1,45 @@
+# The built driver as one process that serves everything, against the lab. Sourced, never run.
+# shellcheck shell=bash
+
+driver=${CINDERBLOCK:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/debug/cinderblock}
+driver_pid=
+
+# need_driver: dies when the binary, the lab or the rights are missing, saying how to get them.
+need_driver() {
+    [[ -x $driver ]] || die "$driver is not built; run: make build"
+    [[ -n ${LAB_MONITORS:-} && -r ${LAB_KEY_FILE:-} ]] || die "no Ceph is named; run: make lab-up && eval \"\$(lab/ceph env)\""
+    ((EUID == 0)) || die "attaching and mounting needs root"
+    [[ -c /dev/fuse ]] || die "this kernel has no FUSE (/dev/fuse), which the volumes are attached through"
+}
+
+# start_driver FOLDER: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and its log in FOLDER/driver.log.
+start_driver() {
+    driver_folder=$1
+    printf -- '- clusterID: lab\n  monitors: ["%s"]\n' "$LAB_MONITORS" >"$driver_folder/clusters.yaml"
+    "$driver" serve --role all --endpoint "unix://$driver_folder/csi.sock" --node-id lab-node \
+        --config "$driver_folder/clusters.yaml" --state-dir "$driver_folder/state" \
+        >"$driver_folder/driver.log" 2>&1 &
+    driver_pid=$!
+    wait_until 20 "the driver's socket" driver_answers && kill -0 "$driver_pid" && return
+    tail_driver_log
+    die "the driver does not serve; its log is above"
+}
+
+# A driver that has ended counts as an answer, so that nobody waits for it.
+driver_answers() { [[ -S $driver_folder/csi.sock ]] || ! kill -0 "$driver_pid" 2>/dev/null; }
+
+# stop_driver: SIGTERM, and SIGKILL when it does not leave. No error when none runs.
+stop_driver() {
+    [[ -n $driver_pid ]] || return 0
+    kill "$driver_pid" 2>/dev/null || true
+    wait_until 40 "the driver to stop" driver_is_gone || kill -KILL "$driver_pid" 2>/dev/null || true
+    wait "$driver_pid" 2>/dev/null || true
+    driver_pid=
+}
+
+driver_is_gone() { ! kill -0 "$driver_pid" 2>/dev/null; }
+
+tail_driver_log() {
+    printf -- '--- the driver'\''s log, its end (%s)\n' "$driver_folder/driver.log"
+    tail -n 30 "$driver_folder/driver.log"
+} >&2

@@ -1,0 +1,41 @@
+# What a test or a demonstration has left behind. Each function prints what it finds, a line each, and nothing when all
+# is gone. Sourced, never run. They ask Ceph as CEPH_CONF says.
+# shellcheck shell=bash
+
+# rbd_left POOL NAMESPACE: images, what librbd keeps of images that are half gone, and every key in librbd's own lists
+# (images, trash, children, groups) and in the driver's catalogue and journal. NAMESPACE may be empty.
+rbd_left() {
+    local pool=$1 namespace=$2 object objects keys
+    objects=$(rados --pool "$pool" --namespace "$namespace" ls) || return
+    while read -r object; do
+        case $object in
+        '') ;;
+        rbd_data.* | rbd_header.* | rbd_id.* | rbd_object_map.* | rbd_group_header.*)
+            echo "object $pool/$namespace/$object"
+            ;;
+        *)
+            keys=$(rados --pool "$pool" --namespace "$namespace" listomapkeys "$object") || return
+            if [[ -n $keys ]]; then printf '%s\n' "$keys" | sed "s|^|key of $pool/$namespace/$object: |"; fi
+            ;;
+        esac
+    done <<<"$objects"
+}
+
+# mounts_left FOLDER: what is mounted on or below it.
+mounts_left() {
+    awk -v folder="$1" '$5 == folder || index($5, folder "/") == 1 { print "mount " $5 }' /proc/self/mountinfo
+}
+
+# loops_left FOLDER: loop devices that stand on a file below it.
+loops_left() {
+    losetup --list --noheadings --output NAME,BACK-FILE | awk -v folder="$1/" 'index($2, folder) == 1 { print "loop " $0 }'
+}
+
+# processes_left WORD: processes whose command line holds it, a folder's or a namespace's name.
+processes_left() {
+    local file line
+    for file in /proc/[0-9]*/cmdline; do
+        line=$(tr '\0' ' ' 2>/dev/null <"$file")
+        if [[ $line == *"$1"* ]]; then echo "process ${file//[!0-9]/}: $line"; fi
+    done 2>/dev/null
+}

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Every check of the repository, stage by stage: `tests/run.sh` for all, `tests/run.sh lint` for those that need no Ceph.
+# A stage that fails does not keep the others from running; the end says which failed, and how long each took.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$here"
+export PATH=$here/.tools/bin:$PATH
+program=tests
+# shellcheck source=lab/common.sh
+source lab/common.sh
+# shellcheck source=lab/leaks.sh
+source lab/leaks.sh
+
+rows=() passed=0 failed=0
+
+# stage NAME COMMAND…
+stage() {
+    local name=$1 began outcome=passed
+    shift
+    printf '\n=== %s: %s\n' "$name" "$*"
+    began=$(milliseconds)
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        outcome=FAILED
+        failed=$((failed + 1))
+    fi
+    rows+=("$(printf '%-12s %10s  %s' "$name" "$(seconds_since "$began")" "$outcome")")
+    [[ $outcome == passed ]]
+}
+
+summary() {
+    printf '\n'
+    printf '%s\n' "${rows[@]}"
+    printf 'stages: %d passed, %d failed\n' "$passed" "$failed"
+    ((failed == 0))
+}
+
+check_scripts() {
+    git grep --untracked -lE '^(#!/usr/bin/env bash|# shellcheck shell=bash)' -- lab tests .ci |
+        xargs shellcheck --external-sources --source-path=.
+}
+
+lint() {
+    stage format cargo fmt --all --check || true
+    stage scripts check_scripts || true
+    stage clippy cargo clippy --workspace --all-targets -- -D warnings || true
+    stage cargo-deny cargo deny --workspace --all-features check bans licenses sources || true
+}
+
+# Everything below makes its files under $work, so what is left of it afterwards is a leak of a test.
+with_ceph() {
+    work=$(mktemp -d --tmpdir cinderblock-test.XXXXXX)
+    trap end EXIT
+    stage lab-up lab/ceph up --dir "$work/ceph" --monitor-round 0.05 || return 0
+    eval "$(lab/ceph env --dir "$work/ceph")"
+    mkdir "$work/tmp"
+    stage cargo-test env TMPDIR="$work/tmp" cargo test --workspace --no-fail-fast || true
+    stage csi-sanity env TMPDIR="$work/tmp" tests/csi-sanity.sh || true
+    stage leaks nothing_is_left || true
+    stage lab-down lab/ceph down --dir "$work/ceph" || true
+}
+
+nothing_is_left() {
+    local pool pools namespace namespaces left
+    pools=$(rados lspools) || return
+    left=$(
+        for pool in $pools; do
+            namespaces=$(rbd namespace ls --format json "$pool" | grep -o '"name":"[^"]*"' | cut -d'"' -f4)
+            for namespace in "" $namespaces; do rbd_left "$pool" "$namespace" || echo "no answer about $pool"; done
+        done
+        mounts_left "$work"
+        loops_left "$work"
+        processes_left "$work/tmp"
+        find "$work/tmp" -mindepth 1
+    )
+    [[ -z $left ]] || { printf 'the tests have left behind:\n%s\n' "$left"; return 1; }
+}
+
+end() {
+    lab/ceph down --dir "$work/ceph"
+    rm -rf "$work"
+}
+
+stage packages lab/setup || summary
+stage tools make --no-print-directory tools || summary
+lint
+if [[ ${1:-} != lint ]]; then
+    stage build cargo build --workspace || summary
+    stage lab-test lab/test || true
+    with_ceph
+fi
+summary
