@@ -8,6 +8,7 @@
 //! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
 
 pub mod csi;
+pub mod node;
 pub mod rbd;
 pub mod telemetry;
 pub mod volume;

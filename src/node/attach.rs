@@ -1,0 +1,214 @@
+//! Attaching an image to the node as a block device.
+//!
+//! A [`Mounter`] is one way to do that. What each of them promises:
+//!
+//! - `attach` is idempotent. What an earlier attempt left half-done is cleared first; an attached image is returned.
+//! - `find` tells from the kernel and the process table alone what is attached, so it works after a restart of the
+//!   driver. It does not touch the device, so it does not hang with it.
+//! - `detach` is idempotent, refuses (`FailedPrecondition`) while the device is in use, and loses no write that was
+//!   acknowledged. It also clears what is half-done or dead.
+//! - `refresh` makes the device as large as the image is now, with I/O going on. It never resizes the image.
+//!
+//! The Ceph key is given to `attach` alone, and is never an argument, an environment variable or a file.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::error::{Error, Result};
+use super::fuse;
+use super::mount::DeviceNumber;
+
+/// An image, and how its cluster is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// The pool.
+    pub pool: String,
+    /// The RADOS namespace, "" for the default one.
+    pub namespace: String,
+    /// The image's name.
+    pub name: String,
+    /// The monitors in the form of ceph.conf's `mon_host`.
+    pub monitors: String,
+    /// The Ceph user without `client.`; `None` when the cluster authenticates nobody.
+    pub user: Option<String>,
+}
+
+impl fmt::Display for Image {
+    /// The image spec, as the `rbd` program takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let separator = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{}/{}{separator}{}", self.pool, self.namespace, self.name)
+    }
+}
+
+/// A Ceph key. It cannot be printed, and its memory is wiped when it is dropped.
+pub struct Key(Zeroizing<String>);
+
+impl Key {
+    /// Takes a key as Ceph writes it, in base64. `InvalidArgument`, without repeating it, when it cannot be one.
+    pub fn new(key: &str) -> Result<Self> {
+        let key = key.trim();
+        let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+        if key.is_empty() || !key.bytes().all(is_base64) {
+            return Err(Error::InvalidArgument(
+                "the Ceph key is not base64 as `ceph auth get-key` prints it".to_owned(),
+            ));
+        }
+        Ok(Self(Zeroizing::new(key.to_owned())))
+    }
+
+    /// The key itself, for the one who hands it to Ceph.
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(redacted)")
+    }
+}
+
+/// A way to attach images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mounter {
+    /// A qemu-storage-daemon that shows the image as a file, and a loop device on it.
+    Fuse,
+}
+
+impl FromStr for Mounter {
+    type Err = Error;
+
+    /// `FailedPrecondition` for a mounter this node does not have, `InvalidArgument` for one nobody knows.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "fuse" => Ok(Mounter::Fuse),
+            "rbd" | "rbd-nbd" => Err(Error::FailedPrecondition(format!(
+                "the mounter {name:?} is not available on this node: set the StorageClass parameter mounter to fuse"
+            ))),
+            _ => Err(Error::InvalidArgument(format!("there is no mounter {name:?}"))),
+        }
+    }
+}
+
+/// A block device of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Device {
+    /// Its name in /dev and /sys.
+    pub(super) name: String,
+    /// Its number.
+    pub(super) number: DeviceNumber,
+}
+
+impl Device {
+    /// The device node.
+    pub(super) fn path(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+
+    /// The size in bytes as the kernel has it now.
+    pub(super) fn size(&self) -> Result<u64> {
+        const SECTOR: u64 = 512;
+        let path = PathBuf::from(format!("/sys/block/{}/size", self.name));
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+        text.trim()
+            .parse::<u64>()
+            .map(|sectors| sectors * SECTOR)
+            .map_err(|error| Error::io("understand", &path, error))
+    }
+}
+
+/// What is there of an image on this node.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// No device. There may be remains for `detach` to clear.
+    Absent,
+    /// A device that serves I/O.
+    Live(Device),
+    /// A device whose server is gone: it answers everything with errors. It has to be unstaged.
+    Dead(Device),
+}
+
+impl Mounter {
+    /// Attaches `image`. `directory` is the volume's own place for files; `key` is there when the image has a user.
+    /// `NotFound` when there is no such image, `Unauthenticated` when Ceph refuses the user or the key,
+    /// `Unavailable` when the cluster does not answer.
+    pub(super) fn attach(
+        self,
+        directory: &Path,
+        image: &Image,
+        key: Option<&Key>,
+        read_only: bool,
+    ) -> Result<Device> {
+        match self {
+            Mounter::Fuse => fuse::attach(directory, image, key, read_only),
+        }
+    }
+
+    /// What is attached for the volume of `directory`.
+    pub(super) fn find(self, directory: &Path) -> Result<Attachment> {
+        match self {
+            Mounter::Fuse => fuse::find(directory),
+        }
+    }
+
+    /// Takes up the image's present size. `Unavailable` when the cluster or the device's server does not answer.
+    pub(super) fn refresh(
+        self,
+        directory: &Path,
+        image: &Image,
+        read_only: bool,
+        device: &Device,
+    ) -> Result<()> {
+        match self {
+            Mounter::Fuse => fuse::refresh(directory, image, read_only, device),
+        }
+    }
+
+    /// Detaches the image of the volume of `directory` and removes the mounter's files there.
+    pub(super) fn detach(self, directory: &Path) -> Result<()> {
+        match self {
+            Mounter::Fuse => fuse::detach(directory),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_never_printed() {
+        let key = Key::new("AQBcanary==\n").unwrap();
+        assert!(!format!("{key:?}").contains("canary"));
+        assert_eq!(key.expose(), "AQBcanary==");
+        let error = Key::new("canary\"}").unwrap_err();
+        assert!(!error.to_string().contains("canary"));
+    }
+
+    #[test]
+    fn an_image_is_named_by_its_spec() {
+        let mut image = Image {
+            pool: "p".into(),
+            namespace: String::new(),
+            name: "i".into(),
+            monitors: String::new(),
+            user: None,
+        };
+        assert_eq!(image.to_string(), "p/i");
+        image.namespace = "n".into();
+        assert_eq!(image.to_string(), "p/n/i");
+    }
+
+    #[test]
+    fn mounters_are_told_apart() {
+        assert_eq!("fuse".parse::<Mounter>().unwrap(), Mounter::Fuse);
+        assert!(matches!("rbd".parse::<Mounter>(), Err(Error::FailedPrecondition(_))));
+        assert!(matches!("nfs".parse::<Mounter>(), Err(Error::InvalidArgument(_))));
+    }
+}

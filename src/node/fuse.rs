@@ -1,0 +1,442 @@
+//! The `fuse` mounter: for kernels with neither an rbd nor an nbd module.
+//!
+//! One `qemu-storage-daemon` per volume opens the image through librbd and shows it as a regular file over FUSE; a loop
+//! device on that file is the block device. In the volume's directory (`D`):
+//!
+//! - `D/export`: an empty file; the daemon mounts the image over it.
+//! - `D/qmp`: the socket the daemon is commanded through.
+//! - `D/ceph.conf`: how to reach the monitors; no key.
+//!
+//! The Ceph key goes to the daemon over its socket and lives in its memory alone. It stays there as the daemon's
+//! secret `key`, because growing opens the image once more.
+//!
+//! The daemon has its own session and outlives the driver. It does not outlive its container or pid namespace, nor a
+//! systemd unit that kills its whole control group.
+//!
+//! Everything is found again without memory: the daemon by its command line (it holds the path of `D/qmp`), the
+//! export in the mount table, the loop device by its backing file in /sys. An image counts as attached when all three
+//! are there. Crash points are the gaps between them; [`attach`] clears what is half-done and starts over, and
+//! [`detach`] takes down whatever is there, in reverse order.
+//!
+//! The daemon's nodes are `device` (what is exported) on top of `image-N` (the opened image). QEMU learns the size of
+//! an image when it opens it, so [`refresh`] opens it again as `image-N+1`, puts that under `device` and closes
+//! the old one; QEMU flushes and holds I/O back meanwhile. The obvious `block_resize` is not used: it sets
+//! the image's size, and would shrink an image that the controller grew at the same moment.
+
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::makedev;
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::attach::{Attachment, Device, Image, Key};
+use super::error::{Error, Result};
+use super::mount::{self, MountTable};
+use super::programs::{self, Program};
+use super::qmp::{Qmp, Refusal};
+
+/// How long the daemon waits for monitors, in seconds.
+const MONITOR_PATIENCE: u32 = 20;
+
+/// How long a daemon may take to close its image and go.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the kernel may take to let go of, or to notice the size of, a loop device.
+const LOOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest path of `D/qmp`: the kernel's limit for socket addresses, with room for the final NUL.
+const SOCKET_PATH_LIMIT: usize = 107;
+
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("qmp")
+}
+
+fn export(directory: &Path) -> PathBuf {
+    directory.join("export")
+}
+
+fn configuration(directory: &Path) -> PathBuf {
+    directory.join("ceph.conf")
+}
+
+/// The daemon's argument that names its socket, and by which its process is known.
+fn socket_argument(directory: &Path) -> String {
+    // QEMU reads a doubled comma as one that separates nothing.
+    let path = socket(directory).display().to_string().replace(',', ",,");
+    format!("socket,id=qmp,path={path},server=on,wait=off")
+}
+
+/// See [`super::attach`] for what this and the functions below promise.
+pub(super) fn attach(directory: &Path, image: &Image, key: Option<&Key>, read_only: bool) -> Result<Device> {
+    if let Attachment::Live(device) = find(directory)? {
+        return Ok(device);
+    }
+    detach(directory)?;
+    start_daemon(directory)?;
+    let mut qmp = Qmp::connect(&socket(directory))?;
+    open_image(&mut qmp, directory, image, key, read_only)?;
+    attach_loop(directory, read_only)?;
+    match find(directory)? {
+        Attachment::Live(device) => Ok(device),
+        other => Err(Error::Unavailable(format!("{image} was attached, but is {other:?} now"))),
+    }
+}
+
+pub(super) fn find(directory: &Path) -> Result<Attachment> {
+    let Some(device) = find_loop(&export(directory))? else { return Ok(Attachment::Absent) };
+    let exported = MountTable::read()?.at(&export(directory)).is_some();
+    let alive = exported && !daemons(directory)?.is_empty();
+    Ok(if alive { Attachment::Live(device) } else { Attachment::Dead(device) })
+}
+
+pub(super) fn refresh(directory: &Path, image: &Image, read_only: bool, device: &Device) -> Result<()> {
+    let mut qmp = Qmp::connect(&socket(directory))?;
+    let size = reopen_image(&mut qmp, directory, image, read_only)?;
+    let deadline = Instant::now() + LOOP_PATIENCE;
+    // A device has whole sectors; an image that ends inside one loses that end.
+    while device.size()? < size - size % 512 {
+        if Instant::now() > deadline {
+            return Err(Error::Unavailable(format!(
+                "{image} has {size} bytes, but {} does not grow beyond {}",
+                device.name,
+                device.size()?
+            )));
+        }
+        // FUSE caches the size for a second; looking at the file is what updates it.
+        let export = export(directory);
+        std::fs::metadata(&export).map_err(|error| Error::io("look at", &export, error))?;
+        programs::succeed(Program::Losetup, &["--set-capacity".as_ref(), device.path().as_ref()])?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+pub(super) fn detach(directory: &Path) -> Result<()> {
+    let export = export(directory);
+    if let Some(device) = find_loop(&export)? {
+        detach_loop(&export, &device)?;
+    }
+    stop_daemons(directory)?;
+    while MountTable::read()?.at(&export).is_some() {
+        mount::unmount(&export)?;
+    }
+    for path in [export, socket(directory), configuration(directory)] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io("remove", &path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Starts a daemon that has nothing open yet. When this returns, its socket accepts connections.
+fn start_daemon(directory: &Path) -> Result<()> {
+    if socket(directory).as_os_str().len() > SOCKET_PATH_LIMIT {
+        return Err(Error::FailedPrecondition(format!(
+            "{} is too long for a unix socket: choose a shorter state directory",
+            socket(directory).display()
+        )));
+    }
+    let argument = socket_argument(directory);
+    let arguments =
+        ["--daemonize", "--chardev", &argument, "--monitor", "chardev=qmp"].map(std::convert::AsRef::as_ref);
+    programs::succeed(Program::QemuStorageDaemon, &arguments).map(drop)
+}
+
+/// Has the daemon open the image and export it.
+fn open_image(
+    qmp: &mut Qmp,
+    directory: &Path,
+    image: &Image,
+    key: Option<&Key>,
+    read_only: bool,
+) -> Result<()> {
+    let path = configuration(directory);
+    // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does.
+    let text = format!(
+        "[global]\nmon_host = {}\nclient_mount_timeout = {MONITOR_PATIENCE}\nkeyring = /dev/null\n",
+        image.monitors
+    );
+    std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    let export = export(directory);
+    std::fs::write(&export, "").map_err(|error| Error::io("write", &export, error))?;
+
+    if let Some(key) = key {
+        qmp.add_secret("key", key)?;
+    }
+    qmp.execute("blockdev-add", &image_options(directory, image, read_only, 0))?
+        .map_err(|refusal| open_error(image, &refusal))?;
+    qmp.require("blockdev-add", &device_options(read_only, 0))?;
+    qmp.require(
+        "block-export-add",
+        &json!({"type": "fuse", "id": "export", "node-name": "device", "mountpoint": export, "writable": !read_only}),
+    )
+    .map(drop)
+}
+
+/// Has the daemon open the image again in place of the one it has. Returns the image's size in bytes.
+fn reopen_image(qmp: &mut Qmp, directory: &Path, image: &Image, read_only: bool) -> Result<u64> {
+    // An interrupted reopening left a second one; the one in use refuses to go.
+    for number in open_images(qmp)? {
+        let _in_use = qmp.execute("blockdev-del", &json!({"node-name": image_node(number)}))?;
+    }
+    let [old] = open_images(qmp)?[..] else {
+        return Err(Error::Internal(format!("the storage daemon has not one opening of {image}")));
+    };
+    let new = old.wrapping_add(1);
+    qmp.execute("blockdev-add", &image_options(directory, image, read_only, new))?
+        .map_err(|refusal| open_error(image, &refusal))?;
+    qmp.require("blockdev-reopen", &json!({"options": [device_options(read_only, new)]}))?;
+    qmp.require("blockdev-del", &json!({"node-name": image_node(old)}))?;
+    nodes(qmp)?
+        .iter()
+        .find(|node| node["node-name"] == "device")
+        .and_then(|node| node["image"]["virtual-size"].as_u64())
+        .ok_or_else(|| Error::Internal(format!("the storage daemon does not tell the size of {image}")))
+}
+
+fn nodes(qmp: &mut Qmp) -> Result<Vec<Value>> {
+    match qmp.require("query-named-block-nodes", &json!({"flat": true}))? {
+        Value::Array(nodes) => Ok(nodes),
+        other => Err(Error::Internal(format!("the storage daemon lists no nodes but {other}"))),
+    }
+}
+
+/// The numbers `N` of the nodes `image-N`.
+fn open_images(qmp: &mut Qmp) -> Result<Vec<u64>> {
+    let nodes = nodes(qmp)?;
+    let names = nodes.iter().filter_map(|node| node["node-name"].as_str());
+    Ok(names.filter_map(|name| name.strip_prefix("image-")?.parse().ok()).collect())
+}
+
+fn image_node(number: u64) -> String {
+    format!("image-{number}")
+}
+
+fn image_options(directory: &Path, image: &Image, read_only: bool, number: u64) -> Value {
+    let mut options = json!({
+        "driver": "rbd",
+        "node-name": image_node(number),
+        "pool": image.pool,
+        "namespace": image.namespace,
+        "image": image.name,
+        "conf": configuration(directory),
+        "discard": "unmap",
+        "read-only": read_only,
+        "auth-client-required": ["none"],
+    });
+    if let Some(user) = &image.user {
+        options["user"] = json!(user);
+        options["key-secret"] = json!("key");
+        options["auth-client-required"] = json!(["cephx"]);
+    }
+    options
+}
+
+fn device_options(read_only: bool, number: u64) -> Value {
+    json!({
+        "driver": "raw",
+        "node-name": "device",
+        "file": image_node(number),
+        "discard": "unmap",
+        "read-only": read_only,
+    })
+}
+
+/// Why an image could not be opened, from the daemon's words: they end in the text of an errno.
+fn open_error(image: &Image, refusal: &Refusal) -> Error {
+    let text = format!("cannot open the image {image}: {refusal}");
+    let user = image.user.as_deref().unwrap_or_default();
+    if refusal.starts_with("error connecting") {
+        return match refusal.rsplit(": ").next() {
+            Some("Permission denied" | "Operation not permitted") => Error::Unauthenticated(format!(
+                "{text}: Ceph knows no user client.{user} with the key in the node-stage secret"
+            )),
+            Some("Invalid argument") => Error::FailedPrecondition(format!(
+                "{text}: the key in the node-stage secret is malformed, or of a kind this node's librados is too old for"
+            )),
+            _ => Error::Unavailable(format!("{text}: no monitor of {} answers", image.monitors)),
+        };
+    }
+    if refusal.ends_with("No such file or directory") || refusal.ends_with("does not exist") {
+        return Error::NotFound(text);
+    }
+    if refusal.ends_with("Operation not permitted") || refusal.ends_with("Permission denied") {
+        let namespace = if image.namespace.is_empty() {
+            String::new()
+        } else {
+            format!(" namespace={}", image.namespace)
+        };
+        return Error::FailedPrecondition(format!(
+            "{text}: give the user its rights with ceph auth caps client.{user} mon 'profile rbd' osd 'profile rbd \
+             pool={}{namespace}'",
+            image.pool
+        ));
+    }
+    Error::Unavailable(text)
+}
+
+/// The processes of the volume's daemons: one, or more when a start was interrupted.
+fn daemons(directory: &Path) -> Result<Vec<Pid>> {
+    let argument = socket_argument(directory);
+    let processes = procfs::process::all_processes()
+        .map_err(|error| Error::Internal(format!("cannot list the processes of this node: {error}")))?;
+    // A process that cannot be read has just ended.
+    let running = processes
+        .flatten()
+        .filter(|process| process.cmdline().is_ok_and(|arguments| arguments.contains(&argument)));
+    Ok(running.map(|process| Pid::from_raw(process.pid)).collect())
+}
+
+/// Ends the volume's daemons. Nothing may use the export any more.
+fn stop_daemons(directory: &Path) -> Result<()> {
+    if daemons(directory)?.is_empty() {
+        return Ok(());
+    }
+    // Once all is on disk, a daemon that does not end by itself can be killed without losing a write.
+    let export = export(directory);
+    if MountTable::read()?.at(&export).is_some() {
+        let what = "flush what the storage daemon holds back of";
+        programs::succeed(Program::Sync, &[export.as_ref()])
+            .map_err(|error| Error::Unavailable(format!("cannot {what} {}: {error}", export.display())))?;
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        for process in daemons(directory)? {
+            match kill(process, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(Error::Internal(format!("cannot end process {process}: {error}"))),
+            }
+        }
+        let deadline = Instant::now() + STOP_PATIENCE;
+        while Instant::now() < deadline {
+            if daemons(directory)?.is_empty() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Err(Error::Unavailable(format!("the storage daemon of {} does not end", directory.display())))
+}
+
+fn attach_loop(directory: &Path, read_only: bool) -> Result<()> {
+    let export = export(directory);
+    let mut arguments = vec!["--find".as_ref(), "--direct-io=on".as_ref()];
+    if read_only {
+        arguments.push("--read-only".as_ref());
+    }
+    arguments.push(export.as_os_str());
+    programs::succeed(Program::Losetup, &arguments).map(drop)
+}
+
+/// The loop device whose backing file is `export`.
+fn find_loop(export: &Path) -> Result<Option<Device>> {
+    let folder = Path::new("/sys/block");
+    let entries = std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io("list", folder, error))?;
+        // Only a loop device that is in use has this file, and it may go out of use at any time.
+        let Ok(backing) = std::fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
+        if Path::new(backing.trim_end_matches('\n')) != export {
+            continue;
+        }
+        let path = entry.path().join("dev");
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+        let number = text
+            .trim()
+            .split_once(':')
+            .and_then(|(major, minor)| Some(makedev(major.parse().ok()?, minor.parse().ok()?)));
+        let number = number.ok_or_else(|| Error::io("understand", &path, &text))?;
+        return Ok(Some(Device { name: entry.file_name().to_string_lossy().into_owned(), number }));
+    }
+    Ok(None)
+}
+
+/// Frees the loop device, unless somebody uses it.
+fn detach_loop(export: &Path, device: &Device) -> Result<()> {
+    let path = device.path();
+    let busy = |who: &str| {
+        Error::FailedPrecondition(format!("{} is in use {who}: end what uses it", path.display()))
+    };
+    // A mount in any namespace holds the device exclusively. losetup would only mark it for later.
+    match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path) {
+        Ok(_) => {}
+        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
+            return Err(busy("by a mount or another device, perhaps in another mount namespace"));
+        }
+        Err(error) => return Err(Error::io("open", &path, error)),
+    }
+    programs::succeed(Program::Losetup, &["--detach".as_ref(), path.as_ref()])?;
+    // With the device still open somewhere the kernel frees it when it is closed.
+    let deadline = Instant::now() + LOOP_PATIENCE;
+    while find_loop(export)?.as_ref() == Some(device) {
+        if Instant::now() > deadline {
+            return Err(busy(&mount::holders(&path)));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> Image {
+        Image {
+            pool: "rbd".into(),
+            namespace: String::new(),
+            name: "i".into(),
+            monitors: "10.0.0.1".into(),
+            user: Some("csi".into()),
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let kind = |refusal: &str| open_error(&image(), &refusal.to_owned());
+        for (refusal, expected) in [
+            ("error connecting: Permission denied", "Unauthenticated"),
+            ("error connecting: Invalid argument", "FailedPrecondition"),
+            ("error connecting: Connection timed out", "Unavailable"),
+            ("error reading header from i: No such file or directory", "NotFound"),
+            ("error opening pool rbd: No such file or directory", "NotFound"),
+            ("namespace 'n' does not exist", "NotFound"),
+            ("error reading header from i: Operation not permitted", "FailedPrecondition"),
+            ("error reading header from i: Input/output error", "Unavailable"),
+        ] {
+            assert!(format!("{:?}", kind(refusal)).starts_with(expected), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn the_key_is_no_part_of_what_the_daemon_is_told_about_the_image() {
+        let options = image_options(Path::new("/d"), &image(), true, 3);
+        assert_eq!(options["key-secret"], "key");
+        assert_eq!(options["node-name"], "image-3");
+        assert_eq!(options["read-only"], true);
+        let open = Image { user: None, ..image() };
+        let options = image_options(Path::new("/d"), &open, false, 0);
+        assert_eq!(options["auth-client-required"], json!(["none"]));
+        assert!(options.get("user").is_none() && options.get("key-secret").is_none());
+    }
+
+    #[test]
+    fn a_comma_in_the_path_does_not_end_the_argument() {
+        assert_eq!(socket_argument(Path::new("/a,b")), "socket,id=qmp,path=/a,,b/qmp,server=on,wait=off");
+    }
+
+    #[test]
+    fn a_directory_without_anything_has_nothing_attached() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(find(folder.path()).unwrap(), Attachment::Absent);
+        detach(folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,245 @@
+//! What a node does with a volume: attach it, prepare its filesystem, mount it where pods look for it, grow it, measure
+//! it, and take all that away again.
+//!
+//! Plain blocking Rust: callers bring their own threads. Nothing here knows gRPC. Promises:
+//!
+//! - Every operation is idempotent, and repeats what an interrupted one left undone.
+//! - Nothing is remembered in this process. After a restart a new [`Node`] on the same state directory goes on: what
+//!   was asked for is in the volume's record there, and what is true is read from the kernel.
+//! - One operation at a time changes a volume; a second one is [`Error::Busy`] and says what it waits for.
+//! - A path is treated as the volume's only when the volume's own device is mounted there.
+//! - A [`Node::stage`] that fails has detached the image again. When even that failed, its error is
+//!   [`Error::Busy`], which no caller takes for final.
+//!
+//! - [`attach`]: the ways to attach an image, today `fuse`.
+//! - `filesystem`: probing, making, checking, growing. `mount`: the mount table, mounts and bind mounts.
+//! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the grammar of options.
+//! - `programs`: the external programs and how they are run.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub mod attach;
+mod error;
+mod filesystem;
+mod fuse;
+mod mount;
+mod options;
+mod programs;
+mod publish;
+mod qmp;
+mod record;
+mod stage;
+mod usage;
+
+pub use error::{Error, Result};
+pub use filesystem::FsType;
+pub use publish::Publish;
+pub use stage::Stage;
+pub use usage::{Inodes, Usage};
+
+use attach::Device;
+use mount::{Mount, MountTable};
+use record::{Record, VolumeDirectory};
+
+/// How a volume is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capability {
+    /// As a filesystem or as a device.
+    pub access: Access,
+    /// By whom.
+    pub mode: AccessMode,
+}
+
+/// As what a volume is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// As a block device.
+    Block,
+    /// As a mounted filesystem.
+    Mount {
+        /// The filesystem asked for; `None` takes what is there, or ext4 on an empty volume.
+        fs_type: Option<FsType>,
+        /// Mount options of the filesystem.
+        flags: Vec<String>,
+    },
+}
+
+/// By whom a volume is used; CSI's access modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names are CSI's and say it all")]
+pub enum AccessMode {
+    SingleNodeWriter,
+    SingleNodeReaderOnly,
+    SingleNodeSingleWriter,
+    SingleNodeMultiWriter,
+    MultiNodeReaderOnly,
+    MultiNodeSingleWriter,
+    MultiNodeMultiWriter,
+}
+
+impl AccessMode {
+    /// Whether nobody writes.
+    pub fn is_read_only(self) -> bool {
+        matches!(self, AccessMode::SingleNodeReaderOnly | AccessMode::MultiNodeReaderOnly)
+    }
+
+    /// Whether the volume may be published at one target path of a node alone (CSI's table for a second
+    /// NodePublishVolume).
+    fn has_one_target(self) -> bool {
+        matches!(
+            self,
+            AccessMode::SingleNodeWriter
+                | AccessMode::SingleNodeReaderOnly
+                | AccessMode::SingleNodeSingleWriter
+        )
+    }
+}
+
+impl Capability {
+    /// Refuses what cannot work: `InvalidArgument` for mount options outside the grammar, `FailedPrecondition` for
+    /// a filesystem that several nodes write to.
+    fn check(&self) -> Result<()> {
+        let Access::Mount { flags, .. } = &self.access else { return Ok(()) };
+        if matches!(self.mode, AccessMode::MultiNodeSingleWriter | AccessMode::MultiNodeMultiWriter) {
+            return Err(Error::FailedPrecondition(
+                "ext4 and xfs cannot be written to while several nodes have them mounted: use volumeMode Block, or \
+                 another access mode"
+                    .to_owned(),
+            ));
+        }
+        flags.iter().try_for_each(|flag| options::check_mount_option(flag))
+    }
+
+    /// Whether a filesystem is to be mounted read-only: nobody writes, or the mount options say so.
+    fn mounts_read_only(&self) -> bool {
+        let asked = match &self.access {
+            Access::Mount { flags, .. } => flags.iter().any(|flag| flag == "ro"),
+            Access::Block => false,
+        };
+        asked || self.mode.is_read_only()
+    }
+}
+
+/// The volumes of this node.
+#[derive(Debug)]
+pub struct Node {
+    state_directory: PathBuf,
+    in_flight: Mutex<HashMap<(String, Lane), InFlight>>,
+}
+
+/// Operations of different lanes may run at the same time on one volume: a filesystem that does not answer
+/// [`Node::stats`] must not hold up its unmounting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Lane {
+    Change,
+    Look,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    operation: &'static str,
+    since: Instant,
+}
+
+impl Node {
+    /// The node whose volumes are recorded in `state_directory`, which is created when missing. It must survive
+    /// restarts of the driver, and no other driver may use it. `FailedPrecondition` when a program every node needs
+    /// is not installed.
+    pub fn new(state_directory: &Path) -> Result<Self> {
+        programs::check()?;
+        std::fs::create_dir_all(state_directory)
+            .map_err(|error| Error::io("create", state_directory, error))?;
+        // The mount table and /sys spell paths without links.
+        let state_directory =
+            state_directory.canonicalize().map_err(|error| Error::io("resolve", state_directory, error))?;
+        Ok(Self { state_directory, in_flight: Mutex::default() })
+    }
+
+    fn volume(&self, volume_id: &str) -> VolumeDirectory {
+        VolumeDirectory::new(&self.state_directory, volume_id)
+    }
+
+    /// Enters `operation` as the one at work on the volume until the guard is dropped.
+    fn begin(&self, volume_id: &str, lane: Lane, operation: &'static str) -> Result<Guard<'_>> {
+        let mut in_flight = self.in_flight();
+        let key = (volume_id.to_owned(), lane);
+        if let Some(other) = in_flight.get(&key) {
+            return Err(Error::Busy(format!(
+                "{operation} of volume {volume_id} has to wait: {} has been at work on it for {} s",
+                other.operation,
+                other.since.elapsed().as_secs()
+            )));
+        }
+        in_flight.insert(key.clone(), InFlight { operation, since: Instant::now() });
+        Ok(Guard { node: self, key })
+    }
+
+    fn in_flight(&self) -> MutexGuard<'_, HashMap<(String, Lane), InFlight>> {
+        // Each change of the map is one call, so a panic elsewhere leaves it whole.
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Holds a volume for one operation.
+struct Guard<'a> {
+    node: &'a Node,
+    key: (String, Lane),
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.node.in_flight().remove(&self.key);
+    }
+}
+
+/// Whether `mount` shows the volume of `record`: its filesystem, or its device node.
+fn is_of_volume(record: &Record, device: &Device, mount: &Mount) -> bool {
+    if record.is_block() { mount.is_device_node(&device.name) } else { mount.device == device.number }
+}
+
+/// Where the volume of `record` is mounted, the staging path left out.
+fn targets_in_use<'a>(
+    record: &'a Record,
+    device: &'a Device,
+    table: &'a MountTable,
+) -> impl Iterator<Item = &'a Mount> {
+    table.iter().filter(|mount| mount.point != record.staging_path && is_of_volume(record, device, mount))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_operation_on_a_volume_is_told_what_it_waits_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = Node::new(folder.path()).unwrap();
+        let guard = node.begin("v", Lane::Change, "NodeStageVolume").unwrap();
+        let Err(Error::Busy(text)) = node.begin("v", Lane::Change, "NodePublishVolume").map(drop) else {
+            panic!("two operations at once");
+        };
+        assert!(text.contains("NodeStageVolume has been at work on it for 0 s"), "{text}");
+        node.begin("v", Lane::Look, "NodeGetVolumeStats").map(drop).unwrap();
+        node.begin("w", Lane::Change, "NodeStageVolume").map(drop).unwrap();
+        drop(guard);
+        node.begin("v", Lane::Change, "NodePublishVolume").map(drop).unwrap();
+    }
+
+    #[test]
+    fn filesystems_of_several_writing_nodes_are_refused() {
+        let mount = |mode| Capability { access: Access::Mount { fs_type: None, flags: vec![] }, mode };
+        for mode in [AccessMode::MultiNodeSingleWriter, AccessMode::MultiNodeMultiWriter] {
+            assert!(matches!(mount(mode).check(), Err(Error::FailedPrecondition(_))));
+            Capability { access: Access::Block, mode }.check().unwrap();
+        }
+        mount(AccessMode::MultiNodeReaderOnly).check().unwrap();
+        mount(AccessMode::SingleNodeMultiWriter).check().unwrap();
+    }
+}

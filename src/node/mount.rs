@@ -1,0 +1,351 @@
+//! What is mounted where, and how that is changed.
+//!
+//! The kernel's own table (`/proc/self/mountinfo`) is the only witness; nothing is remembered. A mount is told from
+//! another by its device number, so a path is "ours" only when the volume's own device is mounted there. A table
+//! that cannot be read is an error and never an empty table.
+//!
+//! A filesystem of a device is mounted and unmounted by the programs of util-linux, which may hang with the device
+//! and are given a deadline. Bind mounts touch no device and are plain system calls. There are no lazy unmounts:
+//! they would take a device away under its users.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::mount::MsFlags;
+use nix::sys::stat::makedev;
+
+use super::error::{Error, Result};
+use super::programs::{self, Program};
+
+/// The device number of a filesystem or of a device node.
+pub(super) type DeviceNumber = u64;
+
+/// One line of the mount table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// The device number files of this mount report.
+    pub(super) device: DeviceNumber,
+    /// Which directory or file of its filesystem is mounted.
+    pub(super) root: PathBuf,
+    /// Where it is mounted.
+    pub(super) point: PathBuf,
+    /// The filesystem's type.
+    pub(super) fs_type: String,
+    /// Options of this mount alone.
+    options: Vec<String>,
+    /// Options of the filesystem, shared by all its mounts.
+    filesystem_options: Vec<String>,
+}
+
+impl Mount {
+    /// Whether writing through this mount is forbidden.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.options.iter().any(|option| option == "ro") || self.is_filesystem_read_only()
+    }
+
+    /// Whether the filesystem itself is read-only: mounted so, or turned so by the kernel after an error.
+    pub(super) fn is_filesystem_read_only(&self) -> bool {
+        self.filesystem_options.iter().any(|option| option == "ro")
+    }
+
+    /// Whether the device node `name` of /dev is mounted here, as block volumes are published.
+    pub(super) fn is_device_node(&self, name: &str) -> bool {
+        matches!(self.fs_type.as_str(), "devtmpfs" | "tmpfs")
+            && self.root.file_name() == Some(OsStr::new(name))
+    }
+
+    /// The flags a remount must repeat in order not to lose them.
+    fn flags(&self) -> MsFlags {
+        self.options.iter().fold(MsFlags::empty(), |flags, option| {
+            flags
+                | match option.as_str() {
+                    "nosuid" => MsFlags::MS_NOSUID,
+                    "nodev" => MsFlags::MS_NODEV,
+                    "noexec" => MsFlags::MS_NOEXEC,
+                    "noatime" => MsFlags::MS_NOATIME,
+                    "nodiratime" => MsFlags::MS_NODIRATIME,
+                    "relatime" => MsFlags::MS_RELATIME,
+                    _ => MsFlags::empty(),
+                }
+        })
+    }
+}
+
+/// The mount table of this process, in mount order.
+#[derive(Debug)]
+pub(super) struct MountTable(Vec<Mount>);
+
+impl MountTable {
+    /// Reads the table. `Internal` when it cannot be read or understood.
+    pub(super) fn read() -> Result<Self> {
+        let path = Path::new("/proc/self/mountinfo");
+        let table = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+        table
+            .split(|&byte| byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                parse_line(line).ok_or_else(|| {
+                    Error::Internal(format!(
+                        "a line of {} makes no sense: {}",
+                        path.display(),
+                        line.escape_ascii()
+                    ))
+                })
+            })
+            .collect::<Result<_>>()
+            .map(Self)
+    }
+
+    /// What one sees at `point`: the last mount on it, if there is one.
+    pub(super) fn at(&self, point: &Path) -> Option<&Mount> {
+        self.0.iter().rfind(|mount| mount.point == point)
+    }
+
+    /// All mounts, in mount order.
+    pub(super) fn iter(&self) -> std::slice::Iter<'_, Mount> {
+        self.0.iter()
+    }
+}
+
+/// Reads one line of mountinfo: `id parent major:minor root point options [tags...] - type source options`.
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let number = std::str::from_utf8(fields.by_ref().nth(2)?).ok()?;
+    let (major, minor) = number.split_once(':')?;
+    let root = unescape(fields.next()?);
+    let point = unescape(fields.next()?);
+    let options = split_options(fields.next()?);
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
+    let filesystem_options = split_options(fields.nth(1)?);
+    Some(Mount {
+        device: makedev(major.parse().ok()?, minor.parse().ok()?),
+        root: PathBuf::from(root),
+        point: PathBuf::from(point),
+        fs_type,
+        options,
+        filesystem_options,
+    })
+}
+
+fn split_options(field: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(field).split(',').map(str::to_owned).collect()
+}
+
+/// Undoes the kernel's escapes: a backslash and three octal digits stand for one byte.
+fn unescape(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        bytes.push(match (first, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
+                rest = tail;
+                (a - b'0') << 6 | (b - b'0') << 3 | (c - b'0')
+            }
+            _ => *first,
+        });
+    }
+    OsString::from_vec(bytes)
+}
+
+/// `path` as the mount table spells it: links in its parent resolved, its last component untouched (looking at that
+/// could hang on a dead mount). `InvalidArgument` unless it is absolute and free of `.` and `..`; `None` when its
+/// parent is not there.
+pub(super) fn canonical(path: &Path) -> Result<Option<PathBuf>> {
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let (Some(parent), Some(name), true, true) = (path.parent(), path.file_name(), path.is_absolute(), plain)
+    else {
+        return Err(Error::InvalidArgument(format!(
+            "{} is not an absolute path without . and ..",
+            path.display()
+        )));
+    };
+    match parent.canonicalize() {
+        Ok(parent) => Ok(Some(parent.join(name))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("resolve", parent, error)),
+    }
+}
+
+/// Mounts the filesystem of `device` on `point` with mount(8)'s `options`.
+pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Result<()> {
+    let arguments: [&OsStr; 8] = [
+        "--internal-only".as_ref(),
+        "--types".as_ref(),
+        fs_type.as_ref(),
+        "--options".as_ref(),
+        options.as_ref(),
+        "--".as_ref(),
+        device.as_ref(),
+        point.as_ref(),
+    ];
+    programs::succeed(Program::Mount, &arguments).map(drop)
+}
+
+/// Binds the directory or file `source` to `target`, read-only if asked.
+pub(super) fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
+    let what = format!("bind {} to", source.display());
+    nix::mount::mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|error| Error::io(&what, target, error))?;
+    if !read_only {
+        return Ok(());
+    }
+    // The kernel ignores the read-only flag of the bind itself; it takes a second call.
+    let kept = MountTable::read()?.at(target).map_or(MsFlags::empty(), Mount::flags);
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
+    nix::mount::mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+        .map_err(|error| Error::io("make read-only", target, error))
+}
+
+/// Unmounts the topmost mount on `point`. `FailedPrecondition` naming the processes that use it when it is busy.
+pub(super) fn unmount(point: &Path) -> Result<()> {
+    // Without --no-canonicalize umount would look at the mount itself, which hangs or fails on a dead one.
+    let arguments: [&OsStr; 4] =
+        ["--internal-only".as_ref(), "--no-canonicalize".as_ref(), "--".as_ref(), point.as_ref()];
+    let finished = programs::run(Program::Umount, &arguments)?;
+    if finished.code == Some(0) {
+        return Ok(());
+    }
+    if finished.output.contains("busy") {
+        let holders = holders(point);
+        return Err(Error::FailedPrecondition(format!(
+            "{} is in use and cannot be unmounted ({holders}): end what uses it",
+            point.display()
+        )));
+    }
+    Err(Error::Internal(programs::describe(Program::Umount, &finished)))
+}
+
+/// The processes that hold a file at or below `path` open or work there, for an error message. Processes of other
+/// mount namespaces may not be seen.
+pub(super) fn holders(path: &Path) -> String {
+    let uses = |link: std::io::Result<PathBuf>| link.is_ok_and(|target| target.starts_with(path));
+    let mut found = Vec::new();
+    for process in procfs::process::all_processes().into_iter().flatten().flatten() {
+        let folder = PathBuf::from(format!("/proc/{}", process.pid));
+        let places = ["cwd", "root", "exe"].iter().any(|name| uses(std::fs::read_link(folder.join(name))));
+        let files = std::fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
+        if places || files.into_iter().any(|file| uses(std::fs::read_link(file.path()))) {
+            let name = process.stat().map_or_else(|_| "?".to_owned(), |stat| stat.comm);
+            found.push(format!("{name} {}", process.pid));
+        }
+    }
+    if found.is_empty() {
+        "by no process that can be seen from here, perhaps in another mount namespace".to_owned()
+    } else {
+        format!("by {}", found.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the kernel does to paths in the table (`mangle_path` with space, tab, newline, backslash).
+    fn escape(path: &[u8]) -> Vec<u8> {
+        path.iter()
+            .flat_map(|&byte| match byte {
+                b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+                _ => vec![byte],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_line_is_read() {
+        let line =
+            br"98 42 7:3 / /mnt/a\040b\134c rw,nosuid,relatime shared:1 master:2 - ext4 /dev/loop3 ro,data=x";
+        let mount = parse_line(line).unwrap();
+        assert_eq!(mount.device, makedev(7, 3));
+        assert_eq!(mount.root, Path::new("/"));
+        assert_eq!(mount.point, Path::new(r"/mnt/a b\c"));
+        assert_eq!(mount.fs_type, "ext4");
+        assert!(mount.is_filesystem_read_only() && mount.is_read_only());
+        assert_eq!(mount.flags(), MsFlags::MS_NOSUID | MsFlags::MS_RELATIME);
+    }
+
+    #[test]
+    fn a_read_only_bind_of_a_writable_filesystem_is_told_apart() {
+        let mount = parse_line(b"98 42 7:3 / /mnt ro - ext4 /dev/loop3 rw").unwrap();
+        assert!(mount.is_read_only());
+        assert!(!mount.is_filesystem_read_only());
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_is_no_mount() {
+        for line in ["", "1 2 3", "98 42 7:x / /mnt rw - ext4 d rw", "98 42 7:3 / /mnt rw shared:1 ext4 d rw"]
+        {
+            assert_eq!(parse_line(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_mount_on_a_point_counts() {
+        let lines =
+            ["1 0 7:1 / /a rw - ext4 d rw", "2 0 7:2 / /a rw - xfs d rw", "3 0 7:1 / /ab rw - ext4 d rw"];
+        let table = MountTable(lines.iter().map(|line| parse_line(line.as_bytes()).unwrap()).collect());
+        assert_eq!(table.at(Path::new("/a")).unwrap().fs_type, "xfs");
+        assert!(table.at(Path::new("/")).is_none());
+    }
+
+    #[test]
+    fn a_published_device_node_is_known() {
+        let mount = parse_line(b"98 42 0:5 /loop3 /target rw - devtmpfs udev rw,size=1k").unwrap();
+        assert!(mount.is_device_node("loop3"));
+        assert!(!mount.is_device_node("loop30"));
+        let other = parse_line(b"98 42 7:1 /loop3 /target rw - ext4 /dev/loop1 rw").unwrap();
+        assert!(!other.is_device_node("loop3"));
+    }
+
+    #[test]
+    fn the_own_table_is_understood() {
+        assert!(MountTable::read().unwrap().at(Path::new("/proc")).is_some());
+    }
+
+    #[test]
+    fn relative_and_dotted_paths_are_refused() {
+        for path in ["some/path", "", "/a/../b", "/", ".."] {
+            assert!(matches!(canonical(Path::new(path)), Err(Error::InvalidArgument(_))), "{path}");
+        }
+        assert_eq!(canonical(Path::new("/no such parent/x")).unwrap(), None);
+    }
+
+    #[test]
+    fn links_in_the_parent_are_resolved() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, folder.path().join("link")).unwrap();
+        assert_eq!(canonical(&folder.path().join("link/target")).unwrap(), Some(real.join("target")));
+    }
+
+    #[test]
+    fn the_holder_of_an_open_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap();
+        let open = std::fs::File::create(path.join("file")).unwrap();
+        assert!(holders(&path).contains(&std::process::id().to_string()));
+        drop(open);
+        assert!(holders(&path).contains("no process"));
+    }
+
+    proptest! {
+        #[test]
+        fn escaped_paths_come_back(path in proptest::collection::vec(1u8..=255, 0..40)) {
+            let escaped = escape(&path);
+            let back = unescape(&escaped);
+            prop_assert_eq!(back.as_bytes(), path.as_slice());
+        }
+
+        #[test]
+        fn no_line_panics(line in proptest::collection::vec(any::<u8>(), 0..120)) {
+            parse_line(&line);
+        }
+    }
+}

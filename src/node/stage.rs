@@ -1,0 +1,278 @@
+//! Staging: attach the image, prepare its filesystem, mount it at the staging path. Unstaging: the reverse.
+//!
+//! Crash points: the record is there before the image is attached, and goes after it is detached. Between, any step may
+//! be the last one; staging again starts over from what is attached and mounted, and unstaging takes down what is
+//! there.
+
+use std::path::{Path, PathBuf};
+
+use super::attach::{Attachment, Device, Image, Key, Mounter};
+use super::error::{Error, Result};
+use super::filesystem::{self, Format, FsType};
+use super::mount::{self, MountTable};
+use super::record::{Record, VolumeDirectory};
+use super::{Access, Capability, Lane, Node, targets_in_use};
+
+/// What is to be staged, and how.
+#[derive(Debug)]
+pub struct Stage<'a> {
+    /// The CSI volume id.
+    pub volume_id: &'a str,
+    /// The image.
+    pub image: Image,
+    /// The key of the image's user.
+    pub key: Option<Key>,
+    /// How to attach it.
+    pub mounter: Mounter,
+    /// What for.
+    pub capability: Capability,
+    /// mkfs options of the StorageClass; `None` for the driver's.
+    pub mkfs_options: Option<&'a str>,
+    /// Whether the volume was created empty, and so may be formatted.
+    pub created_empty: bool,
+    /// An existing directory.
+    pub staging_path: &'a Path,
+}
+
+impl Node {
+    /// Stages a volume: afterwards its filesystem is mounted at the staging path, and as large as the image; a block
+    /// volume is attached. Staging again with the same arguments is fine, with others `AlreadyExists`.
+    pub fn stage(&self, request: &Stage<'_>) -> Result<()> {
+        request.capability.check()?;
+        if let Access::Mount { fs_type, .. } = request.capability.access {
+            filesystem::check_mkfs_options(fs_type, request.mkfs_options)?;
+        }
+        let _guard = self.begin(request.volume_id, Lane::Change, "NodeStageVolume")?;
+        let staging = staging_directory(request.staging_path)?;
+        let directory = self.volume(request.volume_id);
+        let mut wanted = Record::new(
+            request.volume_id,
+            request.image.clone(),
+            request.mounter,
+            request.capability.clone(),
+            staging.clone(),
+        );
+        let mut staged = None;
+        if let Some(record) = directory.load()? {
+            match record.mounter.find(directory.path())? {
+                Attachment::Live(device) => {
+                    require_same(&record, &wanted)?;
+                    wanted.targets.clone_from(&record.targets);
+                    staged = MountTable::read()?
+                        .at(&staging)
+                        .is_some_and(|m| m.device == device.number)
+                        .then_some(device);
+                }
+                // Pods that still use a dead device have to go first; nobody can bring it back under them.
+                Attachment::Dead(_) => take_down(&directory, &record)?,
+                Attachment::Absent => {}
+            }
+        }
+        let outcome = match staged {
+            // An earlier attempt may have stopped before this.
+            Some(device) => grow(&wanted, &device),
+            None => bring_up(&directory, &wanted, request),
+        };
+        // Callers take most errors for final and forget the volume, so nothing of it may stay behind.
+        outcome.map_err(|error| match take_down(&directory, &wanted) {
+            Ok(()) => error,
+            Err(undo) => error.with_failed_undo(&undo),
+        })
+    }
+
+    /// Unstages a volume: afterwards it is not mounted at the staging path, and detached. `FailedPrecondition` while
+    /// it is published or in use. A volume that is not staged there is fine.
+    pub fn unstage(&self, volume_id: &str, staging_path: &Path) -> Result<()> {
+        let _guard = self.begin(volume_id, Lane::Change, "NodeUnstageVolume")?;
+        let directory = self.volume(volume_id);
+        let staging = mount::canonical(staging_path)?.unwrap_or_else(|| staging_path.to_owned());
+        let mounted = MountTable::read()?.at(&staging).map(|mount| mount.device);
+        let Some(record) = directory.load()? else {
+            if mounted.is_some() {
+                return Err(foreign(&staging));
+            }
+            // A removal that stopped after the record.
+            return directory.remove();
+        };
+        let own = match record.mounter.find(directory.path())? {
+            Attachment::Live(device) | Attachment::Dead(device) => Some(device.number),
+            Attachment::Absent => None,
+        };
+        if mounted.is_some() && mounted != own {
+            return Err(foreign(&staging));
+        }
+        if record.staging_path == staging {
+            take_down(&directory, &record)
+        } else if mounted.is_some() {
+            // A second mount, made by somebody else; the volume stays staged at its own path.
+            mount::unmount(&staging)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The staging path as the mount table spells it. The orchestrator must have made the directory.
+fn staging_directory(path: &Path) -> Result<PathBuf> {
+    let missing = || {
+        Error::FailedPrecondition(format!(
+            "the staging path {} is not a directory: the orchestrator has to create it first",
+            path.display()
+        ))
+    };
+    let path = mount::canonical(path)?.ok_or_else(missing)?;
+    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    // A mount that does not answer is no reason: the mount table says what it is.
+    if is_directory || MountTable::read()?.at(&path).is_some() { Ok(path) } else { Err(missing()) }
+}
+
+/// Refuses a staging path with something on it: another mount, or files, which a mount would hide.
+fn require_unused(staging: &Path) -> Result<()> {
+    if MountTable::read()?.at(staging).is_some() {
+        return Err(foreign(staging));
+    }
+    let mut entries = std::fs::read_dir(staging).map_err(|error| Error::io("list", staging, error))?;
+    match entries.next() {
+        None => Ok(()),
+        Some(Ok(entry)) => Err(Error::FailedPrecondition(format!(
+            "the staging path {} is not empty: it holds {}, perhaps written while no volume was mounted there. Move \
+             it away",
+            staging.display(),
+            entry.file_name().display()
+        ))),
+        Some(Err(error)) => Err(Error::io("list", staging, error)),
+    }
+}
+
+fn foreign(path: &Path) -> Error {
+    Error::FailedPrecondition(format!(
+        "something that is not this volume is mounted at {}: unmount it first",
+        path.display()
+    ))
+}
+
+/// Refuses to stage an attached volume in another way than it is staged.
+fn require_same(record: &Record, wanted: &Record) -> Result<()> {
+    let staged = record.staging_path.display();
+    if record.staging_path != wanted.staging_path {
+        return Err(Error::FailedPrecondition(format!(
+            "the volume is staged at {staged}: unstage it there first"
+        )));
+    }
+    if record.capability != wanted.capability {
+        return Err(Error::AlreadyExists(format!(
+            "the volume is staged at {staged} for {:?}, not for {:?}",
+            record.capability, wanted.capability
+        )));
+    }
+    if record.mounter != wanted.mounter {
+        return Err(Error::AlreadyExists(format!(
+            "the volume is staged at {staged} with {:?}",
+            record.mounter
+        )));
+    }
+    Ok(())
+}
+
+fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage<'_>) -> Result<()> {
+    require_unused(&record.staging_path)?;
+    directory.save(record)?;
+    let read_only = record.capability.mode.is_read_only();
+    let device = record.mounter.attach(directory.path(), &record.image, request.key.as_ref(), read_only)?;
+    let Access::Mount { fs_type, flags } = &record.capability.access else { return Ok(()) };
+    let path = device.path();
+    let fs_type = filesystem::find_or_make(
+        &path,
+        &Format {
+            fs_type: *fs_type,
+            mkfs_options: request.mkfs_options,
+            created_empty: request.created_empty,
+            read_only,
+        },
+    )?;
+    if !read_only {
+        filesystem::check(&path, fs_type)?;
+        if fs_type == FsType::Ext4 && !filesystem::can_grow_mounted(fs_type)? {
+            filesystem::grow_unmounted_ext4(&path, device.size()?)?;
+        }
+    }
+    mount::mount(&path, fs_type.name(), &mount_options(fs_type, flags, read_only), &record.staging_path)?;
+    grow(record, &device)
+}
+
+/// The options of the staging mount. What the driver sets comes first, so that a StorageClass can take it back, but for
+/// reading alone.
+fn mount_options(fs_type: FsType, flags: &[String], read_only: bool) -> String {
+    let mut options = vec!["nodev", "nosuid"];
+    if fs_type == FsType::Xfs {
+        // A clone has its parent's UUID, and both may be on one node.
+        options.push("nouuid");
+    }
+    options.extend(flags.iter().map(String::as_str));
+    if read_only {
+        // Several nodes may read the image, so none of them may replay its journal.
+        options.extend(["ro", "norecovery"]);
+    }
+    options.join(",")
+}
+
+/// Grows the staged filesystem to its device, which may be larger: grown while it was not staged, or made from a smaller
+/// snapshot.
+fn grow(record: &Record, device: &Device) -> Result<()> {
+    let table = MountTable::read()?;
+    let mount =
+        table.at(&record.staging_path).filter(|mount| mount.device == device.number).ok_or_else(|| {
+            Error::Unavailable(format!("{} is not mounted at {}", device.name, record.staging_path.display()))
+        })?;
+    let fs_type: FsType = mount.fs_type.parse()?;
+    if record.capability.mounts_read_only() || !filesystem::can_grow_mounted(fs_type)? {
+        return Ok(());
+    }
+    filesystem::grow_mounted(&device.path(), fs_type, &record.staging_path)
+}
+
+/// Unmounts, detaches and forgets a volume, however much of it is there. `FailedPrecondition`, and nothing changed, while
+/// it is mounted elsewhere than at its staging path.
+fn take_down(directory: &VolumeDirectory, record: &Record) -> Result<()> {
+    if let Attachment::Live(device) | Attachment::Dead(device) = record.mounter.find(directory.path())? {
+        let table = MountTable::read()?;
+        let targets: Vec<_> =
+            targets_in_use(record, &device, &table).map(|mount| mount.point.display().to_string()).collect();
+        if !targets.is_empty() {
+            return Err(Error::FailedPrecondition(format!(
+                "the volume is still mounted at {}: unpublish it there first",
+                targets.join(", ")
+            )));
+        }
+        while MountTable::read()?.at(&record.staging_path).is_some_and(|mount| mount.device == device.number)
+        {
+            mount::unmount(&record.staging_path)?;
+        }
+    }
+    record.mounter.detach(directory.path())?;
+    directory.remove()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_options_of_a_reader_cannot_be_taken_back() {
+        let flags = ["rw".to_owned(), "suid".to_owned()];
+        assert_eq!(mount_options(FsType::Ext4, &flags, true), "nodev,nosuid,rw,suid,ro,norecovery");
+        assert_eq!(mount_options(FsType::Xfs, &[], false), "nodev,nosuid,nouuid");
+    }
+
+    #[test]
+    fn a_staging_path_in_use_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        require_unused(folder.path()).unwrap();
+        std::fs::write(folder.path().join("vol"), "x").unwrap();
+        assert!(matches!(require_unused(folder.path()), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(require_unused(Path::new("/proc")), Err(Error::FailedPrecondition(_))));
+        let file = folder.path().join("vol");
+        assert!(matches!(staging_directory(&file), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(staging_directory(&folder.path().join("none")), Err(Error::FailedPrecondition(_))));
+    }
+}

@@ -1,0 +1,135 @@
+//! Growing a volume on the node, and measuring it.
+
+use std::path::Path;
+
+use super::attach::{Attachment, Device};
+use super::error::{Error, Result};
+use super::filesystem;
+use super::mount::{self, Mount, MountTable};
+use super::record::{Record, VolumeDirectory};
+use super::{Lane, Node, is_of_volume};
+
+/// How much of a volume is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// A block volume: its size in bytes. What of it is in use, its user alone knows.
+    Block {
+        /// Size in bytes.
+        total: u64,
+    },
+    /// A filesystem.
+    Filesystem {
+        /// Size in bytes.
+        total: u64,
+        /// Bytes in use.
+        used: u64,
+        /// Bytes an ordinary user may still write.
+        available: u64,
+        /// Inodes.
+        inodes: Inodes,
+    },
+}
+
+/// Inodes of a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inodes {
+    /// All of them.
+    pub total: u64,
+    /// Those in use.
+    pub used: u64,
+    /// Those free.
+    pub available: u64,
+}
+
+impl Node {
+    /// Takes up the size the image has now: the device, and its filesystem if it has one. `path` is a staging or target
+    /// path. Returns the size of the device in bytes, which is at least `required` (up to a last sector), or
+    /// `FailedPrecondition` when the image itself is smaller, or `OutOfRange` when it is larger than `limit`. 0 stands
+    /// for no bound. `NotFound` when the volume is not at `path`.
+    pub fn expand(&self, volume_id: &str, path: &Path, required: u64, limit: u64) -> Result<u64> {
+        let _guard = self.begin(volume_id, Lane::Change, "NodeExpandVolume")?;
+        let directory = self.volume(volume_id);
+        let (record, device, mount) = locate(&directory, volume_id, path)?;
+        if required == 0 || device.size()? < required {
+            let read_only = record.capability.mode.is_read_only();
+            record.mounter.refresh(directory.path(), &record.image, read_only, &device)?;
+        }
+        let size = device.size()?;
+        if size < required - required % 512 {
+            return Err(Error::FailedPrecondition(format!(
+                "{required} bytes are asked for, but the image {} has {size}: it has to be grown first",
+                record.image
+            )));
+        }
+        if limit != 0 && size > limit {
+            return Err(Error::OutOfRange(format!(
+                "the image {} has {size} bytes, more than the limit of {limit}; volumes do not shrink",
+                record.image
+            )));
+        }
+        if let Some(mount) = mount {
+            if mount.is_filesystem_read_only() {
+                return Err(Error::FailedPrecondition(format!(
+                    "the filesystem at {} is read-only and cannot grow",
+                    path.display()
+                )));
+            }
+            filesystem::grow_mounted(&device.path(), mount.fs_type.parse()?, &mount.point)?;
+        }
+        Ok(size)
+    }
+
+    /// Measures a volume. `path` is a staging or target path; `NotFound` when the volume is not there.
+    pub fn stats(&self, volume_id: &str, path: &Path) -> Result<Usage> {
+        let _guard = self.begin(volume_id, Lane::Look, "NodeGetVolumeStats")?;
+        let (_, device, mount) = locate(&self.volume(volume_id), volume_id, path)?;
+        let Some(mount) = mount else { return Ok(Usage::Block { total: device.size()? }) };
+        let found = nix::sys::statvfs::statvfs(&mount.point).map_err(|error| {
+            Error::Unavailable(format!("cannot measure {}: {error}", mount.point.display()))
+        })?;
+        let block = found.fragment_size();
+        Ok(Usage::Filesystem {
+            total: found.blocks() * block,
+            used: (found.blocks() - found.blocks_free()) * block,
+            available: found.blocks_available() * block,
+            inodes: Inodes {
+                total: found.files(),
+                used: found.files() - found.files_free(),
+                available: found.files_free(),
+            },
+        })
+    }
+}
+
+/// The volume's record and device, and for a filesystem its mount at `path`. `NotFound` unless the volume is at `path`;
+/// `Unavailable` when its device is dead.
+fn locate(
+    directory: &VolumeDirectory,
+    volume_id: &str,
+    path: &Path,
+) -> Result<(Record, Device, Option<Mount>)> {
+    let not_found =
+        || Error::NotFound(format!("volume {volume_id} is not at {} on this node", path.display()));
+    let record = directory.load()?.ok_or_else(not_found)?;
+    // A path that cannot be one of ours is one where the volume is not.
+    let path = mount::canonical(path).ok().flatten().ok_or_else(not_found)?;
+    let device = match record.mounter.find(directory.path())? {
+        Attachment::Live(device) => device,
+        Attachment::Absent => return Err(not_found()),
+        Attachment::Dead(device) => {
+            return Err(Error::Unavailable(format!(
+                "what served {} of volume {volume_id} is gone: end the pods that use the volume, unstage it and stage it \
+                 again",
+                device.name
+            )));
+        }
+    };
+    let table = MountTable::read()?;
+    let mount = table.at(&path).filter(|mount| is_of_volume(&record, &device, mount)).cloned();
+    if record.is_block() {
+        let is_here = mount.is_some() || path == record.staging_path;
+        return if is_here { Ok((record, device, None)) } else { Err(not_found()) };
+    }
+    let mount = mount.ok_or_else(not_found)?;
+    Ok((record, device, Some(mount)))
+}
