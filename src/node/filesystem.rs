@@ -254,17 +254,20 @@ pub(super) fn can_grow_mounted(fs_type: FsType) -> Result<bool> {
 
 /// Grows a mounted filesystem to its device. Nothing happens when it fills it already.
 pub(super) fn grow_mounted(device: &Path, fs_type: FsType, mount_point: &Path) -> Result<()> {
-    if !can_grow_mounted(fs_type)? {
-        return Err(Error::FailedPrecondition(format!(
+    let (program, arguments): (_, &[&OsStr]) = match fs_type {
+        FsType::Ext4 => (Program::Resize2fs, &[device.as_ref()]),
+        FsType::Xfs => (Program::XfsGrowfs, &["-d".as_ref(), mount_point.as_ref()]),
+    };
+    let finished = programs::run(program, arguments)?;
+    let words = programs::describe(program, &finished);
+    match finished.code {
+        Some(0) => Ok(()),
+        _ if words.contains("Permission denied") => Err(Error::FailedPrecondition(format!(
             "growing a mounted {fs_type} takes CAP_SYS_RESOURCE, which the node plugin does not have: give it that \
-             capability, or end the pods that use the volume, and it grows when it is staged again"
-        )));
+             capability, or end the pods that use the volume, and it grows when it is staged again ({words})"
+        ))),
+        _ => Err(Error::Internal(words)),
     }
-    match fs_type {
-        FsType::Ext4 => programs::succeed(Program::Resize2fs, &[device.as_ref()]),
-        FsType::Xfs => programs::succeed(Program::XfsGrowfs, &["-d".as_ref(), mount_point.as_ref()]),
-    }
-    .map(drop)
 }
 
 /// Grows an unmounted ext4 to its device, which first takes a full check. For nodes that may not grow it mounted.

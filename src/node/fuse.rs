@@ -333,7 +333,17 @@ fn attach_loop(directory: &Path, read_only: bool) -> Result<()> {
         arguments.push("--read-only".as_ref());
     }
     arguments.push(export.as_os_str());
-    programs::succeed(Program::Losetup, &arguments).map(drop)
+    programs::succeed(Program::Losetup, &arguments)?;
+    match find_loop(&export)? {
+        Some(device) if !read_only => make_writable(&device),
+        _ => Ok(()),
+    }
+}
+
+/// Takes back `blockdev --setro`. The kernel keeps that with the number of a loop device, whatever file it gets next, so
+/// it is taken back before the device is freed, and again after one is taken that somebody left like this.
+fn make_writable(device: &Device) -> Result<()> {
+    programs::succeed(Program::Blockdev, &["--setrw".as_ref(), device.path().as_ref()]).map(drop)
 }
 
 /// The loop device whose backing file is `export`.
@@ -373,6 +383,7 @@ fn detach_loop(export: &Path, device: &Device) -> Result<()> {
         }
         Err(error) => return Err(Error::io("open", &path, error)),
     }
+    make_writable(device)?;
     programs::succeed(Program::Losetup, &["--detach".as_ref(), path.as_ref()])?;
     // With the device still open somewhere the kernel frees it when it is closed.
     let deadline = Instant::now() + LOOP_PATIENCE;

@@ -11,12 +11,17 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::mount::MsFlags;
 use nix::sys::stat::makedev;
 
 use super::error::{Error, Result};
 use super::programs::{self, Program};
+
+/// How long a busy mount is tried again. A process that is just being started holds copies of all open files of its
+/// parent for a moment.
+const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The device number of a filesystem or of a device node.
 pub(super) type DeviceNumber = u64;
@@ -181,7 +186,17 @@ pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -
         device.as_ref(),
         point.as_ref(),
     ];
-    programs::succeed(Program::Mount, &arguments).map(drop)
+    let finished = programs::run(Program::Mount, &arguments)?;
+    let words = programs::describe(Program::Mount, &finished);
+    match finished.code {
+        Some(0) => Ok(()),
+        _ if words.contains("Structure needs cleaning") => Err(Error::FailedPrecondition(format!(
+            "the {fs_type} of {} is damaged, and repairing it may lose data, so people have to decide: take a snapshot, \
+             then check the image by hand ({words})",
+            device.display()
+        ))),
+        _ => Err(Error::Internal(words)),
+    }
 }
 
 /// Binds the directory or file `source` to `target`, read-only if asked.
@@ -204,18 +219,24 @@ pub(super) fn unmount(point: &Path) -> Result<()> {
     // Without --no-canonicalize umount would look at the mount itself, which hangs or fails on a dead one.
     let arguments: [&OsStr; 4] =
         ["--internal-only".as_ref(), "--no-canonicalize".as_ref(), "--".as_ref(), point.as_ref()];
-    let finished = programs::run(Program::Umount, &arguments)?;
-    if finished.code == Some(0) {
-        return Ok(());
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        let finished = programs::run(Program::Umount, &arguments)?;
+        if finished.code == Some(0) {
+            return Ok(());
+        }
+        if !finished.output.contains("busy") {
+            return Err(Error::Internal(programs::describe(Program::Umount, &finished)));
+        }
+        if Instant::now() > deadline {
+            return Err(Error::FailedPrecondition(format!(
+                "{} is in use {}: end what uses it",
+                point.display(),
+                holders(point)
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
-    if finished.output.contains("busy") {
-        let holders = holders(point);
-        return Err(Error::FailedPrecondition(format!(
-            "{} is in use and cannot be unmounted ({holders}): end what uses it",
-            point.display()
-        )));
-    }
-    Err(Error::Internal(programs::describe(Program::Umount, &finished)))
 }
 
 /// The processes that hold a file at or below `path` open or work there, for an error message. Processes of other

@@ -1,0 +1,143 @@
+//! Drivers that restart, daemons that die, work that was interrupted.
+
+use std::fs;
+use std::io::Write;
+
+use cinderblock::node::{Access, Error};
+
+use crate::lab::{MIB, Volume, ext4, pattern, run, write, xfs};
+
+#[test]
+fn a_restarted_driver_goes_on() {
+    let mut volume = Volume::new(320, xfs());
+    volume.stage().unwrap();
+    let daemons = volume.daemons();
+    volume.restart();
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    let data = pattern(6, 1 << 20);
+    write(&volume.path("target/data"), &data);
+    volume.restart();
+    volume.publish("target", false).unwrap();
+    volume.grow_image(512);
+    assert_eq!(volume.expand("target", 512).unwrap(), 512 * MIB);
+    assert_eq!(volume.daemons(), daemons, "the daemon outlives the driver");
+    volume.restart();
+    assert!(fs::read(volume.path("target/data")).unwrap() == data);
+    volume.unpublish("target").unwrap();
+    volume.restart();
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
+    for access in [ext4(), Access::Block] {
+        let volume = Volume::new(64, access.clone());
+        volume.stage().unwrap();
+        volume.publish("target", false).unwrap();
+        if access != Access::Block {
+            write(&volume.path("target/data"), b"before");
+        }
+        volume.kill_daemon();
+        // While a pod has it, nobody can bring it back, and nothing pretends to work.
+        assert!(matches!(volume.stage(), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(volume.expand("target", 64), Err(Error::Unavailable(_))));
+        volume.unpublish("target").unwrap();
+        volume.unstage().unwrap();
+        volume.assert_nothing_on_the_node();
+
+        volume.stage().unwrap();
+        if access != Access::Block {
+            assert_eq!(fs::read(volume.path("staging/data")).unwrap(), b"before");
+        }
+        // With no pod on it, staging alone is enough.
+        volume.kill_daemon();
+        volume.stage().unwrap();
+        volume.publish("target", false).unwrap();
+        volume.unpublish("target").unwrap();
+        volume.unstage().unwrap();
+        volume.finish_after_a_kill();
+    }
+}
+
+#[test]
+fn an_attach_that_stopped_half_way_is_taken_up() {
+    let mut volume = Volume::new(64, Access::Block);
+    volume.stage().unwrap();
+    let lose_loop_device = |volume: &Volume| {
+        for device in volume.loop_devices() {
+            run("losetup", &["--detach", &format!("/dev/{device}")]);
+        }
+    };
+    // Stopped before the loop device was there.
+    lose_loop_device(&volume);
+    volume.restart();
+    volume.stage().unwrap();
+    // After a reboot there is the record and nothing else.
+    lose_loop_device(&volume);
+    volume.kill_daemon();
+    let export = volume.mounts().iter().find(|line| line.contains(" - fuse ")).unwrap().clone();
+    run("umount", &[export.split(' ').nth(4).unwrap()]);
+    volume.restart();
+    volume.stage().unwrap();
+    assert_eq!((volume.daemons().len(), volume.loop_devices().len()), (1, 1));
+    // Stopped before the filesystem was mounted: everything half-done goes.
+    lose_loop_device(&volume);
+    volume.restart();
+    volume.unstage().unwrap();
+    volume.finish_after_a_kill();
+}
+
+#[test]
+fn a_publish_that_stopped_half_way_is_taken_up() {
+    let mut volume = Volume::new(64, ext4());
+    volume.stage().unwrap();
+    volume.publish("target", true).unwrap();
+    // Stopped between the bind and making it read-only.
+    run("mount", &["-o", "remount,bind,rw", volume.path("target").to_str().unwrap()]);
+    volume.restart();
+    volume.publish("target", true).unwrap();
+    assert!(fs::File::create(volume.path("target/file")).is_err());
+    // Stopped before the bind; the pod is another one now and may write.
+    run("umount", &[volume.path("target").to_str().unwrap()]);
+    volume.restart();
+    volume.publish("target", false).unwrap();
+    write(&volume.path("target/file"), b"x");
+    // Stopped between unmounting and removing the directory.
+    run("umount", &[volume.path("target").to_str().unwrap()]);
+    volume.unpublish("target").unwrap();
+    assert!(!volume.path("target").exists());
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn an_interrupted_growth_is_taken_up() {
+    let volume = Volume::new(16, Access::Block);
+    volume.stage().unwrap();
+    let state = fs::read_dir(volume.path("state")).unwrap().next().unwrap().unwrap().path();
+    // A second opening of the image, as a growth leaves it that stopped half-way.
+    let mut stream = std::os::unix::net::UnixStream::connect(state.join("qmp")).unwrap();
+    let options = serde_json::json!({
+        "driver": "rbd", "node-name": "image-7", "pool": volume.image.pool, "image": volume.image.name,
+        "conf": state.join("ceph.conf"), "user": volume.image.user, "key-secret": "key",
+    });
+    let lines = [
+        serde_json::json!({"execute": "qmp_capabilities"}),
+        serde_json::json!({"execute": "blockdev-add", "arguments": options}),
+    ];
+    let mut answers = std::io::BufRead::lines(std::io::BufReader::new(stream.try_clone().unwrap()));
+    answers.next().unwrap().unwrap();
+    for line in lines {
+        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let answer = answers.next().unwrap().unwrap();
+        assert!(answer.contains("return"), "{answer}");
+    }
+    drop((answers, stream));
+    volume.grow_image(32);
+    assert_eq!(volume.expand("staging", 32).unwrap(), 32 * MIB);
+    volume.unstage().unwrap();
+    volume.finish();
+}

@@ -1,0 +1,183 @@
+//! Volumes grow: with I/O going on, when staged, on block devices, and only where that is possible.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cinderblock::node::{Access, AccessMode, Error, Usage};
+
+use crate::lab::{MIB, Volume, ext4, pattern, rbd, write, xfs};
+
+/// Whether this process may grow a mounted ext4.
+fn has_cap_sys_resource() -> bool {
+    procfs::process::Process::myself().unwrap().status().unwrap().capeff & (1 << 24) != 0
+}
+
+fn total(volume: &Volume, path: &str) -> u64 {
+    match volume.node.stats(&volume.id(), &volume.path(path)).unwrap() {
+        Usage::Filesystem { total, .. } | Usage::Block { total } => total,
+    }
+}
+
+/// Runs `work` while a thread writes to the first 8 MiB of `path`, reads each block back past the page cache, and checks
+/// at the end that all of it is there. Returns what `work` returned.
+fn under_io<T>(path: &Path, work: impl FnOnce() -> T) -> T {
+    const BLOCK: usize = 64 * 1024;
+    const BLOCKS: usize = 128;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .unwrap();
+            let mut rounds = 0_u8;
+            // At least two rounds, and all blocks of the last.
+            while rounds < 2 || !stop.load(Ordering::Relaxed) {
+                rounds = rounds.wrapping_add(1).max(2);
+                for number in 0..BLOCKS {
+                    let offset = (number * BLOCK) as u64;
+                    file.write_all_at(&pattern(rounds ^ u8::try_from(number).unwrap(), BLOCK), offset)
+                        .unwrap();
+                }
+                file.sync_all().unwrap();
+            }
+            nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .unwrap();
+            for number in 0..BLOCKS {
+                let mut back = vec![0; BLOCK];
+                file.read_exact_at(&mut back, (number * BLOCK) as u64).unwrap();
+                let same = back == pattern(rounds ^ u8::try_from(number).unwrap(), BLOCK);
+                assert!(same, "block {number} of round {rounds} did not survive");
+            }
+        });
+        let result = work();
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+        result
+    })
+}
+
+#[test]
+fn xfs_grows_under_io() {
+    let volume = Volume::new(320, xfs());
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    under_io(&volume.path("target/data"), || {
+        for mib in [400, 512, 800] {
+            volume.grow_image(mib);
+            assert_eq!(volume.expand("target", mib).unwrap(), mib * MIB);
+        }
+    });
+    assert!(total(&volume, "target") > 700 * MIB);
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn a_block_volume_grows_under_io() {
+    let volume = Volume::new(16, Access::Block);
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    under_io(&volume.path("target"), || {
+        for mib in [20, 33, 64] {
+            volume.grow_image(mib);
+            assert_eq!(volume.expand("target", mib).unwrap(), mib * MIB);
+        }
+    });
+    assert_eq!(total(&volume, "target"), 64 * MIB);
+    let end = pattern(9, 4096);
+    let device = OpenOptions::new().read(true).write(true).open(volume.path("target")).unwrap();
+    device.write_all_at(&end, 64 * MIB - 4096).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn ext4_grows_under_io_or_says_what_it_takes() {
+    let volume = Volume::new(64, ext4());
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    volume.grow_image(256);
+    let outcome = under_io(&volume.path("target/data"), || volume.expand("target", 256));
+    if has_cap_sys_resource() {
+        assert_eq!(outcome.unwrap(), 256 * MIB);
+        assert!(total(&volume, "target") > 200 * MIB);
+    } else {
+        let error = outcome.unwrap_err();
+        assert!(
+            matches!(&error, Error::FailedPrecondition(text) if text.contains("CAP_SYS_RESOURCE")),
+            "{error}"
+        );
+    }
+    let data = fs::read(volume.path("target/data")).unwrap();
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.stage().unwrap();
+    assert!(total(&volume, "staging") > 200 * MIB);
+    assert!(fs::read(volume.path("staging/data")).unwrap() == data);
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn a_volume_made_from_a_smaller_snapshot_grows_when_staged() {
+    for (access, from, to) in [(ext4(), 64, 256), (xfs(), 320, 640)] {
+        let parent = Volume::new(from, access.clone());
+        parent.stage().unwrap();
+        write(&parent.path("staging/data"), b"from the snapshot");
+        let snapshot = format!("{}@snapshot", parent.image);
+        assert!(rbd(&["snap", "create", "--no-progress", &snapshot]).0);
+        let mut clone = Volume::of_image(access);
+        clone.created_empty = false;
+        let (done, text) =
+            rbd(&["clone", "--rbd-default-clone-format", "2", &snapshot, &clone.image.to_string()]);
+        assert!(done, "{text}");
+        clone.grow_image(to);
+
+        // The parent stays mounted beside its clone: both have one UUID.
+        clone.stage().unwrap();
+        assert_eq!(fs::read(clone.path("staging/data")).unwrap(), b"from the snapshot");
+        assert!(total(&clone, "staging") > to * MIB * 8 / 10, "{}", total(&clone, "staging"));
+        clone.unstage().unwrap();
+        clone.finish();
+        parent.unstage().unwrap();
+        assert!(rbd(&["snap", "rm", "--no-progress", &snapshot]).0);
+        parent.finish();
+    }
+}
+
+#[test]
+fn growth_beyond_the_image_or_the_limit_is_refused() {
+    let volume = Volume::new(16, Access::Block);
+    assert!(matches!(volume.expand("target", 32), Err(Error::NotFound(_))));
+    volume.stage().unwrap();
+    assert!(matches!(volume.expand("staging", 32), Err(Error::FailedPrecondition(_))));
+    let limited = volume.node.expand(&volume.id(), &volume.staging(), 0, 8 * MIB);
+    assert!(matches!(limited, Err(Error::OutOfRange(_))));
+    volume.grow_image(32);
+    // Without a size it becomes what the image is.
+    assert_eq!(volume.node.expand(&volume.id(), &volume.staging(), 0, 0).unwrap(), 32 * MIB);
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn a_reader_sees_the_new_size_of_a_device() {
+    let mut volume = Volume::new(16, Access::Block);
+    volume.capability.mode = AccessMode::MultiNodeReaderOnly;
+    volume.stage().unwrap();
+    volume.grow_image(32);
+    assert_eq!(volume.expand("staging", 32).unwrap(), 32 * MIB);
+    volume.unstage().unwrap();
+    volume.finish();
+}

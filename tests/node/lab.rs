@@ -1,0 +1,296 @@
+//! What the tests of the node stand on: a real Ceph told by the environment, one image per test, and the proof that
+//! a test left nothing behind.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cinderblock::node::attach::{Image, Key, Mounter};
+use cinderblock::node::{Access, AccessMode, Capability, FsType, Node, Publish, Result, Stage};
+use tempfile::TempDir;
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// Long enough for anything that should happen at once on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// A variable `lab/ceph env` sets.
+pub(crate) fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!(
+            "{name} is not set: run `lab/ceph up --namespace rbd/tests` and `eval \"$(lab/ceph env)\"` first"
+        )
+    })
+}
+
+/// The lab's key, without its final newline.
+pub(crate) fn key() -> String {
+    let path = variable("LAB_KEY_FILE");
+    std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("LAB_KEY_FILE {path}: {error}"))
+        .trim()
+        .to_owned()
+}
+
+/// Runs `rbd` with CEPH_CONF and LAB_USER, and returns whether it succeeded and what it printed.
+pub(crate) fn rbd(arguments: &[&str]) -> (bool, String) {
+    variable("CEPH_CONF");
+    let user = variable("LAB_USER");
+    let output =
+        Command::new("rbd").args(["--id", &user]).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Runs a program that must succeed.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+    text
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {SOON:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// One image and the places of one node where it goes. [`Volume::finish`] ends every test.
+pub(crate) struct Volume {
+    folder: TempDir,
+    pub(crate) node: Node,
+    pub(crate) image: Image,
+    pub(crate) capability: Capability,
+    pub(crate) mkfs_options: Option<String>,
+    pub(crate) created_empty: bool,
+}
+
+pub(crate) fn ext4() -> Access {
+    Access::Mount { fs_type: Some(FsType::Ext4), flags: vec![] }
+}
+
+pub(crate) fn xfs() -> Access {
+    Access::Mount { fs_type: Some(FsType::Xfs), flags: vec![] }
+}
+
+impl Volume {
+    /// A new image of `mib` MiB in the pool rbd, to be used by any number of pods of this node.
+    pub(crate) fn new(mib: u64, access: Access) -> Self {
+        let volume = Self::of_image(access);
+        let (done, text) = rbd(&["create", "--size", &format!("{mib}M"), &volume.image.to_string()]);
+        assert!(done, "{text}");
+        volume
+    }
+
+    /// A volume whose image the test makes itself, under the name in `image`.
+    pub(crate) fn of_image(access: Access) -> Self {
+        let folder = tempfile::Builder::new().prefix("node-test-").tempdir().unwrap();
+        let name = folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        std::fs::create_dir(folder.path().join("staging")).unwrap();
+        let image = Image {
+            pool: "rbd".into(),
+            namespace: String::new(),
+            name: name.replace('.', ""),
+            monitors: variable("LAB_MONITORS"),
+            user: Some(variable("LAB_USER")),
+        };
+        let node = Node::new(&folder.path().join("state")).unwrap();
+        let capability = Capability { access, mode: AccessMode::SingleNodeMultiWriter };
+        Self { folder, node, image, capability, mkfs_options: None, created_empty: true }
+    }
+
+    pub(crate) fn id(&self) -> String {
+        format!("lab/{}", self.image)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.path("staging")
+    }
+
+    pub(crate) fn stage(&self) -> Result<()> {
+        self.stage_with_key(&key())
+    }
+
+    pub(crate) fn stage_with_key(&self, key: &str) -> Result<()> {
+        self.node.stage(&Stage {
+            volume_id: &self.id(),
+            image: self.image.clone(),
+            key: Some(Key::new(key).unwrap()),
+            mounter: Mounter::Fuse,
+            capability: self.capability.clone(),
+            mkfs_options: self.mkfs_options.as_deref(),
+            created_empty: self.created_empty,
+            staging_path: &self.staging(),
+        })
+    }
+
+    pub(crate) fn unstage(&self) -> Result<()> {
+        self.node.unstage(&self.id(), &self.staging())
+    }
+
+    /// Publishes at the target `name`.
+    pub(crate) fn publish(&self, name: &str, read_only: bool) -> Result<()> {
+        self.publish_as(name, read_only, self.capability.clone())
+    }
+
+    pub(crate) fn publish_as(&self, name: &str, read_only: bool, capability: Capability) -> Result<()> {
+        self.node.publish(&Publish {
+            volume_id: &self.id(),
+            staging_path: &self.staging(),
+            target_path: &self.path(name),
+            capability,
+            read_only,
+        })
+    }
+
+    pub(crate) fn unpublish(&self, name: &str) -> Result<()> {
+        self.node.unpublish(&self.id(), &self.path(name))
+    }
+
+    /// Grows the image to `mib` MiB, as the controller does.
+    pub(crate) fn grow_image(&self, mib: u64) {
+        let (done, text) =
+            rbd(&["resize", "--no-progress", "--size", &format!("{mib}M"), &self.image.to_string()]);
+        assert!(done, "{text}");
+    }
+
+    /// Grows what the node has of it, as seen at the path `name`, to `mib` MiB.
+    pub(crate) fn expand(&self, name: &str, mib: u64) -> Result<u64> {
+        self.node.expand(&self.id(), &self.path(name), mib * MIB, 0)
+    }
+
+    /// Forgets the node and takes up its work with a new one, as a restarted driver does.
+    pub(crate) fn restart(&mut self) {
+        self.node = Node::new(&self.path("state")).unwrap();
+    }
+
+    /// The storage daemons of this test.
+    pub(crate) fn daemons(&self) -> Vec<u32> {
+        processes_about(self.folder.path())
+    }
+
+    /// The loop devices of this test, by name.
+    pub(crate) fn loop_devices(&self) -> Vec<String> {
+        let folder = self.folder.path().canonicalize().unwrap();
+        std::fs::read_dir("/sys/block")
+            .unwrap()
+            .flatten()
+            .filter(|entry| {
+                std::fs::read_to_string(entry.path().join("loop/backing_file"))
+                    .is_ok_and(|path| Path::new(&path).starts_with(&folder))
+            })
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
+    /// The lines of the mount table that name this test's folder.
+    pub(crate) fn mounts(&self) -> Vec<String> {
+        let folder = self.folder.path().canonicalize().unwrap().display().to_string();
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.lines().filter(|line| line.contains(&folder)).map(str::to_owned).collect()
+    }
+
+    /// Kills the storage daemon, and returns when it is gone.
+    pub(crate) fn kill_daemon(&self) {
+        let [daemon] = self.daemons()[..] else { panic!("not one daemon: {:?}", self.daemons()) };
+        run("kill", &["-KILL", &daemon.to_string()]);
+        wait_until("the daemon's end", || self.daemons().is_empty());
+    }
+
+    /// Checks that nothing of the volume is left on the node.
+    pub(crate) fn assert_nothing_on_the_node(&self) {
+        assert_eq!(self.mounts(), Vec::<String>::new(), "mounts");
+        assert_eq!(self.loop_devices(), Vec::<String>::new(), "loop devices");
+        assert_eq!(self.daemons(), Vec::<u32>::new(), "daemons");
+        let left: Vec<_> =
+            std::fs::read_dir(self.path("state")).unwrap().flatten().map(|e| e.path()).collect();
+        assert_eq!(left, Vec::<PathBuf>::new(), "records");
+    }
+
+    /// Checks that nothing of the volume is left on the node, removes the image, and checks that this worked, which it
+    /// does only when nobody has the image open.
+    pub(crate) fn finish(self) {
+        self.assert_nothing_on_the_node();
+        let (done, text) = rbd(&["rm", "--no-progress", &self.image.to_string()]);
+        assert!(done, "{text}");
+    }
+
+    /// [`Volume::finish`] for a volume whose daemon was killed: Ceph takes it for alive a while longer.
+    pub(crate) fn finish_after_a_kill(self) {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while rbd(&["status", &self.image.to_string()]).1.contains("watcher=") {
+            assert!(Instant::now() < deadline, "the watch of a killed daemon does not end");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        self.finish();
+    }
+}
+
+/// After a failed test: takes down by hand what it left. After a good one there is nothing to do.
+impl Drop for Volume {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for mount in self.mounts().iter().rev().filter(|line| !line.contains(" - fuse ")) {
+            let _ = Command::new("umount").arg(mount.split(' ').nth(4).unwrap_or_default()).status();
+        }
+        for device in self.loop_devices() {
+            let _ = Command::new("losetup").args(["--detach", &format!("/dev/{device}")]).status();
+        }
+        for daemon in self.daemons() {
+            let _ = Command::new("kill").arg(daemon.to_string()).status();
+        }
+        let deadline = Instant::now() + SOON;
+        while !self.daemons().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for mount in self.mounts() {
+            let _ = Command::new("umount").arg(mount.split(' ').nth(4).unwrap_or_default()).status();
+        }
+        rbd(&["rm", "--no-progress", &self.image.to_string()]);
+    }
+}
+
+/// The processes with `path` on their command line.
+fn processes_about(path: &Path) -> Vec<u32> {
+    let path = path.display().to_string();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|process| {
+            std::fs::read(format!("/proc/{process}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&path))
+        })
+        .collect()
+}
+
+/// Writes `data` and makes it durable.
+pub(crate) fn write(path: &Path, data: &[u8]) {
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).unwrap();
+    file.write_all(data).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// `length` bytes that differ with `seed` and from block to block.
+pub(crate) fn pattern(seed: u8, length: usize) -> Vec<u8> {
+    let mut state = u64::from(seed) + 1;
+    let next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(next).flatten().take(length).collect()
+}

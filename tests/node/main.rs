@@ -1,0 +1,12 @@
+//! The node on a real Ceph, with real daemons, devices and mounts: what pods see, what survives, what is refused, and
+//! that nothing stays behind.
+//!
+//! Needs root, FUSE, loop devices, and the environment `lab/ceph env` prints.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+mod faults;
+mod growth;
+mod lab;
+mod safety;
+mod use_of_volumes;
