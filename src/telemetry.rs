@@ -38,7 +38,7 @@ impl LogArgs {
         let json = self.log_format == LogFormat::Json;
         tracing_subscriber::registry()
             .with(self.log_level)
-            .with(json.then(|| layer().json().with_writer(io::stderr)))
+            .with(json.then(|| layer().json().with_span_list(false).with_writer(io::stderr)))
             .with((!json).then(|| layer().with_writer(io::stderr)))
             .try_init()
     }

@@ -13,9 +13,10 @@ use std::time::Duration;
 use cinderblock::csi::endpoint::Endpoint;
 use cinderblock::csi::proto::identity_client::IdentityClient;
 use cinderblock::csi::proto::identity_server::{Identity, IdentityServer};
+use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
-    ProbeRequest, ProbeResponse,
+    NodeGetInfoRequest, ProbeRequest, ProbeResponse,
 };
 use cinderblock::csi::server::{CsiSocket, ServeError, termination_signal};
 use nix::sys::signal::Signal;
@@ -24,7 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Long enough for anything that should happen at once on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -145,6 +146,19 @@ async fn the_socket_is_its_owners_alone_and_the_only_file() {
     let files: Vec<_> =
         fs::read_dir(server.directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(files, ["csi.sock"]);
+    server.stop();
+    server.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_served_is_unimplemented_with_a_text() {
+    let mut server = Server::start(SOON).await;
+    let channel =
+        tonic::transport::Endpoint::try_from(format!("unix://{}", server.path().display())).unwrap();
+    let mut node = NodeClient::new(channel.connect().await.unwrap());
+    let status = node.node_get_info(NodeGetInfoRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert!(status.message().starts_with("csi.v1.Node/NodeGetInfo is not served on this socket"), "{status}");
     server.stop();
     server.ended().await.unwrap();
 }

@@ -18,6 +18,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one value in the life of the process")]
 enum Command {
     Serve(serve::ServeArgs),
     Call(call::CallArgs),

@@ -84,7 +84,7 @@ impl Call {
         let milliseconds = self.milliseconds();
         match status {
             Some(status) if status.code() != Code::Ok => {
-                tracing::warn!(milliseconds, code = ?status.code(), message = status.message(), "failed");
+                tracing::warn!(milliseconds, code = ?status.code(), error = status.message(), "failed");
             }
             _ if self.changes => tracing::info!(milliseconds, "done"),
             _ => tracing::debug!(milliseconds, "done"),
@@ -197,7 +197,7 @@ mod tests {
         let lines = logged("Probe", Some(Status::not_found("volume é is gone")));
         assert_eq!(lines[1]["level"], "WARN");
         assert_eq!(lines[1]["fields"]["code"], "NotFound");
-        assert_eq!(lines[1]["fields"]["message"], "volume é is gone");
+        assert_eq!(lines[1]["fields"]["error"], "volume é is gone");
     }
 
     #[test]

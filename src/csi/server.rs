@@ -11,6 +11,7 @@
 //!
 //! A kill at any point leaves at most a stale socket, which the next start replaces.
 
+use std::convert::Infallible;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -18,11 +19,14 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
+use http::Request;
 use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Status;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
@@ -96,7 +100,7 @@ impl CsiSocket {
     /// Serves `routes` until `shutdown` completes; then accepts nothing more, waits at most `grace` for the RPCs in
     /// flight, and removes the socket.
     ///
-    /// An RPC that outlasts `grace` is logged as a whole and left to the runtime; the call still returns `Ok`.
+    /// When RPCs outlast `grace`, that is logged, they are left to the runtime, and this still returns `Ok`.
     pub async fn serve(
         self,
         routes: Routes,
@@ -106,12 +110,16 @@ impl CsiSocket {
         let CsiSocket { listener, file } = self;
         tracing::info!(socket = %file.path.display(), "serving CSI");
         let (drain, draining) = oneshot::channel::<()>();
-        let mut server =
-            pin!(Server::builder().layer(RpcLogLayer).add_routes(routes).serve_with_incoming_shutdown(
-                UnixListenerStream::new(listener),
-                // The sender is dropped, never used: either way it is time to drain.
-                async { _ = draining.await },
-            ));
+        let mut server = pin!(
+            Server::builder()
+                .layer(RpcLogLayer)
+                .add_routes(with_answer_for_the_rest(routes))
+                .serve_with_incoming_shutdown(
+                    UnixListenerStream::new(listener),
+                    // The sender is dropped, never used: either way it is time to drain.
+                    async { _ = draining.await },
+                )
+        );
         tokio::select! {
             result = &mut server => return result.map_err(ServeError::Transport),
             () = shutdown => {}
@@ -124,6 +132,19 @@ impl CsiSocket {
         tracing::warn!(grace_seconds = grace.as_secs(), "stopping although RPCs are still in flight");
         Ok(())
     }
+}
+
+/// Adds the answer to calls of services that are not among `routes`: CSI wants a text with every error, and tonic has
+/// none of its own here.
+fn with_answer_for_the_rest(routes: Routes) -> Routes {
+    let answer = tower::service_fn(async |request: Request<_>| {
+        let message = format!(
+            "{} is not served on this socket: the controller and the node plugin serve different services",
+            request.uri().path().trim_start_matches('/')
+        );
+        Ok::<_, Infallible>(Status::unimplemented(message).into_http::<Body>())
+    });
+    routes.into_axum_router().fallback_service(answer).into()
 }
 
 /// Completes at the first SIGTERM or SIGINT. The handlers are installed before this returns, so no signal is lost
