@@ -4,12 +4,17 @@
 driver=${CINDERBLOCK:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/debug/cinderblock}
 driver_pid=
 
-# need_driver: dies when the binary, the lab or the rights are missing, saying how to get them.
-need_driver() {
-    [[ -x $driver ]] || die "$driver is not built; run: make build"
-    [[ -n ${LAB_MONITORS:-} && -r ${LAB_KEY_FILE:-} ]] || die "no Ceph is named; run: make lab-up && eval \"\$(lab/ceph env)\""
+# need_node: dies when this machine or user cannot attach and mount volumes.
+need_node() {
     ((EUID == 0)) || die "attaching and mounting needs root"
     [[ -c /dev/fuse ]] || die "this kernel has no FUSE (/dev/fuse), which the volumes are attached through"
+}
+
+# need_driver: dies when the binary, the lab or the rights are missing, saying how to get them.
+need_driver() {
+    need_node
+    [[ -x $driver ]] || die "$driver is not built; run: make build"
+    [[ -n ${LAB_MONITORS:-} && -r ${LAB_KEY_FILE:-} ]] || die "no Ceph is named; run: make lab-up && eval \"\$(lab/ceph env)\""
 }
 
 # start_driver FOLDER: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and its log in FOLDER/driver.log.
@@ -17,7 +22,7 @@ start_driver() {
     driver_folder=$1
     printf -- '- clusterID: lab\n  monitors: ["%s"]\n' "$LAB_MONITORS" >"$driver_folder/clusters.yaml"
     "$driver" serve --role all --endpoint "unix://$driver_folder/csi.sock" --node-id lab-node \
-        --config "$driver_folder/clusters.yaml" --state-dir "$driver_folder/state" \
+        --config "$driver_folder/clusters.yaml" \
         >"$driver_folder/driver.log" 2>&1 &
     driver_pid=$!
     wait_until 20 "the driver's socket" driver_answers && kill -0 "$driver_pid" && return

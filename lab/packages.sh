@@ -8,7 +8,7 @@ lab_packages=(
 )
 
 # A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers.
-build_packages=(gcc libc6-dev shellcheck)
+build_packages=(gcc libc6-dev shellcheck jq)
 
 # missing_packages NAME…: those of the named packages that are not installed, one a line.
 missing_packages() {

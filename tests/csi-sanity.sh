@@ -57,7 +57,7 @@ run_sanity() {
         --ginkgo.v --ginkgo.no-color --ginkgo.timeout=15m >"$log" 2>&1 || outcome=$?
     counts=$(grep -oE '[0-9]+ Passed \| [0-9]+ Failed \| [0-9]+ Pending \| [0-9]+ Skipped' "$log" | tail -n 1) ||
         { tail -n 30 "$log" >&2; die "csi-sanity broke off; its last words are above"; }
-    grep -E '^ *\[(FAIL|PANICKED|TIMEDOUT)\]' "$log" | sort -u >&2 || true
+    grep -E '^ *\[(FAIL|PANICKED!|TIMEDOUT)\]' "$log" | sort -u >&2 || true
     say "$1: $counts"
     read -r passed _ _ failed _ _ _ _ _ skipped _ <<<"$counts"
     total_passed=$((total_passed + passed))
