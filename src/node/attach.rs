@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use super::error::{Error, Result};
 use super::fuse;
 use super::mount::DeviceNumber;
+use crate::rbd::Key;
 
 /// An image, and how its cluster is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,34 +42,6 @@ impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let separator = if self.namespace.is_empty() { "" } else { "/" };
         write!(f, "{}/{}{separator}{}", self.pool, self.namespace, self.name)
-    }
-}
-
-/// A Ceph key. It cannot be printed, and its memory is wiped when it is dropped.
-pub struct Key(Zeroizing<String>);
-
-impl Key {
-    /// Takes a key as Ceph writes it, in base64. `InvalidArgument`, without repeating it, when it cannot be one.
-    pub fn new(key: &str) -> Result<Self> {
-        let key = key.trim();
-        let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
-        if key.is_empty() || !key.bytes().all(is_base64) {
-            return Err(Error::InvalidArgument(
-                "the Ceph key is not base64 as `ceph auth get-key` prints it".to_owned(),
-            ));
-        }
-        Ok(Self(Zeroizing::new(key.to_owned())))
-    }
-
-    /// The key itself, for the one who hands it to Ceph.
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key(redacted)")
     }
 }
 
@@ -181,15 +153,6 @@ impl Mounter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_is_never_printed() {
-        let key = Key::new("AQBcanary==\n").unwrap();
-        assert!(!format!("{key:?}").contains("canary"));
-        assert_eq!(key.expose(), "AQBcanary==");
-        let error = Key::new("canary\"}").unwrap_err();
-        assert!(!error.to_string().contains("canary"));
-    }
 
     #[test]
     fn an_image_is_named_by_its_spec() {

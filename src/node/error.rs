@@ -28,7 +28,7 @@ pub enum Error {
     /// Ceph does not know the user, or the key is wrong.
     #[error("{0}")]
     Unauthenticated(String),
-    /// Another operation on the volume is at work, or this one stopped half-way: ask again.
+    /// The operation stopped half-way and left work behind: ask again.
     #[error("{0}")]
     Busy(String),
     /// Something the operation needs does not answer: ask again later.

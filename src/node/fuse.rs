@@ -35,11 +35,12 @@ use nix::sys::stat::makedev;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::attach::{Attachment, Device, Image, Key};
+use super::attach::{Attachment, Device, Image};
 use super::error::{Error, Result};
 use super::mount::{self, MountTable};
 use super::programs::{self, Program};
 use super::qmp::{Qmp, Refusal};
+use crate::rbd::Key;
 
 /// How long the daemon waits for monitors, in seconds.
 const MONITOR_PATIENCE: u32 = 20;
@@ -159,6 +160,10 @@ fn open_image(
     key: Option<&Key>,
     read_only: bool,
 ) -> Result<()> {
+    let is_address = |byte: u8| byte.is_ascii_alphanumeric() || b".:,[]/_-".contains(&byte);
+    if image.monitors.is_empty() || !image.monitors.bytes().all(is_address) {
+        return Err(Error::InvalidArgument(format!("{:?} are no addresses of monitors", image.monitors)));
+    }
     let path = configuration(directory);
     // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does.
     let text = format!(

@@ -1,12 +1,12 @@
 //! What a node does with a volume: attach it, prepare its filesystem, mount it where pods look for it, grow it, measure
 //! it, and take all that away again.
 //!
-//! Plain blocking Rust: callers bring their own threads. Nothing here knows gRPC. Promises:
+//! Plain blocking Rust that knows no gRPC: callers bring their own threads, and let one operation at a time change a
+//! volume ([`Node::stats`] changes nothing). Promises:
 //!
 //! - Every operation is idempotent, and repeats what an interrupted one left undone.
 //! - Nothing is remembered in this process. After a restart a new [`Node`] on the same state directory goes on: what
 //!   was asked for is in the volume's record there, and what is true is read from the kernel.
-//! - One operation at a time changes a volume; a second one is [`Error::Busy`] and says what it waits for.
 //! - A path is treated as the volume's only when the volume's own device is mounted there.
 //! - A [`Node::stage`] that fails has detached the image again. When even that failed, its error is
 //!   [`Error::Busy`], which no caller takes for final.
@@ -16,10 +16,7 @@
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the grammar of options.
 //! - `programs`: the external programs and how they are run.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -131,21 +128,6 @@ impl Capability {
 #[derive(Debug)]
 pub struct Node {
     state_directory: PathBuf,
-    in_flight: Mutex<HashMap<(String, Lane), InFlight>>,
-}
-
-/// Operations of different lanes may run at the same time on one volume: a filesystem that does not answer
-/// [`Node::stats`] must not hold up its unmounting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Lane {
-    Change,
-    Look,
-}
-
-#[derive(Debug)]
-struct InFlight {
-    operation: &'static str,
-    since: Instant,
 }
 
 impl Node {
@@ -159,43 +141,11 @@ impl Node {
         // The mount table and /sys spell paths without links.
         let state_directory =
             state_directory.canonicalize().map_err(|error| Error::io("resolve", state_directory, error))?;
-        Ok(Self { state_directory, in_flight: Mutex::default() })
+        Ok(Self { state_directory })
     }
 
     fn volume(&self, volume_id: &str) -> VolumeDirectory {
         VolumeDirectory::new(&self.state_directory, volume_id)
-    }
-
-    /// Enters `operation` as the one at work on the volume until the guard is dropped.
-    fn begin(&self, volume_id: &str, lane: Lane, operation: &'static str) -> Result<Guard<'_>> {
-        let mut in_flight = self.in_flight();
-        let key = (volume_id.to_owned(), lane);
-        if let Some(other) = in_flight.get(&key) {
-            return Err(Error::Busy(format!(
-                "{operation} of volume {volume_id} has to wait: {} has been at work on it for {} s",
-                other.operation,
-                other.since.elapsed().as_secs()
-            )));
-        }
-        in_flight.insert(key.clone(), InFlight { operation, since: Instant::now() });
-        Ok(Guard { node: self, key })
-    }
-
-    fn in_flight(&self) -> MutexGuard<'_, HashMap<(String, Lane), InFlight>> {
-        // Each change of the map is one call, so a panic elsewhere leaves it whole.
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Holds a volume for one operation.
-struct Guard<'a> {
-    node: &'a Node,
-    key: (String, Lane),
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        self.node.in_flight().remove(&self.key);
     }
 }
 
@@ -216,21 +166,6 @@ fn targets_in_use<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_second_operation_on_a_volume_is_told_what_it_waits_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let node = Node::new(folder.path()).unwrap();
-        let guard = node.begin("v", Lane::Change, "NodeStageVolume").unwrap();
-        let Err(Error::Busy(text)) = node.begin("v", Lane::Change, "NodePublishVolume").map(drop) else {
-            panic!("two operations at once");
-        };
-        assert!(text.contains("NodeStageVolume has been at work on it for 0 s"), "{text}");
-        node.begin("v", Lane::Look, "NodeGetVolumeStats").map(drop).unwrap();
-        node.begin("w", Lane::Change, "NodeStageVolume").map(drop).unwrap();
-        drop(guard);
-        node.begin("v", Lane::Change, "NodePublishVolume").map(drop).unwrap();
-    }
 
     #[test]
     fn filesystems_of_several_writing_nodes_are_refused() {

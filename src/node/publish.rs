@@ -10,24 +10,24 @@
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::attach::{Attachment, Device};
 use super::error::{Error, Result};
 use super::mount::{self, MountTable};
 use super::programs::{self, Program};
 use super::record::{Publication, Record, VolumeDirectory};
-use super::{Access, Capability, Lane, Node, is_of_volume};
+use super::{Access, Capability, Node, is_of_volume};
 
 /// What is to be published, and how.
 #[derive(Debug)]
-pub struct Publish<'a> {
+pub struct Publish {
     /// The CSI volume id.
-    pub volume_id: &'a str,
+    pub volume_id: String,
     /// Where the volume is staged.
-    pub staging_path: &'a Path,
+    pub staging_path: PathBuf,
     /// Where it is to be seen. Its parent must be there.
-    pub target_path: &'a Path,
+    pub target_path: PathBuf,
     /// What for.
     pub capability: Capability,
     /// Whether writing through the target path is forbidden.
@@ -38,10 +38,9 @@ impl Node {
     /// Publishes a staged volume at a target path. The same again is fine; other arguments for the same target are
     /// `AlreadyExists`; a second target is `FailedPrecondition` for modes that allow one. `FailedPrecondition` too when the
     /// volume is not staged, or its staging path shows something else.
-    pub fn publish(&self, request: &Publish<'_>) -> Result<()> {
+    pub fn publish(&self, request: &Publish) -> Result<()> {
         request.capability.check()?;
-        let _guard = self.begin(request.volume_id, Lane::Change, "NodePublishVolume")?;
-        let directory = self.volume(request.volume_id);
+        let directory = self.volume(&request.volume_id);
         let (mut record, device) = staged(&directory, request)?;
         let table = MountTable::read()?;
         require_healthy(&record, &device, &table)?;
@@ -50,7 +49,7 @@ impl Node {
             capability: request.capability.clone(),
             read_only: request.read_only || request.capability.mode.is_read_only(),
         };
-        let target = mount::canonical(request.target_path)?.ok_or_else(|| {
+        let target = mount::canonical(&request.target_path)?.ok_or_else(|| {
             Error::FailedPrecondition(format!(
                 "the parent directory of {} is missing: the orchestrator has to create it first",
                 request.target_path.display()
@@ -96,7 +95,6 @@ impl Node {
     /// there is fine. `FailedPrecondition` when something else is mounted there, when files lie there, or when it is in
     /// use.
     pub fn unpublish(&self, volume_id: &str, target_path: &Path) -> Result<()> {
-        let _guard = self.begin(volume_id, Lane::Change, "NodeUnpublishVolume")?;
         let directory = self.volume(volume_id);
         let record = directory.load()?;
         if let Some(target) = mount::canonical(target_path)? {
@@ -125,10 +123,10 @@ impl Node {
 }
 
 /// The record and device of a volume that is staged as the request says.
-fn staged(directory: &VolumeDirectory, request: &Publish<'_>) -> Result<(Record, Device)> {
+fn staged(directory: &VolumeDirectory, request: &Publish) -> Result<(Record, Device)> {
     let refuse = |why: String| Error::FailedPrecondition(format!("volume {}: {why}", request.volume_id));
     let record = directory.load()?.ok_or_else(|| refuse("it is not staged on this node".to_owned()))?;
-    let staging = mount::canonical(request.staging_path)?;
+    let staging = mount::canonical(&request.staging_path)?;
     if staging.as_ref() != Some(&record.staging_path) {
         return Err(refuse(format!(
             "it is staged at {}, not at {}",
@@ -176,7 +174,7 @@ fn require_healthy(record: &Record, device: &Device, table: &MountTable) -> Resu
 /// CSI's table for a second target path, and what one device can do at once.
 fn require_compatible(
     record: &Record,
-    others: &[(std::path::PathBuf, Publication)],
+    others: &[(PathBuf, Publication)],
     wanted: &Publication,
 ) -> Result<()> {
     for (path, other) in others {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use super::attach::Key;
 use super::error::{Error, Result};
+use crate::rbd::Key;
 
 /// How long one command may take. Longer than the daemon waits for monitors that do not answer.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -62,7 +62,15 @@ impl Qmp {
     }
 
     /// Gives the daemon a Ceph key as its secret `id`. The key goes over the socket into the daemon's memory.
+    /// `InvalidArgument`, without repeating it, when it cannot be a key.
     pub(super) fn add_secret(&mut self, id: &str, key: &Key) -> Result<()> {
+        let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+        let not_a_key = || {
+            Error::InvalidArgument("the Ceph key is not base64 as `ceph auth get-key` prints it".to_owned())
+        };
+        if !key.expose().bytes().all(is_base64) {
+            return Err(not_a_key());
+        }
         let line = Zeroizing::new(format!(
             r#"{{"execute":"object-add","arguments":{{"qom-type":"secret","id":"{id}","format":"base64","data":"{}"}}}}"#,
             key.expose()
@@ -70,7 +78,7 @@ impl Qmp {
         // The daemon's words about a bad secret are not passed on: they might repeat it.
         match self.converse(&line)? {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::InvalidArgument("the storage daemon cannot decode the Ceph key".to_owned())),
+            Err(_) => Err(not_a_key()),
         }
     }
 
@@ -160,11 +168,21 @@ mod tests {
         let socket = folder.path().join("s");
         let daemon =
             daemon(&socket, &["{\"return\": {}}\n", "{\"error\": {\"desc\": \"bad data AQBcanary==\"}}\n"]);
-        let error =
-            Qmp::connect(&socket).unwrap().add_secret("key", &Key::new("AQBcanary==").unwrap()).unwrap_err();
+        let error = Qmp::connect(&socket).unwrap().add_secret("key", &Key::new("AQBcanary==")).unwrap_err();
         assert!(!error.to_string().contains("canary"), "{error}");
         let sent: Value = serde_json::from_str(&daemon.join().unwrap()[1]).unwrap();
         assert_eq!(sent["arguments"]["data"], "AQBcanary==");
+    }
+
+    #[test]
+    fn a_key_cannot_carry_commands() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("s");
+        let daemon = daemon(&socket, &["{\"return\": {}}\n"]);
+        let key = Key::new("x\"}}\n{\"execute\":\"quit\"}");
+        let error = Qmp::connect(&socket).unwrap().add_secret("key", &key).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+        assert_eq!(daemon.join().unwrap().len(), 1);
     }
 
     #[test]

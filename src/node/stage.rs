@@ -6,18 +6,19 @@
 
 use std::path::{Path, PathBuf};
 
-use super::attach::{Attachment, Device, Image, Key, Mounter};
+use super::attach::{Attachment, Device, Image, Mounter};
 use super::error::{Error, Result};
 use super::filesystem::{self, Format, FsType};
 use super::mount::{self, MountTable};
 use super::record::{Record, VolumeDirectory};
-use super::{Access, Capability, Lane, Node, targets_in_use};
+use super::{Access, Capability, Node, targets_in_use};
+use crate::rbd::Key;
 
 /// What is to be staged, and how.
 #[derive(Debug)]
-pub struct Stage<'a> {
+pub struct Stage {
     /// The CSI volume id.
-    pub volume_id: &'a str,
+    pub volume_id: String,
     /// The image.
     pub image: Image,
     /// The key of the image's user.
@@ -27,26 +28,25 @@ pub struct Stage<'a> {
     /// What for.
     pub capability: Capability,
     /// mkfs options of the StorageClass; `None` for the driver's.
-    pub mkfs_options: Option<&'a str>,
+    pub mkfs_options: Option<String>,
     /// Whether the volume was created empty, and so may be formatted.
     pub created_empty: bool,
     /// An existing directory.
-    pub staging_path: &'a Path,
+    pub staging_path: PathBuf,
 }
 
 impl Node {
     /// Stages a volume: afterwards its filesystem is mounted at the staging path, and as large as the image; a block
     /// volume is attached. Staging again with the same arguments is fine, with others `AlreadyExists`.
-    pub fn stage(&self, request: &Stage<'_>) -> Result<()> {
+    pub fn stage(&self, request: &Stage) -> Result<()> {
         request.capability.check()?;
         if let Access::Mount { fs_type, .. } = request.capability.access {
-            filesystem::check_mkfs_options(fs_type, request.mkfs_options)?;
+            filesystem::check_mkfs_options(fs_type, request.mkfs_options.as_deref())?;
         }
-        let _guard = self.begin(request.volume_id, Lane::Change, "NodeStageVolume")?;
-        let staging = staging_directory(request.staging_path)?;
-        let directory = self.volume(request.volume_id);
+        let staging = staging_directory(&request.staging_path)?;
+        let directory = self.volume(&request.volume_id);
         let mut wanted = Record::new(
-            request.volume_id,
+            &request.volume_id,
             request.image.clone(),
             request.mounter,
             request.capability.clone(),
@@ -83,7 +83,6 @@ impl Node {
     /// Unstages a volume: afterwards it is not mounted at the staging path, and detached. `FailedPrecondition` while
     /// it is published or in use. A volume that is not staged there is fine.
     pub fn unstage(&self, volume_id: &str, staging_path: &Path) -> Result<()> {
-        let _guard = self.begin(volume_id, Lane::Change, "NodeUnstageVolume")?;
         let directory = self.volume(volume_id);
         let staging = mount::canonical(staging_path)?.unwrap_or_else(|| staging_path.to_owned());
         let mounted = MountTable::read()?.at(&staging).map(|mount| mount.device);
@@ -174,7 +173,7 @@ fn require_same(record: &Record, wanted: &Record) -> Result<()> {
     Ok(())
 }
 
-fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage<'_>) -> Result<()> {
+fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage) -> Result<()> {
     require_unused(&record.staging_path)?;
     directory.save(record)?;
     let read_only = record.capability.mode.is_read_only();
@@ -185,7 +184,7 @@ fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage<'_>) -
         &path,
         &Format {
             fs_type: *fs_type,
-            mkfs_options: request.mkfs_options,
+            mkfs_options: request.mkfs_options.as_deref(),
             created_empty: request.created_empty,
             read_only,
         },

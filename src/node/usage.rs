@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::filesystem;
 use super::mount::{self, Mount, MountTable};
 use super::record::{Record, VolumeDirectory};
-use super::{Lane, Node, is_of_volume};
+use super::{Node, is_of_volume};
 
 /// How much of a volume is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,6 @@ impl Node {
     /// `FailedPrecondition` when the image itself is smaller, or `OutOfRange` when it is larger than `limit`. 0 stands
     /// for no bound. `NotFound` when the volume is not at `path`.
     pub fn expand(&self, volume_id: &str, path: &Path, required: u64, limit: u64) -> Result<u64> {
-        let _guard = self.begin(volume_id, Lane::Change, "NodeExpandVolume")?;
         let directory = self.volume(volume_id);
         let (record, device, mount) = locate(&directory, volume_id, path)?;
         if required == 0 || device.size()? < required {
@@ -81,7 +80,6 @@ impl Node {
 
     /// Measures a volume. `path` is a staging or target path; `NotFound` when the volume is not there.
     pub fn stats(&self, volume_id: &str, path: &Path) -> Result<Usage> {
-        let _guard = self.begin(volume_id, Lane::Look, "NodeGetVolumeStats")?;
         let (_, device, mount) = locate(&self.volume(volume_id), volume_id, path)?;
         let Some(mount) = mount else { return Ok(Usage::Block { total: device.size()? }) };
         let found = nix::sys::statvfs::statvfs(&mount.point).map_err(|error| {

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cinderblock::node::attach::{Image, Key, Mounter};
+use cinderblock::node::attach::{Image, Mounter};
 use cinderblock::node::{Access, AccessMode, Capability, FsType, Node, Publish, Result, Stage};
+use cinderblock::rbd::Key;
 use tempfile::TempDir;
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -123,14 +124,14 @@ impl Volume {
 
     pub(crate) fn stage_with_key(&self, key: &str) -> Result<()> {
         self.node.stage(&Stage {
-            volume_id: &self.id(),
+            volume_id: self.id(),
             image: self.image.clone(),
-            key: Some(Key::new(key).unwrap()),
+            key: Some(Key::new(key)),
             mounter: Mounter::Fuse,
             capability: self.capability.clone(),
-            mkfs_options: self.mkfs_options.as_deref(),
+            mkfs_options: self.mkfs_options.clone(),
             created_empty: self.created_empty,
-            staging_path: &self.staging(),
+            staging_path: self.staging(),
         })
     }
 
@@ -145,9 +146,9 @@ impl Volume {
 
     pub(crate) fn publish_as(&self, name: &str, read_only: bool, capability: Capability) -> Result<()> {
         self.node.publish(&Publish {
-            volume_id: &self.id(),
-            staging_path: &self.staging(),
-            target_path: &self.path(name),
+            volume_id: self.id(),
+            staging_path: self.staging(),
+            target_path: self.path(name),
             capability,
             read_only,
         })

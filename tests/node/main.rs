@@ -9,4 +9,5 @@ mod faults;
 mod growth;
 mod lab;
 mod safety;
+mod service;
 mod use_of_volumes;

@@ -1,0 +1,280 @@
+//! The node service: what the orchestrator asks of the machine it runs pods on.
+//!
+//! A handler checks the whole request, turns it into the words of [`crate::node`] ([`request`]), runs it as an
+//! [operation](super::operations) and turns the outcome into an answer. Operations that change a volume exclude each other,
+//! so one of them is joined by the same request and answers another with ABORTED. Measuring excludes only itself:
+//! a filesystem that does not answer must not hold up its own unmounting.
+
+mod request;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use super::operations::{Operation, Operations};
+use super::proto::node_server::Node as NodeRpcs;
+use super::proto::node_service_capability::{Rpc, Type, rpc};
+use super::proto::volume_usage::Unit;
+#[allow(clippy::wildcard_imports, reason = "the service speaks every message there is")]
+use super::proto::*;
+use super::{deadline, validate};
+use crate::node::{Error, Node, Usage};
+
+/// What the node service can do, all of it implemented here.
+const CAPABILITIES: &[rpc::Type] = &[
+    rpc::Type::StageUnstageVolume,
+    rpc::Type::GetVolumeStats,
+    rpc::Type::ExpandVolume,
+    rpc::Type::SingleNodeMultiWriter,
+];
+
+/// Monitor addresses by cluster id, from the driver's configuration.
+pub type Monitors = HashMap<String, Vec<String>>;
+
+/// The node service of one driver.
+#[derive(Debug, Clone)]
+pub struct NodeService {
+    node: Arc<Node>,
+    node_id: String,
+    max_volumes: i64,
+    monitors: Arc<Monitors>,
+    operations: Operations,
+    timeout: Duration,
+}
+
+impl NodeService {
+    /// The service of `node`, which the orchestrator knows as `node_id`. It may have `max_volumes` volumes at once, any
+    /// number when 0. `monitors` are for volumes that come without a publish context; `timeout` is for requests that
+    /// bring no deadline of their own.
+    pub fn new(
+        node: Arc<Node>,
+        node_id: String,
+        max_volumes: u32,
+        monitors: Monitors,
+        timeout: Duration,
+    ) -> NodeService {
+        NodeService {
+            node,
+            node_id,
+            max_volumes: max_volumes.into(),
+            monitors: Arc::new(monitors),
+            operations: Operations::default(),
+            timeout,
+        }
+    }
+
+    /// Runs `work` on the node as the operation `rpc`, keyed by `key` and known again by `request`, which prints no
+    /// secret.
+    async fn run<T, F>(
+        &self,
+        rpc: &'static str,
+        key: String,
+        request: String,
+        deadline: Duration,
+        work: F,
+    ) -> Result<Response<T>, Status>
+    where
+        T: Clone + Send + Sync + 'static,
+        F: FnOnce(&Node) -> Result<T, Error> + Send + 'static,
+    {
+        let node = self.node.clone();
+        // All of them work on this machine, so they share one bound.
+        let operation = Operation { rpc, cluster: "node".to_owned(), keys: vec![key], request };
+        let work = move |activity: Arc<crate::volume::Activity>| {
+            activity.begin("working on this node");
+            work(&node).map_err(|error| status(&error))
+        };
+        self.operations.run(operation, deadline, work).await.map(Response::new)
+    }
+
+    fn deadline<T>(&self, request: &Request<T>) -> Duration {
+        deadline::of(request.metadata(), self.timeout)
+    }
+}
+
+/// The answer for a node operation that failed.
+fn status(error: &Error) -> Status {
+    let message = error.to_string();
+    match error {
+        Error::InvalidArgument(_) => Status::invalid_argument(message),
+        Error::NotFound(_) => Status::not_found(message),
+        Error::AlreadyExists(_) => Status::already_exists(message),
+        Error::FailedPrecondition(_) => Status::failed_precondition(message),
+        Error::OutOfRange(_) => Status::out_of_range(message),
+        Error::Unauthenticated(_) => Status::unauthenticated(message),
+        Error::Busy(_) => Status::aborted(message),
+        Error::Unavailable(_) => Status::unavailable(message),
+        Error::Internal(_) => Status::internal(message),
+    }
+}
+
+fn volume_key(volume_id: &str) -> String {
+    format!("volume {volume_id}")
+}
+
+#[tonic::async_trait]
+impl NodeRpcs for NodeService {
+    async fn node_stage_volume(
+        &self,
+        request: Request<NodeStageVolumeRequest>,
+    ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        let stage = request::stage(&request, &self.monitors)?;
+        let same = format!("{request:?}");
+        self.run("NodeStageVolume", volume_key(&request.volume_id), same, deadline, move |node| {
+            node.stage(&stage).map(|()| NodeStageVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<NodeUnstageVolumeRequest>,
+    ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        validate::required("volume_id", &request.volume_id)?;
+        request::path("staging_target_path", &request.staging_target_path)?;
+        let same = format!("{request:?}");
+        self.run("NodeUnstageVolume", volume_key(&request.volume_id), same, deadline, move |node| {
+            node.unstage(&request.volume_id, Path::new(&request.staging_target_path))
+                .map(|()| NodeUnstageVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<NodePublishVolumeRequest>,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        let publish = request::publish(&request)?;
+        let same = format!("{request:?}");
+        self.run("NodePublishVolume", volume_key(&request.volume_id), same, deadline, move |node| {
+            node.publish(&publish).map(|()| NodePublishVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        validate::required("volume_id", &request.volume_id)?;
+        request::path("target_path", &request.target_path)?;
+        let same = format!("{request:?}");
+        self.run("NodeUnpublishVolume", volume_key(&request.volume_id), same, deadline, move |node| {
+            node.unpublish(&request.volume_id, Path::new(&request.target_path))
+                .map(|()| NodeUnpublishVolumeResponse {})
+        })
+        .await
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<NodeExpandVolumeRequest>,
+    ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        let sizes = request::expand(&request)?;
+        let same = format!("{request:?}");
+        self.run("NodeExpandVolume", volume_key(&request.volume_id), same, deadline, move |node| {
+            let path = Path::new(&request.volume_path);
+            let size = node.expand(&request.volume_id, path, sizes.required, sizes.limit)?;
+            Ok(NodeExpandVolumeResponse { capacity_bytes: signed(size) })
+        })
+        .await
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        validate::required("volume_id", &request.volume_id)?;
+        request::path("volume_path", &request.volume_path)?;
+        let key = format!("statistics of {} at {}", request.volume_id, request.volume_path);
+        let same = format!("{request:?}");
+        self.run("NodeGetVolumeStats", key, same, deadline, move |node| {
+            let usage = node.stats(&request.volume_id, Path::new(&request.volume_path))?;
+            Ok(NodeGetVolumeStatsResponse { usage: volume_usage(&usage) })
+        })
+        .await
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _request: Request<NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
+        let capability = |kind: &rpc::Type| NodeServiceCapability {
+            r#type: Some(Type::Rpc(Rpc { r#type: (*kind).into() })),
+        };
+        Ok(Response::new(NodeGetCapabilitiesResponse {
+            capabilities: CAPABILITIES.iter().map(capability).collect(),
+        }))
+    }
+
+    async fn node_get_info(
+        &self,
+        _request: Request<NodeGetInfoRequest>,
+    ) -> Result<Response<NodeGetInfoResponse>, Status> {
+        Ok(Response::new(NodeGetInfoResponse {
+            node_id: self.node_id.clone(),
+            max_volumes_per_node: self.max_volumes,
+            accessible_topology: None,
+        }))
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        _request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        Err(not_advertised("NodeGetVolumeHealth"))
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _request: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        Err(not_advertised("NodeGetStorageHealth"))
+    }
+}
+
+/// A measurement as the wire has it.
+fn volume_usage(usage: &Usage) -> Vec<VolumeUsage> {
+    match *usage {
+        Usage::Block { total } => {
+            vec![VolumeUsage { total: signed(total), unit: Unit::Bytes.into(), ..VolumeUsage::default() }]
+        }
+        Usage::Filesystem { total, used, available, inodes } => {
+            let row = |unit: Unit, total, used, available| VolumeUsage {
+                unit: unit.into(),
+                total: signed(total),
+                used: signed(used),
+                available: signed(available),
+            };
+            vec![
+                row(Unit::Bytes, total, used, available),
+                row(Unit::Inodes, inodes.total, inodes.used, inodes.available),
+            ]
+        }
+    }
+}
+
+/// A size on the wire. No device is as large as what does not fit.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The answer for RPCs whose capability this driver does not advertise.
+fn not_advertised(rpc: &str) -> Status {
+    Status::unimplemented(format!("{rpc} is not among this driver's capabilities, see NodeGetCapabilities"))
+}
