@@ -85,6 +85,9 @@ impl Clusters {
     ) -> Result<Credentials, Status> {
         let secret = |name: &str| secrets.get(name).filter(|value| !value.is_empty());
         match (secret("userID"), secret("userKey")) {
+            (Some(_), Some(key)) if !looks_like_a_key(key) => Err(Status::unauthenticated(
+                "the secret's userKey is not a cephx key: it is the text that `ceph auth get-key client.NAME` prints",
+            )),
             (Some(user), Some(key)) => Ok(Credentials { user: user.clone(), key: Key::new(key) }),
             (None, None) if secrets.is_empty() => own_credentials(cluster)?.ok_or_else(|| {
                 Status::unauthenticated(format!(
@@ -110,7 +113,13 @@ impl Clusters {
         let scope = Scope { user: credentials.user.clone(), location: location.clone() };
         let config = super::parameters::cluster(&self.config, &location.cluster)?;
         activity.begin("connecting to Ceph");
-        let cluster = self.connect(config, credentials).map_err(|error| scope.connection_status(&error))?;
+        let cluster = self.connect(config, credentials).map_err(|error| match error.errno {
+            Errno::EINVAL => Status::failed_precondition(format!(
+                "{error}; this librados does not know the type of the key of client.{}, or an address in monitors is wrong",
+                scope.user
+            )),
+            _ => scope.connection_status(&error),
+        })?;
         activity.begin("");
         let pool = cluster.pool(&location.pool, &location.namespace).map_err(|error| match error.errno {
             Errno::ENOENT => Status::invalid_argument(format!(
@@ -194,6 +203,15 @@ impl Clusters {
             (Err(error), None) => Err(error),
         }
     }
+}
+
+/// Whether a text has the form of a cephx key: base64 of a header and at least 16 bytes. librados would answer `EINVAL` for
+/// anything else, as it does for a key of a type it does not know.
+fn looks_like_a_key(text: &str) -> bool {
+    let text = text.trim();
+    text.len() >= 36
+        && text.len().is_multiple_of(4)
+        && text.trim_end_matches('=').bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
 }
 
 /// The driver's own user on `cluster`, if the configuration names one. The key file is read anew each time, so that a

@@ -1,0 +1,201 @@
+//! The built driver as a process, and clients for its socket.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cinderblock::csi::proto::controller_client::ControllerClient;
+use cinderblock::csi::proto::identity_client::IdentityClient;
+use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode};
+use cinderblock::csi::proto::{
+    CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
+    VolumeCapability,
+};
+use tempfile::TempDir;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Lab, POOL};
+
+/// Bytes of a mebibyte.
+pub const MIB: i64 = 1 << 20;
+
+/// A running `cinderblock serve`. Dropping it kills it.
+pub struct Driver {
+    process: Child,
+    directory: TempDir,
+}
+
+impl Driver {
+    /// Starts the driver with the configuration `config` and waits until its socket is there.
+    pub fn start(config: &str, arguments: &[&str]) -> Driver {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("config.yaml"), config).unwrap();
+        let log = std::fs::File::create(directory.path().join("log")).unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+            .arg("serve")
+            .arg("--endpoint")
+            .arg(format!("unix://{}/csi.sock", directory.path().display()))
+            .arg("--config")
+            .arg(directory.path().join("config.yaml"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut driver = Driver { process, directory };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !driver.socket().exists() {
+            let ended = driver.process.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}: {}", driver.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        driver
+    }
+
+    /// A controller for the lab's cluster under the name `lab`.
+    pub fn controller_for(lab: &Lab) -> Driver {
+        Driver::start(&lab_config(lab), &["--role", "controller", "--log-level", "trace"])
+    }
+
+    /// Where the socket is.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("csi.sock")
+    }
+
+    /// All it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// A connection for clients.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::try_from(format!("unix://{}", self.socket().display())).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    /// A client of the controller service.
+    pub async fn controller(&self) -> ControllerClient<Channel> {
+        ControllerClient::new(self.channel().await)
+    }
+
+    /// A client of the identity service.
+    pub async fn identity(&self) -> IdentityClient<Channel> {
+        IdentityClient::new(self.channel().await)
+    }
+
+    /// Ends it with SIGTERM and sees it go in order, its socket with it.
+    pub fn stop(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let status = self.process.wait().unwrap();
+        assert!(status.success(), "{status}: {}", self.log());
+        assert!(!self.socket().exists());
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Gone already when it was stopped.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A configuration that names the lab's cluster `lab`.
+pub fn lab_config(lab: &Lab) -> String {
+    format!("- clusterID: lab\n  monitors: [\"{}\"]\n", lab.monitors)
+}
+
+/// The secrets of the lab's user.
+pub fn secrets(lab: &Lab) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("userID".to_string(), lab.user.clone()),
+        ("userKey".to_string(), lab.key.expose().to_string()),
+    ])
+}
+
+/// What the requests of one test have in common.
+#[derive(Debug, Clone)]
+pub struct Class {
+    pub parameters: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, String>,
+}
+
+impl Class {
+    /// A StorageClass for the lab's pool and the namespace `namespace`.
+    pub fn new(lab: &Lab, namespace: &str) -> Class {
+        let parameters = [("clusterID", "lab"), ("pool", POOL), ("radosNamespace", namespace)];
+        let parameters = parameters.map(|(key, value)| (key.to_string(), value.to_string())).into();
+        Class { parameters, secrets: secrets(lab) }
+    }
+
+    /// The same with one parameter set.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: &str) -> Class {
+        self.parameters.insert(key.to_string(), value.to_string());
+        self
+    }
+
+    /// A request for an empty volume of `size` bytes.
+    pub fn create_volume(&self, name: &str, size: i64) -> CreateVolumeRequest {
+        CreateVolumeRequest {
+            name: name.to_string(),
+            capacity_range: Some(CapacityRange { required_bytes: size, limit_bytes: 0 }),
+            volume_capabilities: vec![filesystem()],
+            parameters: self.parameters.clone(),
+            secrets: self.secrets.clone(),
+            ..CreateVolumeRequest::default()
+        }
+    }
+
+    /// A request for the end of a volume.
+    pub fn delete_volume(&self, volume_id: &str) -> DeleteVolumeRequest {
+        DeleteVolumeRequest { volume_id: volume_id.to_string(), secrets: self.secrets.clone() }
+    }
+
+    /// A request for a snapshot.
+    pub fn create_snapshot(&self, name: &str, volume_id: &str) -> CreateSnapshotRequest {
+        CreateSnapshotRequest {
+            name: name.to_string(),
+            source_volume_id: volume_id.to_string(),
+            secrets: self.secrets.clone(),
+            ..CreateSnapshotRequest::default()
+        }
+    }
+
+    /// A request for the end of a snapshot.
+    pub fn delete_snapshot(&self, snapshot_id: &str) -> DeleteSnapshotRequest {
+        DeleteSnapshotRequest { snapshot_id: snapshot_id.to_string(), secrets: self.secrets.clone() }
+    }
+}
+
+/// A mounted ext4 for one node.
+pub fn filesystem() -> VolumeCapability {
+    VolumeCapability {
+        access_type: Some(AccessType::Mount(MountVolume {
+            fs_type: "ext4".to_string(),
+            ..MountVolume::default()
+        })),
+        access_mode: Some(AccessMode { mode: access_mode::Mode::SingleNodeWriter.into() }),
+    }
+}
+
+/// A request with a deadline that the driver hears of.
+pub fn within<T>(seconds: u64, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(Duration::from_secs(seconds));
+    request
+}

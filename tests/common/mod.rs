@@ -1,0 +1,222 @@
+//! What the tests against a real Ceph share: where the lab is, and a RADOS namespace for each test.
+
+#![allow(dead_code, unreachable_pub, reason = "each test target uses a part of this")]
+
+pub mod driver;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
+use cinderblock::rbd::{Cluster, Key, Pool};
+
+/// The pool the lab makes.
+pub const POOL: &str = "rbd";
+
+/// The program that brings labs up.
+const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/lab/ceph");
+
+/// A running lab, as `lab/ceph env` describes it.
+pub struct Lab {
+    pub monitors: String,
+    pub fsid: String,
+    pub user: String,
+    pub key: Key,
+    pub ceph_conf: PathBuf,
+}
+
+impl Lab {
+    /// The lab in the environment. Fails the test when there is none.
+    pub fn from_environment() -> Lab {
+        let variable = |name: &str| {
+            std::env::var(name).unwrap_or_else(|_| {
+                panic!("{name} is not set: run `make test`, or `lab/ceph up` and `eval \"$(lab/ceph env)\"`")
+            })
+        };
+        let key_file = variable("LAB_KEY_FILE");
+        let key = std::fs::read_to_string(&key_file).unwrap_or_else(|error| panic!("{key_file}: {error}"));
+        Lab {
+            monitors: variable("LAB_MONITORS"),
+            fsid: variable("LAB_FSID"),
+            user: variable("LAB_USER"),
+            key: Key::new(&key),
+            ceph_conf: variable("CEPH_CONF").into(),
+        }
+    }
+
+    /// How to connect without any file.
+    pub fn options(&self) -> ConnectOptions {
+        ConnectOptions {
+            monitors: vec![self.monitors.clone()],
+            ceph_conf: None,
+            user: self.user.clone(),
+            key: Some(self.key.clone()),
+            timeouts: Timeouts::default(),
+        }
+    }
+
+    /// A connection of its own.
+    pub fn connect(&self) -> Arc<dyn Cluster> {
+        connect(&self.options()).unwrap()
+    }
+
+    /// Runs one of Ceph's programs and gives its output. Fails the test when the program fails.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new("timeout");
+        command
+            .args(["60", program])
+            .arg("--conf")
+            .arg(&self.ceph_conf)
+            .arg("--id")
+            .arg(&self.user)
+            .args(arguments);
+        let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// A lab of the test's own, whose daemons it may stop. Dropping it takes it down.
+pub struct OwnLab {
+    lab: Lab,
+    directory: tempfile::TempDir,
+}
+
+impl OwnLab {
+    /// Brings it up, with quick monitor rounds.
+    pub fn up() -> OwnLab {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("ceph");
+        lab_command(&folder, &["up", "--monitor-round", "0.05"]);
+        // The exports are for a shell, so a shell reads them.
+        let script = format!("eval \"$('{LAB}' env --dir '{}')\"; env", folder.display());
+        let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
+        let environment = String::from_utf8(output.stdout).unwrap();
+        let variable = |name: &str| {
+            let value = environment.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            value.unwrap_or_else(|| panic!("lab/ceph env has no {name}: {environment}")).to_string()
+        };
+        let key = std::fs::read_to_string(variable("LAB_KEY_FILE")).unwrap();
+        let lab = Lab {
+            monitors: variable("LAB_MONITORS"),
+            fsid: variable("LAB_FSID"),
+            user: variable("LAB_USER"),
+            key: Key::new(&key),
+            ceph_conf: variable("CEPH_CONF").into(),
+        };
+        OwnLab { lab, directory }
+    }
+
+    /// Registers a RADOS namespace, which goes with the lab.
+    pub fn namespace(&self, name: &str) -> String {
+        self.lab.run("rbd", &["namespace", "create", "--pool", POOL, "--namespace", name]);
+        name.to_string()
+    }
+
+    /// `stop`, `cont`, `kill` or `start` a daemon: mon, mgr or osd.
+    pub fn daemon(&self, action: &str, daemon: &str) {
+        lab_command(&self.directory.path().join("ceph"), &[action, daemon]);
+    }
+}
+
+impl std::ops::Deref for OwnLab {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+impl Drop for OwnLab {
+    fn drop(&mut self) {
+        lab_command(&self.directory.path().join("ceph"), &["down"]);
+    }
+}
+
+fn lab_command(folder: &std::path::Path, arguments: &[&str]) -> String {
+    let output = Command::new(LAB).args(arguments).arg("--dir").arg(folder).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "lab/ceph {arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A RADOS namespace of the lab's pool, for one test. Whatever a failing test leaves in it is removed with it.
+pub struct Namespace<'a> {
+    lab: &'a Lab,
+    pub name: String,
+}
+
+impl<'a> Namespace<'a> {
+    /// Registers a new one.
+    pub fn new(lab: &'a Lab) -> Namespace<'a> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        lab.run("rbd", &["namespace", "create", "--pool", POOL, "--namespace", &name]);
+        Namespace { lab, name }
+    }
+
+    /// The namespace over a connection.
+    pub fn pool(&self, cluster: &dyn Cluster) -> Arc<dyn Pool> {
+        cluster.pool(POOL, &self.name).unwrap()
+    }
+
+    /// The leak check: fails when any object is left that librbd does not keep for itself.
+    pub fn assert_empty(&self) {
+        let kept = ["rbd_children", "rbd_directory", "rbd_info", "rbd_trash"];
+        let left = || {
+            self.objects().into_iter().filter(|object| !kept.contains(&object.as_str())).collect::<Vec<_>>()
+        };
+        // OSDs drop the objects of removed snapshots on their own time.
+        wait_until("nothing is left in the namespace", || left().is_empty().then_some(()).ok_or(left()));
+        let pool = self.pool(&*self.lab.connect());
+        for (object, prefix) in [("rbd_directory", "name_"), ("rbd_trash", "id_")] {
+            let page = pool.omap_list(object, "", 100).unwrap();
+            let left: Vec<_> = page.entries.iter().filter(|(key, _)| key.starts_with(prefix)).collect();
+            assert!(left.is_empty(), "{object} still holds {left:?}");
+        }
+    }
+
+    /// The leak check of the driver's own records: fails when the catalogue or the journal of any instance holds a key, then
+    /// removes their empty objects.
+    pub fn assert_nothing_is_recorded(&self) {
+        let pool = self.pool(&*self.lab.connect());
+        for object in self.objects().iter().filter(|object| object.starts_with("cinderblock.")) {
+            let page = pool.omap_list(object, "", 100).unwrap();
+            let keys: Vec<_> = page.entries.iter().map(|(key, _)| key).collect();
+            assert!(keys.is_empty(), "{object} still holds {keys:?}");
+            pool.remove_object(object).unwrap();
+        }
+    }
+
+    fn objects(&self) -> BTreeSet<String> {
+        let output = self.lab.run("rados", &["--pool", POOL, "--namespace", &self.name, "ls"]);
+        output.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        for object in self.objects() {
+            self.lab.run("rados", &["--pool", POOL, "--namespace", &self.name, "rm", &object]);
+        }
+        self.lab.run("rbd", &["namespace", "remove", "--pool", POOL, "--namespace", &self.name]);
+    }
+}
+
+/// Waits until `condition` gives a value; what it gives instead is shown when it does not within a minute.
+pub fn wait_until<T, E: std::fmt::Debug>(what: &str, condition: impl Fn() -> Result<T, E>) -> T {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    loop {
+        match condition() {
+            Ok(value) => return value,
+            Err(instead) if Instant::now() > deadline => panic!("waited in vain until {what}: {instead:?}"),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
