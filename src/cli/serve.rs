@@ -11,10 +11,13 @@ use cinderblock::csi::config::Config;
 use cinderblock::csi::controller::ControllerService;
 use cinderblock::csi::endpoint::Endpoint;
 use cinderblock::csi::identity::IdentityService;
+use cinderblock::csi::node::NodeService;
 use cinderblock::csi::proto::controller_server::ControllerServer;
 use cinderblock::csi::proto::identity_server::IdentityServer;
+use cinderblock::csi::proto::node_server::NodeServer;
 use cinderblock::csi::server::{CsiSocket, termination_signal};
 use cinderblock::csi::{ids, recovery};
+use cinderblock::node::Node;
 use cinderblock::rbd::ceph::{Connections, Timeouts};
 use cinderblock::telemetry::LogArgs;
 use clap::{Args, ValueEnum};
@@ -67,6 +70,14 @@ pub(crate) struct ServeArgs {
     /// Seconds after which a request that brings no deadline of its own is told how far its work is.
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     rpc_timeout: u64,
+
+    /// Where the node role keeps what it must find again after a restart: which volumes it attached, never a key.
+    #[arg(long, default_value = "/var/lib/cinderblock", value_name = "DIRECTORY")]
+    state_dir: PathBuf,
+
+    /// How many volumes this node may have at once; any number when not said.
+    #[arg(long, value_name = "COUNT")]
+    max_volumes_per_node: Option<u32>,
 
     #[command(flatten)]
     log: LogArgs,
@@ -131,6 +142,7 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
 }
 
 async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let timeout = Duration::from_secs(args.rpc_timeout);
     let shutdown = termination_signal()?;
     let socket = CsiSocket::bind(&args.endpoint).await?;
 
@@ -153,8 +165,21 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             Box::new(move |options| connections.get(options)),
         ));
         recovery::start(&clusters);
-        let controller = ControllerService::new(clusters, nodes, Duration::from_secs(args.rpc_timeout));
+        let controller = ControllerService::new(clusters, nodes, timeout);
         routes = routes.add_service(ControllerServer::new(controller));
+    }
+    if args.role != Role::Controller {
+        let node = Node::new(&args.state_dir)?;
+        let monitors =
+            config.clusters.into_iter().map(|(id, cluster)| (id, cluster.monitors)).collect();
+        let service = NodeService::new(
+            Arc::new(node),
+            args.node_id.unwrap_or_default(),
+            args.max_volumes_per_node.unwrap_or(0),
+            monitors,
+            timeout,
+        );
+        routes = routes.add_service(NodeServer::new(service));
     }
     socket.serve(routes, GRACE, shutdown).await?;
     Ok(())
