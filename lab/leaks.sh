@@ -15,6 +15,8 @@ rbd_left() {
             ;;
         *)
             keys=$(rados --pool "$pool" --namespace "$namespace" listomapkeys "$object") || return
+            # librbd's own note on whether the namespace's directory is ready.
+            [[ $object != rbd_directory ]] || keys=$(grep -vx state <<<"$keys" || true)
             if [[ -n $keys ]]; then printf '%s\n' "$keys" | sed "s|^|key of $pool/$namespace/$object: |"; fi
             ;;
         esac
