@@ -67,7 +67,8 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// default namespace always is.
     fn namespace_exists(&self) -> Result<bool>;
 
-    /// Bytes stored, bytes available and the quota of the whole pool.
+    /// Bytes stored, bytes available and the quota of the whole pool. `EAGAIN` for some seconds after the pool was made:
+    /// the figures are the manager's last ones.
     fn stats(&self) -> Result<PoolStats>;
 
     /// Creates an image of `size` bytes. `EEXIST` when the name is taken, also by the remains of a killed create
@@ -122,7 +123,7 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     fn omap_get(&self, object: &str, keys: &[&str]) -> Result<BTreeMap<String, Vec<u8>>>;
 
     /// Applies `update` to the omap of `object` in one atomic write, creating the object when missing.
-    /// `ECANCELED`, and nothing written, when a guard does not hold.
+    /// `ECANCELED`, and nothing written, when a guard does not hold. `EINVAL` for an empty value.
     fn omap_update(&self, object: &str, update: &OmapUpdate) -> Result<()>;
 
     /// One page of the omap of `object`: at most `limit` entries whose keys come after `after`, in key order, and
@@ -181,8 +182,9 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// implementation's own unit and may stop it, which gives `ECANCELED` and leaves the link in place.
     fn flatten(&self, progress: Progress<'_>) -> Result<()>;
 
-    /// Copies the head, or the snapshot `at`, into a new image without a parent, without snapshots. An unfinished
-    /// copy leaves the destination behind. `progress` as in [`Image::flatten`].
+    /// Copies the head, or the snapshot `at`, and the image metadata into a new image without a parent, without
+    /// snapshots. An unfinished copy leaves the destination behind. `EXDEV` when `to` is in another cluster.
+    /// `progress` as in [`Image::flatten`].
     fn copy(
         &self,
         at: Option<SnapshotId>,
@@ -246,8 +248,8 @@ pub enum ImageKey<'a> {
 /// For what an image is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// No watcher, no lock; `resize`, snapshots and writes fail with `EROFS`. Name, size, features, snapshots and
-    /// parent of the head stay as they were when it was opened (data, children, watchers and metadata do not).
+    /// No watcher, no lock; `resize`, snapshots and writes fail with `EROFS`. Size, features, snapshots and parent of
+    /// the head stay as they were when it was opened (name, data, children, watchers and metadata do not).
     ReadOnly,
     /// Registers a watcher on the header for as long as the image is open, and sees the changes others make.
     ReadWrite,
@@ -386,7 +388,7 @@ pub struct Parent {
     pub namespace: String,
     /// Id of the parent image.
     pub image_id: String,
-    /// Name of the parent image now; in the trash, the name it had.
+    /// Name of the parent image when this image was opened; in the trash, the name it had.
     pub image: String,
     /// Whether the parent is in the trash.
     pub in_trash: bool,
@@ -480,7 +482,7 @@ pub struct OmapUpdate {
 pub enum Guard {
     /// The key is not there.
     Absent(String),
-    /// The key has exactly this value.
+    /// The key has exactly this value, which must not be empty.
     Equals(String, Vec<u8>),
 }
 

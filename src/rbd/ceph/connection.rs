@@ -71,6 +71,10 @@ impl Connection {
     /// no monitor is named.
     pub(super) fn open(options: &ConnectOptions) -> Result<Connection> {
         let user = format!("client.{}", options.user);
+        if options.monitors.is_empty() && options.ceph_conf.is_none() {
+            // librados would ask the DNS, and complain on standard error.
+            return Err(Error::new(Errno::ENOENT, "rados_connect", format!("{user}: no monitors are named")));
+        }
         let name = c_string(&user, "rados_create2")?;
         let mut raw = null_mut();
         // SAFETY: `raw` is a place for the handle; both strings are NUL-terminated.

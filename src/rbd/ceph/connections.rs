@@ -7,19 +7,18 @@ use super::cluster::CephCluster;
 use super::connection::{ConnectOptions, Connection, Timeouts};
 use crate::rbd::{Cluster, Key, Result};
 
-/// How long a connection nobody uses stays open: each holds a dozen threads and file descriptors.
-const IDLE: Duration = Duration::from_mins(10);
-
 /// Shared connections: one for each cluster, user and key.
 ///
 /// - Callers that ask at the same time share one attempt to connect and its outcome. A failure is forgotten at once:
 ///   the next caller tries again.
 /// - A connection the cluster blocklisted, or whose key stopped working, is replaced when it is next asked for. The
 ///   blocklist entry stays: whoever made it wanted the old connection out.
-/// - A connection unused for ten minutes is dropped when any connection is asked for.
-#[derive(Debug, Default)]
+/// - A connection nobody uses and nobody asked for in a while is dropped when another one is asked for: each holds a
+///   dozen threads and file descriptors.
+#[derive(Debug)]
 pub struct Connections {
     entries: Mutex<HashMap<Identity, Entry>>,
+    idle: Duration,
 }
 
 /// What tells connections apart. Of the key it holds a digest only.
@@ -41,7 +40,19 @@ struct Entry {
 /// One attempt to connect, started by whoever comes first; the others wait for it.
 type Attempt = Arc<OnceLock<Result<Arc<Connection>>>>;
 
+impl Default for Connections {
+    /// Connections that are dropped after ten idle minutes.
+    fn default() -> Connections {
+        Connections::new(Duration::from_mins(10))
+    }
+}
+
 impl Connections {
+    /// None yet. One that is idle for the time given is dropped.
+    pub fn new(idle: Duration) -> Connections {
+        Connections { entries: Mutex::default(), idle }
+    }
+
     /// A connection that worked when last used, or a new one. Errors as [`connect`](super::connect).
     pub fn get(&self, options: &ConnectOptions) -> Result<Arc<dyn Cluster>> {
         let identity = Identity {
@@ -74,7 +85,11 @@ impl Connections {
     }
 
     fn attempt(&self, identity: &Identity) -> Attempt {
-        self.discard(|other, entry| other != identity && idle(entry));
+        self.discard(|other, entry| {
+            // Nobody but this entry holds it.
+            let unused = connected(entry).is_some_and(|connection| Arc::strong_count(connection) == 1);
+            other != identity && unused && entry.asked.elapsed() > self.idle
+        });
         let mut entries = self.lock();
         let entry = entries
             .entry(identity.clone())
@@ -97,10 +112,4 @@ impl Connections {
 
 fn connected(entry: &Entry) -> Option<&Arc<Connection>> {
     entry.attempt.get()?.as_ref().ok()
-}
-
-/// Whether nobody but us holds the connection, and nobody asked for it for long.
-fn idle(entry: &Entry) -> bool {
-    entry.asked.elapsed() > IDLE
-        && connected(entry).is_some_and(|connection| Arc::strong_count(connection) == 1)
 }

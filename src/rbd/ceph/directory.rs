@@ -1,4 +1,4 @@
-//! An image's name in librbd's own objects, for the two questions librbd's functions do not answer.
+//! An image's name in librbd's own objects, for the questions librbd's functions do not answer.
 //!
 //! The name `n` of an image with id `i` is in three places: the object `rbd_id.n` holds `i`, and the omap of
 //! `rbd_directory` holds `name_n` and `id_i`. `rbd_rename` writes `rbd_id.to`, then the directory (both keys in one
@@ -9,7 +9,7 @@ use std::ffi::c_char;
 
 use super::call::c_string;
 use super::omap;
-use super::pool::Ioctx;
+use super::pool::{Ioctx, trash_get};
 use super::sys::{rados, rbd_rename};
 use crate::rbd::{Errno, Error, Result, Tolerate};
 
@@ -37,6 +37,18 @@ pub(super) fn image_id(ioctx: &Ioctx, name: &str) -> Result<Option<String>> {
             decode(&buffer).map(Some).ok_or_else(|| Error::new(Errno::EBADMSG, call, ioctx.spec(&object)))
         }
     }
+}
+
+/// The name of the image with this id now, or the one it had before it went to the trash. An open image does not know:
+/// nobody tells it of a rename.
+pub(super) fn image_name(ioctx: &Ioctx, id: &str) -> Result<String> {
+    let key = format!("id_{id}");
+    if let Some(value) = omap::get(ioctx, DIRECTORY, &[&key])?.remove(&key) {
+        return decode(&value).ok_or_else(|| Error::new(Errno::EBADMSG, "image name", ioctx.spec(id)));
+    }
+    let entry =
+        trash_get(ioctx, id)?.ok_or_else(|| Error::new(Errno::ENOENT, "image name", ioctx.spec(id)))?;
+    Ok(entry.name)
 }
 
 /// Ceph's encoding of a string: its length in four bytes, the least significant first, then its bytes.

@@ -10,8 +10,8 @@ use super::pool::Ioctx;
 use super::sys::{
     RBD_MAX_BLOCK_NAME_SIZE, RBD_MAX_IMAGE_NAME_SIZE, RBD_SNAP_NAMESPACE_TYPE_GROUP,
     RBD_SNAP_NAMESPACE_TYPE_MIRROR, RBD_SNAP_NAMESPACE_TYPE_TRASH, RBD_SNAP_NAMESPACE_TYPE_USER, rbd_close,
-    rbd_diff_iterate2, rbd_get_features, rbd_get_id, rbd_get_name, rbd_get_parent, rbd_get_size,
-    rbd_get_stripe_count, rbd_get_stripe_unit, rbd_image_info_t, rbd_image_t, rbd_linked_image_spec_cleanup,
+    rbd_diff_iterate2, rbd_get_features, rbd_get_id, rbd_get_parent, rbd_get_size, rbd_get_stripe_count,
+    rbd_get_stripe_unit, rbd_image_info_t, rbd_image_t, rbd_linked_image_spec_cleanup,
     rbd_linked_image_spec_list_cleanup, rbd_linked_image_spec_t, rbd_list_children3, rbd_open,
     rbd_open_by_id, rbd_open_by_id_read_only, rbd_open_read_only, rbd_read, rbd_snap_get_name,
     rbd_snap_get_namespace_type, rbd_snap_get_timestamp, rbd_snap_get_trash_namespace, rbd_snap_info_t,
@@ -103,15 +103,6 @@ impl Handle {
     /// [`Ioctx::check`] about a snapshot of the image.
     pub(super) fn check_at(&self, code: c_int, call: &'static str, snapshot: &str) -> Result<c_int> {
         self.ioctx.check(code, call, || format!("{}@{snapshot}", self.spec))
-    }
-
-    pub(super) fn name(&self) -> Result<String> {
-        let (code, name) = grow(0, 128, |name, length| {
-            // SAFETY: the image is open; there is room for `length` bytes at `name`.
-            unsafe { rbd_get_name(self.raw, name, length) }
-        });
-        self.check(code, "rbd_get_name")?;
-        Ok(text(&name))
     }
 
     pub(super) fn size(&self) -> Result<u64> {

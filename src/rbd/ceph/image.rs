@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::call::{List, c_string, grow, owned, text, with_progress};
 use super::cluster::CephCluster;
 use super::handle::Handle;
-use super::options::RawOptions;
-use super::pool::Ioctx;
+use super::pool::{CephPool, Ioctx};
 use super::sys::{
-    rados, rbd_copy_with_progress3, rbd_flatten_with_progress, rbd_flush, rbd_image_t, rbd_image_watcher_t,
-    rbd_metadata_get, rbd_metadata_list, rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create,
-    rbd_snap_protect, rbd_snap_remove, rbd_snap_remove_by_id, rbd_snap_rename, rbd_snap_unprotect,
-    rbd_watchers_list, rbd_watchers_list_cleanup,
+    rados, rbd_flatten_with_progress, rbd_flush, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get,
+    rbd_metadata_list, rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect,
+    rbd_snap_remove, rbd_snap_remove_by_id, rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list,
+    rbd_watchers_list_cleanup,
 };
+use super::{copy, directory};
 use crate::rbd::{
     Child, Cluster, Diff, Errno, Error, Extent, Image, ImageInfo, ImageKey, ImageOptions, OpenMode, Parent,
     Pool, Progress, Result, Snapshot, SnapshotId, Watcher,
@@ -28,7 +28,7 @@ use crate::rbd::{
 /// either way.
 #[derive(Debug)]
 pub(super) struct CephImage {
-    head: Handle,
+    head: Arc<Handle>,
     mode: OpenMode,
     /// The snapshot read last, to not open it again for every block. What a snapshot holds never changes.
     reader: Mutex<Option<(SnapshotId, Arc<Handle>)>>,
@@ -36,7 +36,7 @@ pub(super) struct CephImage {
 
 impl CephImage {
     pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>, mode: OpenMode) -> Result<CephImage> {
-        let head = Handle::open(ioctx, image, mode)?;
+        let head = Arc::new(Handle::open(ioctx, image, mode)?);
         Ok(CephImage { head, mode, reader: Mutex::new(None) })
     }
 
@@ -75,7 +75,7 @@ impl CephImage {
 
 impl Image for CephImage {
     fn name(&self) -> Result<String> {
-        self.head.name()
+        directory::image_name(self.head.ioctx(), self.head.id())
     }
 
     fn id(&self) -> Result<String> {
@@ -160,32 +160,19 @@ impl Image for CephImage {
         options: &ImageOptions,
         progress: Progress<'_>,
     ) -> Result<()> {
-        let call = "rbd_copy_with_progress3";
         let connection = self.head.ioctx().connection();
         let ours = CephCluster { connection: Arc::clone(connection) };
         if ours.fsid()? != to.cluster().fsid()? {
-            return Err(Error::new(Errno::EXDEV, call, self.head.spec()));
+            return Err(Error::new(Errno::EXDEV, "copy", format!("{} to {name}", self.head.spec())));
         }
-        let destination = Ioctx::open(connection, to.name(), to.namespace())?;
-        let options = RawOptions::for_image(options)?;
-        let c_name = c_string(name, call)?;
-        self.with(at, |source| {
-            let code = with_progress(progress, |callback, argument| {
-                // SAFETY: image, context, name, options, callback and argument are valid for the call.
-                unsafe {
-                    rbd_copy_with_progress3(
-                        source.raw(),
-                        destination.raw(),
-                        c_name.as_ptr(),
-                        options.raw(),
-                        callback,
-                        argument,
-                    )
-                }
-            });
-            let object = || format!("{} to {}", source.spec(), destination.spec(name));
-            source.ioctx().check(code, call, object).map(drop)
-        })
+        let source = at.map_or_else(|| Ok(Arc::clone(&self.head)), |snapshot| self.reader(snapshot))?;
+        let pool = CephPool { ioctx: Arc::new(Ioctx::open(connection, to.name(), to.namespace())?) };
+        pool.create_image(name, source.size()?, &copy::inherit(&source, options)?)?;
+        let copy = CephImage::open(&pool.ioctx, ImageKey::Name(name), OpenMode::ReadWrite)?;
+        for (key, value) in self.metadata_list()? {
+            copy.metadata_set(&key, &value)?;
+        }
+        copy::bytes(&source, &copy.head, progress)
     }
 
     fn metadata_get(&self, key: &str) -> Result<Option<String>> {

@@ -20,6 +20,7 @@ mod call;
 mod cluster;
 mod connection;
 mod connections;
+mod copy;
 mod directory;
 mod handle;
 mod image;

@@ -216,19 +216,7 @@ impl Pool for CephPool {
     }
 
     fn trash_get(&self, image_id: &str) -> Result<Option<TrashEntry>> {
-        let mut info = BLANK_TRASH_ENTRY;
-        // SAFETY: context and id are valid for the call; `info` is a place for the entry.
-        let got =
-            self.call("rbd_trash_get", image_id, |io, id| unsafe { rbd_trash_get(io, id, &raw mut info) });
-        match got {
-            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
-            other => other?,
-        }
-        // SAFETY: rbd_trash_get filled `info`; it is cleaned up once, after the strings were copied.
-        let entry = unsafe { trash_entry(&info) };
-        // SAFETY: as above.
-        unsafe { rbd_trash_get_cleanup(&raw mut info) };
-        Ok(Some(entry))
+        trash_get(&self.ioctx, image_id)
     }
 
     fn trash_list(&self) -> Result<Vec<TrashEntry>> {
@@ -285,6 +273,24 @@ const BLANK_TRASH_ENTRY: rbd_trash_image_info_t = rbd_trash_image_info_t {
     deferment_end_time: 0,
 };
 
+/// The trash entry of the image with this id.
+pub(super) fn trash_get(ioctx: &Ioctx, id: &str) -> Result<Option<TrashEntry>> {
+    let call = "rbd_trash_get";
+    let c_id = c_string(id, call)?;
+    let mut info = BLANK_TRASH_ENTRY;
+    // SAFETY: context and id are valid for the call; `info` is a place for the entry.
+    let code = unsafe { rbd_trash_get(ioctx.raw, c_id.as_ptr(), &raw mut info) };
+    match ioctx.check(code, call, || ioctx.spec(id)) {
+        Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+        other => other?,
+    };
+    // SAFETY: rbd_trash_get filled `info`; it is cleaned up once, after the strings were copied.
+    let entry = unsafe { trash_entry(&info) };
+    // SAFETY: as above.
+    unsafe { rbd_trash_get_cleanup(&raw mut info) };
+    Ok(Some(entry))
+}
+
 /// # Safety
 ///
 /// librbd filled `info`, and it was not cleaned up yet.
@@ -298,7 +304,8 @@ unsafe fn trash_entry(info: &rbd_trash_image_info_t) -> TrashEntry {
     }
 }
 
-/// Finds `pool` in the JSON output of `df detail`. A quota of 0 bytes is none.
+/// Finds `pool` in the JSON output of `df detail`. A quota of 0 bytes is none. `EAGAIN` when the pool is not in there:
+/// it exists, or there would be no context, but the monitors have no figures from the manager yet.
 fn stats(json: &[u8], pool: &str) -> Result<PoolStats> {
     #[derive(Deserialize)]
     struct Df {
@@ -317,7 +324,7 @@ fn stats(json: &[u8], pool: &str) -> Result<PoolStats> {
     }
     let df: Df = from_json(json, "df")?;
     let stats = df.pools.into_iter().find(|found| found.name == pool).map(|found| found.stats);
-    let stats = stats.ok_or_else(|| Error::new(Errno::ENOENT, "df", format!("pool {pool}")))?;
+    let stats = stats.ok_or_else(|| Error::new(Errno::EAGAIN, "df", format!("pool {pool}")))?;
     Ok(PoolStats {
         stored: stats.stored,
         max_available: stats.max_avail,
@@ -342,8 +349,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_the_monitors_do_not_list_has_no_space() {
-        assert_eq!(stats(DF, "gone").unwrap_err().errno, Errno::ENOENT);
+    fn a_pool_without_figures_is_not_taken_for_an_empty_one() {
+        assert_eq!(stats(DF, "new").unwrap_err().errno, Errno::EAGAIN);
         assert_eq!(stats(b"{}", "plain").unwrap_err().errno, Errno::EBADMSG);
     }
 

@@ -94,13 +94,18 @@ pub(super) fn omap_get(
     keys.iter().filter_map(|key| Some(((*key).to_owned(), omap.get(*key)?.clone()))).collect()
 }
 
-/// Checks the guards of `update` and applies it.
+/// Checks the guards of `update` and applies it. Empty values are refused, as librados' compare cannot tell one from
+/// an absent key.
 pub(super) fn omap_update(
     state: &mut State,
     place: &Place,
     object: &str,
     update: &OmapUpdate,
 ) -> Outcome<()> {
+    let guards_empty = |guard: &Guard| matches!(guard, Guard::Equals(_, value) if value.is_empty());
+    if update.guards.iter().any(guards_empty) || update.set.iter().any(|(_, value)| value.is_empty()) {
+        return Err(Errno::EINVAL);
+    }
     let full = state.check_full(&place.pool);
     let objects = &mut state.space(place).objects;
     let omap = objects.get(object);
