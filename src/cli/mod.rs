@@ -1,9 +1,12 @@
 //! The command line: arguments, dispatch and exit codes. One file per subcommand, no logic of the driver.
-#![allow(clippy::print_stderr, reason = "a command line talks to its user")]
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "a command line talks to its user")]
 
 mod call;
+mod gc;
+mod pool;
 mod serve;
 mod size;
+mod tree;
 
 use std::process::ExitCode;
 
@@ -22,6 +25,8 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Call(call::CallArgs),
+    Tree(tree::TreeArgs),
+    Gc(gc::GcArgs),
 }
 
 /// Runs the program. Bad arguments are reported by clap, which exits with 2.
@@ -29,5 +34,7 @@ pub(crate) fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Call(args) => call::run(args),
+        Command::Tree(args) => tree::run(&args),
+        Command::Gc(args) => gc::run(&args),
     }
 }

@@ -170,8 +170,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
     }
     if args.role != Role::Controller {
         let node = Node::new(&args.state_dir)?;
-        let monitors =
-            config.clusters.into_iter().map(|(id, cluster)| (id, cluster.monitors)).collect();
+        let monitors = config.clusters.into_iter().map(|(id, cluster)| (id, cluster.monitors)).collect();
         let service = NodeService::new(
             Arc::new(node),
             args.node_id.unwrap_or_default(),

@@ -26,11 +26,13 @@ mod delete;
 mod error;
 mod grow;
 pub mod journal;
+pub mod leftovers;
 mod lineage;
 pub mod names;
 mod publish;
 mod recover;
 mod snapshot;
+pub mod survey;
 
 pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};

@@ -1,0 +1,164 @@
+//! `cinderblock gc`: finds what was left half-done, and finishes it when told to.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cinderblock::volume::Volumes;
+use cinderblock::volume::leftovers::Leftover;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::pool::PoolArgs;
+
+/// Find what was left half-done in a pool and, with --apply, finish it
+///
+/// A running controller finishes its own leftovers by itself; this is for pools whose controller is gone, for deletions nobody asked for
+/// again, and for a look. Without --apply nothing is changed. Each leftover is looked at again before anything is removed.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What is found: entries of the journal, unfinished volumes and snapshots, snapshots made for clones that are gone,
+silent parents nothing depends on, remains of interrupted removals. Images the catalogue does not know are never touched; only --foreign
+looks at one kind of them: the volume-UUID.deleted chains that Cinder leaves in its pools.
+
+Examples:
+  cinderblock gc --config clusters.yaml --pool rbd
+  cinderblock gc --config clusters.yaml --pool rbd --apply
+  cinderblock gc --config clusters.yaml --pool volumes --foreign --apply
+
+Exit status: 0 when nothing is left, 1 when the pool could not be read or something could not be cleared, 2 when arguments are wrong,
+3 when something was found and left, for want of --apply."
+)]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    pool: PoolArgs,
+
+    /// Finish and remove what is found
+    #[arg(long)]
+    apply: bool,
+
+    /// Look for the .deleted chains of Cinder instead of this driver's leftovers
+    #[arg(long)]
+    foreign: bool,
+
+    /// Seconds after which an unfinished creation counts as abandoned; younger ones may be in progress
+    #[arg(long, default_value = "3600", value_name = "SECONDS")]
+    patience: u64,
+
+    /// How the findings are written
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// One line for each
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// What a run found and did.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    found: Vec<Leftover>,
+    cleared: Vec<Leftover>,
+    failed: Vec<Failure>,
+}
+
+#[derive(Debug, Serialize)]
+struct Failure {
+    leftover: Leftover,
+    why: String,
+}
+
+/// Searches, and clears when told to.
+pub(crate) fn run(args: &GcArgs) -> ExitCode {
+    let report = match args.pool.open().and_then(|volumes| work(args, &volumes)) {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("cinderblock gc: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match args.output {
+        Output::Text => println!("{}", text(&report, args.apply)),
+        Output::Json => match serde_json::to_string_pretty(&report) {
+            Ok(json) => println!("{json}"),
+            Err(error) => eprintln!("cinderblock gc: {error}"),
+        },
+    }
+    match (report.failed.is_empty(), args.apply || report.found.is_empty()) {
+        (false, _) => ExitCode::FAILURE,
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(3),
+    }
+}
+
+fn work(args: &GcArgs, volumes: &Volumes) -> Result<Report, Box<dyn std::error::Error>> {
+    let mut report = Report::default();
+    loop {
+        let survey = volumes.survey()?;
+        let found = if args.foreign {
+            Volumes::foreign_leftovers(&survey)
+        } else {
+            volumes.leftovers(&survey, Duration::from_secs(args.patience))?
+        };
+        // What is cleared can set its parents free; what failed once is not tried for ever.
+        let new: Vec<_> = found.into_iter().filter(|leftover| !report.found.contains(leftover)).collect();
+        if new.is_empty() {
+            return Ok(report);
+        }
+        report.found.extend(new.iter().cloned());
+        if !args.apply {
+            return Ok(report);
+        }
+        for leftover in new {
+            match volumes.clear(&leftover) {
+                Ok(()) => report.cleared.push(leftover),
+                Err(error) => report.failed.push(Failure { leftover, why: error.to_string() }),
+            }
+        }
+    }
+}
+
+fn text(report: &Report, apply: bool) -> String {
+    if report.found.is_empty() {
+        return "nothing is left half-done".to_string();
+    }
+    let mut lines: Vec<String> = if apply {
+        report.cleared.iter().map(|leftover| format!("cleared  {}", describe(leftover))).collect()
+    } else {
+        report.found.iter().map(|leftover| format!("found    {}", describe(leftover))).collect()
+    };
+    lines.extend(
+        report
+            .failed
+            .iter()
+            .map(|failure| format!("failed   {}: {}", describe(&failure.leftover), failure.why)),
+    );
+    if !apply {
+        lines.push(format!("{} found; nothing was changed, --apply clears them", report.found.len()));
+    }
+    lines.join("\n")
+}
+
+fn describe(leftover: &Leftover) -> String {
+    match leftover {
+        Leftover::UnfinishedDeletion { image } => format!("{image}: its deletion was begun"),
+        Leftover::UnfinishedCreation { image, age_seconds } => {
+            format!("{image}: its creation was begun {age_seconds} s ago and never finished")
+        }
+        Leftover::UnfinishedSnapshot { image_id, snapshot } => {
+            format!("snapshot {snapshot} of image {image_id}: begun, or half deleted")
+        }
+        Leftover::ChildlessSnapshot { image, snapshot, .. } => {
+            format!("{image}@{snapshot}: its clone is gone")
+        }
+        Leftover::EmptySilentParent { image, .. } => format!("{image}: a silent parent nothing depends on"),
+        Leftover::Remains { image, .. } => format!("{image}: remains of an interrupted removal"),
+        Leftover::Journal { entries } => format!("{entries} journal entries"),
+        Leftover::Foreign { image, .. } => {
+            format!("{image}: marked deleted by Cinder, and nothing depends on it")
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What was left half-done and nobody came back for: found by `cinderblock gc`, and finished one by one.
+//!
+//! Nothing is removed on the strength of the search alone: each leftover is looked at again, by id, when it is cleared. Only what this
+//! driver made is ever touched, except by the explicit search for the chains of `.deleted` images that Cinder leaves in its pools.
+
+use super::catalogue::State;
+use super::journal::Suspect;
+use super::names;
+use super::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
+use super::{Result, Volumes, now};
+use crate::rbd::{Errno, ImageKey, OpenMode, SnapshotId, Tolerate};
+use serde::Serialize;
+use std::time::Duration;
+
+/// Something that can be finished or removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Leftover {
+    /// A volume whose deletion was begun.
+    UnfinishedDeletion {
+        /// Its image's name.
+        image: String,
+    },
+    /// A volume whose creation was begun long ago.
+    UnfinishedCreation {
+        /// Its image's name.
+        image: String,
+        /// How many seconds ago.
+        age_seconds: i64,
+    },
+    /// A snapshot whose creation or deletion was begun.
+    UnfinishedSnapshot {
+        /// Id of its image.
+        image_id: String,
+        /// Its name.
+        snapshot: String,
+    },
+    /// A snapshot made for a clone that is gone.
+    ChildlessSnapshot {
+        /// Name of its image.
+        image: String,
+        /// Id of its image.
+        image_id: String,
+        /// Its name.
+        snapshot: String,
+        /// librbd's id of it.
+        snapshot_id: SnapshotId,
+    },
+    /// A silent parent without a snapshot.
+    EmptySilentParent {
+        /// Its name.
+        image: String,
+        /// Its id.
+        image_id: String,
+    },
+    /// Remains of an interrupted removal.
+    Remains {
+        /// The name it had.
+        image: String,
+        /// Its id.
+        image_id: String,
+    },
+    /// Entries of the journal, which the next operation would settle too.
+    Journal {
+        /// How many.
+        entries: usize,
+    },
+    /// An image of Cinder's that it marked deleted and that nothing depends on, with its childless snapshots.
+    Foreign {
+        /// Its name.
+        image: String,
+        /// Its id.
+        image_id: String,
+    },
+}
+
+impl Volumes {
+    /// Finds what can be cleared. Creations count when they were begun longer than `patience` ago: younger ones may be in progress.
+    pub fn leftovers(&self, survey: &Survey, patience: Duration) -> Result<Vec<Leftover>> {
+        let known = self.known()?;
+        let mut found = Vec::new();
+        for (image, stored) in &known.volumes {
+            let image = image.clone();
+            let age_seconds = now() - stored.record.created;
+            match stored.record.state {
+                State::Deleting => found.push(Leftover::UnfinishedDeletion { image }),
+                State::Creating if u64::try_from(age_seconds).is_ok_and(|age| age >= patience.as_secs()) => {
+                    found.push(Leftover::UnfinishedCreation { image, age_seconds });
+                }
+                State::Creating | State::Ready => {}
+            }
+        }
+        for (snapshot, stored) in &known.snapshots {
+            if stored.record.state != State::Ready {
+                let image_id = stored.record.image_id.clone();
+                found.push(Leftover::UnfinishedSnapshot { image_id, snapshot: snapshot.clone() });
+            }
+        }
+        for image in &survey.images {
+            self.leftovers_of(image, &mut found)?;
+        }
+        let entries = self.journal.entries()?.len();
+        if entries > 0 {
+            found.push(Leftover::Journal { entries });
+        }
+        Ok(found)
+    }
+
+    fn leftovers_of(&self, image: &SurveyedImage, found: &mut Vec<Leftover>) -> Result<()> {
+        let (name, image_id) = (image.name.clone(), image.id.clone());
+        match image.kind {
+            ImageKind::Remains => found.push(Leftover::Remains { image: name, image_id }),
+            ImageKind::SilentParent if image.snapshots.is_empty() => {
+                found.push(Leftover::EmptySilentParent { image: name, image_id });
+            }
+            ImageKind::Volume | ImageKind::SilentParent => {
+                for snapshot in image.snapshots.iter().filter(|snapshot| is_unneeded(snapshot)) {
+                    if !self.is_needed_by_a_creation(&image_id, &snapshot.name)? {
+                        found.push(Leftover::ChildlessSnapshot {
+                            image: name.clone(),
+                            image_id: image_id.clone(),
+                            snapshot: snapshot.name.clone(),
+                            snapshot_id: snapshot.id,
+                        });
+                    }
+                }
+            }
+            ImageKind::Creating | ImageKind::Deleting | ImageKind::Foreign => {}
+        }
+        Ok(())
+    }
+
+    /// Finds the images that Cinder marked `.deleted`, that nothing depends on, and that hold nothing but childless snapshots Cinder
+    /// made for clones. Parents in such a chain turn up once their children are cleared.
+    pub fn foreign_leftovers(survey: &Survey) -> Vec<Leftover> {
+        let unneeded = |image: &&SurveyedImage| {
+            image.kind == ImageKind::Foreign
+                && is_cinders_silent_name(&image.name)
+                && image.snapshots.iter().all(|snapshot| {
+                    snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX) && snapshot.children.is_empty()
+                })
+        };
+        let leftover = |image: &SurveyedImage| Leftover::Foreign {
+            image: image.name.clone(),
+            image_id: image.id.clone(),
+        };
+        survey.images.iter().filter(unneeded).map(leftover).collect()
+    }
+
+    /// Finishes or removes one leftover. Fine when it is gone meanwhile, or has become needed.
+    pub fn clear(&self, leftover: &Leftover) -> Result<()> {
+        match leftover {
+            Leftover::UnfinishedDeletion { image } | Leftover::UnfinishedCreation { image, .. } => {
+                self.delete(image)
+            }
+            Leftover::UnfinishedSnapshot { image_id, snapshot } => self.delete_snapshot(image_id, snapshot),
+            Leftover::ChildlessSnapshot { image, image_id, snapshot_id, .. } => {
+                let suspect = Suspect { snapshot: Some(*snapshot_id), ..self.as_suspect(image, image_id) };
+                self.collect_suspect(suspect)
+            }
+            Leftover::EmptySilentParent { image, image_id } | Leftover::Remains { image, image_id } => {
+                self.collect_suspect(self.as_suspect(image, image_id))
+            }
+            Leftover::Journal { .. } => self.collect(),
+            Leftover::Foreign { image, image_id } => self.clear_foreign(image, image_id),
+        }
+    }
+
+    fn collect_suspect(&self, suspect: Suspect) -> Result<()> {
+        self.journal.add(&[suspect])?;
+        self.collect()
+    }
+
+    fn clear_foreign(&self, name: &str, id: &str) -> Result<()> {
+        let image = match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite) {
+            Ok(image) => image,
+            Err(error) if error.errno == Errno::ENOENT => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        if image.name()? != name || !image.watchers()?.is_empty() {
+            return Ok(());
+        }
+        for snapshot in image.snapshots()? {
+            if !snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX)
+                || !image.children(Some(snapshot.id))?.is_empty()
+            {
+                return Ok(());
+            }
+            self.drop_snapshot(&*image, id, &snapshot)?;
+        }
+        drop(image);
+        self.pool.remove_image(name).tolerate(Errno::ENOENT)?;
+        self.collect()
+    }
+}
+
+fn is_unneeded(snapshot: &SurveyedSnapshot) -> bool {
+    snapshot.children.is_empty() && matches!(snapshot.kind, SnapshotUse::Clone | SnapshotUse::Parked)
+}
+
+/// `volume-<uuid>.deleted`, as Cinder names what it keeps silently.
+fn is_cinders_silent_name(name: &str) -> bool {
+    name.strip_prefix("volume-")
+        .and_then(|rest| rest.strip_suffix(names::SILENT_SUFFIX))
+        .is_some_and(|id| uuid::Uuid::try_parse(id).is_ok())
+}
