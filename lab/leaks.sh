@@ -9,7 +9,7 @@ rbd_left() {
     objects=$(rados --pool "$pool" --namespace "$namespace" ls) || return
     while read -r object; do
         case $object in
-        '') ;;
+        '' | rbd_namespace) ;; # the latter lists the namespaces there are
         rbd_data.* | rbd_header.* | rbd_id.* | rbd_object_map.* | rbd_group_header.*)
             echo "object $pool/$namespace/$object"
             ;;

@@ -79,7 +79,7 @@ nothing_is_left() {
         processes_left "$namespace"
         find "$work/target" "$work/staging" -mindepth 1 2>/dev/null
     )
-    [[ -z $left ]] || { printf 'left behind:\n%s\n' "$left" >&2; return 1; }
+    [[ -z $left ]] || { printf 'left behind:\n%s\n' "$(head -n 40 <<<"$left")" >&2; return 1; }
 }
 
 rbd namespace create "rbd/$namespace"

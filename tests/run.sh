@@ -53,7 +53,7 @@ lint() {
 with_ceph() {
     work=$(mktemp -d --tmpdir cinderblock-test.XXXXXX)
     trap end EXIT
-    stage lab-up lab/ceph up --dir "$work/ceph" --monitor-round 0.05 || return 0
+    stage lab-up lab/ceph up --dir "$work/ceph" --monitor-round 0.05 --namespace rbd/tests || return 0
     eval "$(lab/ceph env --dir "$work/ceph")"
     mkdir "$work/tmp"
     stage cargo-test env TMPDIR="$work/tmp" cargo test --workspace --no-fail-fast || true
@@ -63,23 +63,24 @@ with_ceph() {
 }
 
 nothing_is_left() {
-    local pool pools namespace namespaces left
-    pools=$(rados lspools) || return
+    local namespace namespaces left
+    namespaces=$(rbd namespace ls --format json rbd | jq -r '.[].name') || return
     left=$(
-        for pool in $pools; do
-            namespaces=$(rbd namespace ls --format json "$pool" | grep -o '"name":"[^"]*"' | cut -d'"' -f4)
-            for namespace in "" $namespaces; do rbd_left "$pool" "$namespace" || echo "no answer about $pool"; done
+        for namespace in "" $namespaces; do
+            rbd_left rbd "$namespace" || echo "no answer about rbd/$namespace"
+            [[ $namespace == @(|tests) ]] || echo "namespace rbd/$namespace"
         done
+        rados lspools | sed '/^rbd$/d; s/^/pool /'
         mounts_left "$work"
         loops_left "$work"
         processes_left "$work/tmp"
         find "$work/tmp" -mindepth 1
     )
-    [[ -z $left ]] || { printf 'the tests have left behind:\n%s\n' "$left"; return 1; }
+    [[ -z $left ]] || { printf 'the tests have left behind:\n%s\n' "$(head -n 40 <<<"$left")"; return 1; }
 }
 
 end() {
-    lab/ceph down --dir "$work/ceph"
+    [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph"
     rm -rf "$work"
 }
 
