@@ -1,0 +1,130 @@
+//! `cinderblock serve` as its operator meets it: what wrong arguments and configurations say, and how it ends. No Ceph is needed.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const CONFIG: &str = "- clusterID: lab\n  monitors: [\"127.0.0.1:1\"]\n";
+
+fn serve(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .arg("serve")
+        .args(arguments)
+        .env_remove("CSI_ENDPOINT")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn endpoint(directory: &Path) -> String {
+    format!("unix://{}/csi.sock", directory.display())
+}
+
+#[test]
+fn wrong_arguments_are_refused_at_once_in_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    std::fs::write(&config, CONFIG).unwrap();
+    let config = config.to_str().unwrap();
+    let endpoint = &endpoint(directory.path());
+    let controller = ["--role", "controller", "--config", config];
+    for (arguments, words) in [
+        (controller.to_vec(), "--endpoint <URL>"),
+        ([&controller[..], &["--endpoint", "tcp://0.0.0.0:9000"]].concat(), "unix://"),
+        ([&controller[..], &["--endpoint", "unix://relative.sock"]].concat(), "absolute"),
+        ([&controller[..], &["--endpoint", "unix:///tmp/csi"]].concat(), ".sock"),
+        (vec!["--endpoint", endpoint, "--role", "controller"], "--config <FILE>"),
+        (
+            vec!["--endpoint", endpoint, "--config", config, "--role", "both"],
+            "possible values: controller, node, all",
+        ),
+        (vec!["--endpoint", endpoint, "--config", config, "--role", "node"], "--node-id <ID>"),
+        (
+            [&controller[..], &["--endpoint", endpoint, "--instance", "a/b"]].concat(),
+            "an instance is 1 to 32",
+        ),
+        (
+            [&controller[..], &["--endpoint", endpoint, "--driver-name", "1.x"]].concat(),
+            "a letter at both ends",
+        ),
+        ([&controller[..], &["--endpoint", endpoint, "--rpc-timeout", "0"]].concat(), "1..=86400"),
+        ([&controller[..], &["--endpoint", endpoint, "--log-level", "a=b=c"]].concat(), "--log-level"),
+    ] {
+        let output = serve(&arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error:?} lacks {words:?}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_at_once_in_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.yaml");
+    for (text, words) in [
+        (None, "cannot read the configuration"),
+        (Some("- {clusterID: a}"), "give its monitors"),
+        (Some("- {clusterID: a, monitors: [m], moniters: [m]}"), "unknown field `moniters`"),
+        (Some("{"), "is wrong"),
+    ] {
+        match text {
+            Some(text) => std::fs::write(&path, text).unwrap(),
+            None => assert!(!path.exists()),
+        }
+        let endpoint = endpoint(directory.path());
+        let output =
+            serve(&["--role", "controller", "--endpoint", &endpoint, "--config", path.to_str().unwrap()]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text:?}: {error}");
+        assert!(
+            error.contains(words) && error.contains("config.yaml"),
+            "{text:?}: {error:?} lacks {words:?}"
+        );
+    }
+}
+
+#[test]
+fn it_serves_without_a_cluster_refuses_a_second_and_leaves_no_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    std::fs::write(&config, CONFIG).unwrap();
+    let arguments = [
+        "--role",
+        "controller",
+        "--endpoint",
+        &endpoint(directory.path()),
+        "--config",
+        config.to_str().unwrap(),
+    ];
+    let mut first = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .arg("serve")
+        .args(arguments)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let socket = directory.path().join("csi.sock");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !socket.exists() {
+        assert!(Instant::now() < deadline, "no socket");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let second = serve(&arguments);
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert_eq!(second.status.code(), Some(1), "{error}");
+    assert!(error.contains("another process serves this socket"), "{error}");
+    assert!(socket.exists());
+
+    let probe = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .args(["call", "--endpoint", &endpoint(directory.path()), "--output", "json", "probe"])
+        .output()
+        .unwrap();
+    // The truth about a cluster that is not there, at once.
+    assert_eq!(String::from_utf8_lossy(&probe.stdout).trim(), r#"{"ready":false}"#);
+
+    let pid = nix::unistd::Pid::from_raw(first.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(first.wait().unwrap().success());
+    assert!(!socket.exists());
+}
