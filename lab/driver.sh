@@ -22,7 +22,7 @@ start_driver() {
     driver_folder=$1
     printf -- '- clusterID: lab\n  monitors: ["%s"]\n' "$LAB_MONITORS" >"$driver_folder/clusters.yaml"
     "$driver" serve --role all --endpoint "unix://$driver_folder/csi.sock" --node-id lab-node \
-        --config "$driver_folder/clusters.yaml" \
+        --config "$driver_folder/clusters.yaml" --state-dir "$driver_folder/state" \
         >"$driver_folder/driver.log" 2>&1 &
     driver_pid=$!
     wait_until 20 "the driver's socket" driver_answers && kill -0 "$driver_pid" && return
