@@ -150,6 +150,9 @@ osd journal =
 osd objectstore = $objectstore
 memstore device bytes = 8589934592
 osd memory target = 1073741824
+# The data of a removed snapshot goes at once, not with a pause of seconds after each step.
+osd snap trim sleep hdd = 0
+osd snap trim sleep hybrid = 0
 bluestore block path = $dir/block
 bluestore block size = 10737418240
 bluestore block create = true

@@ -17,10 +17,17 @@ need_driver() {
     [[ -n ${LAB_MONITORS:-} && -r ${LAB_KEY_FILE:-} ]] || die "no Ceph is named; run: make lab-up && eval \"\$(lab/ceph env)\""
 }
 
-# start_driver FOLDER: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and its log in FOLDER/driver.log.
+# start_driver FOLDER POOL: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and its log in FOLDER/driver.log.
+# POOL, or POOL/NAMESPACE, is where it works when a request brings no secrets.
 start_driver() {
     driver_folder=$1
-    printf -- '- clusterID: lab\n  monitors: ["%s"]\n' "$LAB_MONITORS" >"$driver_folder/clusters.yaml"
+    cat >"$driver_folder/clusters.yaml" <<YAML
+- clusterID: lab
+  monitors: ["$LAB_MONITORS"]
+  userID: "$LAB_USER"
+  keyFile: "$LAB_KEY_FILE"
+  pools: ["$2"]
+YAML
     "$driver" serve --role all --endpoint "unix://$driver_folder/csi.sock" --node-id lab-node \
         --config "$driver_folder/clusters.yaml" --state-dir "$driver_folder/state" \
         >"$driver_folder/driver.log" 2>&1 &
@@ -43,6 +50,17 @@ stop_driver() {
 }
 
 driver_is_gone() { ! kill -0 "$driver_pid" 2>/dev/null; }
+
+# clear_node FOLDER: takes away by force what a driver that has stopped still holds on this machine: filesystems, the
+# last first; the loop devices they were on; the processes that hold the images open, with the files they export.
+# Needs leaks.sh. It goes on whatever fails.
+clear_node() {
+    local path device pid
+    mounts_left "$1" | grep -v "^mount $1/state/" | tac | while read -r _ path; do umount "$path" || true; done
+    loops_left "$1" | while read -r _ device _; do losetup --detach "$device" || true; done
+    processes_left "$1/state/" | while read -r _ pid _; do kill "${pid%:}" || true; done
+    mounts_left "$1" | tac | while read -r _ path; do umount --lazy "$path" || true; done
+}
 
 tail_driver_log() {
     printf -- '--- the driver'\''s log, its end (%s)\n' "$driver_folder/driver.log"

@@ -37,7 +37,7 @@ loops_left() {
 processes_left() {
     local file line
     for file in /proc/[0-9]*/cmdline; do
-        line=$(tr '\0' ' ' 2>/dev/null <"$file")
+        line=$(tr '\0' ' ' <"$file") || continue # it has ended meanwhile
         if [[ $line == *"$1"* ]]; then echo "process ${file//[!0-9]/}: $line"; fi
     done 2>/dev/null
 }
