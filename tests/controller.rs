@@ -1,32 +1,17 @@
 //! The controller, black-box: the built binary over its socket, on a real Ceph.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#![allow(
-    clippy::wildcard_imports,
-    clippy::unnecessary_wraps,
-    reason = "most messages of CSI, whose fields are optional"
-)]
+#![allow(clippy::wildcard_imports, reason = "most messages of CSI")]
 
 mod common;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cinderblock::csi::proto::volume_content_source::{self, SnapshotSource, VolumeSource};
 use cinderblock::csi::proto::*;
-use common::driver::{Class, Driver, MIB, filesystem, within};
+use common::driver::{Class, Driver, MIB, filesystem, from_snapshot, from_volume, within};
 use common::{Lab, Namespace, POOL};
 use tonic::{Code, Status};
-
-fn from_snapshot(id: &str) -> Option<VolumeContentSource> {
-    let source = SnapshotSource { snapshot_id: id.to_string() };
-    Some(VolumeContentSource { r#type: Some(volume_content_source::Type::Snapshot(source)) })
-}
-
-fn from_volume(id: &str) -> Option<VolumeContentSource> {
-    let source = VolumeSource { volume_id: id.to_string() };
-    Some(VolumeContentSource { r#type: Some(volume_content_source::Type::Volume(source)) })
-}
 
 #[tokio::test]
 async fn a_volume_lives_its_life_and_leaves_nothing() {
@@ -56,21 +41,21 @@ async fn a_volume_lives_its_life_and_leaves_nothing() {
     assert_eq!(again, snapshot);
 
     let restore = CreateVolumeRequest {
-        volume_content_source: from_snapshot(&snapshot.snapshot_id),
+        volume_content_source: Some(from_snapshot(&snapshot.snapshot_id)),
         ..class.create_volume("restored", 32 * MIB)
     };
     let restored = controller.create_volume(restore).await.unwrap().into_inner().volume.unwrap();
-    assert_eq!(restored.content_source, from_snapshot(&snapshot.snapshot_id));
+    assert_eq!(restored.content_source, Some(from_snapshot(&snapshot.snapshot_id)));
     assert_eq!(restored.capacity_bytes, 32 * MIB);
     let clone = CreateVolumeRequest {
-        volume_content_source: from_volume(&volume.volume_id),
+        volume_content_source: Some(from_volume(&volume.volume_id)),
         ..class.create_volume("cloned", 16 * MIB)
     };
     let cloned = controller.create_volume(clone).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(cloned.volume_context["contentSource"], "volume");
 
     let small = CreateVolumeRequest {
-        volume_content_source: from_snapshot(&snapshot.snapshot_id),
+        volume_content_source: Some(from_snapshot(&snapshot.snapshot_id)),
         ..class.create_volume("too-small", 8 * MIB)
     };
     assert_eq!(controller.create_volume(small).await.unwrap_err().code(), Code::OutOfRange);
@@ -313,17 +298,20 @@ async fn bad_requests_are_refused_in_words_before_anything_is_touched() {
         ),
         (class.clone().with("clusterID", "prod").create_volume("v", MIB), Code::InvalidArgument, "knows lab"),
         (
-            CreateVolumeRequest { volume_content_source: from_snapshot("garbage"), ..good() },
+            CreateVolumeRequest { volume_content_source: Some(from_snapshot("garbage")), ..good() },
             Code::NotFound,
             "\"garbage\" does not exist",
         ),
         (
-            CreateVolumeRequest { volume_content_source: from_volume("other/rbd/v"), ..good() },
+            CreateVolumeRequest { volume_content_source: Some(from_volume("other/rbd/v")), ..good() },
             Code::InvalidArgument,
             "cannot cross clusters",
         ),
         (
-            CreateVolumeRequest { volume_content_source: from_volume("lab/rbd/no-such-image"), ..good() },
+            CreateVolumeRequest {
+                volume_content_source: Some(from_volume("lab/rbd/no-such-image")),
+                ..good()
+            },
             Code::NotFound,
             "lab/rbd/no-such-image does not exist",
         ),

@@ -7,11 +7,10 @@ mod common;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use cinderblock::csi::proto::volume_content_source::{self, VolumeSource};
-use cinderblock::csi::proto::{CreateVolumeRequest, VolumeContentSource};
+use cinderblock::csi::proto::CreateVolumeRequest;
 use cinderblock::volume::catalogue::{self, State};
 use cinderblock::volume::{Activity, Volumes};
-use common::driver::{Class, Driver, MIB, lab_config};
+use common::driver::{Class, Driver, MIB, from_volume, lab_config};
 use common::{Lab, Namespace, POOL};
 use serde_json::Value;
 
@@ -32,11 +31,6 @@ fn tool(lab: &Lab, namespace: &Namespace<'_>, arguments: &[&str]) -> Output {
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn from_volume(id: &str) -> VolumeContentSource {
-    let source = VolumeSource { volume_id: id.to_string() };
-    VolumeContentSource { r#type: Some(volume_content_source::Type::Volume(source)) }
 }
 
 #[tokio::test]

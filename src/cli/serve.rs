@@ -15,7 +15,9 @@ use cinderblock::csi::node::NodeService;
 use cinderblock::csi::proto::controller_server::ControllerServer;
 use cinderblock::csi::proto::identity_server::IdentityServer;
 use cinderblock::csi::proto::node_server::NodeServer;
+use cinderblock::csi::proto::snapshot_metadata_server::SnapshotMetadataServer;
 use cinderblock::csi::server::{CsiSocket, termination_signal};
+use cinderblock::csi::snapshot_metadata::SnapshotMetadataService;
 use cinderblock::csi::{ids, recovery};
 use cinderblock::node::Node;
 use cinderblock::rbd::ceph::{Connections, Timeouts};
@@ -166,7 +168,10 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         ));
         recovery::start(&clusters);
         let controller = ControllerService::new(clusters, nodes, timeout);
-        routes = routes.add_service(ControllerServer::new(controller));
+        let snapshot_metadata = SnapshotMetadataService::new(controller.clone());
+        routes = routes
+            .add_service(ControllerServer::new(controller))
+            .add_service(SnapshotMetadataServer::new(snapshot_metadata));
     }
     if args.role != Role::Controller {
         let node = Node::new(&args.state_dir)?;

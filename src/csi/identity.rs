@@ -114,10 +114,12 @@ impl Identity for IdentityService {
         _request: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
         // The same from every instance of one version, node plugins too: the specification demands it.
+        let service = |kind: service::Type| PluginCapability {
+            r#type: Some(Type::Service(Service { r#type: kind.into() })),
+        };
         let capabilities = vec![
-            PluginCapability {
-                r#type: Some(Type::Service(Service { r#type: service::Type::ControllerService.into() })),
-            },
+            service(service::Type::ControllerService),
+            service(service::Type::SnapshotMetadataService),
             PluginCapability {
                 r#type: Some(Type::VolumeExpansion(VolumeExpansion {
                     r#type: volume_expansion::Type::Online.into(),

@@ -3,7 +3,7 @@
 //! - [`proto`]: the types, clients and servers generated from `proto/csi/v1/csi.proto`.
 //! - [`endpoint`]: the address of a CSI socket.
 //! - [`server`]: the socket, from binding to a graceful end; every RPC it serves is logged.
-//! - [`identity`], [`controller`], [`node`]: the services, with one file per RPC where there is something to it.
+//! - [`identity`], [`controller`], [`snapshot_metadata`], [`node`]: the services, with one file per RPC where there is something to it.
 //! - [`config`], [`parameters`], [`ids`], [`validate`]: everything that comes from outside, checked before use.
 //! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without hanging its caller.
 //! - [`recovery`]: what a controller finishes when it starts.
@@ -23,5 +23,6 @@ pub mod proto;
 pub mod recovery;
 mod rpc_log;
 pub mod server;
+pub mod snapshot_metadata;
 pub mod status;
 pub mod validate;

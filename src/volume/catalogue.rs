@@ -198,6 +198,11 @@ pub struct Stored<R> {
     bytes: Vec<u8>,
 }
 
+fn shard_of(name: &str) -> u8 {
+    // Two hexadecimal digits always parse.
+    u8::from_str_radix(&names::digest(name)[..2], 16).unwrap_or(0) % SHARDS
+}
+
 /// A place in a listing: the last entry seen. `Default` is the beginning.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cursor {
@@ -206,6 +211,11 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// The place right after the record `name` of a volume or snapshot, whether it is there or not.
+    pub fn of(name: &str) -> Cursor {
+        Cursor { shard: shard_of(name), after: name.to_string() }
+    }
+
     /// The cursor as text that [`Cursor::parse`] reads.
     pub fn token(&self) -> String {
         format!("{}.{}", self.shard, self.after)
@@ -241,8 +251,7 @@ impl Catalogue {
 
     /// The object that holds the records of `name`: a volume's and its silent successor's are in the same one.
     fn home(&self, name: &str) -> String {
-        // Two hexadecimal digits always parse.
-        self.object(u8::from_str_radix(&names::digest(name)[..2], 16).unwrap_or(0) % SHARDS)
+        self.object(shard_of(name))
     }
 
     /// The volume whose image has this name, if the catalogue knows it.

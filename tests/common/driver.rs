@@ -10,7 +10,7 @@ use cinderblock::csi::proto::identity_client::IdentityClient;
 use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode};
 use cinderblock::csi::proto::{
     CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
-    VolumeCapability,
+    VolumeCapability, VolumeContentSource, volume_content_source,
 };
 use tempfile::TempDir;
 use tonic::Request;
@@ -90,6 +90,23 @@ impl Driver {
         IdentityClient::new(self.channel().await)
     }
 
+    /// Whether Probe says ready; what it says otherwise.
+    pub fn is_ready(&self) -> Result<(), String> {
+        let output = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+            .args([
+                "call",
+                "--output",
+                "json",
+                "--endpoint",
+                &format!("unix://{}", self.socket().display()),
+                "probe",
+            ])
+            .output()
+            .unwrap();
+        let answer = String::from_utf8_lossy(&output.stdout).to_string();
+        if answer.contains("true") { Ok(()) } else { Err(answer) }
+    }
+
     /// Ends it with SIGTERM and sees it go in order, its socket with it.
     pub fn stop(mut self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
@@ -117,6 +134,16 @@ impl Drop for Driver {
 /// A configuration that names the lab's cluster `lab`.
 pub fn lab_config(lab: &Lab) -> String {
     format!("- clusterID: lab\n  monitors: [\"{}\"]\n", lab.monitors)
+}
+
+/// The same with a user of the driver's own, for the namespace `namespace`.
+pub fn lab_config_with_own_user(lab: &Lab, namespace: &str) -> String {
+    let key_file = std::env::var("LAB_KEY_FILE").unwrap();
+    format!(
+        "{}  userID: {}\n  keyFile: {key_file}\n  pools: [{POOL}/{namespace}]\n",
+        lab_config(lab),
+        lab.user
+    )
 }
 
 /// The secrets of the lab's user.
@@ -191,6 +218,18 @@ pub fn filesystem() -> VolumeCapability {
         })),
         access_mode: Some(AccessMode { mode: access_mode::Mode::SingleNodeWriter.into() }),
     }
+}
+
+/// A snapshot as the source of a volume.
+pub fn from_snapshot(id: &str) -> VolumeContentSource {
+    let source = volume_content_source::SnapshotSource { snapshot_id: id.to_string() };
+    VolumeContentSource { r#type: Some(volume_content_source::Type::Snapshot(source)) }
+}
+
+/// A volume as the source of a volume.
+pub fn from_volume(id: &str) -> VolumeContentSource {
+    let source = volume_content_source::VolumeSource { volume_id: id.to_string() };
+    VolumeContentSource { r#type: Some(volume_content_source::Type::Volume(source)) }
 }
 
 /// A request with a deadline that the driver hears of.

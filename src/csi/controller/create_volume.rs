@@ -130,7 +130,7 @@ fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<Volu
 }
 
 /// A record as the wire has it.
-fn volume(record: &catalogue::Volume) -> Volume {
+pub(super) fn volume(record: &catalogue::Volume) -> Volume {
     let content_source = record.source.as_ref().map(|source| {
         let kind = match source {
             Source::Volume(id) => volume_content_source::Type::Volume(volume_content_source::VolumeSource {

@@ -6,6 +6,8 @@
 mod create_volume;
 mod delete_volume;
 mod expand_volume;
+mod get_capacity;
+mod list;
 mod publish_volume;
 mod snapshots;
 mod validate_capabilities;
@@ -23,7 +25,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 
-/// What the controller service can do, all of it implemented here.
+/// What needs a user of the driver's own, because the requests carry no secrets or no pool.
+const CAPABILITIES_WITH_OWN_USER: &[rpc::Type] = &[
+    rpc::Type::ListVolumes,
+    rpc::Type::ListVolumesPublishedNodes,
+    rpc::Type::ListSnapshots,
+    rpc::Type::GetCapacity,
+    rpc::Type::GetVolume,
+];
+
+/// What the controller service can always do.
 const CAPABILITIES: &[rpc::Type] = &[
     rpc::Type::CreateDeleteVolume,
     rpc::Type::PublishUnpublishVolume,
@@ -31,6 +42,7 @@ const CAPABILITIES: &[rpc::Type] = &[
     rpc::Type::CreateDeleteSnapshot,
     rpc::Type::CloneVolume,
     rpc::Type::ExpandVolume,
+    rpc::Type::GetSnapshot,
     rpc::Type::SingleNodeMultiWriter,
 ];
 
@@ -54,8 +66,13 @@ impl ControllerService {
         deadline::of(request.metadata(), self.timeout)
     }
 
+    /// The clusters it works on.
+    pub(super) fn clusters(&self) -> &Arc<Clusters> {
+        &self.clusters
+    }
+
     /// The credentials for a request about something at `location`.
-    fn credentials(
+    pub(super) fn credentials(
         &self,
         location: &Location,
         secrets: &BTreeMap<String, String>,
@@ -152,16 +169,17 @@ impl Controller for ControllerService {
         let capability = |kind: &rpc::Type| ControllerServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: (*kind).into() })),
         };
-        Ok(Response::new(ControllerGetCapabilitiesResponse {
-            capabilities: CAPABILITIES.iter().map(capability).collect(),
-        }))
+        let with_own_user: &[_] =
+            if self.clusters.own_pools().is_empty() { &[] } else { CAPABILITIES_WITH_OWN_USER };
+        let capabilities = CAPABILITIES.iter().chain(with_own_user).map(capability).collect();
+        Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
 
     async fn list_volumes(
         &self,
-        _request: Request<ListVolumesRequest>,
+        request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
-        Err(not_advertised("ListVolumes"))
+        self.handle_list_volumes(request).await
     }
 
     async fn controller_list_volume_health(
@@ -180,30 +198,30 @@ impl Controller for ControllerService {
 
     async fn get_capacity(
         &self,
-        _request: Request<GetCapacityRequest>,
+        request: Request<GetCapacityRequest>,
     ) -> Result<Response<GetCapacityResponse>, Status> {
-        Err(not_advertised("GetCapacity"))
+        self.handle_get_capacity(request).await
     }
 
     async fn list_snapshots(
         &self,
-        _request: Request<ListSnapshotsRequest>,
+        request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        Err(not_advertised("ListSnapshots"))
+        self.handle_list_snapshots(request).await
     }
 
     async fn get_snapshot(
         &self,
-        _request: Request<GetSnapshotRequest>,
+        request: Request<GetSnapshotRequest>,
     ) -> Result<Response<GetSnapshotResponse>, Status> {
-        Err(not_advertised("GetSnapshot"))
+        self.handle_get_snapshot(request).await
     }
 
     async fn controller_get_volume(
         &self,
-        _request: Request<ControllerGetVolumeRequest>,
+        request: Request<ControllerGetVolumeRequest>,
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
-        Err(not_advertised("ControllerGetVolume"))
+        self.handle_get_volume(request).await
     }
 
     async fn controller_modify_volume(

@@ -77,7 +77,7 @@ impl ControllerService {
 }
 
 /// A record as the wire has it.
-fn wire_snapshot(location: Location, name: &str, record: &catalogue::Snapshot) -> Snapshot {
+pub(super) fn wire_snapshot(location: Location, name: &str, record: &catalogue::Snapshot) -> Snapshot {
     let id = SnapshotId { location, image_id: record.image_id.clone(), snapshot: name.to_string() };
     Snapshot {
         size_bytes: i64::try_from(record.size).unwrap_or(i64::MAX),

@@ -1,11 +1,8 @@
 use super::ControllerService;
-use crate::csi::clusters::operation;
-use crate::csi::ids::VolumeId;
 use crate::csi::parameters;
 use crate::csi::proto::validate_volume_capabilities_response::Confirmed;
 use crate::csi::proto::{ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse};
 use crate::csi::validate;
-use crate::volume::State;
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
@@ -23,19 +20,7 @@ impl ControllerService {
         validate::map("volume_context", &request.volume_context)?;
         validate::map("parameters", &request.parameters)?;
         validate::map("mutable_parameters", &request.mutable_parameters)?;
-        let gone = || Status::not_found(format!("the volume {:?} does not exist", request.volume_id));
-        let id = VolumeId::parse(&request.volume_id).ok_or_else(gone)?;
-        let credentials = self.credentials(&id.location, &request.secrets)?;
-        // Reads only, so it shares no key with the operations that change the volume.
-        let operation = operation("ValidateVolumeCapabilities", &id.location, Vec::new(), String::new());
-        let record = self
-            .run(operation, deadline, id.location, credentials, move |access, _| {
-                let stored = access.answer(access.volumes.catalogue().volume(&id.image))?;
-                Ok(stored.map(|stored| stored.record))
-            })
-            .await?
-            .filter(|record| record.state == State::Ready)
-            .ok_or_else(gone)?;
+        let record = self.find_volume(deadline, &request.volume_id, &request.secrets).await?;
 
         let answer = match self.objection(&request, &record.context) {
             Some(message) => ValidateVolumeCapabilitiesResponse { confirmed: None, message },

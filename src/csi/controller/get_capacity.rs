@@ -1,0 +1,108 @@
+//! GetCapacity: what a pool still takes, never a made-up number.
+
+use super::ControllerService;
+use crate::csi::clusters::operation;
+use crate::csi::ids::Location;
+use crate::csi::parameters::VolumeParameters;
+use crate::csi::proto::{GetCapacityRequest, GetCapacityResponse};
+use crate::csi::validate;
+use crate::rbd::{Features, PoolStats};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// Objects an object map can describe (cls_rbd's own bound).
+const OBJECT_MAP_OBJECTS: u64 = 256_000_000;
+/// log2 of the object size in bytes when the class names none.
+const DEFAULT_ORDER: u8 = 22;
+/// Bytes a volume has at least.
+const MINIMUM: i64 = 512;
+
+impl ControllerService {
+    /// GetCapacity: of the pool the parameters name, or of all pools of the configuration when there are none.
+    pub(super) async fn handle_get_capacity(
+        &self,
+        request: Request<GetCapacityRequest>,
+    ) -> Result<Response<GetCapacityResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        if !request.volume_capabilities.is_empty()
+            && validate::capabilities(&request.volume_capabilities).is_err()
+        {
+            // No volume can have them, so there is room for none.
+            return Ok(Response::new(answer(0, i64::MAX)));
+        }
+        validate::map("parameters", &request.parameters)?;
+        if request.parameters.is_empty() {
+            let mut available: i64 = 0;
+            let mut seen = Vec::new();
+            for location in self.clusters.own_pools() {
+                // Namespaces share the room of their pool.
+                let pool = (location.cluster.clone(), location.pool.clone());
+                if !seen.contains(&pool) {
+                    seen.push(pool);
+                    available = available.saturating_add(self.available(deadline, location).await?);
+                }
+            }
+            return Ok(Response::new(answer(available, largest(Features::DEFAULT, DEFAULT_ORDER))));
+        }
+        let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
+        let features = class.options.features.unwrap_or(Features::DEFAULT);
+        let largest = largest(features, class.options.order.unwrap_or(DEFAULT_ORDER));
+        // The data pool is what fills.
+        let location = match class.options.data_pool {
+            Some(pool) => Location { pool, namespace: String::new(), ..class.location },
+            None => class.location,
+        };
+        let available = self.available(deadline, location).await?;
+        Ok(Response::new(answer(available, largest)))
+    }
+
+    async fn available(&self, deadline: Duration, location: Location) -> Result<i64, Status> {
+        let credentials = self.credentials(&location, &BTreeMap::new())?;
+        let operation = operation("GetCapacity", &location, Vec::new(), String::new());
+        let stats = self
+            .run(operation, deadline, location, credentials, |access, _| {
+                access.volumes.pool().stats().map_err(|error| access.scope.connection_status(&error))
+            })
+            .await?;
+        Ok(room(&stats))
+    }
+}
+
+/// Bytes the pool still takes: what the fullest OSD leaves, within the quota.
+fn room(stats: &PoolStats) -> i64 {
+    let quota = stats.quota.map_or(u64::MAX, |quota| quota.saturating_sub(stats.stored));
+    i64::try_from(stats.max_available.min(quota)).unwrap_or(i64::MAX)
+}
+
+fn largest(features: Features, order: u8) -> i64 {
+    if features.contains(Features::OBJECT_MAP) {
+        i64::try_from(OBJECT_MAP_OBJECTS << order).unwrap_or(i64::MAX)
+    } else {
+        i64::MAX
+    }
+}
+
+fn answer(available: i64, largest: i64) -> GetCapacityResponse {
+    GetCapacityResponse {
+        available_capacity: available,
+        maximum_volume_size: Some(largest),
+        minimum_volume_size: Some(MINIMUM),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quota_and_the_disks_both_bound_the_room() {
+        let stats = |stored, max_available, quota| room(&PoolStats { stored, max_available, quota });
+        assert_eq!(stats(10, 100, None), 100);
+        assert_eq!(stats(10, 100, Some(50)), 40);
+        assert_eq!(stats(10, 20, Some(50)), 20);
+        assert_eq!(stats(60, 100, Some(50)), 0);
+        assert_eq!(stats(0, u64::MAX, None), i64::MAX);
+    }
+}
