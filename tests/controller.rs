@@ -13,7 +13,7 @@ use common::driver::{Class, Driver, MIB, filesystem, from_snapshot, from_volume,
 use common::{Lab, Namespace, POOL};
 use tonic::{Code, Status};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_volume_lives_its_life_and_leaves_nothing() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);

@@ -107,7 +107,8 @@ impl Driver {
         if answer.contains("true") { Ok(()) } else { Err(answer) }
     }
 
-    /// Ends it with SIGTERM and sees it go in order, its socket with it.
+    /// Ends it with SIGTERM and sees it go in order, its socket with it. It waits for clients that do not hear of it, so their
+    /// runtime needs a thread besides the one this blocks.
     pub fn stop(mut self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();

@@ -196,7 +196,8 @@ impl<'a> Namespace<'a> {
         }
     }
 
-    fn objects(&self) -> BTreeSet<String> {
+    /// The names of all objects.
+    pub fn objects(&self) -> BTreeSet<String> {
         let output = self.lab.run("rados", &["--pool", POOL, "--namespace", &self.name, "ls"]);
         output.lines().map(str::to_owned).collect()
     }

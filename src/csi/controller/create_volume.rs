@@ -5,6 +5,7 @@ use crate::csi::parameters::{self, VolumeParameters};
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource};
 use crate::csi::validate;
+use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
 use crate::volume::{CreateVolume, Sizes, VolumeSource, names};
 use tonic::{Request, Response, Status};
@@ -124,6 +125,14 @@ fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<Volu
         return Err(Status::invalid_argument(format!(
             "the source is in the cluster {}, the volume is to be in {}: clones cannot cross clusters",
             source.0, class.location.cluster
+        )));
+    }
+    let (VolumeSource::Volume { namespace, .. } | VolumeSource::Snapshot { namespace, .. }) = &source.1;
+    if class.options.clone_format == CloneFormat::V1 && *namespace != class.location.namespace {
+        return Err(Status::invalid_argument(format!(
+            "the source is in the RADOS namespace {namespace:?}, the volume is to be in {:?}: clones of format 1 cannot cross \
+             namespaces, use cloneFormat 2",
+            class.location.namespace
         )));
     }
     Ok(source.1)

@@ -1,0 +1,363 @@
+//! Volumes of a RADOS namespace of their own, with a driver of their own, and what each of them must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use cinderblock::csi::proto::controller_client::ControllerClient;
+use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
+use cinderblock::csi::proto::{CreateVolumeRequest, Volume, VolumeContentSource};
+use cinderblock::rbd::{Cluster, Image, ImageKey, OpenMode, Pool};
+use cinderblock::volume::Suspect;
+use serde_json::Value;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::common::driver::{Class, Driver, lab_config};
+use crate::common::{Lab, Namespace, POOL};
+use crate::picture::picture;
+
+/// Bytes of a block, and of an object of every image here.
+pub(crate) const BLOCK: usize = 4096;
+
+/// Blocks of a volume when a test does not say.
+pub(crate) const BLOCKS: usize = 3;
+
+/// What a volume is made from, by the name it goes by here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum From<'a> {
+    Volume(&'a str),
+    Snapshot(&'a str),
+}
+
+/// Volumes and snapshots, by their CSI names.
+pub(crate) struct Family<'a> {
+    lab: &'a Lab,
+    cluster: Arc<dyn Cluster>,
+    places: Vec<Place<'a>>,
+    pub(crate) driver: Driver,
+    pub(crate) controller: ControllerClient<Channel>,
+    /// What the next volumes are asked for with.
+    pub(crate) class: Class,
+    volumes: BTreeMap<String, Held>,
+    snapshots: BTreeMap<String, Held>,
+}
+
+struct Place<'a> {
+    /// What pictures call it; home is "".
+    label: &'static str,
+    namespace: Namespace<'a>,
+    pool: Arc<dyn Pool>,
+}
+
+/// What the caller knows of a volume or snapshot: the id it was handed out under, and the text each block is filled with.
+#[derive(Debug, Clone)]
+struct Held {
+    id: String,
+    texts: Vec<String>,
+}
+
+/// Tells a story in both clone formats, each in a place of its own, and checks that it leaves nothing behind.
+pub(crate) async fn in_both_formats(story: impl AsyncFn(&mut Family<'_>)) {
+    let lab = Lab::from_environment();
+    for format in ["1", "2"] {
+        let mut family = Family::new(&lab, "").await;
+        family.set("cloneFormat", format);
+        story(&mut family).await;
+        family.end();
+    }
+}
+
+impl<'a> Family<'a> {
+    /// An empty place. `keys` are added to the cluster's entry in the driver's configuration.
+    pub(crate) async fn new(lab: &'a Lab, keys: &str) -> Family<'a> {
+        let driver = Driver::start(&format!("{}  {keys}\n", lab_config(lab)), &["--role", "controller"]);
+        let mut family = Family {
+            lab,
+            cluster: lab.connect(),
+            places: Vec::new(),
+            controller: driver.controller().await,
+            driver,
+            class: Class::new(lab, "").with("objectSize", &BLOCK.to_string()),
+            volumes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+        };
+        family.add_place("");
+        family.go_to("");
+        family
+    }
+
+    /// Another RADOS namespace, which pictures call `label`.
+    pub(crate) fn add_place(&mut self, label: &'static str) {
+        let namespace = Namespace::new(self.lab);
+        let pool = namespace.pool(&*self.cluster);
+        self.places.push(Place { label, namespace, pool });
+    }
+
+    /// The next volumes are made there.
+    pub(crate) fn go_to(&mut self, label: &str) {
+        let place = self.places.iter().find(|place| place.label == label).unwrap();
+        let name = place.namespace.name.clone();
+        self.set("radosNamespace", &name);
+    }
+
+    /// The next volumes are asked for with this parameter.
+    pub(crate) fn set(&mut self, parameter: &str, value: &str) {
+        self.class.parameters.insert(parameter.to_owned(), value.to_owned());
+    }
+
+    /// Whether snapshots with clones are protected here.
+    pub(crate) fn is_format_1(&self) -> bool {
+        self.class.parameters.get("cloneFormat").is_some_and(|format| format == "1")
+    }
+
+    /// Creates a volume and fills each of its blocks with its name.
+    pub(crate) async fn create(&mut self, name: &str) {
+        self.make(name, None, BLOCKS).await.unwrap();
+        for block in 0..BLOCKS {
+            self.write(name, block, name);
+        }
+    }
+
+    /// Clones a volume.
+    pub(crate) async fn clone_volume(&mut self, source: &str, name: &str) {
+        self.make(name, Some(From::Volume(source)), 0).await.unwrap();
+    }
+
+    /// Restores a snapshot.
+    pub(crate) async fn restore(&mut self, source: &str, name: &str) {
+        self.make(name, Some(From::Snapshot(source)), 0).await.unwrap();
+    }
+
+    /// Asks for a volume of so many blocks, 0 for as many as the source has.
+    pub(crate) async fn make(
+        &mut self,
+        name: &str,
+        source: Option<From<'_>>,
+        blocks: usize,
+    ) -> Result<Volume, Status> {
+        let request = self.request(name, source, blocks);
+        let volume = self.controller.create_volume(request).await?.into_inner().volume.unwrap();
+        let mut texts = match source {
+            None => Vec::new(),
+            Some(From::Volume(source)) => self.volumes[source].texts.clone(),
+            Some(From::Snapshot(source)) => self.snapshots[source].texts.clone(),
+        };
+        texts.resize(texts.len().max(blocks), String::new());
+        assert_eq!(usize::try_from(volume.capacity_bytes).unwrap(), texts.len() * BLOCK, "size of {name}");
+        self.volumes.insert(name.to_owned(), Held { id: volume.volume_id.clone(), texts });
+        Ok(volume)
+    }
+
+    /// The request of [`Family::make`].
+    pub(crate) fn request(&self, name: &str, source: Option<From<'_>>, blocks: usize) -> CreateVolumeRequest {
+        let source = source.map(|source| match source {
+            From::Volume(source) => Type::Volume(VolumeSource { volume_id: self.volume_id(source) }),
+            From::Snapshot(source) => {
+                Type::Snapshot(SnapshotSource { snapshot_id: self.snapshot_id(source) })
+            }
+        });
+        let mut request = self.class.create_volume(name, i64::try_from(blocks * BLOCK).unwrap());
+        request.volume_content_source = source.map(|source| VolumeContentSource { r#type: Some(source) });
+        request
+    }
+
+    /// Deletes a volume.
+    pub(crate) async fn delete(&mut self, name: &str) {
+        self.try_delete(name).await.unwrap();
+        self.volumes.remove(name);
+    }
+
+    pub(crate) async fn try_delete(&mut self, name: &str) -> Result<(), Status> {
+        let request = self.class.delete_volume(&self.volume_id(name));
+        self.controller.delete_volume(request).await.map(drop)
+    }
+
+    /// Takes a snapshot.
+    pub(crate) async fn snapshot(&mut self, volume: &str, name: &str) {
+        self.try_snapshot(volume, name).await.unwrap();
+    }
+
+    pub(crate) async fn try_snapshot(&mut self, volume: &str, name: &str) -> Result<(), Status> {
+        let request = self.class.create_snapshot(name, &self.volume_id(volume));
+        let snapshot = self.controller.create_snapshot(request).await?.into_inner().snapshot.unwrap();
+        let texts = self.volumes[volume].texts.clone();
+        self.snapshots.insert(name.to_owned(), Held { id: snapshot.snapshot_id, texts });
+        Ok(())
+    }
+
+    /// Deletes a snapshot.
+    pub(crate) async fn delete_snapshot(&mut self, name: &str) {
+        let request = self.class.delete_snapshot(&self.snapshot_id(name));
+        self.controller.delete_snapshot(request).await.unwrap();
+        self.snapshots.remove(name);
+    }
+
+    /// The id a volume was handed out under.
+    pub(crate) fn volume_id(&self, name: &str) -> String {
+        self.volumes[name].id.clone()
+    }
+
+    /// The id a snapshot was handed out under.
+    pub(crate) fn snapshot_id(&self, name: &str) -> String {
+        self.snapshots[name].id.clone()
+    }
+
+    /// A volume's image, behind the driver's back.
+    pub(crate) fn open(&self, name: &str, mode: OpenMode) -> Box<dyn Image> {
+        let (pool, image) = self.find(&self.volumes[name].id);
+        pool.open_image(ImageKey::Name(image), mode).unwrap()
+    }
+
+    /// Fills a block of a volume with a text.
+    pub(crate) fn write(&mut self, name: &str, block: usize, text: &str) {
+        let image = self.open(name, OpenMode::ReadWrite);
+        image.write_at((block * BLOCK) as u64, &filling(text)).unwrap();
+        text.clone_into(&mut self.volumes.get_mut(name).unwrap().texts[block]);
+    }
+
+    /// The pool of an id, and what comes after it.
+    fn find<'b>(&self, id: &'b str) -> (&Arc<dyn Pool>, &'b str) {
+        let mut parts = id.splitn(4, '/');
+        assert_eq!((parts.next(), parts.next()), (Some("lab"), Some(POOL)), "{id}");
+        let namespace = parts.next().unwrap();
+        let place = self.places.iter().find(|place| place.namespace.name == namespace).unwrap();
+        (&place.pool, parts.next().unwrap())
+    }
+
+    /// The images, their snapshots and parents are as drawn; every volume and snapshot that was handed out and not deleted
+    /// holds what was written to it, and is recorded as such; nothing is in flight. In format 2 nothing is protected, so `*`
+    /// counts in format 1 only.
+    pub(crate) fn assert(&self, drawn: &str) {
+        let places: Vec<_> = self.places.iter().map(|place| (place.label, &place.pool)).collect();
+        let protected = if self.is_format_1() { "*" } else { "" };
+        assert_eq!(
+            picture(&places),
+            drawn.replace('*', protected),
+            "what there is, and what there should be"
+        );
+        for (name, volume) in &self.volumes {
+            let (pool, image) = self.find(&volume.id);
+            assert_holds(name, &**pool, ImageKey::Name(image), None, &volume.texts);
+        }
+        for (name, snapshot) in &self.snapshots {
+            let (pool, image_and_snapshot) = self.find(&snapshot.id);
+            let (image_id, snapshot_name) = image_and_snapshot.split_once('@').unwrap();
+            assert_holds(name, &**pool, ImageKey::Id(image_id), Some(snapshot_name), &snapshot.texts);
+        }
+        for place in &self.places {
+            self.assert_recorded(place);
+        }
+    }
+
+    /// The catalogue has a `ready` record for each volume and snapshot, one for each silent parent, and no other. The journal
+    /// has no suspect but those whose link stands: it was about to be cut in one place, and holds in another.
+    fn assert_recorded(&self, place: &Place<'_>) {
+        let here = |id: &str| self.find(id).0.namespace() == place.pool.namespace();
+        let mut expected = BTreeSet::new();
+        for volume in self.volumes.values().filter(|volume| here(&volume.id)) {
+            expected.insert(format!("volume/{} ready", self.find(&volume.id).1));
+        }
+        for snapshot in self.snapshots.values().filter(|snapshot| here(&snapshot.id)) {
+            expected.insert(format!("snapshot/{} ready", snapshot.id.split_once('@').unwrap().1));
+        }
+        for image in place.pool.list_images().unwrap() {
+            if image.name.ends_with(".deleted") {
+                expected.insert(format!("silent/{} ", image.id));
+            }
+        }
+        let mut recorded = BTreeSet::new();
+        for shard in 0..16 {
+            let object = format!("cinderblock.default.catalogue.{shard:02}");
+            for (key, value) in place.pool.omap_list(&object, "", 1000).unwrap().entries {
+                let record: Value = serde_json::from_slice(&value).unwrap();
+                recorded.insert(format!("{key} {}", record["state"].as_str().unwrap_or_default()));
+            }
+        }
+        assert_eq!(recorded, expected, "what is recorded, and what should be");
+        for (key, value) in place.pool.omap_list("cinderblock.default.journal", "", 1000).unwrap().entries {
+            let suspect: Suspect = serde_json::from_slice(&value).unwrap();
+            let home = self.cluster.pool(&suspect.pool, &suspect.namespace).unwrap();
+            let image = home.open_image(ImageKey::Id(&suspect.image_id), OpenMode::ReadOnly).unwrap();
+            let children = image.children(suspect.snapshot).unwrap();
+            assert!(
+                children.iter().any(|child| child.image_id == suspect.child),
+                "{key} is left in the journal"
+            );
+        }
+    }
+
+    /// Every object of every place, and every key of its omap: headers with sizes, features, snapshots, parents and metadata,
+    /// the directories, the children, the driver's records. The objects of the catalogue come into being with their first
+    /// record and stay, so empty ones do not count.
+    pub(crate) fn everything(&self) -> BTreeSet<String> {
+        let mut everything = BTreeSet::new();
+        for Place { label, namespace, pool } in &self.places {
+            for object in namespace.objects() {
+                // The children of format 1 have keys that are no text.
+                if object == "rbd_children" {
+                    let place = ["--pool", POOL, "--namespace", &namespace.name];
+                    let keys = self.lab.run("rados", &[&place[..], &["listomapvals", &object]].concat());
+                    everything.insert(format!("{label}{object}: {keys}"));
+                    continue;
+                }
+                let page = pool.omap_list(&object, "", 1000).unwrap();
+                assert!(!page.more, "{object} has more keys than a page");
+                for (key, value) in page.entries {
+                    everything.insert(format!("{label}{object} {key}: {}", value.escape_ascii()));
+                }
+                if !object.starts_with("cinderblock.") {
+                    everything.insert(format!("{label}{object}"));
+                }
+            }
+        }
+        everything
+    }
+
+    /// Nothing has changed since [`Family::everything`] was asked.
+    pub(crate) fn assert_unchanged(&self, before: &BTreeSet<String>) {
+        let now = self.everything();
+        let (gone, new): (Vec<_>, Vec<_>) =
+            (before.difference(&now).collect(), now.difference(before).collect());
+        assert!(gone.is_empty() && new.is_empty(), "this is gone: {gone:#?}; this is new: {new:#?}");
+    }
+
+    /// Nothing is left of anything, and the driver ends in order.
+    pub(crate) fn end(self) {
+        assert!(
+            self.volumes.is_empty() && self.snapshots.is_empty(),
+            "the story does not delete what it made"
+        );
+        self.assert("");
+        for place in &self.places {
+            place.namespace.assert_nothing_is_recorded();
+            place.namespace.assert_empty();
+        }
+        self.driver.stop();
+    }
+}
+
+fn assert_holds(name: &str, pool: &dyn Pool, image: ImageKey<'_>, at: Option<&str>, texts: &[String]) {
+    let image = pool.open_image(image, OpenMode::ReadOnly).unwrap();
+    let snapshots = image.snapshots().unwrap();
+    let snapshot = at.map(|at| snapshots.iter().find(|snapshot| snapshot.name == at).unwrap());
+    let size = snapshot.map_or_else(|| image.info().unwrap().size, |snapshot| snapshot.size);
+    assert_eq!(size, (texts.len() * BLOCK) as u64, "size of {name}");
+    let mut bytes = vec![0; texts.len() * BLOCK];
+    image.read_at(snapshot.map(|snapshot| snapshot.id), 0, &mut bytes).unwrap();
+    for (block, (bytes, text)) in bytes.chunks(BLOCK).zip(texts).enumerate() {
+        assert!(bytes == filling(text), "block {block} of {name} is not filled with {text:?}");
+    }
+}
+
+/// A block filled with a text; with zeros for none.
+fn filling(text: &str) -> Vec<u8> {
+    let mut block: Vec<u8> = text.bytes().cycle().take(BLOCK).collect();
+    block.resize(BLOCK, 0);
+    block
+}
+
+/// The code and the message of a refusal.
+pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
+    let status = answer.unwrap_err();
+    (status.code(), status.message().to_owned())
+}

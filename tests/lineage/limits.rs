@@ -1,0 +1,99 @@
+//! Snapshots an image may have: near the limit its oldest clones are flattened.
+
+use tonic::Code;
+
+use crate::common::Lab;
+use crate::family::{Family, From, refusal};
+
+/// Tells a story in both clone formats where an image may have so many snapshots.
+async fn with_most_snapshots(most: usize, story: impl AsyncFn(&mut Family<'_>)) {
+    let lab = Lab::from_environment();
+    for format in ["1", "2"] {
+        let mut family = Family::new(&lab, &format!("maxSnapshotsPerImage: {most}")).await;
+        family.set("cloneFormat", format);
+        story(&mut family).await;
+        family.end();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_limit_the_oldest_clones_are_flattened() {
+    with_most_snapshots(3, async |family| {
+        family.create("A").await;
+        for (block, name) in ["B", "C", "D"].into_iter().enumerate() {
+            family.clone_volume("A", name).await;
+            family.write(name, block, name);
+        }
+        family.write("A", 0, "later");
+        family.assert(
+            "A [B.clone_snap*, C.clone_snap*, D.clone_snap*] ; B <- A@B.clone_snap ; C <- A@C.clone_snap ; \
+             D <- A@D.clone_snap",
+        );
+        family.clone_volume("A", "E").await;
+        family.assert(
+            "A [C.clone_snap*, D.clone_snap*, E.clone_snap*] ; B ; C <- A@C.clone_snap ; D <- A@D.clone_snap ; \
+             E <- A@E.clone_snap",
+        );
+        family.snapshot("A", "s1").await;
+        family.assert(
+            "A [D.clone_snap*, E.clone_snap*, snap-s1*] ; B ; C ; D <- A@D.clone_snap ; E <- A@E.clone_snap",
+        );
+        for name in ["A", "B", "C", "D", "E"] {
+            family.delete(name).await;
+        }
+        family.assert("A.deleted [snap-s1*]");
+        family.delete_snapshot("s1").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_snapshots_with_clones_count_and_make_room() {
+    with_most_snapshots(2, async |family| {
+        family.create("A").await;
+        family.snapshot("A", "s1").await;
+        for name in ["B", "C"] {
+            family.restore("s1", name).await;
+        }
+        family.delete_snapshot("s1").await;
+        family.snapshot("A", "s2").await;
+        family.clone_volume("A", "D").await;
+        family.assert("A [snap-s2*, D.clone_snap*] ; B ; C ; D <- A@D.clone_snap");
+        for name in ["A", "B", "C", "D"] {
+            family.delete(name).await;
+        }
+        family.delete_snapshot("s2").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_flattening_cannot_help_there_is_no_room_and_nothing_changes() {
+    with_most_snapshots(2, async |family| {
+        family.create("A").await;
+        family.snapshot("A", "s1").await;
+        family.snapshot("A", "s2").await;
+        family.restore("s1", "B").await;
+        let drawn = "A [snap-s1*, snap-s2*] ; B <- A@snap-s1";
+        family.assert(drawn);
+        let before = family.everything();
+        for answer in [
+            family.try_snapshot("A", "s3").await,
+            family.make("C", Some(From::Volume("A")), 0).await.map(drop),
+        ] {
+            let (code, message) = refusal(answer);
+            assert_eq!(code, Code::ResourceExhausted, "{message}");
+            assert!(message.contains("has 2 snapshots and may have 2"), "{message}");
+            assert!(message.contains("delete snapshots of it"), "{message}");
+        }
+        family.assert_unchanged(&before);
+        family.assert(drawn);
+        family.restore("s2", "C").await;
+        for name in ["A", "B", "C"] {
+            family.delete(name).await;
+        }
+        family.delete_snapshot("s1").await;
+        family.delete_snapshot("s2").await;
+    })
+    .await;
+}

@@ -1,0 +1,18 @@
+//! The lineage of volumes on a real Ceph, asked for over the socket of the built binary: which images, snapshots and parents
+//! there are after each step, under their exact names, and that every volume and snapshot holds the bytes written to it.
+//!
+//! Needs the environment that `lab/ceph env` prints.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod chains;
+mod depth;
+mod family;
+mod limits;
+mod picture;
+mod places;
+mod refusals;
+mod snapshots;
