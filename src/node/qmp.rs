@@ -1,6 +1,6 @@
 //! A client for QMP, the control protocol of the qemu-storage-daemon: one JSON object per line over a unix socket.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -102,7 +102,14 @@ impl Qmp {
     fn read_line(&mut self) -> Result<Value> {
         let mut line = String::new();
         let read =
-            self.stream.by_ref().take(ANSWER_LIMIT).read_line(&mut line).map_err(|error| broken(&error))?;
+            self.stream.by_ref().take(ANSWER_LIMIT).read_line(&mut line).map_err(|error| {
+                match error.kind() {
+                    ErrorKind::WouldBlock => {
+                        broken(&format_args!("no word within {} s, perhaps Ceph is down", PATIENCE.as_secs()))
+                    }
+                    _ => broken(&error),
+                }
+            })?;
         if read == 0 {
             return Err(broken(&"it closed the connection"));
         }

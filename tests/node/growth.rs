@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cinderblock::node::{Access, AccessMode, Error, Usage};
 
-use crate::lab::{MIB, Volume, ext4, pattern, rbd, write, xfs};
+use crate::lab::{MIB, StopOnDrop, Volume, ext4, pattern, rbd, write, xfs};
 
 /// Whether this process may grow a mounted ext4.
 fn has_cap_sys_resource() -> bool {
@@ -56,8 +56,10 @@ fn under_io<T>(path: &Path, work: impl FnOnce() -> T) -> T {
                 assert!(same, "block {number} of round {rounds} did not survive");
             }
         });
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
+        let result = {
+            let _stop = StopOnDrop(&stop);
+            work()
+        };
         writer.join().unwrap();
         result
     })

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cinderblock::node::attach::{Image, Mounter};
@@ -274,6 +275,15 @@ fn processes_about(path: &Path) -> Vec<u32> {
                 .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&path))
         })
         .collect()
+}
+
+/// Tells a thread to stop when it is dropped, also by a test that fails.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Writes `data` and makes it durable.

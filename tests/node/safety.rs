@@ -3,11 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cinderblock::node::attach::Mounter;
 use cinderblock::node::{Access, Error};
 
-use crate::lab::{MIB, Volume, ext4, key, pattern, run, wait_until, write, xfs};
+use crate::lab::{MIB, StopOnDrop, Volume, ext4, key, pattern, run, wait_until, write, xfs};
 
 /// Writes to the raw image at `offset`.
 fn put(volume: &mut Volume, offset: u64, data: &[u8]) {
@@ -139,6 +140,11 @@ fn an_unmounted_staging_path_is_not_published() {
     assert!(!volume.path("target").exists());
     run("umount", &[volume.staging().to_str().unwrap()]);
     volume.stage().unwrap();
+    // As the kernel does after an error.
+    run("mount", &["-o", "remount,ro", volume.staging().to_str().unwrap()]);
+    let error = volume.publish("target", false).unwrap_err();
+    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains("read-only")), "{error}");
+    run("mount", &["-o", "remount,rw", volume.staging().to_str().unwrap()]);
     volume.publish("target", false).unwrap();
     volume.unpublish("target").unwrap();
     volume.unstage().unwrap();
@@ -217,12 +223,12 @@ fn the_key_is_in_no_argument_environment_file_or_message() {
     let volume = Volume::new(64, ext4());
     let key = key();
     let holds_key = |bytes: &[u8]| bytes.windows(key.len()).any(|window| window == key.as_bytes());
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Short-lived programs are seen too: this looks all the while.
         let watcher = scope.spawn(|| {
             let mut looked_at = 0_u64;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 for process in fs::read_dir("/proc").unwrap().flatten() {
                     for name in ["cmdline", "environ"] {
                         let bytes = fs::read(process.path().join(name)).unwrap_or_default();
@@ -233,17 +239,19 @@ fn the_key_is_in_no_argument_environment_file_or_message() {
             }
             looked_at
         });
-        volume.stage().unwrap();
-        volume.publish("target", false).unwrap();
-        volume.grow_image(128);
-        let _depends_on_capabilities = volume.expand("target", 128);
-        let mut files = Vec::new();
-        files_below(&volume.path("state"), &mut files);
-        assert!(files.len() >= 2, "a record and a configuration, at least");
-        assert!(files.iter().all(|file| !holds_key(file)));
-        volume.unpublish("target").unwrap();
-        volume.unstage().unwrap();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        {
+            let _stop = StopOnDrop(&stop);
+            volume.stage().unwrap();
+            volume.publish("target", false).unwrap();
+            volume.grow_image(128);
+            let _depends_on_capabilities = volume.expand("target", 128);
+            let mut files = Vec::new();
+            files_below(&volume.path("state"), &mut files);
+            assert!(files.len() >= 2, "a record and a configuration, at least");
+            assert!(files.iter().all(|file| !holds_key(file)));
+            volume.unpublish("target").unwrap();
+            volume.unstage().unwrap();
+        }
         assert!(watcher.join().unwrap() > 1000);
     });
     volume.finish();

@@ -1,7 +1,7 @@
 //! Volumes in everyday use: data comes back, read-only is read-only, arguments that contradict each other are refused.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 
 use cinderblock::node::{Access, AccessMode, Capability, Error, Usage};
@@ -45,7 +45,8 @@ fn data_on_a_block_volume_comes_back() {
     volume.stage().unwrap();
     volume.publish("target", false).unwrap();
     assert!(volume.path("target").metadata().unwrap().file_type().is_block_device());
-    write(&volume.path("target"), &data);
+    // Not made durable by the pod: an orderly end does that.
+    fs::OpenOptions::new().write(true).open(volume.path("target")).unwrap().write_all(&data).unwrap();
     volume.unpublish("target").unwrap();
     assert!(!volume.path("target").exists());
     volume.unstage().unwrap();
@@ -93,7 +94,7 @@ fn a_read_only_block_volume_cannot_be_written_to() {
     let volume = Volume::new(16, Access::Block);
     let write_a_block = || {
         let mut file = fs::OpenOptions::new().write(true).open(volume.path("target"))?;
-        std::io::Write::write_all(&mut file, &[7; 4096])?;
+        file.write_all(&[7; 4096])?;
         file.sync_all()
     };
     volume.stage().unwrap();
