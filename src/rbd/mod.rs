@@ -179,7 +179,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
 
     /// Copies what the head shares with its parent into the image and cuts the link; with the deep-flatten feature
     /// the snapshots' links too. `EINVAL` when the head has no parent. `progress` gets (done, total) in the
-    /// implementation's own unit and may stop it, which gives `ECANCELED` and leaves the link in place.
+    /// implementation's own unit and may stop it, which gives `ECANCELED` and leaves the link in place. A flatten that
+    /// another client does for us, because it holds the exclusive lock, does not stop.
     fn flatten(&self, progress: Progress<'_>) -> Result<()>;
 
     /// Copies the head, or the snapshot `at`, and the image metadata into a new image without a parent, without
@@ -278,7 +279,7 @@ pub enum CloneFormat {
     V2,
 }
 
-/// How a new image is laid out. For clones and copies `None` means the parent's, else the cluster's default.
+/// How a new image is laid out. For clones and copies `None` means as the source, else the cluster's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageOptions {
     /// The feature bits, exactly these.
@@ -289,7 +290,7 @@ pub struct ImageOptions {
     pub stripe_unit: Option<u64>,
     /// Stripe count; needs `stripe_unit`.
     pub stripe_count: Option<u64>,
-    /// Pool for the data objects.
+    /// Pool for the data objects. `None` means the cluster's default for clones and copies too.
     pub data_pool: Option<String>,
     /// Used by [`Pool::clone_image`] alone.
     pub clone_format: CloneFormat,

@@ -67,6 +67,11 @@ impl Lab {
 
     /// Runs one of Ceph's programs and gives its output. Fails the test when the program fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        self.try_run(program, arguments).unwrap_or_else(|errors| panic!("{program} {arguments:?}: {errors}"))
+    }
+
+    /// As [`Lab::run`], but gives what a failing program said.
+    fn try_run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new("timeout");
         command
             .args(["60", program])
@@ -75,10 +80,11 @@ impl Lab {
             .arg("--id")
             .arg(&self.user)
             .args(arguments);
-        let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {arguments:?}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
+        let output = command.output().map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        String::from_utf8(output.stdout).map_err(|error| error.to_string())
     }
 }
 
@@ -205,12 +211,18 @@ impl<'a> Namespace<'a> {
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
-        if thread::panicking() {
-            for object in self.objects() {
-                self.lab.run("rados", &["--pool", POOL, "--namespace", &self.name, "rm", &object]);
-            }
+        let arguments = ["namespace", "remove", "--pool", POOL, "--namespace", &self.name];
+        if !thread::panicking() {
+            self.lab.run("rbd", &arguments);
+            return;
         }
-        self.lab.run("rbd", &["namespace", "remove", "--pool", POOL, "--namespace", &self.name]);
+        // A test that failed may have left anything; a second panic would hide why.
+        let place = ["--pool", POOL, "--namespace", &self.name];
+        let objects = self.lab.try_run("rados", &[&place[..], &["ls"]].concat()).unwrap_or_default();
+        for object in objects.lines() {
+            let _ = self.lab.try_run("rados", &[&place[..], &["rm", object]].concat());
+        }
+        let _ = self.lab.try_run("rbd", &arguments);
     }
 }
 

@@ -1,7 +1,7 @@
-//! Real connections: made, refused, shared, lost; and what only a real cluster does.
+//! Real connections: made, refused, shared, lost.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{env, fs};
 
 use cinderblock::rbd::ceph::{ConnectOptions, Connections, Timeouts, connect};
-use cinderblock::rbd::{Cluster, Errno, ImageKey, ImageOptions, Key, OpenMode};
+use cinderblock::rbd::{Cluster, Errno, Key};
 use serde_json::{Value, json};
 
-use crate::common::{Lab, Namespace, POOL, wait_until};
-use crate::tools::{MIB, create, created, errno, image_names, layout, remove_all};
+use crate::common::{Lab, Namespace, OwnLab, POOL, wait_until};
+use crate::tools::{MIB, created, errno, image_names, layout};
 
-fn command(cluster: &dyn Cluster, command: &Value) -> Vec<u8> {
+pub(crate) fn command(cluster: &dyn Cluster, command: &Value) -> Vec<u8> {
     cluster.monitor_command(&command.to_string()).unwrap()
 }
 
@@ -48,7 +48,9 @@ impl<'a> User<'a> {
 
 impl Drop for User<'_> {
     fn drop(&mut self) {
-        command(self.cluster, &json!({"prefix": "auth rm", "entity": format!("client.{}", self.name)}));
+        let remove = json!({"prefix": "auth rm", "entity": format!("client.{}", self.name)});
+        let removed = self.cluster.monitor_command(&remove.to_string());
+        assert!(removed.is_ok() || thread::panicking(), "{removed:?}");
     }
 }
 
@@ -91,12 +93,26 @@ fn commands_reach_monitors_and_manager() {
     }
 }
 
+/// The lab's `ceph.conf` in `folder`, with all that would make librados write to files there and to standard error.
+fn talkative(lab: &Lab, folder: &Path) -> PathBuf {
+    let conf = fs::read_to_string(&lab.ceph_conf).unwrap();
+    let said = "log to stderr = true\nerr to stderr = true\nlog to file = true\ndebug auth = 20";
+    let (log, socket) = (folder.join("log"), folder.join("socket"));
+    let files = format!("log file = {}\nadmin socket = {}", log.display(), socket.display());
+    let path = folder.join("ceph.conf");
+    fs::write(&path, format!("{conf}\n[client]\n{said}\n{files}\n")).unwrap();
+    path
+}
+
 #[test]
 fn a_ceph_conf_will_do() {
     let lab = Lab::from_environment();
-    let options =
-        ConnectOptions { monitors: vec![], ceph_conf: Some(lab.ceph_conf.clone()), ..lab.options() };
-    assert_eq!(connect(&options).unwrap().fsid().unwrap(), lab.fsid);
+    let folder = tempfile::tempdir().unwrap();
+    let ceph_conf = Some(talkative(&lab, folder.path()));
+    let options = ConnectOptions { monitors: vec![], ceph_conf, ..lab.options() };
+    let cluster = connect(&options).unwrap();
+    assert_eq!(cluster.fsid().unwrap(), lab.fsid);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no log and no socket beside the ceph.conf");
     // Its keyring is used when no key is given.
     let keyring = ConnectOptions { key: None, ..options };
     assert_eq!(connect(&keyring).unwrap().fsid().unwrap(), lab.fsid);
@@ -141,25 +157,30 @@ fn missing_capabilities_are_told() {
     assert_eq!(errno(pool.omap_get("object", &["key"])), Errno::EPERM);
 }
 
-/// librados says what it could not decode, unless told to be silent: run in a process of its own to hear it.
+/// A configuration that wants librados to talk is overruled: it would say which key it could not decode. Run in a
+/// process of its own to hear it.
 #[test]
 fn a_malformed_key_is_refused_without_a_word() {
     const CHILD: &str = "CINDERBLOCK_TEST_MALFORMED_KEY";
     const KEY: &str = "AQcanary-is-no-base64";
-    if env::var_os(CHILD).is_some() {
-        let options = ConnectOptions { key: Some(Key::new(KEY)), ..Lab::from_environment().options() };
+    let lab = Lab::from_environment();
+    if let Some(ceph_conf) = env::var_os(CHILD) {
+        let ceph_conf = Some(ceph_conf.into());
+        let options = ConnectOptions { ceph_conf, key: Some(Key::new(KEY)), ..lab.options() };
         assert_eq!(errno(connect(&options)), Errno::EINVAL);
         return;
     }
+    let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env::current_exe().unwrap())
         .args(["--exact", "connections::a_malformed_key_is_refused_without_a_word", "--nocapture"])
-        .env(CHILD, "1")
+        .env(CHILD, talkative(&lab, folder.path()))
         .output()
         .unwrap();
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
     assert!(!said.contains("canary"), "{said}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no log beside the ceph.conf");
 }
 
 #[test]
@@ -269,6 +290,50 @@ fn a_forgotten_connection_is_replaced_and_still_serves_who_has_it() {
 }
 
 #[test]
+fn a_timeout_is_looked_into() {
+    let lab = OwnLab::up();
+    let admin = lab.connect();
+    let user = User::new(&*admin, "timeout");
+    let (connect, monitor) = (Duration::from_secs(3), Duration::from_secs(1));
+    let timeouts = Timeouts { connect, monitor, ..Timeouts::default() };
+    let options = ConnectOptions { timeouts, ..user.options(&lab) };
+    let connections = Connections::default();
+    let first = connections.get(&options).unwrap();
+    let is_silent = |cluster: &Arc<dyn Cluster>| {
+        let errno = wait_until("the monitor is silent", || match cluster.monitors() {
+            Err(error) => Ok(error.errno),
+            Ok(monitors) => Err(monitors),
+        });
+        assert_eq!(errno, Errno::ETIMEDOUT);
+    };
+
+    // Monitors that do not answer: a new connection is out of reach, and the old one still serves.
+    lab.daemon("stop", "mon");
+    is_silent(&first);
+    let kept = connections.get(&options).unwrap();
+    assert_eq!(address(&kept), address(&first));
+    assert_eq!(kept.pool(POOL, "").unwrap().omap_get("object", &["key"]).unwrap().len(), 0);
+    lab.daemon("cont", "mon");
+    wait_until("the monitor answers", || kept.monitors());
+
+    // A call that was slow once: the next caller gets a new connection.
+    let replaced = connections.get(&options).unwrap();
+    lab.daemon("stop", "mon");
+    is_silent(&replaced);
+    lab.daemon("cont", "mon");
+    wait_until("the monitor answers", || admin.monitors());
+    let fresh = connections.get(&options).unwrap();
+    assert_ne!(address(&fresh), address(&replaced));
+
+    // A key that is gone: librados keeps trying, the next caller is told.
+    command(&*admin, &json!({"prefix": "auth rm", "entity": format!("client.{}", user.name)}));
+    lab.daemon("kill", "mon");
+    lab.daemon("start", "mon");
+    is_silent(&fresh);
+    assert_eq!(errno(connections.get(&options)), Errno::EACCES);
+}
+
+#[test]
 fn a_blocklisted_connection_fails_and_is_replaced() {
     let lab = Lab::from_environment();
     let admin = lab.connect();
@@ -304,89 +369,6 @@ fn a_blocklisted_connection_fails_and_is_replaced() {
 }
 
 #[test]
-fn a_full_pool_refuses_and_lets_removals_through() {
-    struct OwnPool<'a>(&'a dyn Cluster, String);
-    impl Drop for OwnPool<'_> {
-        fn drop(&mut self) {
-            let delete = json!({"prefix": "osd pool delete", "pool": self.1, "pool2": self.1, "yes_i_really_really_mean_it": true});
-            command(self.0, &delete);
-        }
-    }
-    let cluster = Lab::from_environment().connect();
-    let own = OwnPool(&*cluster, format!("test-full-{}", std::process::id()));
-    command(&*cluster, &json!({"prefix": "osd pool create", "pool": own.1, "pg_num": 8}));
-    command(&*cluster, &json!({"prefix": "osd pool application enable", "pool": own.1, "app": "rbd"}));
-    let pool = cluster.pool(&own.1, "").unwrap();
-    // The figures come from the manager, some seconds after a pool was made.
-    let stats = wait_until("the pool has figures", || pool.stats());
-    assert_eq!(stats.quota, None);
-    create(&pool, "image");
-    create(&pool, "trashed");
-    let image = pool.open_image(ImageKey::Name("image"), OpenMode::ReadWrite).unwrap();
-    image.write_at(0, &[1; 8192]).unwrap();
-    command(
-        &*cluster,
-        &json!({"prefix": "osd pool set-quota", "pool": own.1, "field": "max_bytes", "val": "4096"}),
-    );
-    assert_eq!(pool.stats().unwrap().quota, Some(4096));
-    let refused = wait_until("the pool is full", || {
-        if let Err(error) = pool.create_image("one too many", MIB, &ImageOptions::default()) {
-            return Ok(error);
-        }
-        remove_all(&pool, &["one too many"]);
-        Err("it takes another image")
-    });
-    assert_eq!(refused.errno, Errno::EDQUOT);
-    assert!(pool.stats().unwrap().stored > 4096);
-    drop(image);
-    remove_all(&pool, &["image"]);
-    let id = pool.image_id("trashed").unwrap().unwrap();
-    pool.trash_move("trashed", 0).unwrap();
-    pool.trash_remove(&id, false).unwrap();
-    assert_eq!(image_names(&pool), ["one too many"; 0]);
-}
-
-#[test]
-fn interrupted_renames_are_finished() {
-    let lab = Lab::from_environment();
-    let namespace = Namespace::new(&lab);
-    let pool = namespace.pool(&*lab.connect());
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("object");
-    let copy = |from: &str, to: &str| {
-        for (operation, object) in [("get", from), ("put", to)] {
-            let place = ["--pool", POOL, "--namespace", &namespace.name];
-            lab.run("rados", &[&place[..], &[operation, object, file.to_str().unwrap()]].concat());
-        }
-    };
-    create(&pool, "from");
-    let id = pool.image_id("from").unwrap();
-    let is_renamed = || {
-        assert_eq!((pool.image_id("from").unwrap(), pool.image_id("to").unwrap()), (None, id.clone()));
-        assert_eq!(image_names(&pool), ["to"]);
-    };
-    // Killed before the directory was written.
-    copy("rbd_id.from", "rbd_id.to");
-    pool.rename_image("from", "to").unwrap();
-    is_renamed();
-    // Killed after.
-    copy("rbd_id.to", "rbd_id.from");
-    pool.rename_image("from", "to").unwrap();
-    is_renamed();
-    assert_eq!(errno(pool.rename_image("from", "to")), Errno::ENOENT);
-    remove_all(&pool, &["to"]);
-    namespace.assert_empty();
-}
-
-#[test]
-fn names_with_a_nul_are_refused() {
-    let pool = Lab::from_environment().connect().pool(POOL, "").unwrap();
-    assert_eq!(errno(pool.create_image("a\0b", MIB, &layout())), Errno::EINVAL);
-    assert_eq!(errno(pool.open_image(ImageKey::Name("a\0b"), OpenMode::ReadOnly)), Errno::EINVAL);
-    assert_eq!(errno(pool.cluster().pool("a\0b", "")), Errno::EINVAL);
-}
-
-#[test]
 fn the_key_is_shown_nowhere_and_written_nowhere() {
     let start = SystemTime::now();
     let lab = Lab::from_environment();
@@ -419,7 +401,7 @@ fn holds(bytes: &[u8], part: &str) -> bool {
 }
 
 /// The regular files under `folder` but not under `except` that changed since `start`.
-fn changed_since(start: SystemTime, folder: &Path, except: &Path) -> Vec<std::path::PathBuf> {
+fn changed_since(start: SystemTime, folder: &Path, except: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, Ok(metadata)) = (entry.path(), entry.metadata()) else { continue };

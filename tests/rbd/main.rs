@@ -2,7 +2,7 @@
 //!
 //! A behaviour is a function that takes a [`tools::Place`]: an empty namespace. It runs against a real Ceph (tests
 //! `ceph::…`, which need a lab: `make test`) and against the in-memory model (`model::…`, which need nothing). Each
-//! leaves its namespace empty, which is checked. `connections` is about real connections alone.
+//! leaves its namespace empty, which is checked. `connections` and `real` are about a real cluster alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -13,6 +13,7 @@ mod data;
 mod images;
 mod lineage;
 mod omap;
+mod real;
 mod snapshots;
 mod tools;
 mod trash;

@@ -2,7 +2,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 use std::path::PathBuf;
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -49,6 +49,24 @@ impl Default for Timeouts {
     }
 }
 
+/// Whether a connection is worth another call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Nothing speaks against it.
+    Sound,
+    /// A call timed out. That is how a key that was changed or deleted shows: librados keeps trying to get new tickets
+    /// with it. It is also how a cluster in trouble shows, where this connection is as good as any.
+    Suspect,
+    /// No call will work any more: the cluster blocklisted it (`ESHUTDOWN`), does not accept the key (`EACCES`;
+    /// missing capabilities are `EPERM`), or it was never connected (`ENOTCONN`).
+    Broken,
+}
+
+// `Trust` in an atomic, the worse the larger.
+const SOUND: u8 = 0;
+const SUSPECT: u8 = 1;
+const BROKEN: u8 = 2;
+
 /// A connected `rados_t`, shut down when dropped. Pools and images hold on to it.
 ///
 /// Dropping the last reference blocks for some milliseconds. That never happens on one of librados' own threads:
@@ -57,7 +75,7 @@ pub(super) struct Connection {
     rados: rados::rados_t,
     user: String,
     address: String,
-    broken: AtomicBool,
+    trust: AtomicU8,
 }
 
 // SAFETY: librados' functions may be called with one `rados_t` from any thread, several at a time.
@@ -83,7 +101,7 @@ impl Connection {
             return Err(Error::new(errno(code), "rados_create2", user));
         }
         let mut connection =
-            Connection { rados: raw, user, address: String::new(), broken: AtomicBool::new(false) };
+            Connection { rados: raw, user, address: String::new(), trust: AtomicU8::new(SOUND) };
         connection.configure(options)?;
         let target = || format!("{} at {}", connection.user, target(options));
         // SAFETY: the handle is valid and not yet connected.
@@ -103,10 +121,6 @@ impl Connection {
         if !options.monitors.is_empty() {
             self.set("mon_host", &options.monitors.join(","))?;
         }
-        if options.key.is_some() || options.ceph_conf.is_none() {
-            // Nothing is to be found by accident in /etc/ceph.
-            self.set("keyring", "")?;
-        }
         let seconds = |timeout: Duration| timeout.as_millis().div_ceil(1000).max(1).to_string();
         for (option, value) in [
             ("client_mount_timeout", seconds(options.timeouts.connect).as_str()),
@@ -115,7 +129,6 @@ impl Connection {
             // Nothing is written anywhere: librados' own messages can hold the key (when it is malformed).
             ("log_to_stderr", "false"),
             ("err_to_stderr", "false"),
-            ("log_to_file", "false"),
             ("log_file", ""),
             ("log_to_syslog", "false"),
             ("err_to_syslog", "false"),
@@ -132,6 +145,10 @@ impl Connection {
             let value = CStr::from_bytes_with_nul(&value)
                 .map_err(|_| Error::new(Errno::EINVAL, "rados_conf_set", "key"))?;
             self.set_raw("key", value)?;
+        }
+        if options.key.is_some() || options.ceph_conf.is_none() {
+            // Nothing is to be found by accident in /etc/ceph.
+            self.set("keyring", "")?;
         }
         Ok(())
     }
@@ -175,14 +192,22 @@ impl Connection {
         &self.address
     }
 
-    /// Whether a call showed that no call on this connection will work any more: the cluster blocklisted it
-    /// (`ESHUTDOWN`), does not accept the key any longer (`EACCES`; missing capabilities are `EPERM`), or it was
-    /// never connected (`ENOTCONN`).
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Relaxed)
+    /// What the calls so far say about the next one.
+    pub(super) fn trust(&self) -> Trust {
+        match self.trust.load(Ordering::Relaxed) {
+            SOUND => Trust::Sound,
+            SUSPECT => Trust::Suspect,
+            _ => Trust::Broken,
+        }
     }
 
-    /// The return value of `call` when it is none of C's errors, else the error, remembering what breaks the
+    /// Takes back a suspicion, when a new connection would do no better.
+    pub(super) fn trust_again(&self) {
+        // Broken stays broken.
+        let _ = self.trust.compare_exchange(SUSPECT, SOUND, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The return value of `call` when it is none of C's errors, else the error, remembering what that says about the
     /// connection.
     pub(super) fn check(
         &self,
@@ -194,9 +219,12 @@ impl Connection {
             return Ok(code);
         }
         let errno = errno(code);
-        if matches!(errno, Errno::ESHUTDOWN | Errno::EACCES | Errno::ENOTCONN) {
-            self.broken.store(true, Ordering::Relaxed);
-        }
+        let trust = match errno {
+            Errno::ESHUTDOWN | Errno::EACCES | Errno::ENOTCONN => BROKEN,
+            Errno::ETIMEDOUT => SUSPECT,
+            _ => SOUND,
+        };
+        self.trust.fetch_max(trust, Ordering::Relaxed);
         Err(Error::new(errno, call, object()))
     }
 }

@@ -4,15 +4,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cluster::CephCluster;
-use super::connection::{ConnectOptions, Connection, Timeouts};
-use crate::rbd::{Cluster, Key, Result};
+use super::connection::{ConnectOptions, Connection, Timeouts, Trust};
+use crate::rbd::{Cluster, Errno, Key, Result};
 
 /// Shared connections: one for each cluster, user and key.
 ///
 /// - Callers that ask at the same time share one attempt to connect and its outcome. A failure is forgotten at once:
 ///   the next caller tries again.
-/// - A connection the cluster blocklisted, or whose key stopped working, is replaced when it is next asked for. The
-///   blocklist entry stays: whoever made it wanted the old connection out.
+/// - A connection the cluster blocklisted is replaced when it is next asked for. The blocklist entry stays: whoever
+///   made it wanted the old connection out.
+/// - After a timeout the next caller gets a new connection, or learns that the key is no longer good. When connecting
+///   times out too, the old connection stays: it may still serve where monitors do not answer.
 /// - A connection nobody uses and nobody asked for in a while is dropped when another one is asked for: each holds a
 ///   dozen threads and file descriptors.
 #[derive(Debug)]
@@ -33,12 +35,32 @@ struct Identity {
 
 #[derive(Debug)]
 struct Entry {
-    attempt: Attempt,
+    attempt: Arc<Attempt>,
     asked: Instant,
 }
 
-/// One attempt to connect, started by whoever comes first; the others wait for it.
-type Attempt = Arc<OnceLock<Result<Arc<Connection>>>>;
+/// One attempt to connect, made by whoever comes first; the others wait for it.
+#[derive(Debug, Default)]
+struct Attempt {
+    outcome: OnceLock<Result<Arc<Connection>>>,
+    /// The suspect connection that is to be replaced.
+    predecessor: Mutex<Option<Arc<Connection>>>,
+}
+
+impl Attempt {
+    fn outcome(&self, options: &ConnectOptions) -> &Result<Arc<Connection>> {
+        self.outcome.get_or_init(|| {
+            let predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match (Connection::open(options), predecessor) {
+                (Err(error), Some(predecessor)) if error.errno == Errno::ETIMEDOUT => {
+                    predecessor.trust_again();
+                    Ok(predecessor)
+                }
+                (outcome, _) => outcome.map(Arc::new),
+            }
+        })
+    }
+}
 
 impl Default for Connections {
     /// Connections that are dropped after ten idle minutes.
@@ -64,15 +86,15 @@ impl Connections {
         };
         loop {
             let attempt = self.attempt(&identity);
-            let outcome = attempt.get_or_init(|| Connection::open(options).map(Arc::new));
-            match outcome {
-                Ok(connection) if !connection.is_broken() => {
+            match attempt.outcome(options) {
+                Ok(connection) if connection.trust() == Trust::Sound => {
                     return Ok(Arc::new(CephCluster { connection: Arc::clone(connection) }));
                 }
-                _ => self.discard(|_, entry| Arc::ptr_eq(&entry.attempt, &attempt)),
-            }
-            if let Err(error) = outcome {
-                return Err(error.clone());
+                Ok(connection) => self.replace(&identity, &attempt, connection),
+                Err(error) => {
+                    self.discard(|_, entry| Arc::ptr_eq(&entry.attempt, &attempt));
+                    return Err(error.clone());
+                }
             }
         }
     }
@@ -84,7 +106,18 @@ impl Connections {
         self.discard(|_, entry| connected(entry).is_some_and(|connection| connection.address() == address));
     }
 
-    fn attempt(&self, identity: &Identity) -> Attempt {
+    /// Prepares another attempt, unless somebody else did already.
+    fn replace(&self, identity: &Identity, attempt: &Arc<Attempt>, connection: &Arc<Connection>) {
+        let suspect = (connection.trust() == Trust::Suspect).then(|| Arc::clone(connection));
+        let next = Arc::new(Attempt { predecessor: Mutex::new(suspect), ..Attempt::default() });
+        if let Some(entry) = self.lock().get_mut(identity)
+            && Arc::ptr_eq(&entry.attempt, attempt)
+        {
+            entry.attempt = next;
+        }
+    }
+
+    fn attempt(&self, identity: &Identity) -> Arc<Attempt> {
         self.discard(|other, entry| {
             // Nobody but this entry holds it.
             let unused = connected(entry).is_some_and(|connection| Arc::strong_count(connection) == 1);
@@ -93,7 +126,7 @@ impl Connections {
         let mut entries = self.lock();
         let entry = entries
             .entry(identity.clone())
-            .or_insert_with(|| Entry { attempt: Attempt::default(), asked: Instant::now() });
+            .or_insert_with(|| Entry { attempt: Arc::default(), asked: Instant::now() });
         entry.asked = Instant::now();
         Arc::clone(&entry.attempt)
     }
@@ -111,5 +144,5 @@ impl Connections {
 }
 
 fn connected(entry: &Entry) -> Option<&Arc<Connection>> {
-    entry.attempt.get()?.as_ref().ok()
+    entry.attempt.outcome.get()?.as_ref().ok()
 }

@@ -4,14 +4,11 @@
 //! object the image does not have itself, and so loses what a clone reads from its parent. Nor can `rbd_copy` be
 //! stopped: it ignores what the progress callback answers.
 
-use std::ffi::c_char;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
-use super::call::text;
 use super::handle::Handle;
-use super::sys::{rados, rbd_get_data_pool_id};
 use crate::rbd::{Errno, Error, Features, ImageOptions, Progress, Result};
 
 /// How many blocks are on the way at once, each in memory: librbd's own measure for such work is ten.
@@ -34,28 +31,9 @@ pub(super) fn inherit(source: &Handle, options: &ImageOptions) -> Result<ImageOp
         order: options.order.or(Some(info.order)),
         stripe_unit: if striped { Some(info.stripe_unit) } else { options.stripe_unit },
         stripe_count: if striped { Some(info.stripe_count) } else { options.stripe_count },
-        data_pool: match &options.data_pool {
-            Some(pool) => Some(pool.clone()),
-            None => data_pool(source)?,
-        },
+        data_pool: options.data_pool.clone(),
         clone_format: options.clone_format,
     })
-}
-
-/// The pool of the data objects, when it is not the image's own.
-fn data_pool(image: &Handle) -> Result<Option<String>> {
-    let ioctx = image.ioctx();
-    // SAFETY: the image is open, and so is its context.
-    let (data, own) = unsafe { (rbd_get_data_pool_id(image.raw()), rados::rados_ioctx_get_id(ioctx.raw())) };
-    if data == own {
-        return Ok(None);
-    }
-    let mut name: [c_char; 256] = [0; 256];
-    let cluster = ioctx.connection().raw();
-    // SAFETY: the connection is up; the buffer has the length given.
-    let code = unsafe { rados::rados_pool_reverse_lookup(cluster, data, name.as_mut_ptr(), name.len()) };
-    image.check(code, "rados_pool_reverse_lookup")?;
-    Ok(Some(text(&name)))
 }
 
 /// Copies all bytes of `source` to `copy`, which has the same size and reads as zeros. `ECANCELED` when `progress`

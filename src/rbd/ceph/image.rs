@@ -23,9 +23,9 @@ use crate::rbd::{
 /// An [`Image`] over librbd.
 ///
 /// `head` is what the caller opened. Everything at a snapshot goes through a second, read-only handle set to that
-/// snapshot. Setting `head` itself there and back would make writes and snapshots of other threads fail meanwhile,
-/// gives up the exclusive lock, and is no cheaper: librbd loads the snapshot's object map and opens its parent
-/// either way.
+/// snapshot, which costs an open. Setting `head` itself there and back would be quicker, but meanwhile writes,
+/// snapshots and resizes of other threads would fail, and the exclusive lock would be given up. Keeping the second
+/// handle would show old links: nobody tells a read-only handle of changes.
 #[derive(Debug)]
 pub(super) struct CephImage {
     head: Arc<Handle>,

@@ -14,12 +14,11 @@ pub mod rados {
     pub use ::ceph::rados::{
         rados_buffer_free, rados_cluster_fsid, rados_conf_read_file, rados_conf_set, rados_connect,
         rados_create_read_op, rados_create_write_op, rados_create2, rados_get_instance_id,
-        rados_ioctx_create, rados_ioctx_destroy, rados_ioctx_get_id, rados_ioctx_set_namespace,
-        rados_ioctx_t, rados_mon_command, rados_omap_get_end, rados_omap_iter_t, rados_pool_reverse_lookup,
-        rados_read, rados_read_op_omap_get_vals_by_keys, rados_read_op_operate, rados_read_op_t,
-        rados_release_read_op, rados_release_write_op, rados_remove, rados_shutdown, rados_t,
-        rados_write_op_create, rados_write_op_omap_cmp, rados_write_op_omap_rm_keys, rados_write_op_omap_set,
-        rados_write_op_operate, rados_write_op_t,
+        rados_ioctx_create, rados_ioctx_destroy, rados_ioctx_set_namespace, rados_ioctx_t, rados_mon_command,
+        rados_omap_get_end, rados_omap_iter_t, rados_read, rados_read_op_omap_get_vals_by_keys,
+        rados_read_op_operate, rados_read_op_t, rados_release_read_op, rados_release_write_op, rados_remove,
+        rados_shutdown, rados_t, rados_write_op_create, rados_write_op_omap_cmp, rados_write_op_omap_rm_keys,
+        rados_write_op_omap_set, rados_write_op_operate, rados_write_op_t,
     };
 }
 
@@ -242,7 +241,6 @@ unsafe extern "C" {
     pub fn rbd_get_features(image: rbd_image_t, features: *mut u64) -> c_int;
     pub fn rbd_get_stripe_unit(image: rbd_image_t, stripe_unit: *mut u64) -> c_int;
     pub fn rbd_get_stripe_count(image: rbd_image_t, stripe_count: *mut u64) -> c_int;
-    pub fn rbd_get_data_pool_id(image: rbd_image_t) -> i64;
     pub fn rbd_get_id(image: rbd_image_t, id: *mut c_char, id_len: size_t) -> c_int;
     pub fn rbd_get_parent(
         image: rbd_image_t,
