@@ -67,8 +67,8 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// default namespace always is.
     fn namespace_exists(&self) -> Result<bool>;
 
-    /// Bytes stored, bytes available and the quota of the whole pool. `EAGAIN` for some seconds after the pool was made:
-    /// the figures are the manager's last ones.
+    /// Bytes stored, bytes available and the quota of the whole pool. `EAGAIN` for some seconds after the pool was
+    /// made: the figures are the manager's last ones.
     fn stats(&self) -> Result<PoolStats>;
 
     /// Creates an image of `size` bytes. `EEXIST` when the name is taken, also by the remains of a killed create

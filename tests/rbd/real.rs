@@ -14,7 +14,9 @@ fn a_full_pool_refuses_and_lets_removals_through() {
     struct OwnPool<'a>(&'a dyn Cluster, String);
     impl Drop for OwnPool<'_> {
         fn drop(&mut self) {
-            let delete = json!({"prefix": "osd pool delete", "pool": self.1, "pool2": self.1, "yes_i_really_really_mean_it": true});
+            let delete = json!({
+                "prefix": "osd pool delete", "pool": self.1, "pool2": self.1, "yes_i_really_really_mean_it": true,
+            });
             let deleted = self.0.monitor_command(&delete.to_string());
             assert!(deleted.is_ok() || thread::panicking(), "{deleted:?}");
         }
