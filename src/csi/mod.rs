@@ -4,7 +4,7 @@
 //! - [`endpoint`]: the address of a CSI socket.
 //! - [`server`]: the socket, from binding to a graceful end; every RPC it serves is logged.
 //! - [`identity`], [`controller`], [`snapshot_metadata`], [`node`]: the services, with one file per RPC where there is something to it.
-//! - [`config`], [`parameters`], [`ids`], [`validate`]: everything that comes from outside, checked before use.
+//! - [`config`], [`parameters`], [`qos`], [`ids`], [`validate`]: everything that comes from outside, checked before use.
 //! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without hanging its caller.
 //! - [`recovery`]: what a controller finishes when it starts.
 //! - [`status`]: the one table from errors to answers.
@@ -20,6 +20,7 @@ pub mod node;
 pub mod operations;
 pub mod parameters;
 pub mod proto;
+pub mod qos;
 pub mod recovery;
 mod rpc_log;
 pub mod server;

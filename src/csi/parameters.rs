@@ -78,6 +78,13 @@ pub fn compared(parameters: &Parameters) -> Parameters {
         .collect()
 }
 
+/// The refusal of a key that is not among `known`, with the nearest one that is.
+pub(super) fn unknown(what: &str, key: &str, known: &[&str]) -> Status {
+    let nearest =
+        known.iter().max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
+    Status::invalid_argument(format!("unknown {what} {key:?}; did you mean {:?}?", nearest.unwrap_or(&"")))
+}
+
 /// Finds a cluster of the configuration.
 pub fn cluster<'a>(config: &'a Config, id: &str) -> Result<&'a Cluster, Status> {
     config.clusters.get(id).ok_or_else(|| {
@@ -257,13 +264,7 @@ impl Left {
         let parameters = compared(parameters);
         for key in parameters.keys() {
             if !known.contains(&key.as_str()) {
-                let nearest = known
-                    .iter()
-                    .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
-                return Err(Status::invalid_argument(format!(
-                    "unknown parameter {key:?}; did you mean {:?}?",
-                    nearest.unwrap_or(&"")
-                )));
+                return Err(unknown("parameter", key, known));
             }
         }
         Ok(Left(parameters))

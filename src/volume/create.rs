@@ -94,6 +94,8 @@ pub struct CreateVolume {
     pub delete_with_snapshots: DeleteWithSnapshots,
     /// Context a node needs, handed out with the volume.
     pub context: BTreeMap<String, String>,
+    /// Image metadata to set, such as librbd configuration.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// A source that was looked at and can be cloned.
@@ -348,11 +350,12 @@ impl Volumes {
 
     /// A hashed image name says nothing to a person with `rbd`: the CSI name goes into the image's metadata.
     fn describe(&self, request: &CreateVolume, record: Volume) -> Result<Volume> {
-        if request.image.ends_with(&request.name) {
+        if request.image.ends_with(&request.name) && request.settings.is_empty() {
             return Ok(record);
         }
         let image = self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)?;
         image.metadata_set("cinderblock/name", &request.name)?;
+        super::modify::set(&*image, &request.settings)?;
         Ok(Volume { image_id: Some(image.id()?), ..record })
     }
 

@@ -28,6 +28,7 @@ mod grow;
 pub mod journal;
 pub mod leftovers;
 mod lineage;
+mod modify;
 pub mod names;
 mod publish;
 mod recover;

@@ -4,7 +4,7 @@ use crate::csi::ids::{Location, SnapshotId, VolumeId};
 use crate::csi::parameters::{self, VolumeParameters};
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource};
-use crate::csi::validate;
+use crate::csi::{qos, validate};
 use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
 use crate::volume::{CreateVolume, Sizes, VolumeSource, names};
@@ -43,9 +43,7 @@ impl ControllerService {
         validate::capabilities(&request.volume_capabilities)?;
         validate::map("parameters", &request.parameters)?;
         validate::map("mutable_parameters", &request.mutable_parameters)?;
-        if let Some(key) = parameters::compared(&request.mutable_parameters).keys().next() {
-            return Err(Status::invalid_argument(format!("unknown mutable parameter {key:?}")));
-        }
+        let settings = qos::settings(&request.mutable_parameters)?;
         let sizes = whole_sectors(validate::sizes(request.capacity_range.as_ref())?)?;
         let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
         let source =
@@ -72,11 +70,12 @@ impl ControllerService {
             image,
             sizes,
             source,
-            digest: names::digest(&format!("{compared:?} {capabilities:?}")),
+            digest: names::digest(&format!("{compared:?} {capabilities:?} {settings:?}")),
             policy: class.policy,
             options: class.options,
             delete_with_snapshots: class.delete_with_snapshots,
             context,
+            settings,
         };
         Ok((class.location, create))
     }

@@ -8,6 +8,7 @@ mod delete_volume;
 mod expand_volume;
 mod get_capacity;
 mod list;
+mod modify_volume;
 mod publish_volume;
 mod snapshots;
 mod validate_capabilities;
@@ -43,6 +44,7 @@ const CAPABILITIES: &[rpc::Type] = &[
     rpc::Type::CloneVolume,
     rpc::Type::ExpandVolume,
     rpc::Type::GetSnapshot,
+    rpc::Type::ModifyVolume,
     rpc::Type::SingleNodeMultiWriter,
 ];
 
@@ -226,9 +228,9 @@ impl Controller for ControllerService {
 
     async fn controller_modify_volume(
         &self,
-        _request: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        Err(not_advertised("ControllerModifyVolume"))
+        self.handle_modify_volume(request).await
     }
 }
 

@@ -2,7 +2,7 @@ use super::ControllerService;
 use crate::csi::parameters;
 use crate::csi::proto::validate_volume_capabilities_response::Confirmed;
 use crate::csi::proto::{ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse};
-use crate::csi::validate;
+use crate::csi::{qos, validate};
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
@@ -60,7 +60,6 @@ impl ControllerService {
         {
             return Some(status.message().to_string());
         }
-        let unknown = parameters::compared(&request.mutable_parameters);
-        unknown.keys().next().map(|key| format!("unknown mutable parameter {key:?}"))
+        qos::settings(&request.mutable_parameters).err().map(|status| status.message().to_string())
     }
 }

@@ -1,0 +1,34 @@
+use super::ControllerService;
+use crate::csi::clusters::operation;
+use crate::csi::ids::VolumeId;
+use crate::csi::proto::{ControllerModifyVolumeRequest, ControllerModifyVolumeResponse};
+use crate::csi::{qos, validate};
+use tonic::{Request, Response, Status};
+
+impl ControllerService {
+    /// ControllerModifyVolume: all keys are checked before any is applied.
+    pub(super) async fn handle_modify_volume(
+        &self,
+        request: Request<ControllerModifyVolumeRequest>,
+    ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        validate::required("volume_id", &request.volume_id)?;
+        validate::map("mutable_parameters", &request.mutable_parameters)?;
+        let settings = qos::settings(&request.mutable_parameters)?;
+        let id = VolumeId::parse(&request.volume_id)
+            .ok_or_else(|| Status::not_found(format!("the volume {:?} does not exist", request.volume_id)))?;
+        let credentials = self.credentials(&id.location, &request.secrets)?;
+        let operation = operation(
+            "ControllerModifyVolume",
+            &id.location,
+            vec![format!("volume {id}")],
+            format!("{settings:?}"),
+        );
+        self.run(operation, deadline, id.location, credentials, move |access, _| {
+            access.answer(access.volumes.modify(&id.image, &settings))
+        })
+        .await?;
+        Ok(Response::new(ControllerModifyVolumeResponse {}))
+    }
+}

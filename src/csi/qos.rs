@@ -1,0 +1,100 @@
+//! Mutable parameters: what a VolumeAttributesClass may set and change. Today that is librbd's own quality of service.
+//!
+//! A key `rbd_qos_…` becomes the image configuration of that name, which every librbd client of the image heeds as soon as it
+//! changes (krbd does not). All keys are checked before any is applied. A key that is not named is not changed; `0` is no limit.
+
+use super::parameters::{self, Parameters};
+use std::collections::BTreeMap;
+use tonic::Status;
+
+/// The image metadata keys that librbd reads as configuration begin so.
+const CONFIGURATION_PREFIX: &str = "conf_";
+
+/// librbd's options, all of them whole numbers: a limit, a burst, and how many seconds a burst may last.
+const KEYS: &[&str] = &[
+    "rbd_qos_iops_limit",
+    "rbd_qos_iops_burst",
+    "rbd_qos_iops_burst_seconds",
+    "rbd_qos_bps_limit",
+    "rbd_qos_bps_burst",
+    "rbd_qos_bps_burst_seconds",
+    "rbd_qos_read_iops_limit",
+    "rbd_qos_read_iops_burst",
+    "rbd_qos_read_iops_burst_seconds",
+    "rbd_qos_read_bps_limit",
+    "rbd_qos_read_bps_burst",
+    "rbd_qos_read_bps_burst_seconds",
+    "rbd_qos_write_iops_limit",
+    "rbd_qos_write_iops_burst",
+    "rbd_qos_write_iops_burst_seconds",
+    "rbd_qos_write_bps_limit",
+    "rbd_qos_write_bps_burst",
+    "rbd_qos_write_bps_burst_seconds",
+];
+
+/// Checks mutable parameters and gives the image metadata to set. A burst must not be below its limit when both are named.
+pub fn settings(mutable: &Parameters) -> Result<BTreeMap<String, String>, Status> {
+    let mutable = parameters::compared(mutable);
+    let mut settings = BTreeMap::new();
+    for (key, text) in &mutable {
+        if !KEYS.contains(&key.as_str()) {
+            return Err(parameters::unknown("mutable parameter", key, KEYS));
+        }
+        let number = text.parse::<u64>().map_err(|_| {
+            Status::invalid_argument(format!("{key} is a whole number, 0 for no limit, not {text:?}"))
+        })?;
+        if key.ends_with("_seconds") && number == 0 {
+            return Err(Status::invalid_argument(format!("{key} is at least 1")));
+        }
+        settings.insert(format!("{CONFIGURATION_PREFIX}{key}"), number.to_string());
+    }
+    for (key, text) in mutable.iter().filter(|(key, _)| key.ends_with("_burst")) {
+        let limit = key.replace("_burst", "_limit");
+        let number = |text: &String| text.parse::<u64>().unwrap_or(0);
+        if let Some(limit_text) = mutable.get(&limit)
+            && number(text) != 0
+            && number(text) < number(limit_text)
+        {
+            return Err(Status::invalid_argument(format!(
+                "{key} is {text}, less than {limit}, which is {limit_text}"
+            )));
+        }
+    }
+    Ok(settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(pairs: &[(&str, &str)]) -> Parameters {
+        pairs.iter().map(|(key, value)| ((*key).to_string(), (*value).to_string())).collect()
+    }
+
+    #[test]
+    fn limits_become_image_configuration() {
+        let settings =
+            settings(&parameters(&[("rbd_qos_iops_limit", "500"), ("csi.storage.k8s.io/pvc/name", "x")]))
+                .unwrap();
+        assert_eq!(settings, parameters(&[("conf_rbd_qos_iops_limit", "500")]));
+    }
+
+    #[test]
+    fn one_wrong_key_or_value_refuses_all() {
+        for (pairs, words) in [
+            (
+                &[("rbd_qos_iops_limit", "5"), ("XXX_FakeKey", "x")][..],
+                "unknown mutable parameter \"XXX_FakeKey\"",
+            ),
+            (&[("rbd_qos_iop_limit", "5")], "did you mean \"rbd_qos_iops_limit\""),
+            (&[("rbd_qos_bps_limit", "-1")], "whole number"),
+            (&[("rbd_qos_bps_limit", "10M")], "whole number"),
+            (&[("rbd_qos_bps_burst_seconds", "0")], "at least 1"),
+            (&[("rbd_qos_bps_limit", "10"), ("rbd_qos_bps_burst", "5")], "less than rbd_qos_bps_limit"),
+        ] {
+            let status = settings(&parameters(pairs)).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().contains(words), "{pairs:?} gave {:?}", status.message());
+        }
+    }
+}
