@@ -93,7 +93,11 @@ fn deleted_b_c_a() {
 fn deleted_c_a_b() {
     deleted_in_order(
         ["C", "A", "B"],
-        ["A [B.clone_snap*] ; B <- A@B.clone_snap", "A.deleted [B.clone_snap*] ; B <- A.deleted@B.clone_snap", ""],
+        [
+            "A [B.clone_snap*] ; B <- A@B.clone_snap",
+            "A.deleted [B.clone_snap*] ; B <- A.deleted@B.clone_snap",
+            "",
+        ],
     );
 }
 

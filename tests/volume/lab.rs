@@ -28,6 +28,11 @@ pub(crate) const OTHER_POOL: Home = Home { pool: "two", namespace: "" };
 pub(crate) const OTHER_NAMESPACE: Home = Home { pool: "rbd", namespace: "tenant" };
 pub(crate) const HOMES: [Home; 3] = [RBD, OTHER_POOL, OTHER_NAMESPACE];
 
+/// The home a picture of the cluster speaks of.
+pub(crate) fn home(place: &(String, String)) -> Home {
+    *HOMES.iter().find(|home| (home.pool, home.namespace) == (&*place.0, &*place.1)).unwrap()
+}
+
 /// What a volume is asked to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
@@ -150,7 +155,10 @@ pub(crate) struct Cut {
 
 impl Cut {
     pub(crate) fn id(&self) -> String {
-        format!("lab/{}", image_spec(self.home.pool, self.home.namespace, &format!("{}@{}", self.image_id, self.name)))
+        format!(
+            "lab/{}",
+            image_spec(self.home.pool, self.home.namespace, &format!("{}@{}", self.image_id, self.name))
+        )
     }
 }
 
@@ -204,12 +212,8 @@ impl Controller {
     }
 
     pub(crate) fn publish(&self, home: Home, name: &str, node: &str) -> Result<()> {
-        let publication = Publication {
-            node: node.to_owned(),
-            readonly: false,
-            shared: false,
-            capability: "a".to_owned(),
-        };
+        let publication =
+            Publication { node: node.to_owned(), readonly: false, shared: false, capability: "a".to_owned() };
         self.volumes(home)?.publish(&PublishVolume { image: name.to_owned(), publication }).map(drop)
     }
 
@@ -349,7 +353,7 @@ impl Lab {
 }
 
 fn filling(text: &str) -> Vec<u8> {
-    let mut bytes: Vec<u8> = text.bytes().cycle().take(BLOCK as usize).collect();
+    let mut bytes = text.repeat(BLOCK as usize / text.len().max(1)).into_bytes();
     bytes.resize(BLOCK as usize, 0);
     bytes
 }

@@ -6,3 +6,4 @@ mod chains;
 mod lab;
 mod picture;
 mod rest;
+mod sweep;

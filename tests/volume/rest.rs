@@ -33,8 +33,8 @@ pub(crate) struct Exempt {
     pub(crate) snapshots: BTreeSet<String>,
     /// Somebody else flattened clones or removed snapshots: snapshots for clones may have lost their reason unnoticed.
     pub(crate) childless_clone_snapshots: bool,
-    /// Suspects may wait for the next collect.
-    pub(crate) suspects: bool,
+    /// Suspects, and what they are suspected of, may wait for the next collect.
+    pub(crate) unsettled: bool,
     /// Somebody has images open.
     pub(crate) watchers: bool,
 }
@@ -142,7 +142,7 @@ impl Check<'_> {
             None if silent && !name.ends_with(names::SILENT_SUFFIX) => {
                 self.say(format!("{name} is noted as silent"));
             }
-            None if silent && image.snapshots.is_empty() => {
+            None if silent && image.snapshots.is_empty() && !self.exempt.unsettled => {
                 self.say(format!("{name} is silent, and nothing needs it"));
             }
             None if !silent && !foreign => self.say(format!("{name} is unknown to the catalogue")),
@@ -196,7 +196,7 @@ impl Check<'_> {
         let childless = snapshot.children.is_empty();
         match &snapshot.kind {
             SnapshotKind::User if names::is_collectable_snapshot(&snapshot.name) => {
-                if childless && !self.exempt.childless_clone_snapshots {
+                if childless && !self.exempt.childless_clone_snapshots && !self.exempt.unsettled {
                     self.say(format!("{name} has no child"));
                 }
             }
@@ -213,7 +213,7 @@ impl Check<'_> {
                 }
             }
             SnapshotKind::Trash { .. } => {
-                if childless {
+                if childless && !self.exempt.unsettled {
                     self.say(format!("{name} is parked without a child"));
                 }
             }
@@ -239,7 +239,8 @@ impl Check<'_> {
             match image.and_then(|image| image.snapshots.get(&record.snapshot_id)) {
                 None => self.broken.push(format!("the snapshot {name} is recorded, but does not exist")),
                 Some(found) if found.name != *name || found.size != record.size => {
-                    self.broken.push(format!("the snapshot {name} is recorded as {record:?}, but is {found:?}"));
+                    self.broken
+                        .push(format!("the snapshot {name} is recorded as {record:?}, but is {found:?}"));
                 }
                 Some(_) => {}
             }
@@ -256,14 +257,17 @@ impl Check<'_> {
 
     /// A suspect stays only while the link it stands for does.
     fn journal(&mut self) {
-        for suspect in self.notes.suspects.iter().filter(|_| !self.exempt.suspects) {
+        for suspect in self.notes.suspects.iter().filter(|_| !self.exempt.unsettled) {
             let stands = self
                 .graph
                 .pools
                 .get(&(suspect.pool.clone(), suspect.namespace.clone()))
                 .and_then(|pool| pool.images.get(&suspect.image_id))
                 .and_then(|image| image.snapshots.get(&suspect.snapshot?))
-                .is_some_and(|snapshot| snapshot.children.iter().any(|(_, _, child)| *child == suspect.child));
+                .is_some_and(|snapshot| {
+                    let child = suspect.child.as_ref().map(|child| child.image_id.as_str());
+                    snapshot.children.iter().any(|(_, _, listed)| Some(listed.as_str()) == child)
+                });
             if !stands {
                 self.broken.push(format!("the suspect {suspect:?} is not settled"));
             }
