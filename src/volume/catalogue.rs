@@ -54,7 +54,7 @@ pub struct Volume {
     pub size: u64,
     /// Seconds since 1970 when the record was first written.
     pub created: i64,
-    /// Id of its image, once that is known.
+    /// Id of its image, once that is known. An unfinished volume without it may share its name with a foreign image.
     pub image_id: Option<String>,
     /// What it was made from.
     pub source: Option<Source>,
@@ -62,7 +62,7 @@ pub struct Volume {
     pub link: Option<Link>,
     /// A digest of everything in the request that a repeated request must match, sizes and source apart.
     pub digest: String,
-    /// The attempt that is creating it; a later attempt that takes over replaces it.
+    /// The attempt that made or makes it. No two attempts write the same record, so a guard never takes one for another.
     pub attempt: String,
     /// What DeleteVolume does when it still has snapshots.
     pub delete_with_snapshots: DeleteWithSnapshots,
@@ -140,6 +140,8 @@ pub struct Snapshot {
     pub created: i64,
     /// The format clones of its volume are made in.
     pub clone_format: u8,
+    /// As in [`Volume`].
+    pub attempt: String,
 }
 
 /// A silent parent: an image whose volume was deleted while snapshots on it were still needed.
@@ -149,18 +151,6 @@ pub struct Silent {
     pub volume: String,
     /// Seconds since 1970 when its volume was deleted.
     pub deleted: i64,
-}
-
-/// A clone being made, noted in the pool of its source because its own record is in another pool or namespace. The key
-/// is the source's image id and the snapshot's name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Intent {
-    /// Pool of the clone.
-    pub pool: String,
-    /// RADOS namespace of the clone.
-    pub namespace: String,
-    /// Image name of the clone.
-    pub image: String,
 }
 
 /// A kind of record.
@@ -177,9 +167,6 @@ impl Record for Snapshot {
 }
 impl Record for Silent {
     const KIND: &'static str = "silent/";
-}
-impl Record for Intent {
-    const KIND: &'static str = "intent/";
 }
 
 #[derive(Serialize, Deserialize)]
@@ -269,11 +256,6 @@ impl Catalogue {
         self.get(image, image_id)
     }
 
-    /// The clone of another pool that needs this snapshot, if one is being made.
-    pub fn intent(&self, image_id: &str, snapshot: &str) -> Result<Option<Stored<Intent>>> {
-        self.get(snapshot, &format!("{image_id}@{snapshot}"))
-    }
-
     fn get<R: Record>(&self, home: &str, key: &str) -> Result<Option<Stored<R>>> {
         let object = self.home(home);
         let key = format!("{}{key}", R::KIND);
@@ -291,19 +273,6 @@ impl Catalogue {
         self.insert(snapshot, snapshot, record)
     }
 
-    /// Notes that a clone of another pool needs this snapshot; an older note is replaced.
-    pub fn note_intent(&self, image_id: &str, snapshot: &str, intent: Intent) -> Result<()> {
-        let stored = stored(format!("{}{image_id}@{snapshot}", Intent::KIND), intent);
-        let update = OmapUpdate { set: vec![(stored.key, stored.bytes)], ..OmapUpdate::default() };
-        Ok(self.pool.omap_update(&self.home(snapshot), &update)?)
-    }
-
-    /// Takes the note of [`Catalogue::note_intent`] back.
-    pub fn forget_intent(&self, image_id: &str, snapshot: &str) -> Result<()> {
-        let remove = vec![format!("{}{image_id}@{snapshot}", Intent::KIND)];
-        Ok(self.pool.omap_update(&self.home(snapshot), &OmapUpdate { remove, ..OmapUpdate::default() })?)
-    }
-
     fn insert<R: Record>(&self, home: &str, key: &str, record: R) -> Result<Stored<R>> {
         let stored = stored(format!("{}{key}", R::KIND), record);
         let update = OmapUpdate {
@@ -313,6 +282,16 @@ impl Catalogue {
         };
         self.change(home, &stored.key, &update)?;
         Ok(stored)
+    }
+
+    /// Looks whether a record is still as it was read or written: [`Error::Conflict`] when it is not.
+    pub fn confirm<R: Record>(&self, home: &str, stored: &Stored<R>) -> Result<()> {
+        let found = self.pool.omap_get(&self.home(home), &[&stored.key])?;
+        if found.get(&stored.key) == Some(&stored.bytes) {
+            Ok(())
+        } else {
+            Err(self.conflict(home, &stored.key))
+        }
     }
 
     /// Replaces a record that must still be as it was read. Nothing is written when nothing changes.
@@ -359,11 +338,14 @@ impl Catalogue {
 
     fn change(&self, home: &str, key: &str, update: &OmapUpdate) -> Result<()> {
         match self.pool.omap_update(&self.home(home), update) {
-            Err(error) if error.errno == Errno::ECANCELED => {
-                Err(Error::Conflict(format!("the record {key} in {}", self.home(home))))
-            }
+            Err(error) if error.errno == Errno::ECANCELED => Err(self.conflict(home, key)),
             other => Ok(other?),
         }
+    }
+
+    fn conflict(&self, home: &str, key: &str) -> Error {
+        let object = self.home(home);
+        Error::Conflict(format!("another controller changed the record {key} in {object} at the same time"))
     }
 
     /// At most `limit` records (0: as many as there are) after `cursor`, each with its key, in a stable order; and

@@ -4,11 +4,13 @@
 //! any two calls here leaves it to the next collect. Two collectors may work at once: every step takes "already gone"
 //! for success, and librbd itself refuses to remove what still has a child.
 
-use super::catalogue::{self, State};
-use super::journal::Suspect;
+use super::catalogue::State;
+use super::journal::{Child, Suspect};
 use super::names;
-use super::{Error, Result, Volumes};
-use crate::rbd::{Errno, Image, ImageKey, OpenMode, Pool, Snapshot, SnapshotKind, Tolerate};
+use super::{Result, Volumes};
+use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotId, SnapshotKind, Tolerate};
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 /// What became of a suspect.
 enum Verdict {
@@ -19,20 +21,39 @@ enum Verdict {
 }
 
 impl Volumes {
-    /// Settles every suspect in the journal that can be settled, parents of collected parents included. What is busy stays
-    /// in the journal. Fails only when the journal itself cannot be read.
+    /// Writes down, each where it lives, what is about to lose a child or has lost its last snapshot.
+    pub(super) fn suspect(&self, suspects: &[Suspect]) -> Result<()> {
+        for place in places(suspects) {
+            // A pool that is gone has no suspects any more.
+            let Some(home) = self.elsewhere(&place.0, &place.1)? else { continue };
+            let here: Vec<_> = suspects.iter().filter(|suspect| is_at(suspect, &place)).cloned().collect();
+            home.journal.add(&here)?;
+            self.suspected.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
+        }
+        Ok(())
+    }
+
+    /// Settles every suspect that can be settled, parents of collected parents included: those in the journal here, and where
+    /// this operation wrote some, or comes to write some. What is busy stays in its journal. Fails only when a journal
+    /// cannot be read.
     pub fn collect(&self) -> Result<()> {
+        let here = (self.pool.name().to_string(), self.pool.namespace().to_string());
         loop {
+            let mut places = self.suspected.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            places.insert(here.clone());
             let mut settled_some = false;
-            for entry in self.journal.entries()? {
-                match self.settle(&entry.suspect) {
-                    Ok(Verdict::Settled) => {
-                        self.journal.forget(&entry)?;
-                        settled_some = true;
-                    }
-                    Ok(Verdict::Busy) => {}
-                    Err(error) => {
-                        tracing::warn!(suspect = ?entry.suspect, %error, "a suspect stays in the journal");
+            for (pool, namespace) in places {
+                let Some(home) = self.elsewhere(&pool, &namespace)? else { continue };
+                for entry in home.journal.entries()? {
+                    match home.settle(&entry.suspect) {
+                        Ok(Verdict::Settled) => {
+                            home.journal.forget(&entry)?;
+                            settled_some = true;
+                        }
+                        Ok(Verdict::Busy) => {}
+                        Err(error) => {
+                            tracing::warn!(suspect = ?entry.suspect, %error, "a suspect stays in the journal");
+                        }
                     }
                 }
             }
@@ -45,44 +66,65 @@ impl Volumes {
     /// [`Volumes::collect`] after an operation whose own object is already as it should be: a failure is logged, and what
     /// is left stays in the journal for the next collect.
     pub(super) fn collect_leftovers(&self) {
-        if self.journal.was_written()
-            && let Err(error) = self.collect()
-        {
+        if let Err(error) = self.collect() {
             tracing::warn!(pool = self.pool.name(), %error, "collecting is left to the next operation");
         }
     }
 
+    /// [`Volumes::collect_leftovers`], if this operation wrote any suspect.
+    pub(super) fn collect_own_leftovers(&self) {
+        if !self.suspected.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            self.collect_leftovers();
+        }
+    }
+
+    /// Settles a suspect that lives here.
     fn settle(&self, suspect: &Suspect) -> Result<Verdict> {
-        let Some(home) = self.elsewhere(&suspect.pool, &suspect.namespace)? else {
-            return Ok(Verdict::Settled);
-        };
         let id = suspect.image_id.as_str();
-        let image = match home.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
+        let mode = if suspect.snapshot.is_some() { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
+        let image = match self.pool.open_image(ImageKey::Id(id), mode) {
             Ok(image) => image,
-            Err(error) if error.errno == Errno::ENOENT => return home.finish_removal(suspect),
+            Err(error) if error.errno == Errno::ENOENT => return self.finish_removal(suspect),
             Err(error) => return Err(error.into()),
         };
         let snapshots = image.snapshots()?;
         if let Some(snapshot) = snapshots.iter().find(|snapshot| Some(snapshot.id) == suspect.snapshot) {
             let children = image.children(Some(snapshot.id))?;
-            if children.iter().any(|child| child.image_id == suspect.child) {
+            let links = |child: &Child| children.iter().any(|listed| listed.image_id == child.image_id);
+            if suspect.child.as_ref().is_some_and(links) {
                 return Ok(Verdict::Busy);
             }
-            if !children.is_empty() || !home.may_drop(id, snapshot)? {
+            if suspect.child.as_ref().is_some_and(|child| child.flattened) {
+                self.finish_flattens(id, snapshot.id)?;
+            }
+            if !children.is_empty() || !self.may_drop(id, snapshot)? {
                 return Ok(Verdict::Settled);
             }
-            let writable = match home.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite) {
-                Ok(writable) => writable,
-                Err(error) if error.errno == Errno::ENOENT => return home.finish_removal(suspect),
-                Err(error) => return Err(error.into()),
-            };
-            match self.drop_snapshot(&*writable, id, snapshot) {
+            match self.drop_snapshot(&*image, id, snapshot) {
                 Err(error) if error.is(Errno::EBUSY) => return Ok(Verdict::Busy),
                 other => other?,
             }
         }
-        drop(image);
-        self.remove_if_silent(&home, suspect)
+        self.remove_if_silent(image, id)
+    }
+
+    /// Finishes the flattens that were killed between the two ends of a link to this snapshot, which lists no clone any more
+    /// although such a child cannot be opened without it.
+    fn finish_flattens(&self, id: &str, snapshot: SnapshotId) -> Result<()> {
+        for entry in self.journal.entries_of(id, snapshot)? {
+            let Some(child) = entry.suspect.child.filter(|child| child.flattened) else { continue };
+            let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { continue };
+            let image = match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite) {
+                Ok(image) => image,
+                Err(error) if error.errno == Errno::ENOENT => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let still = image.parent(None)?;
+            if still.is_some_and(|parent| parent.image_id == id && parent.snapshot_id == snapshot) {
+                home.flatten_noted(&*image)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the driver made this childless snapshot for a purpose that is over.
@@ -95,7 +137,8 @@ impl Volumes {
         }
     }
 
-    /// Whether a CreateVolume that is not finished plans to clone this snapshot, or has just cut it.
+    /// Whether a CreateVolume here that is not finished plans to clone this snapshot, or has just cut it. One in another pool
+    /// is not seen: if its snapshot goes before it is cloned, it fails, and its retry finds the source or does not.
     pub(super) fn is_needed_by_a_creation(&self, image_id: &str, snapshot: &str) -> Result<bool> {
         let Some(child) = snapshot.strip_suffix(names::CLONE_SNAPSHOT_SUFFIX) else {
             return Ok(false);
@@ -110,15 +153,6 @@ impl Volumes {
                 return Ok(true);
             }
         }
-        let Some(intent) = self.catalogue.intent(image_id, snapshot)? else {
-            return Ok(false);
-        };
-        if let Some(home) = self.elsewhere(&intent.record.pool, &intent.record.namespace)?
-            && home.is_creating_from(&intent.record.image, image_id, snapshot)?
-        {
-            return Ok(true);
-        }
-        self.catalogue.forget_intent(image_id, snapshot)?;
         Ok(false)
     }
 
@@ -132,90 +166,80 @@ impl Volumes {
         }))
     }
 
-    /// Removes one snapshot of `image`, protected or not, by its kind. What the snapshot linked to is in the journal first.
+    /// Removes one snapshot of `image`, which is here, protected or not. What the snapshot linked to is in the journal first.
     /// `EBUSY` when it has clones of format 1. The caller collects.
     pub(super) fn drop_snapshot(&self, image: &dyn Image, id: &str, snapshot: &Snapshot) -> Result<()> {
-        if let Some(parent) = image.parent(Some(snapshot.id))? {
-            self.journal.add(&[Suspect::link(parent, id)])?;
+        self.finish_flattens(id, snapshot.id)?;
+        match image.parent(Some(snapshot.id)) {
+            Ok(Some(parent)) => self.suspect(&[Suspect::link(parent, self.child(id))])?,
+            Ok(None) => {}
+            // The snapshot is gone, or an earlier attempt has let go of its parent, with the link in the journal.
+            Err(error) if error.errno == Errno::ENOENT => {}
+            Err(error) => return Err(error.into()),
         }
         if snapshot.protected {
-            image.unprotect_snapshot(&snapshot.name).tolerate(Errno::EINVAL)?;
+            image.unprotect_snapshot(&snapshot.name).tolerate(Errno::EINVAL).tolerate(Errno::ENOENT)?;
         }
-        match snapshot.kind {
-            SnapshotKind::User => image.remove_snapshot(&snapshot.name).tolerate(Errno::ENOENT)?,
-            SnapshotKind::Trash { .. } => image.remove_snapshot_by_id(snapshot.id).tolerate(Errno::ENOENT)?,
-            // librbd's own: a group's or a mirror's. Never touched.
-            SnapshotKind::Group | SnapshotKind::Mirror => {}
-        }
-        Ok(())
+        Ok(image.remove_snapshot_by_id(snapshot.id).tolerate(Errno::ENOENT)?)
     }
 
-    /// Removes the suspect if it is a silent parent of ours without a snapshot; `home` is where it lives.
-    fn remove_if_silent(&self, home: &Volumes, suspect: &Suspect) -> Result<Verdict> {
-        let id = suspect.image_id.as_str();
-        let image = match home.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
-            Ok(image) => image,
-            Err(error) if error.errno == Errno::ENOENT => return home.finish_removal(suspect),
-            Err(error) => return Err(error.into()),
-        };
+    /// Removes the image if it is a silent parent of ours without a snapshot.
+    fn remove_if_silent(&self, image: Box<dyn Image>, id: &str) -> Result<Verdict> {
         let name = image.name()?;
         if !name.ends_with(names::SILENT_SUFFIX) {
             return Ok(Verdict::Settled);
         }
         let volume = names::before_silence(&name, id);
-        if home.catalogue.silent(volume, id)?.is_none() {
+        let Some(silent) = self.catalogue.silent(volume, id)? else {
             // Renamed, but its DeleteVolume has not come to its last write: that one, or its retry, settles it.
             // Any other image of such a name is foreign.
-            return Ok(match home.catalogue.volume(volume)? {
+            return Ok(match self.catalogue.volume(volume)? {
                 Some(stored) if stored.record.state == State::Deleting => Verdict::Busy,
                 _ => Verdict::Settled,
             });
-        }
+        };
         if !image.snapshots()?.is_empty() {
             return Ok(Verdict::Settled);
         }
-        self.journal.add(&Self::links(&*image, id, &[])?)?;
+        self.suspect(&self.links(&*image, id, &[])?)?;
         drop(image);
-        match home.pool.remove_image(&name) {
+        self.catalogue.confirm(volume, &silent)?;
+        match self.pool.remove_image(&name) {
             Ok(()) => {}
             Err(error) if error.errno == Errno::ENOENT => {}
             Err(error) if matches!(error.errno, Errno::EBUSY | Errno::ENOTEMPTY) => return Ok(Verdict::Busy),
             Err(error) => return Err(error.into()),
         }
-        home.catalogue.forget_silent(volume, id)?;
+        self.catalogue.forget_silent(volume, id)?;
         Ok(Verdict::Settled)
     }
 
-    /// The suspect's image does not open: it is gone, or a removal of it was interrupted. Finishes the removal, and takes
-    /// care never to touch another image that has its name now.
+    /// The suspect's image does not open: it is gone, or a removal of it was interrupted. Finishes the removal, of silent
+    /// parents by the names they may have; a volume's own is its DeleteVolume's to finish.
     fn finish_removal(&self, suspect: &Suspect) -> Result<Verdict> {
         let id = suspect.image_id.as_str();
-        let volume = names::before_silence(&suspect.image, id);
         if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing) {
             self.pool.trash_remove(id, true).tolerate(Errno::ENOENT)?;
         }
-        for name in [suspect.image.clone(), names::silent(volume), names::silent_with_id(volume, id)] {
-            finish_removal_by_name(&*self.pool, &self.catalogue, &name, id)?;
+        let volume = names::before_silence(&suspect.image, id);
+        if self.catalogue.silent(volume, id)?.is_none() {
+            return Ok(Verdict::Settled);
+        }
+        for name in [names::silent(volume), names::silent_with_id(volume, id)] {
+            if self.pool.image_id(&name)?.is_none_or(|found| found == id) {
+                self.pool.remove_image(&name).tolerate(Errno::ENOENT)?;
+            }
         }
         self.catalogue.forget_silent(volume, id)?;
         Ok(Verdict::Settled)
     }
 }
 
-/// Removes what an interrupted removal left under `name`, if it is of the image `id` or of no image any more.
-fn finish_removal_by_name(
-    pool: &dyn Pool,
-    catalogue: &catalogue::Catalogue,
-    name: &str,
-    id: &str,
-) -> Result<()> {
-    let ours = match pool.image_id(name)? {
-        Some(found) => found == id,
-        // A name whose record exists is being created or removed by its own RPC, which finishes it.
-        None => catalogue.volume(name)?.is_none(),
-    };
-    if ours {
-        pool.remove_image(name).tolerate(Errno::ENOENT).map_err(Error::from)?;
-    }
-    Ok(())
+/// The pools and namespaces the suspects live in.
+fn places(suspects: &[Suspect]) -> BTreeSet<(String, String)> {
+    suspects.iter().map(|suspect| (suspect.pool.clone(), suspect.namespace.clone())).collect()
+}
+
+fn is_at(suspect: &Suspect, (pool, namespace): &(String, String)) -> bool {
+    suspect.pool == *pool && suspect.namespace == *namespace
 }

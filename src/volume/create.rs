@@ -1,17 +1,19 @@
-//! CreateVolume: empty, from a volume, from a snapshot.
+//! CreateVolume: empty, from a volume, from a snapshot. How a clone is made is in `clone`.
 //!
 //! Crash points. The record says `creating`, with the planned link to the source, before the first RBD call; an image
 //! whose record does not say `ready` is a leftover, also when it opens and has the right size: a process killed inside
 //! librbd's clone can leave an image without a parent, which reads as zeros. A retry removes it and starts over. `ready` is
 //! written last, after the link was seen from both sides.
+//!
+//! A final answer leaves nothing behind: what was begun, now or by an earlier attempt, is undone before it is given. A
+//! caller that hears one may never ask again, not even for a deletion.
 
-use super::catalogue::{Intent, Link, Source, State, Stored, Volume};
+use super::catalogue::{Link, Source, State, Stored, Volume};
+use super::clone::Parent;
 use super::names;
-use super::{DeleteWithSnapshots, Error, FlattenTarget, Policy, Result, Volumes, now};
-use crate::rbd::{
-    CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot, SnapshotKind,
-    SnapshotSpec, Tolerate,
-};
+use super::snapshot::find;
+use super::{DeleteWithSnapshots, Error, Policy, Result, Volumes, now};
+use crate::rbd::{CloneFormat, Errno, Image, ImageKey, ImageOptions, OpenMode, Snapshot};
 use std::collections::BTreeMap;
 
 /// Bytes of a volume when the request names no size and there is no source: the seed's.
@@ -98,15 +100,15 @@ pub struct CreateVolume {
     pub settings: BTreeMap<String, String>,
 }
 
-/// A source that was looked at and can be cloned.
-struct Parent {
-    home: Volumes,
-    image_id: String,
-    /// Bytes a clone has at least.
-    size: u64,
-    link: Link,
-    /// The snapshot to clone when it exists already; a clone of a head gets one cut.
-    snapshot: Option<Snapshot>,
+impl CreateVolume {
+    /// Whether the image gets metadata: settings, or the CSI name when the image's own no longer says it.
+    pub(super) fn has_metadata(&self) -> bool {
+        !self.settings.is_empty() || self.is_hashed()
+    }
+
+    fn is_hashed(&self) -> bool {
+        !self.image.ends_with(&self.name)
+    }
 }
 
 impl Volumes {
@@ -115,30 +117,30 @@ impl Volumes {
     /// [`Error::AlreadyExists`] when the name is taken by something different, [`Error::NotFound`] when the source is gone,
     /// [`Error::OutOfRange`] when the sizes cannot be had from it, [`Error::Exhausted`] when there is no room.
     pub fn create(&self, request: &CreateVolume) -> Result<Volume> {
-        let found = self.catalogue.volume(&request.image)?;
-        if let Some(stored) = &found {
-            match stored.record.state {
-                State::Ready => return existing(&self.spec(&request.image), &stored.record, request),
-                // An earlier volume of this name is half-way deleted; its DeleteVolume died.
-                State::Deleting => {
-                    self.delete(&request.image)?;
-                    return self.create(request);
-                }
-                State::Creating => {}
+        let made = self.make_volume(request);
+        self.collect_own_leftovers();
+        made
+    }
+
+    fn make_volume(&self, request: &CreateVolume) -> Result<Volume> {
+        if let Some(stored) = self.catalogue.volume(&request.image)? {
+            if stored.record.state == State::Ready {
+                return existing(&self.spec(&request.image), &stored.record, request);
             }
+            // Never handed out, or on its way out: gone with it, and a fresh start.
+            self.clear_away(&request.image, &stored)?;
         }
         if let Some(data_pool) = &request.options.data_pool
             && self.elsewhere(data_pool, "")?.is_none()
         {
             return Err(Error::Invalid(format!("the data pool {data_pool} does not exist")));
         }
-        let parent = request.source.as_ref().map(|source| self.parent(source, &request.image)).transpose()?;
-        let size = size(request, parent.as_ref())?;
+        let parent = request.source.as_ref().map(|source| self.parent(source, request)).transpose()?;
         let record = Volume {
             state: State::Creating,
             id: request.id.clone(),
             name: request.name.clone(),
-            size,
+            size: size(request, parent.as_ref())?,
             created: now(),
             image_id: None,
             source: request.source.as_ref().map(VolumeSource::recorded),
@@ -150,34 +152,40 @@ impl Volumes {
             context: request.context.clone(),
             published: Vec::new(),
         };
-        let stored = match found {
-            Some(earlier) => self.take_over(&request.image, &earlier, record)?,
-            None => self.begin(&request.image, record)?,
-        };
-        let made = self.make(request, &stored, parent.as_ref()).and_then(|record| {
-            Ok(self
-                .catalogue
-                .replace(&request.image, &stored, Volume { state: State::Ready, ..record })?
-                .record)
+        // Before the record is written: a retry that finds the record takes the image to be its own.
+        if self.pool.image_id(&request.image)?.is_some() {
+            return Err(self.foreign(&request.image));
+        }
+        let mut stored = self.catalogue.insert_volume(&request.image, record)?;
+        let made = self.make(request, &mut stored, parent.as_ref()).and_then(|record| {
+            let ready = Volume { state: State::Ready, ..record };
+            Ok(self.catalogue.replace(&request.image, &stored, ready)?.record)
         });
         match made {
-            Ok(record) => {
-                if let Some(parent) = &parent {
-                    self.forget_intent(parent)?;
+            Ok(record) => Ok(record),
+            Err(error) if !error.is_final() => Err(error.after_a_change()),
+            // The record is gone, and the image is not ours.
+            Err(error @ Error::AlreadyExists(_)) => Err(error),
+            Err(error) => match self.clear_away(&request.image, &stored) {
+                Ok(()) => Err(error.after_an_undo()),
+                Err(undoing) => {
+                    tracing::warn!(image = request.image, %error, "a failed creation is not undone yet");
+                    Err(undoing)
                 }
-                self.collect_leftovers();
-                Ok(record)
-            }
-            Err(error) => Err(self.undo(&request.image, &stored, error)),
+            },
         }
     }
 
-    fn begin(&self, image: &str, record: Volume) -> Result<Stored<Volume>> {
-        // Looked at before the record is written, so that a retry which finds the record knows the image to be its own.
-        if self.pool.image_id(image)?.is_some() {
-            return Err(self.foreign(image));
-        }
-        self.catalogue.insert_volume(image, record)
+    /// Removes what an unfinished creation or deletion of `image` left. Its errors are never final: something is left.
+    fn clear_away(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+        let cleared = self.destroy(image, stored);
+        self.collect_own_leftovers();
+        cleared.map_err(|error| match error {
+            Error::FailedPrecondition(why) => {
+                Error::Conflict(format!("an unfinished volume of this name is in the way: {why}"))
+            }
+            other => other.after_a_change(),
+        })
     }
 
     fn foreign(&self, image: &str) -> Error {
@@ -189,94 +197,29 @@ impl Volumes {
         ))
     }
 
-    /// Makes an unfinished attempt ours, and removes what it left.
-    fn take_over(&self, image: &str, earlier: &Stored<Volume>, record: Volume) -> Result<Stored<Volume>> {
-        self.note_leftovers(image, &earlier.record)?;
-        let stored = self.catalogue.replace(image, earlier, record)?;
-        self.pool
-            .remove_image(image)
-            .tolerate(Errno::ENOENT)
-            .map_err(Error::from)
-            .map_err(Error::after_a_change)?;
-        Ok(stored)
-    }
-
-    /// Writes down what an unfinished creation of `image` may have left on its source's side.
-    fn note_leftovers(&self, image: &str, record: &Volume) -> Result<()> {
-        let mut suspects = Vec::new();
-        let mut child = String::new();
-        match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
-            Ok(leftover) => {
-                child = leftover.id()?;
-                suspects = Self::links(&*leftover, &child, &[])?;
-            }
-            Err(error) if error.errno == Errno::ENOENT => {}
-            Err(error) => return Err(error.into()),
-        }
-        suspects.extend(self.planned_link(record, &child)?);
-        self.journal.add(&suspects)
-    }
-
-    /// What to tell the caller of a creation that failed. When the failure is final, what was begun is undone first: a
-    /// caller that hears a final answer may never ask again, not even for a deletion.
-    fn undo(&self, image: &str, stored: &Stored<Volume>, error: Error) -> Error {
-        if !is_final(&error) {
-            return error.after_a_change();
-        }
-        let undone = || -> Result<()> {
-            let deleting = self.catalogue.replace(
-                image,
-                stored,
-                Volume { state: State::Deleting, ..stored.record.clone() },
-            )?;
-            if !matches!(error, Error::AlreadyExists(_)) {
-                self.note_leftovers(image, &stored.record)?;
-                self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
-            }
-            self.catalogue.remove(image, &deleting)
-        };
-        match undone() {
-            Ok(()) => {
-                self.collect_leftovers();
-                match error {
-                    Error::Rbd(cause) if matches!(cause.errno, Errno::ENOSPC | Errno::EDQUOT) => {
-                        Error::Exhausted(format!(
-                            "no room for {}, and nothing was left behind: {cause}",
-                            self.spec(image)
-                        ))
-                    }
-                    other => other,
-                }
-            }
-            Err(undoing) => {
-                tracing::warn!(image, %error, %undoing, "an unfinished creation could not be undone");
-                error.after_a_change()
-            }
-        }
-    }
-
     /// Looks at the source: it must be handed out, and not be on its way out.
-    fn parent(&self, source: &VolumeSource, child: &str) -> Result<Parent> {
+    fn parent(&self, source: &VolumeSource, request: &CreateVolume) -> Result<Parent> {
         let (id, pool, namespace) = match source {
             VolumeSource::Volume { id, pool, namespace, .. }
             | VolumeSource::Snapshot { id, pool, namespace, .. } => (id, pool, namespace),
         };
+        if request.options.clone_format == CloneFormat::V1 && namespace != self.pool.namespace() {
+            return Err(Error::Invalid(format!(
+                "the source {id} is in another RADOS namespace, which clones of format 1 cannot cross: use cloneFormat=2"
+            )));
+        }
         let gone = || Error::NotFound(format!("the source {id} does not exist"));
         let home = self.elsewhere(pool, namespace)?.ok_or_else(gone)?;
         let key = match source {
             VolumeSource::Volume { image, .. } => {
-                home.catalogue
-                    .volume(image)?
-                    .filter(|stored| stored.record.state == State::Ready)
-                    .ok_or_else(gone)?;
+                let ready = |stored: &Stored<Volume>| stored.record.state == State::Ready;
+                home.catalogue.volume(image)?.filter(ready).ok_or_else(gone)?;
                 ImageKey::Name(image)
             }
             VolumeSource::Snapshot { image_id, snapshot, .. } => {
-                home.catalogue
-                    .snapshot(snapshot)?
-                    .filter(|stored| {
-                        stored.record.state == State::Ready && stored.record.image_id == *image_id
-                    })
+                let found = home.catalogue.snapshot(snapshot)?.map(|stored| stored.record);
+                found
+                    .filter(|record| record.state == State::Ready && record.image_id == *image_id)
                     .ok_or_else(gone)?;
                 ImageKey::Id(image_id)
             }
@@ -288,14 +231,15 @@ impl Volumes {
         };
         let image_id = image.id()?;
         let snapshots = image.snapshots()?;
-        let (snapshot, name, size) = match source {
+        let (snapshot, stale, name, size) = match source {
             VolumeSource::Volume { .. } => {
-                (None, free_clone_snapshot_name(&*image, &snapshots, child)?, image.info()?.size)
+                let (name, stale) = clone_snapshot_name(&*image, &snapshots, &request.image)?;
+                (None, stale, name, image.info()?.size)
             }
             VolumeSource::Snapshot { snapshot, .. } => {
-                let found = user_snapshot(&snapshots, snapshot).ok_or_else(gone)?.clone();
+                let found = find(&snapshots, snapshot).ok_or_else(gone)?.clone();
                 let size = found.size;
-                (Some(found), snapshot.clone(), size)
+                (Some(found), None, snapshot.clone(), size)
             }
         };
         let link = Link {
@@ -304,245 +248,72 @@ impl Volumes {
             image_id: image_id.clone(),
             snapshot: name,
         };
-        Ok(Parent { home, image_id, size, link, snapshot })
+        Ok(Parent { home, image, image_id, size, snapshots: snapshots.len(), link, snapshot, stale })
     }
 
-    /// Makes the image. Returns the record as it is to be written when all is well.
+    /// Makes the image. Returns the record as it is to be written when all is well; `stored` is what is written now.
     fn make(
         &self,
         request: &CreateVolume,
-        stored: &Stored<Volume>,
+        stored: &mut Stored<Volume>,
         parent: Option<&Parent>,
     ) -> Result<Volume> {
-        let record = stored.record.clone();
-        let Some(parent) = parent else {
-            self.activity.begin(format!("creating {}", self.spec(&request.image)));
-            return match self.pool.create_image(&request.image, record.size, &request.options) {
-                Ok(()) => self.describe(request, record),
-                Err(error) if error.errno == Errno::EEXIST => Err(self.name_is_taken(&request.image)?),
-                Err(error) => Err(error.into()),
-            };
-        };
-        if parent.snapshot.is_none() && !parent.is_in(self) {
-            let intent = Intent {
-                pool: self.pool.name().to_string(),
-                namespace: self.pool.namespace().to_string(),
-                image: request.image.clone(),
-            };
-            parent.home.catalogue.note_intent(&parent.image_id, &parent.link.snapshot, intent)?;
+        if let Some(parent) = parent {
+            return self.clone_volume(request, stored, parent);
         }
-        if request.policy.max_clone_depth == 0 {
-            self.copy(request, record, parent)
-        } else {
-            self.clone_and_verify(request, record, parent)
-        }
-    }
-
-    /// The image's name was taken between our look and our create.
-    fn name_is_taken(&self, image: &str) -> Result<Error> {
-        if self.pool.image_id(image)?.is_some() {
-            return Ok(self.foreign(image));
-        }
-        // Only the remains of a killed removal: out of the way with them, and the retry goes through.
-        self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
-        Ok(Error::Conflict(format!("the image {}", self.spec(image))))
-    }
-
-    /// A hashed image name says nothing to a person with `rbd`: the CSI name goes into the image's metadata.
-    fn describe(&self, request: &CreateVolume, record: Volume) -> Result<Volume> {
-        if request.image.ends_with(&request.name) && request.settings.is_empty() {
-            return Ok(record);
-        }
-        let image = self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)?;
-        image.metadata_set("cinderblock/name", &request.name)?;
-        super::modify::set(&*image, &request.settings)?;
-        Ok(Volume { image_id: Some(image.id()?), ..record })
-    }
-
-    fn copy(&self, request: &CreateVolume, record: Volume, parent: &Parent) -> Result<Volume> {
-        let source = parent.open(OpenMode::ReadWrite)?;
-        let snapshot = self.snapshot_to_clone(parent, &*source, request)?;
-        self.activity.begin(format!("copying to {}", self.spec(&request.image)));
-        source.copy(
-            Some(snapshot.id),
-            &*self.pool,
-            &request.image,
-            &request.options,
-            &mut self.activity.progress(),
-        )?;
-        let image = self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)?;
-        grow(&*image, record.size)?;
-        if parent.snapshot.is_none() {
-            parent.home.drop_snapshot(&*source, &parent.image_id, &snapshot)?;
-        }
-        self.describe(request, Volume { image_id: Some(image.id()?), ..record })
-    }
-
-    fn clone_and_verify(&self, request: &CreateVolume, record: Volume, parent: &Parent) -> Result<Volume> {
-        let flatten_clone = self.shorten(request, parent)?;
-        if parent.snapshot.is_none() {
-            let spec = parent.home.spec(&parent.link.image_id);
-            parent.home.make_room(&parent.image_id, &spec, request.policy.max_snapshots)?;
-        }
-        let source = parent.open(OpenMode::ReadWrite)?;
-        let snapshot = self.snapshot_to_clone(parent, &*source, request)?;
-        if request.options.clone_format == CloneFormat::V1 && !snapshot.protected {
-            source.protect_snapshot(&snapshot.name).tolerate(Errno::EBUSY)?;
-        }
-        self.activity.begin(format!("cloning to {}", self.spec(&request.image)));
-        let spec = SnapshotSpec {
-            pool: parent.link.pool.clone(),
-            namespace: parent.link.namespace.clone(),
-            image: source.name()?,
-            snapshot: snapshot.name.clone(),
-        };
-        let options =
-            ImageOptions { order: None, stripe_unit: None, stripe_count: None, ..request.options.clone() };
-        self.pool.clone_image(&spec, &request.image, &options).map_err(|error| match error.errno {
-            // The source, or its snapshot, went while we were at it.
-            Errno::ENOENT => Error::NotFound(format!("the source {} does not exist any more", error.object)),
-            Errno::EEXIST => Error::Conflict(format!("the image {}", self.spec(&request.image))),
-            _ => error.into(),
-        })?;
-        let grows = record.size > snapshot.size;
-        let mode = if grows || flatten_clone { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
-        let image = self.pool.open_image(ImageKey::Name(&request.image), mode)?;
-        let id = image.id()?;
-        verify_link(&*image, &id, parent, &*source, &snapshot)?;
-        if grows {
-            grow(&*image, record.size)?;
-        }
-        if flatten_clone {
-            self.flatten(&*image, &self.spec(&request.image))?;
-        }
-        self.describe(request, Volume { image_id: Some(id), ..record })
-    }
-
-    /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers whether
-    /// the clone must be flattened instead, or anyhow.
-    fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<bool> {
-        let policy = &request.policy;
-        if parent.snapshot.is_some() && policy.flatten_on_restore {
-            return Ok(true);
-        }
-        let at = parent.snapshot.as_ref().map(|snapshot| snapshot.id);
-        let source = parent.open(OpenMode::ReadOnly)?;
-        if self.depth(&*source, at)? < policy.max_clone_depth {
-            return Ok(false);
-        }
-        // A snapshot keeps its own link, which only a deep flatten cuts.
-        let helps = at.is_none() || source.info()?.features.contains(Features::DEEP_FLATTEN);
-        let wanted = match policy.flatten_target {
-            FlattenTarget::Clone => false,
-            FlattenTarget::Source => true,
-            FlattenTarget::Auto => !parent.is_attached(&*source)?,
-        };
-        if !(helps && wanted) {
-            return Ok(true);
-        }
-        drop(source);
-        let source = parent.open(OpenMode::ReadWrite)?;
-        self.flatten(&*source, &parent.home.spec(&source.name()?))?;
-        drop(source);
-        self.collect_leftovers();
-        let source = parent.open(OpenMode::ReadOnly)?;
-        Ok(self.depth(&*source, at)? >= policy.max_clone_depth)
-    }
-
-    /// The snapshot to clone: the one asked for, or one newly cut. A childless one of the planned name is stale, an older
-    /// point in time left by an earlier attempt, and is cut anew.
-    fn snapshot_to_clone(
-        &self,
-        parent: &Parent,
-        source: &dyn Image,
-        request: &CreateVolume,
-    ) -> Result<Snapshot> {
-        if let Some(snapshot) = &parent.snapshot {
-            return Ok(snapshot.clone());
-        }
-        let name = &parent.link.snapshot;
-        if let Some(stale) = user_snapshot(&source.snapshots()?, name) {
-            if !source.children(Some(stale.id))?.is_empty() {
-                return Err(Error::Conflict(format!("the snapshot {}@{name}", parent.image_id)));
+        self.activity.begin(format!("creating {}", self.spec(&request.image)));
+        match self.pool.create_image(&request.image, stored.record.size, &request.options) {
+            Ok(()) => {}
+            Err(error) if error.errno == Errno::EEXIST => {
+                return Err(self.name_is_taken(&request.image, stored)?);
             }
-            self.drop_snapshot(source, &parent.image_id, stale)?;
+            Err(error) => return Err(error.into()),
         }
-        self.activity.begin(format!("taking a snapshot for {}", self.spec(&request.image)));
-        source.create_snapshot(name)?;
-        user_snapshot(&source.snapshots()?, name)
-            .cloned()
-            .ok_or_else(|| Error::Conflict(format!("the snapshot {}@{name}", parent.image_id)))
+        if !request.has_metadata() {
+            return Ok(stored.record.clone());
+        }
+        let image = self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)?;
+        describe(&*image, request)?;
+        Ok(Volume { image_id: Some(image.id()?), ..stored.record.clone() })
     }
 
-    fn forget_intent(&self, parent: &Parent) -> Result<()> {
-        if parent.snapshot.is_none() && !parent.is_in(self) {
-            parent.home.catalogue.forget_intent(&parent.image_id, &parent.link.snapshot)?;
+    /// What to tell when the image's name was taken between our look and our create.
+    pub(super) fn name_is_taken(&self, image: &str, stored: &Stored<Volume>) -> Result<Error> {
+        if self.pool.image_id(image)?.is_none() {
+            return Ok(Error::Conflict(format!(
+                "the name {} is taken by what a killed creation or removal left",
+                self.spec(image)
+            )));
         }
-        Ok(())
+        self.forget_unmade(image, stored)?;
+        Ok(self.foreign(image))
     }
 }
 
-impl Parent {
-    fn open(&self, mode: OpenMode) -> Result<Box<dyn Image>> {
-        self.home.pool.open_image(ImageKey::Id(&self.image_id), mode).map_err(|error| match error.errno {
-            Errno::ENOENT => {
-                Error::NotFound(format!("the source image {} does not exist any more", self.image_id))
-            }
-            _ => error.into(),
-        })
-    }
+/// The image metadata key for the CSI name, for people with `rbd`.
+const NAME_KEY: &str = "cinderblock/name";
 
-    fn is_in(&self, volumes: &Volumes) -> bool {
-        self.link.pool == volumes.pool.name() && self.link.namespace == volumes.pool.namespace()
+/// Writes the settings, and the CSI name that a hashed image name does not say, into the image's metadata.
+pub(super) fn describe(image: &dyn Image, request: &CreateVolume) -> Result<()> {
+    if request.is_hashed() {
+        image.metadata_set(NAME_KEY, &request.name)?;
     }
-
-    fn is_attached(&self, image: &dyn Image) -> Result<bool> {
-        let published = self
-            .home
-            .catalogue
-            .volume(&image.name()?)?
-            .is_some_and(|stored| !stored.record.published.is_empty());
-        Ok(published || !image.watchers()?.is_empty())
-    }
+    super::modify::set(image, &request.settings)
 }
 
-/// Both ends of a new link must be there: a clone without it reads as zeros, a parent without it can be removed.
-fn verify_link(
+/// The name of the snapshot to cut for `child`: one that no other clone, of an earlier volume of that name, depends on. And
+/// the childless snapshot that has this name now, if one has.
+fn clone_snapshot_name(
     image: &dyn Image,
-    id: &str,
-    parent: &Parent,
-    source: &dyn Image,
-    snapshot: &Snapshot,
-) -> Result<()> {
-    let upwards = image
-        .parent(None)?
-        .is_some_and(|link| link.image_id == parent.image_id && link.snapshot_id == snapshot.id);
-    let downwards = source.children(Some(snapshot.id))?.iter().any(|child| child.image_id == id);
-    if upwards && downwards {
-        return Ok(());
-    }
-    Err(Error::Conflict(format!("the link of {} to {}@{}", image.name()?, parent.image_id, snapshot.name)))
-}
-
-fn grow(image: &dyn Image, size: u64) -> Result<()> {
-    if image.info()?.size < size {
-        image.resize(size, false)?;
-    }
-    Ok(())
-}
-
-fn user_snapshot<'a>(snapshots: &'a [Snapshot], name: &str) -> Option<&'a Snapshot> {
-    snapshots.iter().find(|snapshot| snapshot.kind == SnapshotKind::User && snapshot.name == name)
-}
-
-/// The name of the snapshot to cut for `child`: one that no other clone, of an earlier volume of that name, depends on.
-fn free_clone_snapshot_name(image: &dyn Image, snapshots: &[Snapshot], child: &str) -> Result<String> {
+    snapshots: &[Snapshot],
+    child: &str,
+) -> Result<(String, Option<Snapshot>)> {
     let mut attempt = 0;
     loop {
         let name = names::clone_snapshot(child, attempt);
-        match user_snapshot(snapshots, &name) {
+        match find(snapshots, &name) {
             Some(taken) if !image.children(Some(taken.id))?.is_empty() => attempt += 1,
-            _ => return Ok(name),
+            stale => return Ok((name, stale.cloned())),
         }
     }
 }
@@ -591,25 +362,4 @@ fn existing(spec: &str, record: &Volume, request: &CreateVolume) -> Result<Volum
         return differs("its parameters or capabilities are different".to_string());
     }
     Ok(record.clone())
-}
-
-/// Whether no retry of the same request could end differently, so that the caller may give up.
-fn is_final(error: &Error) -> bool {
-    match error {
-        Error::Conflict(_) | Error::Unfinished(_) => false,
-        Error::Rbd(cause) => !matches!(
-            cause.errno,
-            Errno::ETIMEDOUT
-                | Errno::ESHUTDOWN
-                | Errno::ENOTCONN
-                | Errno::ECONNRESET
-                | Errno::EIO
-                | Errno::EAGAIN
-                | Errno::EINTR
-                | Errno::EBUSY
-                | Errno::EEXIST
-                | Errno::ENOENT
-        ),
-        _ => true,
-    }
 }

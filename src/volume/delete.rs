@@ -1,14 +1,19 @@
-//! DeleteVolume.
+//! DeleteVolume, and the removal of what an unfinished creation left.
 //!
 //! Crash points: the record says `deleting` before anything is destroyed and goes last, so a retry finds it and goes on.
 //! Links are in the journal before they are cut. A volume whose snapshots are still needed becomes a silent parent: it is
 //! renamed, and the record's removal and the note of the silent parent are one atomic change.
+//!
+//! An unfinished volume's name may have been taken by somebody else since its record was written. The image there is the
+//! volume's own when its id is the recorded one; before that is known, when it hangs on the planned parent, or holds
+//! nothing at all: no parent, no snapshot, no data. Any other image is left alone.
 
 use super::catalogue::{DeleteWithSnapshots, Silent, State, Stored, Volume};
-use super::journal::Suspect;
+use super::journal::{Child, Suspect};
 use super::names;
 use super::{Error, Result, Volumes, now};
-use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
+use crate::rbd::{Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
+use std::ops::ControlFlow;
 
 impl Volumes {
     /// Deletes the volume whose image is named `image`; fine when it is gone.
@@ -16,40 +21,50 @@ impl Volumes {
     /// [`Error::FailedPrecondition`], and nothing changed, when it is attached, when it may not be deleted with its
     /// snapshots, or when an image of that name exists which the catalogue does not know.
     pub fn delete(&self, image: &str) -> Result<()> {
-        let Some(stored) = self.catalogue.volume(image)? else {
-            return self.delete_unknown(image);
-        };
-        match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
-            Ok(opened) => {
-                let snapshots = opened.snapshots()?;
-                self.refuse_if_in_use(image, &stored.record, &*opened, &snapshots)?;
-                let stored = self.mark_deleting(image, &stored, Some(opened.id()?))?;
-                self.delete_opened(image, &stored, opened, &snapshots)
+        match self.catalogue.volume(image)? {
+            Some(stored) if stored.record.state == State::Ready => self.destroy(image, &stored)?,
+            Some(stored) => self.destroy(image, &stored).map_err(Error::after_a_change)?,
+            None if self.pool.image_id(image)?.is_some() => {
+                return Err(Error::FailedPrecondition(format!(
+                    "the image {} exists, but the catalogue of instance {} does not know it: it was made by somebody \
+                     else and is not deleted",
+                    self.spec(image),
+                    self.instance
+                )));
             }
-            // What a killed create, remove or rename left, or nothing: finish it by name.
-            Err(error) if error.errno == Errno::ENOENT => {
-                let stored = self.mark_deleting(image, &stored, None)?;
-                self.delete_unopened(image, &stored)
-            }
-            Err(error) => return Err(error.into()),
+            None => {}
         }
-        .map_err(Error::after_a_change)?;
+        // Also when nothing was there: a killed deletion may have come as far as this.
         self.collect_leftovers();
         Ok(())
     }
 
-    fn delete_unknown(&self, image: &str) -> Result<()> {
-        if self.pool.image_id(image)?.is_some() {
+    /// Takes away all that a volume is, whatever its record says, and then the record. The caller collects.
+    /// [`Error::FailedPrecondition`] when it is in use, or its name is somebody else's.
+    pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+        let opened = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
+            Ok(opened) => opened,
+            Err(error) if error.errno == Errno::ENOENT => {
+                return self.destroy_unopened(image, stored).map_err(Error::after_a_change);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let id = opened.id()?;
+        let snapshots = opened.snapshots()?;
+        if !is_its_image(&stored.record, &*opened, &id, &snapshots)? {
+            self.forget_unmade(image, stored).map_err(Error::after_a_change)?;
             return Err(Error::FailedPrecondition(format!(
-                "the image {} exists, but the catalogue of instance {} does not know it: it was made by somebody else and \
-                 is not deleted",
-                self.spec(image),
-                self.instance
+                "the image {} is not the one of the unfinished volume of this name: somebody else made it, and it is not \
+                 deleted",
+                self.spec(image)
             )));
         }
-        self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
-        self.collect_leftovers();
-        Ok(())
+        self.refuse_if_in_use(image, &stored.record, &*opened, &snapshots)?;
+        let begun_before = stored.record.state == State::Deleting;
+        let stored = self.mark_deleting(image, stored, Some(id.clone()))?;
+        let silent_name = if begun_before { self.begun_silent_name(image, &id)? } else { None };
+        self.destroy_opened(image, &stored, opened, &id, &snapshots, silent_name)
+            .map_err(Error::after_a_change)
     }
 
     fn refuse_if_in_use(
@@ -101,30 +116,46 @@ impl Volumes {
         )
     }
 
-    fn delete_opened(
+    /// The silent name that an interrupted rename of the image has given it beside its old one. Such an image must not be
+    /// removed by the old name: the new one would be left.
+    fn begun_silent_name(&self, image: &str, id: &str) -> Result<Option<String>> {
+        for name in [names::silent(image), names::silent_with_id(image, id)] {
+            if self.pool.image_id(&name)?.as_deref() == Some(id) {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    fn destroy_opened(
         &self,
         image: &str,
         stored: &Stored<Volume>,
         opened: Box<dyn Image>,
+        id: &str,
         snapshots: &[Snapshot],
+        silent_name: Option<String>,
     ) -> Result<()> {
-        let id = opened.id()?;
-        let mut suspects = Self::links(&*opened, &id, &[])?;
-        if suspects.is_empty() {
-            suspects.extend(self.planned_link(&stored.record, &id)?);
-        }
-        let mut left = 0;
+        let mut unneeded = Vec::new();
         for snapshot in snapshots {
-            if self.goes_with_the_volume(&*opened, &id, snapshot)? {
-                let writable = self.pool.open_image(ImageKey::Id(&id), OpenMode::ReadWrite)?;
-                self.drop_snapshot(&*writable, &id, snapshot)?;
-            } else {
-                left += 1;
+            if self.goes_with_the_volume(&*opened, id, snapshot)? {
+                unneeded.push(snapshot);
             }
         }
-        drop(opened);
-        if left == 0 {
-            self.journal.add(&suspects)?;
+        if !unneeded.is_empty() {
+            let writable = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite)?;
+            for snapshot in &unneeded {
+                self.drop_snapshot(&*writable, id, snapshot)?;
+            }
+        }
+        if unneeded.len() == snapshots.len() && silent_name.is_none() {
+            let mut suspects = self.links(&*opened, id, &[])?;
+            if suspects.is_empty() {
+                suspects.extend(self.planned_link(&stored.record, Some(self.child(id)))?);
+            }
+            self.suspect(&suspects)?;
+            drop(opened);
+            self.catalogue.confirm(image, stored)?;
             match self.pool.remove_image(image).tolerate(Errno::ENOENT) {
                 Ok(()) => return self.catalogue.remove(image, stored),
                 // A snapshot came meanwhile.
@@ -132,38 +163,62 @@ impl Volumes {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.journal.add(&[self.as_suspect(image, &id)])?;
-        match self.pool.rename_image(image, &names::silent(image)) {
+        self.catalogue.confirm(image, stored)?;
+        match self.pool.rename_image(image, &silent_name.unwrap_or_else(|| names::silent(image))) {
             // An earlier volume of this name is silent still.
             Err(error) if error.errno == Errno::EEXIST => {
-                self.pool.rename_image(image, &names::silent_with_id(image, &id))?;
+                self.pool.rename_image(image, &names::silent_with_id(image, id))?;
             }
             other => other?,
         }
-        self.note_silent(image, stored, &id)
+        let renamed = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
+        self.note_silent(image, stored, &*renamed, id)
     }
 
-    /// No image has the volume's name, or only remains of one. The rest of a silencing is still to be done when the image
-    /// lives under its silent name.
-    fn delete_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+    /// No image has the volume's name, or only remains of one: what a killed create, remove or rename left, or nothing.
+    fn destroy_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+        let stored = self.mark_deleting(image, stored, None)?;
+        if self.settle_by_id(image, &stored)? {
+            return Ok(());
+        }
+        self.catalogue.confirm(image, &stored)?;
+        self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
+        self.catalogue.remove(image, &stored)
+    }
+
+    /// Ends an unfinished volume whose name is somebody else's: what it planned is a suspect, and its record goes.
+    pub(super) fn forget_unmade(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+        if self.settle_by_id(image, stored)? {
+            return Ok(());
+        }
+        self.catalogue.remove(image, stored)
+    }
+
+    /// Looks for the volume's image by its id, where it is known, since no image of ours has its name. One that was made
+    /// silent is noted as such in place of the record: `true`. Whatever else stands of its links is in the journal then.
+    fn settle_by_id(&self, image: &str, stored: &Stored<Volume>) -> Result<bool> {
         if let Some(id) = &stored.record.image_id {
             match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
                 Ok(opened) if opened.name()?.ends_with(names::SILENT_SUFFIX) => {
-                    self.journal.add(&[self.as_suspect(image, id)])?;
-                    return self.note_silent(image, stored, id);
+                    self.note_silent(image, stored, &*opened, id)?;
+                    return Ok(true);
                 }
                 // In the trash on its way out, links still standing.
-                Ok(opened) => self.journal.add(&Self::links(&*opened, id, &[])?)?,
+                Ok(opened) => self.suspect(&self.links(&*opened, id, &[])?)?,
                 Err(error) if error.errno == Errno::ENOENT => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.journal.add(self.planned_link(&stored.record, "")?.as_slice())?;
-        self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
-        self.catalogue.remove(image, stored)
+        self.suspect(self.planned_link(&stored.record, None)?.as_slice())?;
+        Ok(false)
     }
 
-    fn note_silent(&self, image: &str, stored: &Stored<Volume>, id: &str) -> Result<()> {
+    /// Puts the note of a silent parent in place of the record. `renamed` was opened after the rename: if its last snapshot
+    /// went before that, nobody who removed it saw a silent parent, and it is a suspect.
+    fn note_silent(&self, image: &str, stored: &Stored<Volume>, renamed: &dyn Image, id: &str) -> Result<()> {
+        if renamed.snapshots()?.is_empty() {
+            self.suspect(&[self.as_suspect(image, id)])?;
+        }
         self.catalogue.silence(image, stored, id, Silent { volume: stored.record.id.clone(), deleted: now() })
     }
 
@@ -175,12 +230,12 @@ impl Volumes {
             image_id: id.to_string(),
             image: image.to_string(),
             snapshot: None,
-            child: String::new(),
+            child: None,
         }
     }
 
-    /// The snapshot an unfinished creation planned to clone, if it stands: nothing else remembers it.
-    pub(super) fn planned_link(&self, record: &Volume, child: &str) -> Result<Option<Suspect>> {
+    /// The snapshot a creation planned to clone, if it stands: nothing else may remember it.
+    fn planned_link(&self, record: &Volume, child: Option<Child>) -> Result<Option<Suspect>> {
         let Some(link) = &record.link else {
             return Ok(None);
         };
@@ -192,17 +247,12 @@ impl Volumes {
             Err(error) if error.errno == Errno::ENOENT => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let planned = parent
-            .snapshots()?
-            .into_iter()
-            .find(|snapshot| snapshot.kind == SnapshotKind::User && snapshot.name == link.snapshot);
+        let planned = super::snapshot::find(&parent.snapshots()?, &link.snapshot).map(|snapshot| snapshot.id);
         Ok(match planned {
-            Some(snapshot) => Some(Suspect {
-                snapshot: Some(snapshot.id),
-                child: child.to_string(),
-                ..home.as_suspect(&parent.name()?, &link.image_id)
-            }),
             None => None,
+            planned => {
+                Some(Suspect { snapshot: planned, child, ..home.as_suspect(&parent.name()?, &link.image_id) })
+            }
         })
     }
 
@@ -218,6 +268,41 @@ impl Volumes {
         Ok(ours
             && image.children(Some(snapshot.id))?.is_empty()
             && !self.is_needed_by_a_creation(id, &snapshot.name)?)
+    }
+}
+
+/// Whether the image under a volume's name is the volume's: see above.
+fn is_its_image(record: &Volume, opened: &dyn Image, id: &str, snapshots: &[Snapshot]) -> Result<bool> {
+    if record.state == State::Ready {
+        return Ok(true);
+    }
+    if let Some(known) = &record.image_id {
+        return Ok(known == id);
+    }
+    match opened.parent(None)? {
+        Some(parent) => Ok(record.link.as_ref().is_some_and(|link| link.image_id == parent.image_id)),
+        None => Ok(snapshots.is_empty() && holds_nothing(opened)?),
+    }
+}
+
+/// Whether no byte was ever written to the image.
+fn holds_nothing(image: &dyn Image) -> Result<bool> {
+    let whole = Diff {
+        at: None,
+        since: None,
+        offset: 0,
+        length: image.info()?.size,
+        include_parent: false,
+        whole_object: true,
+    };
+    let mut empty = true;
+    let walked = image.diff(&whole, &mut |_| {
+        empty = false;
+        ControlFlow::Break(())
+    });
+    match walked {
+        Err(error) if empty => Err(error.into()),
+        _ => Ok(empty),
     }
 }
 

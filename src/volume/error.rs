@@ -25,8 +25,8 @@ pub enum Error {
     /// No room is left, and what was begun has been undone.
     #[error("{0}")]
     Exhausted(String),
-    /// Another controller changed the same object at the same time. Nothing is lost; try again.
-    #[error("{0} was changed by another controller at the same time; try again")]
+    /// Somebody else is at work on the same object at the same time. Nothing is lost; try again.
+    #[error("{0}; try again")]
     Conflict(String),
     /// Ceph failed before anything was changed, or after everything begun was undone.
     #[error("{0}")]
@@ -45,6 +45,43 @@ impl Error {
     pub fn after_a_change(self) -> Error {
         match self {
             Error::Rbd(error) => Error::Unfinished(error),
+            other => other,
+        }
+    }
+
+    /// Whether no retry of the same request could end differently, so that the caller may give up. What had begun must be
+    /// undone before such an error is returned.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Error::Conflict(_) | Error::Unfinished(_) => false,
+            Error::Rbd(cause) => !matches!(
+                cause.errno,
+                Errno::ETIMEDOUT
+                    | Errno::ESHUTDOWN
+                    | Errno::ENOTCONN
+                    | Errno::ECONNREFUSED
+                    | Errno::ECONNRESET
+                    | Errno::EHOSTUNREACH
+                    | Errno::ENETUNREACH
+                    | Errno::EIO
+                    | Errno::EAGAIN
+                    | Errno::EINTR
+                    | Errno::EBUSY
+                    | Errno::ECANCELED
+                    | Errno::EEXIST
+                    | Errno::ENOENT
+            ),
+            _ => true,
+        }
+    }
+
+    /// This error as the answer to a request that left nothing behind: a lack of room says so.
+    #[must_use]
+    pub fn after_an_undo(self) -> Error {
+        match self {
+            Error::Rbd(cause) if matches!(cause.errno, Errno::ENOSPC | Errno::EDQUOT) => {
+                Error::Exhausted(format!("there is no room, and nothing was left behind: {cause}"))
+            }
             other => other,
         }
     }

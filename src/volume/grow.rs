@@ -36,6 +36,7 @@ impl Volumes {
             Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
             Err(error) => return Err(error.into()),
         };
+        let image_id = Some(opened.id()?);
         let actual = opened.info()?.size;
         if sizes.limit != 0 && actual > sizes.limit {
             return Err(too_large(actual));
@@ -50,7 +51,6 @@ impl Volumes {
                 _ => Error::Unfinished(error),
             })?;
         }
-        let image_id = Some(opened.id()?);
         self.catalogue
             .replace(image, &stored, Volume { size, image_id, ..record.clone() })
             .map_err(Error::after_a_change)?;

@@ -5,15 +5,14 @@
 //! and forgets it only when it is settled. An entry that was written for a drop that never happened is harmless: its
 //! link still stands, and it is settled when that link goes.
 //!
-//! Entries are keys of one RADOS omap object (`cinderblock.<instance>.journal`) in the pool and namespace the operation
-//! works in; the suspects themselves may be in others.
+//! Suspects live where their image does: entries are keys of one RADOS omap object (`cinderblock.<instance>.journal`) in
+//! that pool and namespace, so that whoever is about to drop a snapshot finds all that is known of it.
 
 use super::Result;
 use crate::rbd::{Guard, OmapUpdate, Parent, Pool, SnapshotId};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const PAGE: u64 = 512;
 
@@ -30,26 +29,41 @@ pub struct Suspect {
     pub image: String,
     /// The snapshot whose child is being dropped; `None` when the image itself is the suspect.
     pub snapshot: Option<SnapshotId>,
-    /// Id of the image that drops its link to the snapshot; empty when there is none.
-    pub child: String,
+    /// The image that drops its link to the snapshot, if it is known.
+    pub child: Option<Child>,
+}
+
+/// An image that drops its link to a suspect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Child {
+    /// Its pool.
+    pub pool: String,
+    /// Its RADOS namespace.
+    pub namespace: String,
+    /// Its id.
+    pub image_id: String,
+    /// Whether it drops the link because it is flattened. librbd takes it off the snapshot's list before it cuts the link:
+    /// killed in between, the child still needs a snapshot that looks childless.
+    pub flattened: bool,
 }
 
 impl Suspect {
     /// The suspect that remains when `child` drops its link to `parent`.
-    pub fn link(parent: Parent, child: &str) -> Suspect {
+    pub fn link(parent: Parent, child: Child) -> Suspect {
         Suspect {
             pool: parent.pool,
             namespace: parent.namespace,
             image_id: parent.image_id,
             image: parent.image,
             snapshot: Some(parent.snapshot_id),
-            child: child.to_string(),
+            child: Some(child),
         }
     }
 
     fn key(&self) -> String {
         let snapshot = self.snapshot.map(|id| id.to_string()).unwrap_or_default();
-        format!("{}/{}/{}@{snapshot}#{}", self.pool, self.namespace, self.image_id, self.child)
+        let child = self.child.as_ref().map_or("", |child| child.image_id.as_str());
+        format!("{}@{snapshot}#{child}", self.image_id)
     }
 }
 
@@ -76,13 +90,12 @@ struct Versioned {
 pub struct Journal {
     pool: Arc<dyn Pool>,
     object: String,
-    written: Arc<AtomicBool>,
 }
 
 impl Journal {
     /// The journal of `instance` in `pool`.
     pub fn new(pool: Arc<dyn Pool>, instance: &str) -> Journal {
-        Journal { pool, object: format!("cinderblock.{instance}.journal"), written: Arc::default() }
+        Journal { pool, object: format!("cinderblock.{instance}.journal") }
     }
 
     /// Writes the suspects down, all or none. Nothing is written for none.
@@ -100,22 +113,29 @@ impl Journal {
             #[expect(clippy::expect_used, reason = "a plain struct of strings always serialises")]
             set.push((suspect.key(), serde_json::to_vec(&versioned).expect("a suspect serialises")));
         }
-        self.written.store(true, Ordering::Relaxed);
         Ok(self.pool.omap_update(&self.object, &OmapUpdate { set, ..OmapUpdate::default() })?)
-    }
-
-    /// Whether anything was written through this handle or a clone of it, so that there may be something to collect.
-    pub fn was_written(&self) -> bool {
-        self.written.load(Ordering::Relaxed)
     }
 
     /// All entries. There are as many as operations in flight, and a few more after a crash.
     pub fn entries(&self) -> Result<Vec<Entry>> {
+        self.list("")
+    }
+
+    /// The entries about one snapshot of one image.
+    pub fn entries_of(&self, image_id: &str, snapshot: SnapshotId) -> Result<Vec<Entry>> {
+        self.list(&format!("{image_id}@{snapshot}#"))
+    }
+
+    /// The entries whose keys begin with `prefix`.
+    fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        let mut after = String::new();
+        let mut after = prefix.to_string();
         loop {
             let page = self.pool.omap_list(&self.object, &after, PAGE)?;
             for (key, bytes) in page.entries {
+                if !key.starts_with(prefix) {
+                    return Ok(entries);
+                }
                 after.clone_from(&key);
                 match serde_json::from_slice::<Versioned>(&bytes) {
                     Ok(versioned) => entries.push(Entry { suspect: versioned.suspect, key, bytes }),

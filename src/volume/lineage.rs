@@ -3,7 +3,8 @@
 //! Links are what librbd answers for the parent of the head and of every snapshot, keyed by ids. Names are never matched:
 //! renamed, restored and adopted images would be missed.
 
-use super::journal::Suspect;
+use super::catalogue::State;
+use super::journal::{Child, Suspect};
 use super::names;
 use super::{Error, Result, Volumes};
 use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotId, SnapshotKind};
@@ -29,12 +30,12 @@ impl Volumes {
         Ok(depth)
     }
 
-    /// Everything that may become unneeded when `image` goes: the parents of its head and of each of `snapshots`.
-    pub(super) fn links(image: &dyn Image, id: &str, snapshots: &[Snapshot]) -> Result<Vec<Suspect>> {
+    /// Everything that may become unneeded when the image `id` here goes: the parents of its head and of each of `snapshots`.
+    pub(super) fn links(&self, image: &dyn Image, id: &str, snapshots: &[Snapshot]) -> Result<Vec<Suspect>> {
         let mut links = Vec::new();
         for at in std::iter::once(None).chain(snapshots.iter().map(|snapshot| Some(snapshot.id))) {
             if let Some(parent) = image.parent(at)? {
-                links.push(Suspect::link(parent, id));
+                links.push(Suspect::link(parent, self.child(id)));
             }
         }
         links.sort();
@@ -42,12 +43,31 @@ impl Volumes {
         Ok(links)
     }
 
-    /// Cuts `image` off its ancestors. Fine when it has none. What it lets go of is in the journal first; the caller
-    /// collects.
+    /// The image `id` here as one that drops a link.
+    pub(super) fn child(&self, id: &str) -> Child {
+        Child {
+            pool: self.pool.name().to_string(),
+            namespace: self.pool.namespace().to_string(),
+            image_id: id.to_string(),
+            flattened: false,
+        }
+    }
+
+    /// Cuts `image`, which is here, off its ancestors. Fine when it has none. What it lets go of is in the journal first; the
+    /// caller collects.
     pub(super) fn flatten(&self, image: &dyn Image, spec: &str) -> Result<()> {
         let id = image.id()?;
-        self.journal.add(&Self::links(image, &id, &image.snapshots()?)?)?;
+        let mut links = self.links(image, &id, &image.snapshots()?)?;
+        for child in links.iter_mut().filter_map(|link| link.child.as_mut()) {
+            child.flattened = true;
+        }
+        self.suspect(&links)?;
         self.activity.begin(format!("flattening {spec}"));
+        self.flatten_noted(image)
+    }
+
+    /// Flattens an image whose links are in the journal.
+    pub(super) fn flatten_noted(&self, image: &dyn Image) -> Result<()> {
         match image.flatten(&mut self.activity.progress()) {
             // Not, or no longer, a clone: somebody else flattened it.
             Err(error) if error.errno == Errno::EINVAL && image.parent(None)?.is_none() => Ok(()),
@@ -58,49 +78,46 @@ impl Volumes {
     /// Sees to it that one more snapshot fits on the image `id`: when it has `most` or more, its oldest clones are
     /// flattened until it has fewer. [`Error::Exhausted`] when that cannot help.
     pub(super) fn make_room(&self, id: &str, spec: &str, most: usize) -> Result<()> {
-        loop {
-            let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
-            let snapshots = image.snapshots()?;
-            if snapshots.len() < most {
-                return Ok(());
+        let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
+        let name = image.name()?;
+        let snapshots = image.snapshots()?;
+        let mut count = snapshots.len();
+        for snapshot in snapshots {
+            if count < most {
+                break;
             }
-            let count = snapshots.len();
-            let Some(oldest) = oldest_with_clones(&*image, snapshots)? else {
-                return Err(Error::Exhausted(format!(
-                    "{spec} has {count} snapshots and may have {most}, and no clone of it can be flattened to free one: \
-                     delete snapshots of it"
-                )));
+            let goes_with_its_clones = match &snapshot.kind {
+                SnapshotKind::User => names::is_collectable_snapshot(&snapshot.name),
+                SnapshotKind::Trash { .. } => true,
+                SnapshotKind::Group | SnapshotKind::Mirror => false,
             };
-            for child in image.children(Some(oldest.id))? {
-                let pool = self.cluster().pool(&child.pool, &child.namespace)?;
-                let clone = pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite)?;
-                self.flatten(&*clone, &super::image_spec(&child.pool, &child.namespace, &child.image))?;
+            if !goes_with_its_clones {
+                continue;
             }
-            drop(image);
+            self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&name, id) }])?;
+            self.flatten_clones(&*image, &snapshot)?;
             self.collect()?;
-            let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
-            if image.snapshots()?.len() >= count {
-                return Err(Error::Exhausted(format!(
-                    "{spec} has {count} snapshots and may have {most}, and flattening the clones of its snapshot {} did \
-                     not free it: delete snapshots of it",
-                    oldest.name
-                )));
-            }
+            count = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?.snapshots()?.len();
         }
+        if count < most {
+            return Ok(());
+        }
+        Err(Error::Exhausted(format!(
+            "{spec} has {count} snapshots and may have {most}, and flattening its clones frees none: delete snapshots of it"
+        )))
     }
-}
 
-/// The oldest snapshot that goes away when its clones are flattened.
-fn oldest_with_clones(image: &dyn Image, snapshots: Vec<Snapshot>) -> Result<Option<Snapshot>> {
-    for snapshot in snapshots {
-        let goes_with_its_clones = match &snapshot.kind {
-            SnapshotKind::User => names::is_collectable_snapshot(&snapshot.name),
-            SnapshotKind::Trash { .. } => true,
-            SnapshotKind::Group | SnapshotKind::Mirror => false,
-        };
-        if goes_with_its_clones && !image.children(Some(snapshot.id))?.is_empty() {
-            return Ok(Some(snapshot));
+    /// Flattens the clones of a snapshot, but for those whose creation is not finished.
+    fn flatten_clones(&self, image: &dyn Image, snapshot: &Snapshot) -> Result<()> {
+        for child in image.children(Some(snapshot.id))? {
+            let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { continue };
+            let record = home.catalogue.volume(&child.image)?;
+            if record.is_some_and(|stored| stored.record.state == State::Creating) {
+                continue;
+            }
+            let clone = home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite)?;
+            home.flatten(&*clone, &home.spec(&child.image))?;
         }
+        Ok(())
     }
-    Ok(None)
 }

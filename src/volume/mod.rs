@@ -13,13 +13,23 @@
 //! - Before a link to a parent snapshot is dropped, it is in the journal; after that, `collect` removes what lost its
 //!   reason to exist, all the way up.
 //!
+//! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of its own, and an old leader's
+//! operation may go on for an hour. Every write to a record is guarded by what was read, so exactly one of them gets its
+//! way, and the other stops at its next write. Directly before each call that makes, renames or removes an image by its
+//! name, or cuts a snapshot, a controller writes its record or looks whether it is still as it wrote it; everything else
+//! goes by ids, which are never used twice. What remains is a controller that stands still between that look and the
+//! call, for as long as another needs to finish the same work and begin anew. RBD offers nothing to close that gap with:
+//! it removes by name only.
+//!
 //! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
 
 use crate::rbd::{Cluster, Errno, Pool};
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 mod activity;
 pub mod catalogue;
+mod clone;
 mod collect;
 mod create;
 mod delete;
@@ -94,6 +104,8 @@ pub struct Volumes {
     journal: Journal,
     instance: String,
     activity: Arc<Activity>,
+    /// The pools and namespaces in whose journals this operation wrote suspects.
+    suspected: Arc<Mutex<BTreeSet<(String, String)>>>,
 }
 
 impl Volumes {
@@ -105,6 +117,7 @@ impl Volumes {
             pool,
             instance: instance.to_string(),
             activity,
+            suspected: Arc::default(),
         }
     }
 
@@ -114,9 +127,8 @@ impl Volumes {
             return Ok(Some(self.clone()));
         }
         match self.pool.cluster().pool(pool, namespace) {
-            // The journal stays the one of the operation's own home, whatever pools it leads to.
             Ok(pool) => Ok(Some(Volumes {
-                journal: self.journal.clone(),
+                suspected: self.suspected.clone(),
                 ..Volumes::new(pool, &self.instance, self.activity.clone())
             })),
             Err(error) if error.errno == Errno::ENOENT => Ok(None),
@@ -134,7 +146,7 @@ impl Volumes {
         &self.catalogue
     }
 
-    /// The journal of suspects of operations on these volumes.
+    /// The journal of suspects among these images.
     pub fn journal(&self) -> &Journal {
         &self.journal
     }

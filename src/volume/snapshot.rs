@@ -30,6 +30,12 @@ impl Volumes {
     /// [`Error::AlreadyExists`] when the name is taken by a snapshot of another volume, [`Error::NotFound`] when the volume
     /// does not exist, [`Error::Exhausted`] when the image has as many snapshots as it may.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<catalogue::Snapshot> {
+        let made = self.make_snapshot(request);
+        self.collect_own_leftovers();
+        made
+    }
+
+    fn make_snapshot(&self, request: &CreateSnapshot) -> Result<catalogue::Snapshot> {
         let found = self.catalogue.snapshot(&request.snapshot)?;
         if let Some(stored) = &found {
             match stored.record.state {
@@ -45,7 +51,7 @@ impl Volumes {
                 // Never handed out, or on its way out: gone with it, and a fresh start.
                 State::Creating | State::Deleting => {
                     self.delete_recorded_snapshot(&request.snapshot, stored)?;
-                    return self.create_snapshot(request);
+                    return self.make_snapshot(request);
                 }
             }
         }
@@ -63,13 +69,10 @@ impl Volumes {
         let id = image.id()?;
         let snapshots = image.snapshots()?;
         if find(&snapshots, &request.snapshot).is_some() {
-            return Err(Error::AlreadyExists(format!(
-                "{}@{} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is left \
-                 alone; use another snapshotNamePrefix, or remove it",
-                self.spec(&request.image),
-                request.snapshot,
-                self.instance
-            )));
+            return Err(self.foreign_snapshot(request));
+        }
+        if snapshots.len() >= request.max_snapshots {
+            self.make_room(&id, &self.spec(&request.image), request.max_snapshots)?;
         }
         let stored = self.catalogue.insert_snapshot(
             &request.snapshot,
@@ -77,42 +80,61 @@ impl Volumes {
                 state: State::Creating,
                 name: request.name.clone(),
                 source_volume: request.volume_id.clone(),
-                image_id: id.clone(),
+                image_id: id,
                 snapshot_id: 0,
                 size: 0,
                 created: now(),
                 clone_format: volume.record.clone_format,
+                attempt: uuid::Uuid::new_v4().simple().to_string(),
             },
         )?;
-        if snapshots.len() >= request.max_snapshots
-            && let Err(error) = self.make_room(&id, &self.spec(&request.image), request.max_snapshots)
-        {
-            self.catalogue.remove(&request.snapshot, &stored)?;
-            return Err(error);
-        }
-        match self.cut(&*image, &request.snapshot, &stored) {
+        match self.cut(&*image, request, &stored) {
             Ok(record) => Ok(record),
-            Err(Error::Rbd(cause)) if matches!(cause.errno, Errno::ENOSPC | Errno::EDQUOT) => {
-                self.delete_recorded_snapshot(&request.snapshot, &stored)?;
-                Err(Error::Exhausted(format!("no room for a snapshot, and nothing was left behind: {cause}")))
-            }
-            Err(error) => Err(error.after_a_change()),
+            Err(error) if !error.is_final() => Err(error.after_a_change()),
+            // The record is gone, and the snapshot is not ours.
+            Err(error @ Error::AlreadyExists(_)) => Err(error),
+            Err(error) => match self.delete_recorded_snapshot(&request.snapshot, &stored) {
+                Ok(()) => Err(error.after_an_undo()),
+                Err(undoing) => {
+                    tracing::warn!(snapshot = request.snapshot, %error, "a failed snapshot is not undone yet");
+                    Err(undoing.after_a_change())
+                }
+            },
         }
+    }
+
+    fn foreign_snapshot(&self, request: &CreateSnapshot) -> Error {
+        Error::AlreadyExists(format!(
+            "{}@{} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is left \
+             alone; use another snapshotNamePrefix, or remove it",
+            self.spec(&request.image),
+            request.snapshot,
+            self.instance
+        ))
     }
 
     fn cut(
         &self,
         image: &dyn Image,
-        name: &str,
+        request: &CreateSnapshot,
         stored: &Stored<catalogue::Snapshot>,
     ) -> Result<catalogue::Snapshot> {
+        let name = &request.snapshot;
         self.activity.begin(format!("taking the snapshot {name}"));
-        image.create_snapshot(name)?;
+        match image.create_snapshot(name) {
+            // Somebody took the name since it was looked at.
+            Err(error) if error.errno == Errno::EEXIST => {
+                self.catalogue.remove(name, stored)?;
+                return Err(self.foreign_snapshot(request));
+            }
+            other => other?,
+        }
         if stored.record.clone_format == 1 {
             image.protect_snapshot(name).tolerate(Errno::EBUSY)?;
         }
         let snapshots = image.snapshots()?;
-        let cut = find(&snapshots, name).ok_or_else(|| Error::Conflict(format!("the snapshot {name}")))?;
+        let cut = find(&snapshots, name)
+            .ok_or_else(|| Error::Conflict(format!("somebody removed the snapshot {name} just now")))?;
         let record = catalogue::Snapshot {
             state: State::Ready,
             snapshot_id: cut.id,
@@ -130,7 +152,11 @@ impl Volumes {
             Some(stored) if stored.record.image_id == image_id => {
                 self.delete_recorded_snapshot(snapshot, &stored)
             }
-            _ => Ok(()),
+            _ => {
+                // A killed deletion may have come as far as this.
+                self.collect_leftovers();
+                Ok(())
+            }
         }
     }
 
@@ -147,12 +173,16 @@ impl Volumes {
         match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite) {
             Ok(image) => {
                 let snapshots = image.snapshots()?;
-                let found = find(&snapshots, name)
-                    .filter(|found| stored.record.snapshot_id == 0 || found.id == stored.record.snapshot_id);
-                // The image may be silent, or become so while this goes on, and its last snapshot is leaving.
-                self.journal.add(&[self.as_suspect(&image.name()?, id)])?;
-                if let Some(found) = found {
-                    self.drop_or_park(&*image, id, found)?;
+                let ours: Vec<_> =
+                    snapshots.iter().filter(|found| is_recorded(&stored.record, name, found)).collect();
+                // Their ids are known from here on, and they are ours if the record is.
+                self.catalogue.confirm(name, stored)?;
+                for snapshot in ours {
+                    self.drop_or_park(&*image, id, name, snapshot)?;
+                }
+                let image_name = image.name()?;
+                if image_name.ends_with(names::SILENT_SUFFIX) {
+                    self.suspect(&[self.as_suspect(&image_name, id)])?;
                 }
             }
             Err(error) if error.errno == Errno::ENOENT => {}
@@ -161,22 +191,44 @@ impl Volumes {
         self.catalogue.remove(name, stored)
     }
 
-    /// Removes a user snapshot. One with clones of format 1 is renamed out of the way, and collected with its last clone.
-    fn drop_or_park(&self, image: &dyn Image, id: &str, snapshot: &Snapshot) -> Result<()> {
-        match self.drop_snapshot(image, id, snapshot) {
-            Err(error) if error.is(Errno::EBUSY) => {}
-            other => return other,
+    /// Removes a user snapshot. One that must stay is renamed out of the way, and collected with its last clone: with clones
+    /// of format 1 it cannot be removed, and with clones and a parent of its own librbd would let go of that parent when the
+    /// snapshot is the last of the image to link to it, although the clones still read through.
+    fn drop_or_park(&self, image: &dyn Image, id: &str, name: &str, snapshot: &Snapshot) -> Result<()> {
+        let has_clones = !image.children(Some(snapshot.id))?.is_empty();
+        if has_clones && snapshot.name != name {
+            // An earlier attempt has renamed it, or librbd parked it.
+            return Ok(());
         }
-        match image.rename_snapshot(&snapshot.name, &names::silent(&snapshot.name)) {
+        if !(has_clones && image.parent(Some(snapshot.id))?.is_some()) {
+            match self.drop_snapshot(image, id, snapshot) {
+                Err(error) if error.is(Errno::EBUSY) => {}
+                other => return other,
+            }
+        }
+        match image.rename_snapshot(name, &names::silent(name)) {
             Err(error) if error.errno == Errno::EEXIST => {
-                let parked = names::silent_with_id(&snapshot.name, &snapshot.id.to_string());
-                Ok(image.rename_snapshot(&snapshot.name, &parked)?)
+                Ok(image.rename_snapshot(name, &names::silent_with_id(name, &snapshot.id.to_string()))?)
             }
             other => Ok(other.tolerate(Errno::ENOENT)?),
         }
     }
 }
 
-fn find<'a>(snapshots: &'a [Snapshot], name: &str) -> Option<&'a Snapshot> {
+/// Whether a snapshot is the one a record called `name` is about. A killed removal leaves it in librbd's trash namespace; there
+/// one that was never handed out is known by the name it had, like others of that name that are waiting for their clones.
+fn is_recorded(record: &catalogue::Snapshot, name: &str, snapshot: &Snapshot) -> bool {
+    if record.snapshot_id != 0 {
+        return snapshot.id == record.snapshot_id;
+    }
+    match &snapshot.kind {
+        SnapshotKind::User => snapshot.name == name,
+        SnapshotKind::Trash { original_name } => original_name == name,
+        SnapshotKind::Group | SnapshotKind::Mirror => false,
+    }
+}
+
+/// The user snapshot called `name`.
+pub(super) fn find<'a>(snapshots: &'a [Snapshot], name: &str) -> Option<&'a Snapshot> {
     snapshots.iter().find(|snapshot| snapshot.kind == SnapshotKind::User && snapshot.name == name)
 }

@@ -280,7 +280,9 @@ impl<'a> Family<'a> {
             let image = home.open_image(ImageKey::Id(&suspect.image_id), OpenMode::ReadOnly).unwrap();
             let children = image.children(suspect.snapshot).unwrap();
             assert!(
-                children.iter().any(|child| child.image_id == suspect.child),
+                children
+                    .iter()
+                    .any(|child| suspect.child.as_ref().is_some_and(|gone| gone.image_id == child.image_id)),
                 "{key} is left in the journal"
             );
         }

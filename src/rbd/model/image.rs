@@ -170,7 +170,8 @@ impl Image for ModelImage {
                 name: state.name.clone(),
                 size: state.size,
                 kind: state.kind.clone(),
-                protected: state.protection == Protection::Protected,
+                // One whose protection is half taken off counts: it cannot be removed either.
+                protected: state.protection != Protection::Unprotected,
                 created: state.created,
             };
             Ok(self.header(state)?.snapshots.iter().map(snapshot).collect())

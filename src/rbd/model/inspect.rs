@@ -162,7 +162,7 @@ fn image_graph(state: &State, image: &ImageRef, header: &Header) -> ImageGraph {
             name: snapshot.name.clone(),
             kind: snapshot.kind.clone(),
             size: snapshot.size,
-            protected: snapshot.protection == Protection::Protected,
+            protected: snapshot.protection != Protection::Unprotected,
             link: snapshot.link.as_ref().map(link_graph),
             children: state.registered(image, *id).into_iter().map(child).collect(),
         };

@@ -156,6 +156,19 @@ pub(super) fn restore(call: &mut Call<'_>, place: &Place, id: &str, name: &str) 
     call.step()
 }
 
+/// Puts an image whose move was interrupted after it left the directory there again, so that librbd moves it anew.
+fn relist(call: &mut Call<'_>, place: &Place, name: &str, id: &str) -> Outcome<()> {
+    let mut state = call.state();
+    let space = state.space(place);
+    if space.names.contains_key(name) {
+        return Err(Errno::EUCLEAN);
+    }
+    space.names.insert(name.to_owned(), id.to_owned());
+    space.ids.insert(id.to_owned(), name.to_owned());
+    drop(state);
+    call.step()
+}
+
 /// Removes the image `id` from the trash; `force` although its removal is deferred.
 pub(super) fn remove_from_trash(call: &mut Call<'_>, place: &Place, id: &str, force: bool) -> Outcome<()> {
     let mut state = call.state();
@@ -165,6 +178,13 @@ pub(super) fn remove_from_trash(call: &mut Call<'_>, place: &Place, id: &str, fo
         return Err(Errno::EPERM);
     }
     match item.state {
+        TrashState::Moving if item.removing => {
+            let name = item.name.clone();
+            drop(state);
+            relist(call, place, &name, id)?;
+            move_to_trash(call, place, &name, id, true, Duration::ZERO)?;
+            return remove_from_trash(call, place, id, force);
+        }
         TrashState::Moving => return Err(Errno::EUCLEAN),
         TrashState::Restoring => return Err(Errno::EBUSY),
         TrashState::Normal | TrashState::Removing => {}

@@ -1,0 +1,191 @@
+//! Making a clone: its snapshot, the depth of its chain, the link seen from both sides.
+//!
+//! Crash points: whatever a kill leaves here hangs on the link in the record, or holds nothing, until the flatten begins; so
+//! the image's id is in the record before that. See `delete` for how a leftover is told from somebody else's image.
+
+use super::catalogue::{Link, Stored, Volume};
+use super::create::{CreateVolume, describe};
+use super::journal::Suspect;
+use super::snapshot::find;
+use super::{Error, FlattenTarget, Result, Volumes};
+use crate::rbd::{
+    CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot, SnapshotSpec, Tolerate,
+};
+
+/// A source that was looked at and can be cloned.
+pub(super) struct Parent {
+    /// The volumes it is among.
+    pub(super) home: Volumes,
+    /// Its image, open read-only, as it was when it was looked at.
+    pub(super) image: Box<dyn Image>,
+    /// The image's id.
+    pub(super) image_id: String,
+    /// Bytes a clone has at least.
+    pub(super) size: u64,
+    /// How many snapshots it has, of all kinds.
+    pub(super) snapshots: usize,
+    /// The link the clone is to have.
+    pub(super) link: Link,
+    /// The snapshot to clone when it exists already; a clone of a head gets one cut.
+    pub(super) snapshot: Option<Snapshot>,
+    /// A childless snapshot that has the name of the one to cut: an older point in time, left by somebody.
+    pub(super) stale: Option<Snapshot>,
+}
+
+impl Volumes {
+    /// Makes the image of a volume as a clone, at most as deep as the policy allows. Returns the record as it is to be
+    /// written when all is well; `stored` is what is written now.
+    pub(super) fn clone_volume(
+        &self,
+        request: &CreateVolume,
+        stored: &mut Stored<Volume>,
+        parent: &Parent,
+    ) -> Result<Volume> {
+        let flatten = self.shorten(request, parent)?;
+        let snapshot = self.snapshot_to_clone(request, stored, parent)?;
+        self.activity.begin(format!("cloning to {}", self.spec(&request.image)));
+        let spec = SnapshotSpec {
+            pool: parent.link.pool.clone(),
+            namespace: parent.link.namespace.clone(),
+            image: parent.image.name()?,
+            snapshot: snapshot.name.clone(),
+        };
+        let options =
+            ImageOptions { order: None, stripe_unit: None, stripe_count: None, ..request.options.clone() };
+        self.catalogue.confirm(&request.image, stored)?;
+        match self.pool.clone_image(&spec, &request.image, &options) {
+            Ok(()) => {}
+            Err(error) if error.errno == Errno::EEXIST => {
+                return Err(self.name_is_taken(&request.image, stored)?);
+            }
+            Err(error) if source_changed(&error, request) => {
+                return Err(Error::Conflict(format!("the source changed while it was cloned: {error}")));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let grows = stored.record.size > snapshot.size;
+        let changes = grows || flatten || request.has_metadata();
+        let mode = if changes { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
+        let image = self.pool.open_image(ImageKey::Name(&request.image), mode)?;
+        let id = image.id()?;
+        verify_link(&*image, &id, parent, &snapshot)?;
+        if grows {
+            image.resize(stored.record.size, false)?;
+        }
+        if flatten {
+            let known = Volume { image_id: Some(id.clone()), ..stored.record.clone() };
+            *stored = self.catalogue.replace(&request.image, stored, known)?;
+            self.flatten(&*image, &self.spec(&request.image))?;
+        }
+        if request.has_metadata() {
+            describe(&*image, request)?;
+        }
+        Ok(Volume { image_id: Some(id), ..stored.record.clone() })
+    }
+
+    /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers whether
+    /// the clone must be flattened instead, or anyhow. A depth of 0 is a full copy: a clone that is flattened.
+    fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<bool> {
+        let policy = &request.policy;
+        if policy.max_clone_depth == 0 || parent.snapshot.is_some() && policy.flatten_on_restore {
+            return Ok(true);
+        }
+        let at = parent.snapshot.as_ref().map(|snapshot| snapshot.id);
+        if self.depth(&*parent.image, at)? < policy.max_clone_depth {
+            return Ok(false);
+        }
+        // A snapshot keeps its own link, which only a deep flatten cuts.
+        let helps = at.is_none() || parent.image.info()?.features.contains(Features::DEEP_FLATTEN);
+        let wanted = match policy.flatten_target {
+            FlattenTarget::Clone => false,
+            FlattenTarget::Source => true,
+            FlattenTarget::Auto => !parent.is_attached()?,
+        };
+        if !(helps && wanted) {
+            return Ok(true);
+        }
+        let source = parent.open(OpenMode::ReadWrite)?;
+        parent.home.flatten(&*source, &parent.home.spec(&source.name()?))?;
+        drop(source);
+        self.collect_leftovers();
+        let source = parent.open(OpenMode::ReadOnly)?;
+        Ok(self.depth(&*source, at)? >= policy.max_clone_depth)
+    }
+
+    /// The snapshot to clone, ready for that: the one asked for, or one newly cut.
+    fn snapshot_to_clone(
+        &self,
+        request: &CreateVolume,
+        stored: &Stored<Volume>,
+        parent: &Parent,
+    ) -> Result<Snapshot> {
+        let protect = request.options.clone_format == CloneFormat::V1;
+        if let Some(snapshot) = &parent.snapshot {
+            if protect && !snapshot.protected {
+                let source = parent.open(OpenMode::ReadWrite)?;
+                source.protect_snapshot(&snapshot.name).tolerate(Errno::EBUSY)?;
+            }
+            return Ok(snapshot.clone());
+        }
+        if parent.snapshots >= request.policy.max_snapshots {
+            let spec = parent.home.spec(&parent.image.name()?);
+            parent.home.make_room(&parent.image_id, &spec, request.policy.max_snapshots)?;
+        }
+        let source = parent.open(OpenMode::ReadWrite)?;
+        let name = &parent.link.snapshot;
+        if let Some(stale) = &parent.stale {
+            if !source.children(Some(stale.id))?.is_empty() {
+                return Err(Error::Conflict(format!("somebody cloned {}@{name} just now", parent.image_id)));
+            }
+            let stale_link = Suspect {
+                snapshot: Some(stale.id),
+                ..parent.home.as_suspect(&source.name()?, &parent.image_id)
+            };
+            self.suspect(&[stale_link])?;
+            parent.home.drop_snapshot(&*source, &parent.image_id, stale)?;
+        }
+        self.activity.begin(format!("taking a snapshot for {}", self.spec(&request.image)));
+        self.catalogue.confirm(&request.image, stored)?;
+        source.create_snapshot(name)?;
+        if protect {
+            source.protect_snapshot(name).tolerate(Errno::EBUSY)?;
+        }
+        find(&source.snapshots()?, name).cloned().ok_or_else(|| {
+            Error::Conflict(format!("somebody removed the snapshot {}@{name}", parent.image_id))
+        })
+    }
+}
+
+impl Parent {
+    fn open(&self, mode: OpenMode) -> Result<Box<dyn Image>> {
+        self.home.pool.open_image(ImageKey::Id(&self.image_id), mode).map_err(|error| match error.errno {
+            Errno::ENOENT => Error::Conflict(format!("the source is gone: {error}")),
+            _ => error.into(),
+        })
+    }
+
+    fn is_attached(&self) -> Result<bool> {
+        let record = self.home.catalogue.volume(&self.image.name()?)?;
+        let published = record.is_some_and(|stored| !stored.record.published.is_empty());
+        Ok(published || !self.image.watchers()?.is_empty())
+    }
+}
+
+/// Whether a clone failed because its source, or the snapshot of it, went or was renamed meanwhile. The retry looks again.
+fn source_changed(error: &crate::rbd::Error, request: &CreateVolume) -> bool {
+    let unprotected = error.errno == Errno::EINVAL && request.options.clone_format == CloneFormat::V1;
+    error.errno == Errno::ENOENT || unprotected
+}
+
+/// Both ends of a new link must be there: a clone without it reads as zeros, a parent without it can be removed.
+fn verify_link(image: &dyn Image, id: &str, parent: &Parent, snapshot: &Snapshot) -> Result<()> {
+    let upwards = image
+        .parent(None)?
+        .is_some_and(|link| link.image_id == parent.image_id && link.snapshot_id == snapshot.id);
+    let downwards = parent.image.children(Some(snapshot.id))?.iter().any(|child| child.image_id == id);
+    if upwards && downwards {
+        return Ok(());
+    }
+    let name = image.name()?;
+    Err(Error::Conflict(format!("{name} is not linked to {}@{}", parent.image_id, snapshot.name)))
+}

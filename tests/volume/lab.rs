@@ -1,0 +1,360 @@
+//! A cluster in memory with one controller, and short ways to ask it for things.
+
+use std::sync::Arc;
+
+use cinderblock::rbd::model::{Graph, Model, Session};
+use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OpenMode, Pool};
+use cinderblock::volume::catalogue::{self, Publication};
+use cinderblock::volume::{
+    Activity, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget, Policy, PublishVolume,
+    Result, Sizes, VolumeSource, Volumes, image_spec,
+};
+
+/// Bytes in a block, and in an object of every image here: a flatten or a copy takes one step for each.
+pub(crate) const BLOCK: u64 = 4096;
+
+/// Blocks of a volume when a test does not say.
+pub(crate) const BLOCKS: u64 = 3;
+
+/// A pool and a RADOS namespace of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Home {
+    pub(crate) pool: &'static str,
+    pub(crate) namespace: &'static str,
+}
+
+pub(crate) const RBD: Home = Home { pool: "rbd", namespace: "" };
+pub(crate) const OTHER_POOL: Home = Home { pool: "two", namespace: "" };
+pub(crate) const OTHER_NAMESPACE: Home = Home { pool: "rbd", namespace: "tenant" };
+pub(crate) const HOMES: [Home; 3] = [RBD, OTHER_POOL, OTHER_NAMESPACE];
+
+/// The home a picture of the cluster speaks of.
+pub(crate) fn home(place: &(String, String)) -> Home {
+    *HOMES.iter().find(|home| (home.pool, home.namespace) == (&*place.0, &*place.1)).unwrap()
+}
+
+/// What a volume is asked to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    pub(crate) home: Home,
+    pub(crate) name: String,
+    pub(crate) source: Option<VolumeSource>,
+    pub(crate) sizes: Sizes,
+    pub(crate) format: CloneFormat,
+    pub(crate) deep_flatten: bool,
+    pub(crate) policy: Policy,
+    pub(crate) delete_with_snapshots: DeleteWithSnapshots,
+}
+
+impl Wish {
+    /// A volume in the pool `rbd`, empty, of [`BLOCKS`] blocks.
+    pub(crate) fn new(name: &str) -> Wish {
+        Wish {
+            home: RBD,
+            name: name.to_owned(),
+            source: None,
+            sizes: Sizes { required: BLOCKS * BLOCK, limit: 0 },
+            format: CloneFormat::V2,
+            deep_flatten: true,
+            policy: Policy::default(),
+            delete_with_snapshots: DeleteWithSnapshots::Retain,
+        }
+    }
+
+    /// Of another volume of the same home.
+    pub(crate) fn of(self, source: &str) -> Wish {
+        let home = self.home;
+        self.of_volume_in(home, source)
+    }
+
+    /// Of another volume.
+    pub(crate) fn of_volume_in(self, home: Home, source: &str) -> Wish {
+        let source = VolumeSource::Volume {
+            id: volume_id(home, source),
+            pool: home.pool.to_owned(),
+            namespace: home.namespace.to_owned(),
+            image: source.to_owned(),
+        };
+        Wish { source: Some(source), sizes: Sizes::default(), ..self }
+    }
+
+    /// Of a snapshot.
+    pub(crate) fn of_snapshot(self, source: &Cut) -> Wish {
+        let source = VolumeSource::Snapshot {
+            id: source.id(),
+            pool: source.home.pool.to_owned(),
+            namespace: source.home.namespace.to_owned(),
+            image_id: source.image_id.clone(),
+            snapshot: source.name.clone(),
+        };
+        Wish { source: Some(source), sizes: Sizes::default(), ..self }
+    }
+
+    pub(crate) fn home(self, home: Home) -> Wish {
+        Wish { home, ..self }
+    }
+
+    pub(crate) fn format(self, format: CloneFormat) -> Wish {
+        Wish { format, ..self }
+    }
+
+    pub(crate) fn blocks(self, blocks: u64) -> Wish {
+        Wish { sizes: Sizes { required: blocks * BLOCK, limit: 0 }, ..self }
+    }
+
+    pub(crate) fn depth(mut self, max_clone_depth: u32) -> Wish {
+        self.policy.max_clone_depth = max_clone_depth;
+        self
+    }
+
+    pub(crate) fn flatten(mut self, target: FlattenTarget) -> Wish {
+        self.policy.flatten_target = target;
+        self
+    }
+
+    pub(crate) fn shallow_flatten(self) -> Wish {
+        Wish { deep_flatten: false, ..self }
+    }
+
+    pub(crate) fn max_snapshots(mut self, most: usize) -> Wish {
+        self.policy.max_snapshots = most;
+        self
+    }
+
+    /// The request as the CSI side would make it.
+    pub(crate) fn request(&self) -> CreateVolume {
+        let layering = Features::LAYERING.union(Features::EXCLUSIVE_LOCK);
+        let features = if self.deep_flatten { layering.union(Features::DEEP_FLATTEN) } else { layering };
+        CreateVolume {
+            id: volume_id(self.home, &self.name),
+            name: self.name.clone(),
+            image: self.name.clone(),
+            sizes: self.sizes,
+            source: self.source.clone(),
+            digest: format!("{:?} {features:?}", self.format),
+            policy: self.policy,
+            options: ImageOptions {
+                features: Some(features),
+                order: Some(12),
+                clone_format: self.format,
+                ..ImageOptions::default()
+            },
+            delete_with_snapshots: self.delete_with_snapshots,
+            context: std::collections::BTreeMap::new(),
+            settings: std::collections::BTreeMap::new(),
+        }
+    }
+}
+
+/// A snapshot that was handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) home: Home,
+    pub(crate) image_id: String,
+    pub(crate) name: String,
+}
+
+impl Cut {
+    pub(crate) fn id(&self) -> String {
+        format!(
+            "lab/{}",
+            image_spec(self.home.pool, self.home.namespace, &format!("{}@{}", self.image_id, self.name))
+        )
+    }
+}
+
+pub(crate) fn volume_id(home: Home, name: &str) -> String {
+    format!("lab/{}", image_spec(home.pool, home.namespace, name))
+}
+
+/// One process of the driver.
+#[derive(Debug, Clone)]
+pub(crate) struct Controller {
+    pub(crate) session: Session,
+}
+
+impl Controller {
+    pub(crate) fn new(model: &Model) -> Controller {
+        Controller { session: model.connect() }
+    }
+
+    /// The volumes of `home`, as a single RPC sees them.
+    pub(crate) fn volumes(&self, home: Home) -> Result<Volumes> {
+        let pool = self.session.cluster().pool(home.pool, home.namespace)?;
+        Ok(Volumes::new(pool, "test", Arc::new(Activity::default())))
+    }
+
+    pub(crate) fn create(&self, wish: &Wish) -> Result<catalogue::Volume> {
+        self.volumes(wish.home)?.create(&wish.request())
+    }
+
+    pub(crate) fn delete(&self, home: Home, name: &str) -> Result<()> {
+        self.volumes(home)?.delete(name)
+    }
+
+    pub(crate) fn snapshot(&self, home: Home, volume: &str, name: &str, max_snapshots: usize) -> Result<Cut> {
+        let request = CreateSnapshot {
+            name: name.to_owned(),
+            snapshot: name.to_owned(),
+            volume_id: volume_id(home, volume),
+            image: volume.to_owned(),
+            max_snapshots,
+        };
+        let record = self.volumes(home)?.create_snapshot(&request)?;
+        Ok(Cut { home, image_id: record.image_id, name: name.to_owned() })
+    }
+
+    pub(crate) fn delete_snapshot(&self, cut: &Cut) -> Result<()> {
+        self.volumes(cut.home)?.delete_snapshot(&cut.image_id, &cut.name)
+    }
+
+    pub(crate) fn grow(&self, home: Home, name: &str, blocks: u64) -> Result<u64> {
+        self.volumes(home)?.grow(name, Sizes { required: blocks * BLOCK, limit: 0 })
+    }
+
+    pub(crate) fn publish(&self, home: Home, name: &str, node: &str) -> Result<()> {
+        let publication =
+            Publication { node: node.to_owned(), readonly: false, shared: false, capability: "a".to_owned() };
+        self.volumes(home)?.publish(&PublishVolume { image: name.to_owned(), publication }).map(drop)
+    }
+
+    pub(crate) fn unpublish(&self, home: Home, name: &str) -> Result<()> {
+        self.volumes(home)?.unpublish(name, None)
+    }
+
+    /// What a controller does when it starts.
+    pub(crate) fn recover(&self) -> Result<()> {
+        HOMES.iter().try_for_each(|home| self.volumes(*home)?.recover())
+    }
+}
+
+/// A cluster with one controller, and an outsider who uses the same images without the driver.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    pub(crate) model: Model,
+    pub(crate) controller: Controller,
+    outsider: Session,
+    /// The wish that every volume of this lab begins as.
+    pub(crate) plain: Wish,
+}
+
+impl Lab {
+    pub(crate) fn new() -> Lab {
+        let model = Model::new();
+        for home in HOMES {
+            if home.namespace.is_empty() {
+                model.create_pool(home.pool);
+            } else {
+                model.create_namespace(home.pool, home.namespace);
+            }
+        }
+        let controller = Controller::new(&model);
+        let outsider = model.connect();
+        Lab { model, controller, outsider, plain: Wish::new("") }
+    }
+
+    /// A lab whose volumes are cloned in format 1.
+    pub(crate) fn format_1() -> Lab {
+        let mut lab = Lab::new();
+        lab.plain.format = CloneFormat::V1;
+        lab
+    }
+
+    /// A wish as this lab makes them.
+    pub(crate) fn wish(&self, name: &str) -> Wish {
+        Wish { name: name.to_owned(), ..self.plain.clone() }
+    }
+
+    /// Creates an empty volume and fills each block with the volume's name.
+    pub(crate) fn create(&self, name: &str) {
+        self.make(&self.wish(name));
+        for block in 0..BLOCKS {
+            self.write(RBD, name, block, name);
+        }
+    }
+
+    pub(crate) fn clone(&self, source: &str, name: &str) {
+        self.make(&self.wish(name).of(source));
+    }
+
+    pub(crate) fn restore(&self, source: &Cut, name: &str) {
+        self.make(&self.wish(name).of_snapshot(source));
+    }
+
+    pub(crate) fn make(&self, wish: &Wish) -> catalogue::Volume {
+        let made = self.controller.create(wish);
+        made.unwrap_or_else(|error| panic!("creating {}: {error}\n{}", wish.name, self.graph()))
+    }
+
+    pub(crate) fn delete(&self, name: &str) {
+        let deleted = self.controller.delete(RBD, name);
+        deleted.unwrap_or_else(|error| panic!("deleting {name}: {error}\n{}", self.graph()));
+    }
+
+    pub(crate) fn snapshot(&self, volume: &str, name: &str) -> Cut {
+        let cut = self.controller.snapshot(RBD, volume, name, Policy::default().max_snapshots);
+        cut.unwrap_or_else(|error| panic!("snapshot {name} of {volume}: {error}\n{}", self.graph()))
+    }
+
+    pub(crate) fn delete_snapshot(&self, cut: &Cut) {
+        let deleted = self.controller.delete_snapshot(cut);
+        deleted.unwrap_or_else(|error| panic!("deleting snapshot {}: {error}\n{}", cut.name, self.graph()));
+    }
+
+    pub(crate) fn graph(&self) -> Graph {
+        self.model.graph()
+    }
+
+    /// A pool as the outsider sees it.
+    pub(crate) fn pool(&self, home: Home) -> Arc<dyn Pool> {
+        self.outsider.cluster().pool(home.pool, home.namespace).unwrap()
+    }
+
+    /// An image as the outsider has it open.
+    pub(crate) fn open(&self, home: Home, name: &str) -> Box<dyn Image> {
+        self.pool(home).open_image(ImageKey::Name(name), OpenMode::ReadWrite).unwrap()
+    }
+
+    /// `rbd flatten`, behind the driver's back.
+    pub(crate) fn flatten_outside(&self, name: &str) {
+        self.open(RBD, name).flatten(&mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    }
+
+    /// Fills a block of a volume with a repeated text.
+    pub(crate) fn write(&self, home: Home, name: &str, block: u64, text: &str) {
+        self.open(home, name).write_at(block * BLOCK, &filling(text)).unwrap();
+    }
+
+    /// Whether each block of a volume is filled with the text given for it, "" for zeros, and there are no more.
+    pub(crate) fn assert_holds(&self, home: Home, name: &str, texts: &[&str]) {
+        let image = self.pool(home).open_image(ImageKey::Name(name), OpenMode::ReadOnly).unwrap();
+        assert_eq!(image.info().unwrap().size, texts.len() as u64 * BLOCK, "size of {name}");
+        for (block, text) in (0..).zip(texts) {
+            let mut bytes = filling("");
+            image.read_at(None, block * BLOCK, &mut bytes).unwrap();
+            assert!(bytes == filling(text), "block {block} of {name} does not hold {text:?}");
+        }
+    }
+
+    /// Everything the driver made is gone.
+    pub(crate) fn assert_empty(&self) {
+        let graph = self.graph();
+        assert!(graph.has_no_images(), "images are left:\n{graph}");
+        let keys = graph.pools.values().flat_map(|pool| pool.objects.values()).map(|omap| omap.len());
+        assert_eq!(keys.sum::<usize>(), 0, "records are left:\n{graph}");
+    }
+
+    /// Asks for something that must be refused, and checks that nothing changed by it.
+    pub(crate) fn refused<T: std::fmt::Debug>(&self, ask: impl FnOnce(&Controller) -> Result<T>) -> Error {
+        let before = self.graph();
+        let error = ask(&self.controller).expect_err("this must be refused");
+        assert_eq!(before, self.graph(), "refused with {error:?}, but it changed something");
+        error
+    }
+}
+
+fn filling(text: &str) -> Vec<u8> {
+    let mut bytes = text.repeat(BLOCK as usize / text.len().max(1)).into_bytes();
+    bytes.resize(BLOCK as usize, 0);
+    bytes
+}

@@ -1,0 +1,276 @@
+//! What must hold when nothing is in flight: the invariants of the lineage, read off a picture of the whole cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cinderblock::rbd::SnapshotKind;
+use cinderblock::rbd::model::{Graph, ImageGraph, LinkGraph, PoolGraph, SnapshotGraph};
+use cinderblock::volume::catalogue::{Silent, Snapshot, State, Volume};
+use cinderblock::volume::journal::Suspect;
+use cinderblock::volume::names;
+use serde::de::DeserializeOwned;
+
+use crate::lab::Lab;
+
+/// A pool and a namespace.
+type Place = (String, String);
+
+/// What the driver wrote down, read straight from its RADOS objects.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    pub(crate) volumes: BTreeMap<(Place, String), Volume>,
+    pub(crate) snapshots: BTreeMap<(Place, String), Snapshot>,
+    pub(crate) silent: BTreeMap<(Place, String), Silent>,
+    pub(crate) suspects: Vec<Suspect>,
+    pub(crate) others: Vec<String>,
+}
+
+/// What is in the cluster although the driver does not know it, or that is not as it leaves things.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Exempt {
+    /// Names of images somebody else made.
+    pub(crate) images: BTreeSet<String>,
+    /// Names of snapshots somebody else made.
+    pub(crate) snapshots: BTreeSet<String>,
+    /// Somebody else flattened clones or removed snapshots: snapshots for clones may have lost their reason unnoticed.
+    pub(crate) childless_clone_snapshots: bool,
+    /// Suspects, and what they are suspected of, may wait for the next collect.
+    pub(crate) unsettled: bool,
+    /// Somebody has images open.
+    pub(crate) watchers: bool,
+}
+
+impl Notes {
+    pub(crate) fn of(graph: &Graph) -> Notes {
+        let mut notes = Notes::default();
+        for (place, pool) in &graph.pools {
+            for (key, value) in pool.objects.values().flatten() {
+                let entry = |kind| key.strip_prefix(kind).map(|name: &str| (place.clone(), name.to_owned()));
+                if let Some(entry) = entry("volume/") {
+                    notes.volumes.insert(entry, read(value));
+                } else if let Some(entry) = entry("snapshot/") {
+                    notes.snapshots.insert(entry, read(value));
+                } else if let Some(entry) = entry("silent/") {
+                    notes.silent.insert(entry, read(value));
+                } else if key.contains('@') && key.contains('#') {
+                    notes.suspects.push(read(value));
+                } else {
+                    notes.others.push(key.clone());
+                }
+            }
+        }
+        notes
+    }
+}
+
+fn read<R: DeserializeOwned>(value: &[u8]) -> R {
+    serde_json::from_slice(value).unwrap()
+}
+
+impl Lab {
+    /// Nothing is in flight, and nothing is exempt.
+    pub(crate) fn assert_at_rest(&self) {
+        self.assert_at_rest_but(&Exempt::default());
+    }
+
+    pub(crate) fn assert_at_rest_but(&self, exempt: &Exempt) {
+        let graph = self.graph();
+        let broken = broken(&graph, exempt);
+        assert!(broken.is_empty(), "not at rest:\n  {}\n{graph}", broken.join("\n  "));
+    }
+}
+
+/// Every way in which the cluster is not at rest.
+pub(crate) fn broken(graph: &Graph, exempt: &Exempt) -> Vec<String> {
+    let notes = Notes::of(graph);
+    let mut check = Check { graph, notes: &notes, exempt, broken: Vec::new() };
+    for (place, pool) in &graph.pools {
+        check.directory(place, pool);
+    }
+    for (pool, namespace, id, image) in graph.images() {
+        check.image(&(pool.to_owned(), namespace.to_owned()), id, image);
+    }
+    check.records();
+    check.journal();
+    check.broken
+}
+
+struct Check<'a> {
+    graph: &'a Graph,
+    notes: &'a Notes,
+    exempt: &'a Exempt,
+    broken: Vec<String>,
+}
+
+impl Check<'_> {
+    fn say(&mut self, what: String) {
+        self.broken.push(what);
+    }
+
+    /// No half-made or half-removed image, and the trash is empty.
+    fn directory(&mut self, place: &Place, pool: &PoolGraph) {
+        if pool.names != pool.id_objects {
+            self.say(format!("{place:?}: the directory and the id objects differ"));
+        }
+        for (id, entry) in &pool.trash {
+            self.say(format!("{place:?}: {} ({id}) is in the trash", entry.name));
+        }
+        for (name, id) in &pool.names {
+            if !pool.images.contains_key(id) {
+                self.say(format!("{place:?}: {name} has no header"));
+            }
+        }
+    }
+
+    fn image(&mut self, place: &Place, id: &str, image: &ImageGraph) {
+        let name = image.name.clone().unwrap_or_default();
+        if !self.exempt.watchers && !image.watchers.is_empty() {
+            self.say(format!("{name} is watched"));
+        }
+        let foreign = self.exempt.images.contains(&name);
+        let silent = self.notes.silent.contains_key(&(place.clone(), id.to_owned()));
+        match self.notes.volumes.get(&(place.clone(), name.clone())) {
+            Some(_) if silent => self.say(format!("{name} is a volume and silent")),
+            Some(record) if !foreign => {
+                if record.size != image.size {
+                    self.say(format!("{name} has {} bytes, its record {}", image.size, record.size));
+                }
+                if record.image_id.as_ref().is_some_and(|recorded| recorded != id) {
+                    self.say(format!("{name} has the id {id}, its record {:?}", record.image_id));
+                }
+            }
+            Some(_) => self.say(format!("{name} is foreign, but has a record")),
+            None if silent && !name.ends_with(names::SILENT_SUFFIX) => {
+                self.say(format!("{name} is noted as silent"));
+            }
+            None if silent && image.snapshots.is_empty() && !self.exempt.unsettled => {
+                self.say(format!("{name} is silent, and nothing needs it"));
+            }
+            None if !silent && !foreign => self.say(format!("{name} is unknown to the catalogue")),
+            None => {}
+        }
+        self.link(place, id, &name, image.link.as_ref());
+        for (snapshot_id, snapshot) in &image.snapshots {
+            self.link(place, id, &format!("{name}@{}", snapshot.name), snapshot.link.as_ref());
+            self.snapshot(place, id, &name, *snapshot_id, snapshot);
+        }
+    }
+
+    /// The parent of a head or of a snapshot is there, and knows of it.
+    fn link(&mut self, place: &Place, id: &str, what: &str, link: Option<&LinkGraph>) {
+        let Some(link) = link else { return };
+        let parent = self.graph.parent(link).and_then(|parent| parent.snapshots.get(&link.snapshot));
+        let child = (place.0.clone(), place.1.clone(), id.to_owned());
+        match parent {
+            None => self.say(format!("the parent of {what} is gone")),
+            Some(parent) if !parent.children.contains(&child) => {
+                self.say(format!("{what} is not among the children of {}", parent.name));
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn snapshot(&mut self, place: &Place, id: &str, image: &str, snapshot_id: u64, snapshot: &SnapshotGraph) {
+        let name = format!("{image}@{}", snapshot.name);
+        for (pool, namespace, child_id) in &snapshot.children {
+            let child = self
+                .graph
+                .pools
+                .get(&(pool.clone(), namespace.clone()))
+                .and_then(|pool| pool.images.get(child_id));
+            let links_here = |link: &LinkGraph| link.image_id == id && link.snapshot == snapshot_id;
+            let linked = child.is_some_and(|child| {
+                let mut links = child.snapshots.values().map(|snapshot| &snapshot.link).chain([&child.link]);
+                links.any(|link| link.as_ref().is_some_and(links_here))
+            });
+            if !linked {
+                self.say(format!("{name} has the child {child_id}, which does not link to it"));
+            }
+            let format = child
+                .and_then(|child| child.name.clone())
+                .and_then(|child| self.notes.volumes.get(&((pool.clone(), namespace.clone()), child)))
+                .map(|record| record.clone_format);
+            if format == Some(1) && !snapshot.protected {
+                self.say(format!("{name} has a clone of format 1 and is not protected"));
+            }
+        }
+        let childless = snapshot.children.is_empty();
+        match &snapshot.kind {
+            SnapshotKind::User if names::is_collectable_snapshot(&snapshot.name) => {
+                if childless && !self.exempt.childless_clone_snapshots && !self.exempt.unsettled {
+                    self.say(format!("{name} has no child"));
+                }
+            }
+            SnapshotKind::User if names::is_backup_snapshot(&snapshot.name) => {}
+            SnapshotKind::User => {
+                let foreign = self.exempt.snapshots.contains(&snapshot.name);
+                let recorded = self
+                    .notes
+                    .snapshots
+                    .get(&(place.clone(), snapshot.name.clone()))
+                    .is_some_and(|record| record.image_id == id && record.snapshot_id == snapshot_id);
+                if foreign == recorded {
+                    self.say(format!("{name} is foreign ({foreign}), and recorded ({recorded})"));
+                }
+            }
+            SnapshotKind::Trash { .. } => {
+                if childless && !self.exempt.unsettled {
+                    self.say(format!("{name} is parked without a child"));
+                }
+            }
+            SnapshotKind::Group | SnapshotKind::Mirror => {}
+        }
+    }
+
+    fn records(&mut self) {
+        for ((place, name), record) in &self.notes.volumes {
+            if record.state != State::Ready {
+                self.broken.push(format!("{name} is recorded as {:?}", record.state));
+            }
+            let pool = self.graph.pools.get(place);
+            if !pool.is_some_and(|pool| pool.names.contains_key(name)) {
+                self.broken.push(format!("{name} is recorded, but does not exist"));
+            }
+        }
+        for ((place, name), record) in &self.notes.snapshots {
+            if record.state != State::Ready {
+                self.broken.push(format!("the snapshot {name} is recorded as {:?}", record.state));
+            }
+            let image = self.graph.pools.get(place).and_then(|pool| pool.images.get(&record.image_id));
+            match image.and_then(|image| image.snapshots.get(&record.snapshot_id)) {
+                None => self.broken.push(format!("the snapshot {name} is recorded, but does not exist")),
+                Some(found) if found.name != *name || found.size != record.size => {
+                    self.broken
+                        .push(format!("the snapshot {name} is recorded as {record:?}, but is {found:?}"));
+                }
+                Some(_) => {}
+            }
+        }
+        for ((place, id), _) in &self.notes.silent {
+            if !self.graph.pools.get(place).is_some_and(|pool| pool.images.contains_key(id)) {
+                self.broken.push(format!("{id} is noted as silent, but does not exist"));
+            }
+        }
+        for key in &self.notes.others {
+            self.broken.push(format!("there is the note {key}"));
+        }
+    }
+
+    /// A suspect stays only while the link it stands for does.
+    fn journal(&mut self) {
+        for suspect in self.notes.suspects.iter().filter(|_| !self.exempt.unsettled) {
+            let stands = self
+                .graph
+                .pools
+                .get(&(suspect.pool.clone(), suspect.namespace.clone()))
+                .and_then(|pool| pool.images.get(&suspect.image_id))
+                .and_then(|image| image.snapshots.get(&suspect.snapshot?))
+                .is_some_and(|snapshot| {
+                    let child = suspect.child.as_ref().map(|child| child.image_id.as_str());
+                    snapshot.children.iter().any(|(_, _, listed)| Some(listed.as_str()) == child)
+                });
+            if !stands {
+                self.broken.push(format!("the suspect {suspect:?} is not settled"));
+            }
+        }
+    }
+}
