@@ -45,6 +45,7 @@ write_secrets() {
 
 write_parameters() {
     printf '%s: "%s"\n' clusterID lab pool rbd radosNamespace "$namespace" mounter fuse >"$work/parameters.yaml"
+    printf '%s: "%s"\n' rbd_qos_iops_limit 5000 >"$work/mutable-parameters.yaml"
 }
 
 # run_sanity mount|block: one whole run. Its report is the line ginkgo ends with.
@@ -55,6 +56,7 @@ run_sanity() {
         --csi.testvolumeaccesstype="$1" \
         --csi.testvolumesize=$((64 << 20)) --csi.testvolumeexpandsize=$((128 << 20)) \
         --csi.testvolumeparameters="$work/parameters.yaml" --csi.secrets="$work/secrets.yaml" \
+        --csi.testvolumemutableparameters="$work/mutable-parameters.yaml" \
         --csi.mountdir="$work/target" --csi.stagingdir="$work/staging" \
         --ginkgo.v --ginkgo.no-color --ginkgo.timeout=15m >"$log" 2>&1 || outcome=$?
     counts=$(grep -oE '[0-9]+ Passed \| [0-9]+ Failed \| [0-9]+ Pending \| [0-9]+ Skipped' "$log" | tail -n 1) ||
