@@ -86,8 +86,8 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     fn clone_image(&self, parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()>;
 
     /// Removes an image, or finishes a removal of that name that was interrupted. `ENOENT` when nothing of that
-    /// name is left, `EBUSY` when it has watchers or children in format 1, `ENOTEMPTY` when it has snapshots of
-    /// any kind.
+    /// name is left, `EBUSY` when it has watchers, `ENOTEMPTY` when it has snapshots (parked ones without children go
+    /// along with it).
     fn remove_image(&self, name: &str) -> Result<()>;
 
     /// Renames an image; works while it is open elsewhere. `EEXIST` when `to` is taken by another image. Finishes a
@@ -410,7 +410,7 @@ pub struct Child {
     pub image_id: String,
     /// Name of the clone; in the trash, the name it had.
     pub image: String,
-    /// Whether the clone is in the trash (a removal in progress puts it there too).
+    /// Whether the clone is in the trash. A removal in progress or interrupted is not, but has a trash entry.
     pub in_trash: bool,
 }
 

@@ -4,17 +4,10 @@ use std::collections::BTreeSet;
 
 use super::data::{BLOCK, Object, chunks};
 use super::state::{ImageRef, Outcome, State, Version};
-use crate::rbd::{Diff, Errno, Extent, SnapshotId};
+use crate::rbd::{Diff, Errno, Extent, SnapshotKind};
 
-/// Reads at `offset`; short at the end, nothing beyond it.
-pub(super) fn read(
-    state: &State,
-    image: &ImageRef,
-    at: Option<SnapshotId>,
-    offset: u64,
-    buffer: &mut [u8],
-) -> Outcome<usize> {
-    let version = state.version(image, at)?;
+/// Reads at `offset` of a version; short only at the end.
+pub(super) fn read(version: &Version<'_>, offset: u64, buffer: &mut [u8]) -> Outcome<usize> {
     let left = version.size.saturating_sub(offset);
     let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
     version.read(offset, &mut buffer[..count])?;
@@ -43,15 +36,10 @@ fn change_object(
     Ok(())
 }
 
-/// Writes all of `data` at `offset`. `EINVAL` beyond the end.
+/// Writes all of `data` at `offset`, which is inside.
 pub(super) fn write(state: &mut State, image: &ImageRef, offset: u64, data: &[u8]) -> Outcome<()> {
-    let header = state.header(image)?;
-    let (size, order) = (header.size, header.order);
-    let length = data.len() as u64;
-    if offset.checked_add(length).is_none_or(|end| end > size) {
-        return Err(Errno::EINVAL);
-    }
-    for (number, start, at, size) in chunks(offset, length, order) {
+    let order = state.header(image)?.order;
+    for (number, start, at, size) in chunks(offset, data.len() as u64, order) {
         #[expect(clippy::cast_possible_truncation, reason = "positions in a buffer in memory")]
         let piece = &data[(at - offset) as usize..(at - offset + size) as usize];
         change_object(state, image, number, |object| object.write(start, piece))?;
@@ -59,13 +47,10 @@ pub(super) fn write(state: &mut State, image: &ImageRef, offset: u64, data: &[u8
     Ok(())
 }
 
-/// Makes `length` bytes at `offset` zeros. `EINVAL` beyond the end.
+/// Makes `length` bytes at `offset`, which are inside, zeros.
 pub(super) fn discard(state: &mut State, image: &ImageRef, offset: u64, length: u64) -> Outcome<()> {
     let header = state.header(image)?;
     let (size, order) = (header.size, header.order);
-    if offset.checked_add(length).is_none_or(|end| end > size) {
-        return Err(Errno::EINVAL);
-    }
     for (number, start, _, length) in chunks(offset, length, order) {
         let version = state.version(image, None)?;
         let hidden = version.link.is_some_and(|link| number << order < link.overlap);
@@ -75,21 +60,50 @@ pub(super) fn discard(state: &mut State, image: &ImageRef, offset: u64, length: 
             (_, false, true) => state.header_mut(image)?.content.remove(number),
             (_, true, true) => *state.header_mut(image)?.content.object_mut(number) = Object::default(),
             (_, _, false) => change_object(state, image, number, |object| {
-                if start + length >= object.length() {
-                    object.truncate(start);
-                } else {
-                    object.zero(start, length);
-                }
+                if start + length == 1 << order { object.resize(start) } else { object.zero(start, length) }
             })?,
         }
     }
     Ok(())
 }
 
-/// The extents of `query`, in order.
-pub(super) fn diff(state: &State, image: &ImageRef, query: &Diff) -> Outcome<Vec<Extent>> {
-    let newer = state.version(image, query.at)?;
-    let older = query.since.map(|since| state.version(image, Some(since))).transpose()?;
+/// Throws away all bytes of the head from `size` on, as shrinking does before the new size is written.
+pub(super) fn trim(state: &mut State, image: &ImageRef, size: u64) -> Outcome<()> {
+    let header = state.header_mut(image)?;
+    let (number, rest) = (size >> header.order, size & ((1 << header.order) - 1));
+    header.content.truncate(number + u64::from(rest > 0));
+    let hidden = header.link.as_ref().is_some_and(|link| number << header.order < link.overlap);
+    if rest > 0 && (hidden || header.content.object(number).is_some()) {
+        change_object(state, image, number, |object| object.resize(rest))?;
+    }
+    Ok(())
+}
+
+/// The extents in which `newer` differs from the snapshot `query.since` of the same image, in order. `ENOENT` when that
+/// is not a user snapshot, `EINVAL` when it is younger than `newer`.
+pub(super) fn diff(
+    newer: &Version<'_>,
+    image: &ImageRef,
+    state: &State,
+    query: &Diff,
+) -> Outcome<Vec<Extent>> {
+    let end = query.offset.saturating_add(query.length).min(newer.size);
+    let older = match query.since {
+        None => None,
+        Some(since) => {
+            let snapshot = state.header(image)?.snapshots.get(&since).ok_or(Errno::ENOENT)?;
+            if end <= query.offset {
+                return Ok(Vec::new());
+            }
+            if snapshot.kind != SnapshotKind::User {
+                return Err(Errno::ENOENT);
+            }
+            if query.at.is_some_and(|at| since > at) {
+                return Err(Errno::EINVAL);
+            }
+            Some(state.version(image, Some(since))?)
+        }
+    };
     let through = query.since.is_none() && query.include_parent;
     let mut numbers: BTreeSet<u64> = if through {
         newer.used_objects()?
@@ -99,19 +113,12 @@ pub(super) fn diff(state: &State, image: &ImageRef, query: &Diff) -> Outcome<Vec
     if let Some(older) = &older {
         numbers.extend(older.content.objects().map(|(number, _)| number));
     }
-    let end = query.offset.saturating_add(query.length).min(newer.size);
-    let mut extents: Vec<Extent> = Vec::new();
+    let mut extents = Vec::new();
     for number in numbers {
-        for (start, length, exists) in changed(&newer, older.as_ref(), number, through, query.whole_object)? {
+        for (start, length, exists) in changed(newer, older.as_ref(), number, through, query.whole_object)? {
             let (from, to) = (start.max(query.offset), (start + length).min(end));
-            if from >= to {
-                continue;
-            }
-            match extents.last_mut() {
-                Some(last) if last.offset + last.length == from && last.exists == exists => {
-                    last.length += to - from;
-                }
-                _ => extents.push(Extent { offset: from, length: to - from, exists }),
+            if from < to {
+                extents.push(Extent { offset: from, length: to - from, exists });
             }
         }
     }
@@ -130,7 +137,7 @@ fn changed(
     let now = newer.content.object(number);
     let before = older.and_then(|older| older.content.object(number));
     let copied = match now {
-        None if through => newer.copied_up(number)?,
+        None if through => newer.shared(number)?,
         _ => None,
     };
     let now = now.map(std::convert::AsRef::as_ref).or(copied.as_ref());
@@ -142,7 +149,14 @@ fn changed(
         (None, Some(before)) => vec![(base, before.length(), false)],
         (Some(now), None) => vec![(base, now.length(), true)],
         (Some(now), Some(before)) => {
-            now.changed_blocks(before).map(|block| (base + block * BLOCK, BLOCK, true)).collect()
+            let mut ranges: Vec<(u64, u64, bool)> = Vec::new();
+            for start in now.changed_blocks(before).map(|block| base + block * BLOCK) {
+                match ranges.last_mut() {
+                    Some((last, length, _)) if *last + *length == start => *length += BLOCK,
+                    _ => ranges.push((start, BLOCK, true)),
+                }
+            }
+            ranges
         }
     })
 }

@@ -48,14 +48,19 @@ pub(super) fn clone(
     let mut state = call.state();
     let (parent, size) = find_parent(&mut state, spec, place, options.clone_format)?;
     let header = state.header(&parent.image)?;
-    let layout = Layout::new(options, create::inherited(header.features), header.order)?;
-    let metadata = header.metadata.clone();
-    if !layout.features.contains(Features::LAYERING) {
+    if !options.features.unwrap_or(header.features).contains(Features::LAYERING) {
         return Err(Errno::ENOSYS);
     }
+    let layout = Layout::new(options, create::inherited(header.features), header.order)?;
+    let metadata = header.metadata.clone();
     drop(state);
 
     let child = create::create(call, place, name, size, &layout)?;
+    if size == 0 {
+        // librbd only learns now that a link cannot be empty.
+        create::take_back(call, &child, name)?;
+        return Err(Errno::EINVAL);
+    }
     let mut state = call.state();
     call.watch(&mut state, &child);
     state.header_mut(&child)?.link = Some(Link { parent: parent.clone(), overlap: size });

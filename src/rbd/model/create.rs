@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::data::Content;
 use super::session::Call;
-use super::state::{Header, ImageRef, Outcome, Place};
+use super::state::{Header, ImageRef, Outcome, Place, State};
 use crate::rbd::{Errno, Features, ImageOptions};
 
 /// log2 of the object size of images that say nothing else.
@@ -23,16 +23,30 @@ pub(super) struct Layout {
     data_pool: Option<String>,
 }
 
-/// What a clone or a copy inherits of its source's features: all but those that follow from other options.
+/// What a clone inherits of its parent's features: all but those that follow from other options.
 pub(super) fn inherited(features: Features) -> Features {
     let implicit = Features::STRIPING.0 | Features::FAST_DIFF.0 | Features::DATA_POOL.0;
     Features(features.0 & !implicit)
 }
 
+/// `options` with the layout of `source` where they say nothing, as for a copy.
+pub(super) fn like(source: &Header, options: &ImageOptions) -> Outcome<Layout> {
+    let mut options = options.clone();
+    if options.stripe_unit.is_none() && options.order.is_none() && source.stripe_count > 1 {
+        (options.stripe_unit, options.stripe_count) = (Some(source.stripe_unit), Some(source.stripe_count));
+    }
+    options.data_pool = options.data_pool.or_else(|| source.data_pool.clone());
+    Layout::new(&options, Features(source.features.0 & 0x7f), source.order)
+}
+
 impl Layout {
-    /// `options`, with `features` and `order` where it says nothing. `ENOSYS` for unknown features, `EINVAL` for
-    /// features without what they need and for a stripe that does not divide the object, `EDOM` for the order.
+    /// `options`, with `features` and `order` where it says nothing. `EDOM` for an order out of range, `ENOSYS` for
+    /// unknown features, `EINVAL` for features without what they need and for a stripe that does not divide the object.
     pub(super) fn new(options: &ImageOptions, features: Features, order: u8) -> Outcome<Layout> {
+        let order = options.order.unwrap_or(order);
+        if !(12..=25).contains(&order) {
+            return Err(Errno::EDOM);
+        }
         let mut features = options.features.unwrap_or(features);
         if features.0 & !KNOWN != 0 {
             return Err(Errno::ENOSYS);
@@ -46,10 +60,6 @@ impl Layout {
         needs(features, Features::FAST_DIFF, Features::OBJECT_MAP)?;
         needs(features, Features::OBJECT_MAP, Features::EXCLUSIVE_LOCK)?;
         needs(features, Features::JOURNALING, Features::EXCLUSIVE_LOCK)?;
-        let order = options.order.unwrap_or(order);
-        if !(12..=25).contains(&order) {
-            return Err(Errno::EDOM);
-        }
         let object = 1u64 << order;
         let (stripe_unit, stripe_count) = match (options.stripe_unit, options.stripe_count) {
             (None, None) => (object, 1),
@@ -64,6 +74,24 @@ impl Layout {
         }
         Ok(Layout { features, order, stripe_unit, stripe_count, data_pool: options.data_pool.clone() })
     }
+}
+
+/// `EEXIST` when an id object of that name is there, which librbd looks at before anything else about a new image.
+pub(super) fn check_free(state: &mut State, place: &Place, name: &str) -> Outcome<()> {
+    if state.space(place).id_objects.contains_key(name) { Err(Errno::EEXIST) } else { Ok(()) }
+}
+
+/// Takes back what [`create`] made, for a call that fails later.
+pub(super) fn take_back(call: &mut Call<'_>, image: &ImageRef, name: &str) -> Outcome<()> {
+    call.state().space(&image.place).headers.remove(&*image.id);
+    call.step()?;
+    call.state().space(&image.place).id_objects.remove(name);
+    call.step()?;
+    let mut state = call.state();
+    let space = state.space(&image.place);
+    space.names.remove(name);
+    space.ids.remove(&*image.id);
+    call.step()
 }
 
 /// Makes an empty image of `size` bytes. `EEXIST` when the name is taken in the directory or by an id object,
@@ -107,6 +135,7 @@ pub(super) fn create(
         features,
         stripe_unit: layout.stripe_unit,
         stripe_count: layout.stripe_count,
+        data_pool: layout.data_pool.clone().filter(|pool| **pool != *place.pool),
         link: None,
         clone_child: false,
         snapshots: BTreeMap::new(),

@@ -8,7 +8,7 @@ pub(super) const BLOCK: u64 = 1 << BLOCK_ORDER;
 
 const BLOCK_ORDER: u8 = 12;
 
-type Block = [u8; 1 << BLOCK_ORDER];
+pub(super) type Block = [u8; 1 << BLOCK_ORDER];
 
 /// One RADOS data object. That it exists at all hides the parent's bytes below it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,7 +22,8 @@ pub(super) struct Object {
 /// The objects of one version of an image, by number. A clone shares them until one side writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Content {
-    objects: Arc<BTreeMap<u64, Arc<Object>>>,
+    /// `None` is empty.
+    objects: Option<Arc<BTreeMap<u64, Arc<Object>>>>,
 }
 
 impl Object {
@@ -60,21 +61,26 @@ impl Object {
     /// Cuts the object off at `length`.
     pub(super) fn truncate(&mut self, length: u64) {
         if length < self.length {
-            self.zero(length, self.length - length);
-            self.length = length;
+            self.resize(length);
         }
     }
 
-    /// Takes over what `below` holds in its first `length` bytes.
-    pub(super) fn fill_from(&mut self, below: &Object, first_block: u64, length: u64) {
-        for (block, bytes) in below.blocks.range(first_block..) {
-            let start = (block - first_block) * BLOCK;
-            if start >= length {
-                break;
-            }
-            let wanted = (length - start).min(BLOCK);
-            self.write(start, &bytes[..wanted as usize]);
+    /// Cuts the object off at `length`, or grows it to that with zeros.
+    pub(super) fn resize(&mut self, length: u64) {
+        if length < self.length {
+            self.zero(length, self.length - length);
         }
+        self.length = length;
+    }
+
+    /// What `[offset, offset + length)` of this object holds, as an object. `offset` is a multiple of [`BLOCK`].
+    pub(super) fn slice(&self, offset: u64, length: u64) -> Object {
+        let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
+        let blocks =
+            self.blocks.range(first..end).map(|(block, bytes)| (block - first, Arc::clone(bytes))).collect();
+        let mut slice = Object { blocks, length: self.length.saturating_sub(offset) };
+        slice.truncate(length);
+        slice
     }
 
     /// Takes over all of `part`, moved to `offset`, which is a multiple of [`BLOCK`].
@@ -85,9 +91,9 @@ impl Object {
         self.length = self.length.max(offset + part.length);
     }
 
-    /// The blocks that are not all zeros, by their offset in the object.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.blocks.iter().map(|(block, bytes)| (block * BLOCK, &bytes[..]))
+    /// The blocks that were written, by their offset in the object.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (u64, &Arc<Block>)> {
+        self.blocks.iter().map(|(block, bytes)| (block * BLOCK, bytes))
     }
 
     /// Bytes up to the end of the last write.
@@ -110,49 +116,46 @@ impl Object {
 }
 
 impl Content {
+    /// No objects at all.
+    pub(super) const fn new() -> Content {
+        Content { objects: None }
+    }
+
     /// The object with this number, if it exists.
     pub(super) fn object(&self, number: u64) -> Option<&Arc<Object>> {
-        self.objects.get(&number)
+        self.objects.as_ref()?.get(&number)
     }
 
     /// The objects that exist, by number.
     pub(super) fn objects(&self) -> impl Iterator<Item = (u64, &Arc<Object>)> {
-        self.objects.iter().map(|(number, object)| (*number, object))
+        self.objects.iter().flat_map(|objects| objects.iter()).map(|(number, object)| (*number, object))
     }
 
     /// The object with this number to change, made when missing.
     pub(super) fn object_mut(&mut self, number: u64) -> &mut Object {
-        Arc::make_mut(Arc::make_mut(&mut self.objects).entry(number).or_default())
+        let objects = Arc::make_mut(self.objects.get_or_insert_default());
+        Arc::make_mut(objects.entry(number).or_default())
     }
 
     /// Removes an object.
     pub(super) fn remove(&mut self, number: u64) {
-        if self.objects.contains_key(&number) {
-            Arc::make_mut(&mut self.objects).remove(&number);
+        if let Some(objects) = &mut self.objects {
+            Arc::make_mut(objects).remove(&number);
         }
     }
 
-    /// Throws away all bytes from `size` on.
-    pub(super) fn truncate(&mut self, size: u64, order: u8) {
-        if self.objects.is_empty() {
-            return;
-        }
-        let (last, rest) = (size >> order, size & ((1 << order) - 1));
-        let objects = Arc::make_mut(&mut self.objects);
-        objects.split_off(&(last + u64::from(rest > 0)));
-        if rest > 0
-            && let Some(object) = objects.get_mut(&last)
-        {
-            Arc::make_mut(object).truncate(rest);
+    /// Throws the objects from `number` on away.
+    pub(super) fn truncate(&mut self, number: u64) {
+        if let Some(objects) = &mut self.objects {
+            Arc::make_mut(objects).split_off(&number);
         }
     }
 
     /// Bytes that are stored.
     pub(super) fn stored(&self) -> u64 {
-        self.objects.values().map(|object| object.blocks.len() as u64 * BLOCK).sum()
+        self.objects().map(|(_, object)| object.blocks.len() as u64 * BLOCK).sum()
     }
 }
-
 /// Cuts `length` bytes at `offset` at block boundaries: block number, first byte in it, range in the buffer.
 fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     chunks(offset, length, BLOCK_ORDER).map(move |(block, start, at, size)| {

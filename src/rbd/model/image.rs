@@ -5,15 +5,16 @@ use std::fmt;
 use std::ops::ControlFlow;
 
 use super::bytes;
+use super::create;
 use super::lineage;
 use super::session::Session;
 use super::state::{
-    Header, ImageRef, Link, Outcome, ParentRef, Place, Protection, SnapshotState, State, Watch,
+    Header, ImageRef, Link, Outcome, ParentRef, Place, Protection, SnapshotState, State, Version, Watch,
 };
-use super::transfer;
+use super::transfer::{self, Source};
 use crate::rbd::{
-    Child, Diff, Errno, Extent, Image, ImageInfo, ImageOptions, Parent, Pool, Progress, Result, Snapshot,
-    SnapshotId, SnapshotKind, Watcher,
+    Child, Diff, Errno, Extent, Features, Image, ImageInfo, ImageOptions, Parent, Pool, Progress, Result,
+    Snapshot, SnapshotId, SnapshotKind, Watcher,
 };
 
 /// An open image. Closing it takes its watch off.
@@ -84,6 +85,21 @@ impl ModelImage {
         state.check_parents(header.snapshots.get(&id).ok_or(Errno::ENOENT)?.link.as_ref())
     }
 
+    /// What this handle reads: the head, or the snapshot `at`.
+    fn version<'a>(&'a self, state: &'a State, at: Option<SnapshotId>) -> Outcome<Version<'a>> {
+        self.check_at(state, at)?;
+        match at {
+            None => Ok(state.head(&self.image, self.header(state)?)),
+            Some(_) => state.version(&self.image, at),
+        }
+    }
+
+    /// `EINVAL` when the range reaches beyond the end of the head.
+    fn check_range(&self, state: &State, offset: u64, length: u64) -> Outcome<()> {
+        let size = self.header(state)?.size;
+        if offset.checked_add(length).is_none_or(|end| end > size) { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
     fn writable(&self) -> Outcome<()> {
         if matches!(self.mode, Mode::ReadWrite(_)) { Ok(()) } else { Err(Errno::EROFS) }
     }
@@ -147,14 +163,14 @@ impl Image for ModelImage {
         self.session.call("resize", self.object(), |call| {
             self.writable()?;
             let mut state = call.state();
-            let header = state.header_mut(&self.image)?;
-            if size < header.size {
+            if size < state.header(&self.image)?.size {
                 if !allow_shrink {
                     return Err(Errno::EINVAL);
                 }
-                header.content.truncate(size, header.order);
+                bytes::trim(&mut state, &self.image, size)?;
                 call.step()?;
             }
+            let header = state.header_mut(&self.image)?;
             header.size = size;
             if let Some(link) = &mut header.link {
                 link.overlap = link.overlap.min(size);
@@ -205,8 +221,8 @@ impl Image for ModelImage {
 
     fn remove_snapshot(&self, name: &str) -> Result<()> {
         self.session.call("remove_snapshot", self.snapshot_object(name), |call| {
-            self.writable()?;
             let id = call.state().header(&self.image)?.user_snapshot(name)?;
+            self.writable()?;
             lineage::remove_snapshot(call, &self.image, id)
         })
     }
@@ -220,6 +236,9 @@ impl Image for ModelImage {
 
     fn protect_snapshot(&self, name: &str) -> Result<()> {
         self.write("protect_snapshot", self.snapshot_object(name), |header| {
+            if !header.features.contains(Features::LAYERING) {
+                return Err(Errno::ENOSYS);
+            }
             let id = header.user_snapshot(name)?;
             let snapshot = header.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?;
             if snapshot.protection == Protection::Protected {
@@ -297,8 +316,19 @@ impl Image for ModelImage {
     ) -> Result<()> {
         let place = Place::new(to.name(), to.namespace());
         self.session.call("copy", self.object(), |call| {
-            self.check_at(&call.state(), at)?;
-            transfer::copy(call, &self.image, at, &place, name, options, progress)
+            let source = {
+                let mut state = call.state();
+                self.check_at(&state, at)?;
+                create::check_free(&mut state, &place, name)?;
+                let version = self.version(&state, at)?;
+                Source {
+                    size: version.size,
+                    layout: create::like(self.header(&state)?, options)?,
+                    metadata: state.header(&self.image)?.metadata.clone(),
+                    blocks: version.blocks()?,
+                }
+            };
+            transfer::copy(call, source, &place, name, progress)
         })
     }
 
@@ -342,24 +372,25 @@ impl Image for ModelImage {
     }
 
     fn read_at(&self, at: Option<SnapshotId>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.read("read_at", |state| {
-            self.check_at(state, at)?;
-            bytes::read(state, &self.image, at, offset, buffer)
-        })
+        self.read("read_at", |state| bytes::read(&self.version(state, at)?, offset, buffer))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.session.call("write_at", self.object(), |call| {
+            let mut state = call.state();
+            self.check_range(&state, offset, data.len() as u64)?;
             self.writable()?;
-            bytes::write(&mut call.state(), &self.image, offset, data)?;
+            bytes::write(&mut state, &self.image, offset, data)?;
             call.step()
         })
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.session.call("discard", self.object(), |call| {
+            let mut state = call.state();
+            self.check_range(&state, offset, length)?;
             self.writable()?;
-            bytes::discard(&mut call.state(), &self.image, offset, length)?;
+            bytes::discard(&mut state, &self.image, offset, length)?;
             call.step()
         })
     }
@@ -370,8 +401,10 @@ impl Image for ModelImage {
 
     fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()> {
         self.session.call("diff", self.object(), |call| {
-            self.check_at(&call.state(), query.at)?;
-            let extents = bytes::diff(&call.state(), &self.image, query)?;
+            let extents = {
+                let state = call.state();
+                bytes::diff(&self.version(&state, query.at)?, &self.image, &state, query)?
+            };
             for extent in extents {
                 if visit(extent).is_break() {
                     return Err(Errno::ECANCELED);

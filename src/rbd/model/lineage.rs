@@ -68,13 +68,15 @@ impl State {
         };
         let mut children = Vec::new();
         for child in snapshots.into_iter().flat_map(|id| self.registered(image, id)) {
+            // librbd does not count a removal in progress as being in the trash here.
+            let removing = self.trash_item(&child).is_some_and(|item| item.removing);
             let (name, in_trash) = self.image_name(&child).unwrap_or_default();
             children.push(Child {
                 pool: child.place.pool.to_string(),
                 namespace: child.place.namespace.to_string(),
                 image_id: child.id.to_string(),
                 image: name,
-                in_trash,
+                in_trash: in_trash && !removing,
             });
         }
         Ok(children)

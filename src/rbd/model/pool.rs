@@ -55,6 +55,7 @@ impl Pool for ModelPool {
 
     fn create_image(&self, name: &str, size: u64, options: &ImageOptions) -> Result<()> {
         self.session.call("create_image", self.object(name), |call| {
+            create::check_free(&mut call.state(), &self.place, name)?;
             let layout = Layout::new(options, Features::DEFAULT, create::DEFAULT_ORDER)?;
             create::create(call, &self.place, name, size, &layout).map(|_| ())
         })

@@ -9,19 +9,33 @@
 use std::time::Duration;
 
 use super::data::Content;
-use super::lineage::unregister;
+use super::lineage::{remove_snapshot, unregister};
 use super::session::Call;
-use super::state::{ImageRef, Outcome, Place, State, TrashItem, TrashState};
-use crate::rbd::Errno;
+use super::state::{ImageRef, Outcome, Place, SnapshotState, TrashItem, TrashState};
+use crate::rbd::{Errno, SnapshotKind};
 
-/// What must hold before an image is removed: no snapshots of any kind, nobody watching. The remains of an image
-/// can always go.
-fn check_removable(state: &State, image: &ImageRef) -> Outcome<()> {
+/// What librbd sees to before it removes an image: `ENOTEMPTY` when it has snapshots, `EBUSY` when somebody watches it.
+/// Parked snapshots without children are swept away here, also when another one with children refuses the removal. The
+/// remains of an image can always go.
+fn prepare(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
+    let state = call.state();
     let Ok(header) = state.opened(image) else { return Ok(()) };
-    if !header.snapshots.is_empty() {
+    let parked = |snapshot: &SnapshotState| matches!(snapshot.kind, SnapshotKind::Trash { .. });
+    if !header.snapshots.values().all(parked) {
         return Err(Errno::ENOTEMPTY);
     }
-    if header.watches.is_empty() { Ok(()) } else { Err(Errno::EBUSY) }
+    if !header.watches.is_empty() {
+        return Err(Errno::EBUSY);
+    }
+    let parked: Vec<_> = header.snapshots.keys().copied().collect();
+    drop(state);
+    for snapshot in parked {
+        match remove_snapshot(call, image, snapshot) {
+            Err(Errno::EBUSY) => return Err(Errno::ENOTEMPTY),
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Removes the image in the directory under `name`, or finishes an interrupted removal of that name.
@@ -37,8 +51,8 @@ pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str) -> Outcome<
             None => remove_unlisted(call, place, name),
         };
     };
-    check_removable(&state, &ImageRef::new(place, &id))?;
     drop(state);
+    prepare(call, &ImageRef::new(place, &id))?;
     move_to_trash(call, place, name, &id, true, Duration::ZERO)?;
     remove_from_trash(call, place, &id, true)
 }
@@ -48,7 +62,9 @@ pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str) -> Outcome<
 /// rename leaves such an object under the old name: removing that destroys the renamed image.
 fn remove_unlisted(call: &mut Call<'_>, place: &Place, name: &str) -> Outcome<()> {
     let id = call.state().space(place).id_objects.get(name).cloned().ok_or(Errno::ENOENT)?;
-    remove_image(call, &ImageRef::new(place, &id))?;
+    let image = ImageRef::new(place, &id);
+    prepare(call, &image)?;
+    remove_image(call, &image)?;
     call.state().space(place).id_objects.remove(name);
     call.step()?;
     Err(Errno::ENOENT)
@@ -57,7 +73,6 @@ fn remove_unlisted(call: &mut Call<'_>, place: &Place, name: &str) -> Outcome<()
 /// Removes header and data of an image and takes it off its parent's list. Fine when it has no header any more.
 fn remove_image(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     let mut state = call.state();
-    check_removable(&state, image)?;
     let Ok(header) = state.header_mut(image) else { return Ok(()) };
     let parent = header.link.as_ref().map(|link| link.parent.clone());
     let stored = header.content.objects().next().is_some();
@@ -101,7 +116,8 @@ fn move_to_trash(
     let mut state = call.state();
     let deferred_until = state.now + delay;
     let item = TrashItem { name: name.to_owned(), removing, state: TrashState::Moving, deferred_until };
-    state.space(place).trash.insert(id.to_owned(), item);
+    // An entry that an interrupted call left stays as it is.
+    state.space(place).trash.entry(id.to_owned()).or_insert(item);
     drop(state);
     call.step()?;
     call.state().space(place).id_objects.remove(name);
@@ -112,11 +128,17 @@ fn move_to_trash(
     space.ids.remove(id);
     drop(state);
     call.step()?;
-    set_state(call, place, id, TrashState::Normal)
+    set_state(call, place, id, TrashState::Moving, TrashState::Normal)
 }
 
-fn set_state(call: &mut Call<'_>, place: &Place, id: &str, to: TrashState) -> Outcome<()> {
-    call.state().space(place).trash.get_mut(id).ok_or(Errno::ENOENT)?.state = to;
+/// `ESTALE` when the entry is in another state than `from`.
+fn set_state(call: &mut Call<'_>, place: &Place, id: &str, from: TrashState, to: TrashState) -> Outcome<()> {
+    let mut state = call.state();
+    let item = state.space(place).trash.get_mut(id).ok_or(Errno::ENOENT)?;
+    if item.state != from && item.state != to {
+        return Err(Errno::ESTALE);
+    }
+    item.state = to;
     call.step()
 }
 
@@ -131,11 +153,11 @@ pub(super) fn restore(call: &mut Call<'_>, place: &Place, id: &str, name: &str) 
         return Err(Errno::EBUSY);
     }
     drop(state);
-    set_state(call, place, id, TrashState::Restoring)?;
+    set_state(call, place, id, TrashState::Normal, TrashState::Restoring)?;
     let taken = call.state().space(place).id_objects.get(name).cloned();
     match taken {
         Some(taken) if taken != id => {
-            set_state(call, place, id, TrashState::Normal)?;
+            set_state(call, place, id, TrashState::Restoring, TrashState::Normal)?;
             return Err(Errno::EEXIST);
         }
         Some(_) => {}
@@ -189,14 +211,18 @@ pub(super) fn remove_from_trash(call: &mut Call<'_>, place: &Place, id: &str, fo
         TrashState::Restoring => return Err(Errno::EBUSY),
         TrashState::Normal | TrashState::Removing => {}
     }
-    let check = check_removable(&state, &ImageRef::new(place, id));
     drop(state);
-    set_state(call, place, id, TrashState::Removing)?;
-    if let Err(errno) = check {
-        set_state(call, place, id, TrashState::Normal)?;
-        return Err(errno);
+    set_state(call, place, id, TrashState::Normal, TrashState::Removing)?;
+    let image = ImageRef::new(place, id);
+    match prepare(call, &image) {
+        // The process died.
+        Err(Errno::ESHUTDOWN) => return Err(Errno::ESHUTDOWN),
+        Err(errno) => {
+            set_state(call, place, id, TrashState::Removing, TrashState::Normal)?;
+            return Err(errno);
+        }
+        Ok(()) => remove_image(call, &image)?,
     }
-    remove_image(call, &ImageRef::new(place, id))?;
     call.state().space(place).trash.remove(id);
     call.step()
 }

@@ -151,14 +151,17 @@ impl Session {
         self.control().records.clone()
     }
 
-    /// Every place where the calls made so far could have died with a different cluster left behind: after each
-    /// step of each call, and before the first of all. Calls that only read add none.
+    /// Every place where the calls made so far could have died with a different cluster left behind: before the first
+    /// step of all, and after each step of each call. Calls that only read add none.
     pub fn crash_points(&self) -> Vec<(usize, Fault)> {
-        let mut points = vec![(1, Fault::CrashBefore)];
-        for record in &self.control().records {
-            points.extend((1..=record.steps).map(|step| (record.info.number, Fault::CrashInside(step))));
-        }
-        points
+        let control = self.control();
+        let writes = || control.records.iter().filter(|record| record.steps > 0);
+        let first = writes().next().map(|record| (record.info.number, Fault::CrashBefore));
+        let after = |record: &CallRecord| {
+            let number = record.info.number;
+            (1..=record.steps).map(move |step| (number, Fault::CrashInside(step)))
+        };
+        first.into_iter().chain(writes().flat_map(after)).collect()
     }
 
     /// This client's address as a blocklist would name it.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::data::{BLOCK, Content, Object, chunks};
+use super::data::{Block, Content, Object, chunks};
 use crate::rbd::{Errno, Features, SnapshotId, SnapshotKind};
 
 /// What steps return inside the model; the call adds its name and object.
@@ -99,6 +99,8 @@ pub(super) struct Header {
     pub(super) features: Features,
     pub(super) stripe_unit: u64,
     pub(super) stripe_count: u64,
+    /// The pool of the data objects when it is not the image's own.
+    pub(super) data_pool: Option<String>,
     pub(super) link: Option<Link>,
     /// Whether the header is marked as a clone of format 2.
     pub(super) clone_child: bool,
@@ -232,7 +234,12 @@ impl State {
         if let Some(name) = space.ids.get(&*image.id) {
             return Some((name.clone(), false));
         }
-        space.trash.get(&*image.id).map(|item| (item.name.clone(), true))
+        self.trash_item(image).map(|item| (item.name.clone(), true))
+    }
+
+    /// The trash entry of an image, if there is one.
+    pub(super) fn trash_item(&self, image: &ImageRef) -> Option<&TrashItem> {
+        self.spaces.get(&image.place)?.trash.get(&*image.id)
     }
 
     /// The header of an image as librbd opens it by id: `ENOENT` when it is gone, or when neither the directory nor the
@@ -284,6 +291,14 @@ impl State {
         };
         Ok(Version { state: self, order: header.order, size, content, link })
     }
+
+    /// The head of an image for a handle that knows it by `header`, which may be older: size and link are the handle's,
+    /// the bytes are today's. Of an image that is gone there are none, which reads as zeros.
+    pub(super) fn head<'a>(&'a self, image: &ImageRef, header: &'a Header) -> Version<'a> {
+        static GONE: Content = Content::new();
+        let content = self.header(image).map_or(&GONE, |today| &today.content);
+        Version { state: self, order: header.order, size: header.size, content, link: header.link.as_ref() }
+    }
 }
 
 /// One version of an image: the head or a snapshot.
@@ -330,11 +345,7 @@ impl<'a> Version<'a> {
         let mut gathered = Object::default();
         for (number, start, at, size) in chunks(offset, length, self.order) {
             let part = match self.content.object(number) {
-                Some(object) => {
-                    let mut part = Object::default();
-                    part.fill_from(object, start / BLOCK, size);
-                    part
-                }
+                Some(object) => object.slice(start, size),
                 None => match self.below()? {
                     Some((below, overlap)) if at < overlap => below.gather(at, (overlap - at).min(size))?,
                     _ => continue,
@@ -345,16 +356,33 @@ impl<'a> Version<'a> {
         Ok(gathered)
     }
 
-    /// What object `number` of this version would be when copied up from the parents; `None` when they hold
-    /// nothing there.
-    pub(super) fn copied_up(&self, number: u64) -> Outcome<Option<Object>> {
+    /// What the parents hold below object `number` of this version; `None` when they hold no object there.
+    pub(super) fn shared(&self, number: u64) -> Outcome<Option<Object>> {
         let Some((below, overlap)) = self.below()? else { return Ok(None) };
         let start = number << self.order;
         if start >= overlap {
             return Ok(None);
         }
         let object = below.gather(start, (overlap - start).min(1 << self.order))?;
-        Ok(if object.is_zero() { None } else { Some(object) })
+        Ok(if object.length() == 0 { None } else { Some(object) })
+    }
+
+    /// What object `number` of this version would be when copied up from the parents; `None` when they hold only
+    /// zeros there, which librbd does not copy.
+    pub(super) fn copied_up(&self, number: u64) -> Outcome<Option<Object>> {
+        Ok(self.shared(number)?.filter(|object| !object.is_zero()))
+    }
+
+    /// The blocks in which this version holds something other than zeros, by offset.
+    pub(super) fn blocks(&self) -> Outcome<BTreeMap<u64, Arc<Block>>> {
+        let mut blocks = BTreeMap::new();
+        for number in self.used_objects()? {
+            let start = number << self.order;
+            let gathered = self.gather(start, (1 << self.order).min(self.size.saturating_sub(start)))?;
+            blocks.extend(gathered.blocks().map(|(block, bytes)| (start + block, Arc::clone(bytes))));
+        }
+        blocks.retain(|_, bytes| bytes.iter().any(|byte| *byte != 0));
+        Ok(blocks)
     }
 
     /// The numbers of this version's objects in which it or its parents may hold bytes.

@@ -1,28 +1,15 @@
-//! The long calls: flatten and copy. Each object they write is one step, and progress counts objects.
+//! The long calls: flatten and copy. What they write between two reports of progress is one step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::bytes;
 use super::create::{self, Layout};
-use super::data::Object;
+use super::data::{Block, chunks};
 use super::lineage;
 use super::session::Call;
 use super::state::{ImageRef, Outcome, Place, State};
-use crate::rbd::{Errno, Features, ImageOptions, Progress, SnapshotId};
-
-/// The objects of a head or snapshot as they read through the parents, by number.
-fn objects(call: &Call<'_>, image: &ImageRef, at: Option<SnapshotId>) -> Outcome<BTreeMap<u64, Object>> {
-    let state = call.state();
-    let version = state.version(image, at)?;
-    let mut objects = BTreeMap::new();
-    for number in version.used_objects()? {
-        let object = match version.content.object(number) {
-            Some(object) => Some(Object::clone(object)),
-            None => version.copied_up(number)?,
-        };
-        objects.extend(object.map(|object| (number, object)));
-    }
-    Ok(objects)
-}
+use crate::rbd::{Errno, Features, Progress, SnapshotId};
 
 /// Copies what the head shares into the image, then cuts the link; with deep-flatten what the snapshots share too.
 /// `EINVAL` when there is no link.
@@ -76,46 +63,49 @@ fn copy_up(state: &mut State, image: &ImageRef, at: Option<SnapshotId>, number: 
     Ok(true)
 }
 
-/// Copies the head, or the snapshot `at`, into the new image `name`.
+/// What a copy is made of.
+pub(super) struct Source {
+    pub(super) size: u64,
+    pub(super) layout: Layout,
+    pub(super) metadata: BTreeMap<String, String>,
+    /// The blocks that are not all zeros, by offset.
+    pub(super) blocks: BTreeMap<u64, Arc<Block>>,
+}
+
+/// log2 of the bytes that a copy writes between two reports of progress.
+const PORTION_ORDER: u8 = 22;
+
+/// Makes the new image `name` of `source`.
 pub(super) fn copy(
     call: &mut Call<'_>,
-    image: &ImageRef,
-    at: Option<SnapshotId>,
+    source: Source,
     place: &Place,
     name: &str,
-    options: &ImageOptions,
     progress: Progress<'_>,
 ) -> Outcome<()> {
-    let state = call.state();
-    let header = state.header(image)?;
-    let size = state.version(image, at)?.size;
-    let (source_order, metadata) = (header.order, header.metadata.clone());
-    let layout = Layout::new(options, create::inherited(header.features), source_order)?;
-    drop(state);
-
-    let target = create::create(call, place, name, size, &layout)?;
-    let mut state = call.state();
-    call.watch(&mut state, &target);
-    if !metadata.is_empty() {
-        state.header_mut(&target)?.metadata = metadata;
+    let size = source.size;
+    let copy = create::create(call, place, name, size, &source.layout)?;
+    call.watch(&mut call.state(), &copy);
+    for (key, value) in source.metadata {
+        call.state().header_mut(&copy)?.metadata.insert(key, value);
         call.step()?;
     }
-    drop(state);
-    let objects = objects(call, image, at)?;
-    let total = objects.len() as u64;
-    for (done, (number, object)) in (0..).zip(objects) {
-        if progress(done, total).is_break() {
-            return Err(Errno::ECANCELED);
-        }
+    for (_, _, offset, length) in chunks(0, size, PORTION_ORDER) {
         let mut state = call.state();
-        let header = state.header_mut(&target)?;
-        let order = header.order;
-        for (block, bytes) in object.blocks() {
-            let at = (number << source_order) + block;
-            header.content.object_mut(at >> order).write(at & ((1 << order) - 1), bytes);
+        let mut blocks = source.blocks.range(offset..offset + length).peekable();
+        let wrote = blocks.peek().is_some();
+        for (at, bytes) in blocks {
+            let end = (size - at).min(bytes.len() as u64);
+            #[expect(clippy::cast_possible_truncation, reason = "at most a block")]
+            bytes::write(&mut state, &copy, *at, &bytes[..end as usize])?;
         }
         drop(state);
-        call.step()?;
+        if wrote {
+            call.step()?;
+        }
+        if progress(offset + length, size).is_break() {
+            return Err(Errno::ECANCELED);
+        }
     }
     Ok(())
 }
