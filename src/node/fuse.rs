@@ -6,6 +6,7 @@
 //! - `D/export`: an empty file; the daemon mounts the image over it.
 //! - `D/qmp`: the socket the daemon is commanded through.
 //! - `D/ceph.conf`: how to reach the monitors; no key.
+//! - `D/loop`: which loop device it is.
 //!
 //! The Ceph key goes to the daemon over its socket and lives in its memory alone. It stays there as the daemon's
 //! secret `key`, because growing opens the image once more.
@@ -14,8 +15,8 @@
 //! systemd unit that kills its whole control group.
 //!
 //! Everything is found again without memory: the daemon by its command line (it holds the path of `D/qmp`), the
-//! export in the mount table, the loop device by its backing file in /sys. An image counts as attached when all three
-//! are there. Crash points are the gaps between them; [`attach`] clears what is half-done and starts over, and
+//! export in the mount table, the loop device as [`super::loop_device`] says. An image counts as attached when all
+//! three are there, and as dead when the loop device is there without the others. Crash points are the gaps between them; [`attach`] clears what is half-done and starts over, and
 //! [`detach`] takes down whatever is there, in reverse order.
 //!
 //! The daemon's nodes are `device` (what is exported) on top of `image-N` (the opened image). QEMU learns the size of
@@ -23,20 +24,18 @@
 //! the old one; QEMU flushes and holds I/O back meanwhile. The obvious `block_resize` is not used: it sets
 //! the image's size, and would shrink an image that the controller grew at the same moment.
 
-use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::makedev;
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::attach::{Attachment, Device, Image};
 use super::error::{Error, Result};
+use super::loop_device::LoopDevice;
 use super::mount::{self, MountTable};
 use super::programs::{self, Program};
 use super::qmp::{Qmp, Refusal};
@@ -47,9 +46,6 @@ const MONITOR_PATIENCE: u32 = 20;
 
 /// How long a daemon may take to close its image and go.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long the kernel may take to let go of, or to notice the size of, a loop device.
-const LOOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest path of `D/qmp`: the kernel's limit for socket addresses, with room for the final NUL.
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -64,6 +60,10 @@ fn export(directory: &Path) -> PathBuf {
 
 fn configuration(directory: &Path) -> PathBuf {
     directory.join("ceph.conf")
+}
+
+fn loop_device(directory: &Path) -> LoopDevice {
+    LoopDevice { file: export(directory), identity: directory.join("loop") }
 }
 
 /// The daemon's argument that names its socket, and by which its process is known.
@@ -82,7 +82,7 @@ pub(super) fn attach(directory: &Path, image: &Image, key: Option<&Key>, read_on
     start_daemon(directory)?;
     let mut qmp = Qmp::connect(&socket(directory))?;
     open_image(&mut qmp, directory, image, key, read_only)?;
-    attach_loop(directory, read_only)?;
+    loop_device(directory).attach(read_only)?;
     match find(directory)? {
         Attachment::Live(device) => Ok(device),
         other => Err(Error::Unavailable(format!("{image} was attached, but is {other:?} now"))),
@@ -90,7 +90,7 @@ pub(super) fn attach(directory: &Path, image: &Image, key: Option<&Key>, read_on
 }
 
 pub(super) fn find(directory: &Path) -> Result<Attachment> {
-    let Some(device) = find_loop(&export(directory))? else { return Ok(Attachment::Absent) };
+    let Some(device) = loop_device(directory).find()? else { return Ok(Attachment::Absent) };
     let exported = MountTable::read()?.at(&export(directory)).is_some();
     let alive = exported && !daemons(directory)?.is_empty();
     Ok(if alive { Attachment::Live(device) } else { Attachment::Dead(device) })
@@ -99,35 +99,20 @@ pub(super) fn find(directory: &Path) -> Result<Attachment> {
 pub(super) fn refresh(directory: &Path, image: &Image, read_only: bool, device: &Device) -> Result<()> {
     let mut qmp = Qmp::connect(&socket(directory))?;
     let size = reopen_image(&mut qmp, directory, image, read_only)?;
-    let deadline = Instant::now() + LOOP_PATIENCE;
-    // A device has whole sectors; an image that ends inside one loses that end.
-    while device.size()? < size - size % 512 {
-        if Instant::now() > deadline {
-            return Err(Error::Unavailable(format!(
-                "{image} has {size} bytes, but {} does not grow beyond {}",
-                device.name,
-                device.size()?
-            )));
-        }
-        // FUSE caches the size for a second; looking at the file is what updates it.
-        let export = export(directory);
-        std::fs::metadata(&export).map_err(|error| Error::io("look at", &export, error))?;
-        programs::succeed(Program::Losetup, &["--set-capacity".as_ref(), device.path().as_ref()])?;
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
+    loop_device(directory).grow(device, size)
 }
 
 pub(super) fn detach(directory: &Path) -> Result<()> {
-    let export = export(directory);
-    if let Some(device) = find_loop(&export)? {
-        detach_loop(&export, &device)?;
+    let loop_device = loop_device(directory);
+    if let Some(device) = loop_device.find()? {
+        loop_device.detach(&device)?;
     }
     stop_daemons(directory)?;
+    let export = export(directory);
     while MountTable::read()?.at(&export).is_some() {
         mount::unmount(&export)?;
     }
-    for path in [export, socket(directory), configuration(directory)] {
+    for path in [export, socket(directory), configuration(directory), loop_device.identity] {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(Error::io("remove", &path, error));
@@ -329,76 +314,6 @@ fn stop_daemons(directory: &Path) -> Result<()> {
         }
     }
     Err(Error::Unavailable(format!("the storage daemon of {} does not end", directory.display())))
-}
-
-fn attach_loop(directory: &Path, read_only: bool) -> Result<()> {
-    let export = export(directory);
-    let mut arguments = vec!["--find".as_ref(), "--direct-io=on".as_ref()];
-    if read_only {
-        arguments.push("--read-only".as_ref());
-    }
-    arguments.push(export.as_os_str());
-    programs::succeed(Program::Losetup, &arguments)?;
-    match find_loop(&export)? {
-        Some(device) if !read_only => make_writable(&device),
-        _ => Ok(()),
-    }
-}
-
-/// Takes back `blockdev --setro`. The kernel keeps that with the number of a loop device, whatever file it gets next, so
-/// it is taken back before the device is freed, and again after one is taken that somebody left like this.
-fn make_writable(device: &Device) -> Result<()> {
-    programs::succeed(Program::Blockdev, &["--setrw".as_ref(), device.path().as_ref()]).map(drop)
-}
-
-/// The loop device whose backing file is `export`.
-fn find_loop(export: &Path) -> Result<Option<Device>> {
-    let folder = Path::new("/sys/block");
-    let entries = std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))?;
-    for entry in entries {
-        let entry = entry.map_err(|error| Error::io("list", folder, error))?;
-        // Only a loop device that is in use has this file, and it may go out of use at any time.
-        let Ok(backing) = std::fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };
-        if Path::new(backing.trim_end_matches('\n')) != export {
-            continue;
-        }
-        let path = entry.path().join("dev");
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
-        let number = text
-            .trim()
-            .split_once(':')
-            .and_then(|(major, minor)| Some(makedev(major.parse().ok()?, minor.parse().ok()?)));
-        let number = number.ok_or_else(|| Error::io("understand", &path, &text))?;
-        return Ok(Some(Device { name: entry.file_name().to_string_lossy().into_owned(), number }));
-    }
-    Ok(None)
-}
-
-/// Frees the loop device, unless somebody uses it.
-fn detach_loop(export: &Path, device: &Device) -> Result<()> {
-    let path = device.path();
-    let busy = |who: &str| {
-        Error::FailedPrecondition(format!("{} is in use {who}: end what uses it", path.display()))
-    };
-    // A mount in any namespace holds the device exclusively. losetup would only mark it for later.
-    match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path) {
-        Ok(_) => {}
-        Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
-            return Err(busy("by a mount or another device, perhaps in another mount namespace"));
-        }
-        Err(error) => return Err(Error::io("open", &path, error)),
-    }
-    make_writable(device)?;
-    programs::succeed(Program::Losetup, &["--detach".as_ref(), path.as_ref()])?;
-    // With the device still open somewhere the kernel frees it when it is closed.
-    let deadline = Instant::now() + LOOP_PATIENCE;
-    while find_loop(export)?.as_ref() == Some(device) {
-        if Instant::now() > deadline {
-            return Err(busy(&mount::holders(&path)));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

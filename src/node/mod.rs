@@ -11,7 +11,7 @@
 //! - A [`Node::stage`] that fails has detached the image again. When even that failed, its error is
 //!   [`Error::Busy`], which no caller takes for final.
 //!
-//! - [`attach`]: the ways to attach an image, today `fuse`.
+//! - [`attach`]: the ways to attach an image, today `fuse` (with `qmp` and `loop_device`).
 //! - `filesystem`: probing, making, checking, growing. `mount`: the mount table, mounts and bind mounts.
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the grammar of options.
 //! - `programs`: the external programs and how they are run.
@@ -24,6 +24,7 @@ pub mod attach;
 mod error;
 mod filesystem;
 mod fuse;
+mod loop_device;
 mod mount;
 mod options;
 mod programs;

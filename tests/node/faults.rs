@@ -39,7 +39,7 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         if access != Access::Block {
             write(&volume.path("target/data"), b"before");
         }
-        volume.kill_daemon();
+        volume.end_daemon("KILL");
         // While a pod has it, nobody can bring it back, and nothing pretends to work.
         assert!(matches!(volume.stage(), Err(Error::FailedPrecondition(_))));
         assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))));
@@ -52,8 +52,16 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         if access != Access::Block {
             assert_eq!(fs::read(volume.path("staging/data")).unwrap(), b"before");
         }
+        // A daemon that ended in good order takes its mount along, and with it the name of what the device stands on.
+        volume.publish("target", false).unwrap();
+        volume.end_daemon("TERM");
+        assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))));
+        volume.unpublish("target").unwrap();
+        volume.unstage().unwrap();
+        volume.assert_nothing_on_the_node();
+        volume.stage().unwrap();
         // With no pod on it, staging alone is enough.
-        volume.kill_daemon();
+        volume.end_daemon("KILL");
         volume.stage().unwrap();
         volume.publish("target", false).unwrap();
         volume.unpublish("target").unwrap();
@@ -77,7 +85,7 @@ fn an_attach_that_stopped_half_way_is_taken_up() {
     volume.stage().unwrap();
     // After a reboot there is the record and nothing else.
     lose_loop_device(&volume);
-    volume.kill_daemon();
+    volume.end_daemon("KILL");
     let export = volume.mounts().iter().find(|line| line.contains(" - fuse ")).unwrap().clone();
     run("umount", &[export.split(' ').nth(4).unwrap()]);
     volume.restart();

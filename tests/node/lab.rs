@@ -1,6 +1,7 @@
 //! What the tests of the node stand on: a real Ceph told by the environment, one image per test, and the proof that
 //! a test left nothing behind.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,8 @@ pub(crate) struct Volume {
     pub(crate) capability: Capability,
     pub(crate) mkfs_options: Option<String>,
     pub(crate) created_empty: bool,
+    /// Name and sequence number of loop devices whose file is nowhere to be seen any more.
+    orphans: RefCell<Vec<(String, String)>>,
 }
 
 pub(crate) fn ext4() -> Access {
@@ -104,7 +107,15 @@ impl Volume {
         };
         let node = Node::new(&folder.path().join("state")).unwrap();
         let capability = Capability { access, mode: AccessMode::SingleNodeMultiWriter };
-        Self { folder, node, image, capability, mkfs_options: None, created_empty: true }
+        Self {
+            folder,
+            node,
+            image,
+            capability,
+            mkfs_options: None,
+            created_empty: true,
+            orphans: RefCell::default(),
+        }
     }
 
     pub(crate) fn id(&self) -> String {
@@ -178,21 +189,20 @@ impl Volume {
 
     /// The storage daemons of this test.
     pub(crate) fn daemons(&self) -> Vec<u32> {
-        processes_about(self.folder.path())
+        let processes = processes_about(self.folder.path()).into_iter();
+        processes
+            .filter(|(_, line)| line.contains("qemu-storage-daemon"))
+            .map(|(process, _)| process)
+            .collect()
     }
 
     /// The loop devices of this test, by name.
     pub(crate) fn loop_devices(&self) -> Vec<String> {
         let folder = self.folder.path().canonicalize().unwrap();
-        std::fs::read_dir("/sys/block")
-            .unwrap()
-            .flatten()
-            .filter(|entry| {
-                std::fs::read_to_string(entry.path().join("loop/backing_file"))
-                    .is_ok_and(|path| Path::new(&path).starts_with(&folder))
-            })
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect()
+        let by_file = loop_devices_in_use().filter(|(_, file)| Path::new(file).starts_with(&folder));
+        let orphans = self.orphans.borrow();
+        let by_number = orphans.iter().filter(|(name, number)| sequence_number(name) == *number);
+        by_file.map(|(name, _)| name).chain(by_number.map(|(name, _)| name.clone())).collect()
     }
 
     /// The lines of the mount table that name this test's folder.
@@ -202,11 +212,16 @@ impl Volume {
         table.lines().filter(|line| line.contains(&folder)).map(str::to_owned).collect()
     }
 
-    /// Kills the storage daemon, and returns when it is gone.
-    pub(crate) fn kill_daemon(&self) {
+    /// Ends the storage daemon by `signal`, and returns when it is gone.
+    pub(crate) fn end_daemon(&self, signal: &str) {
+        let devices = self.loop_devices();
         let [daemon] = self.daemons()[..] else { panic!("not one daemon: {:?}", self.daemons()) };
-        run("kill", &["-KILL", &daemon.to_string()]);
+        run("kill", &["-s", signal, &daemon.to_string()]);
         wait_until("the daemon's end", || self.daemons().is_empty());
+        // The kernel may have lost the name of what they stand on.
+        let named: Vec<_> = self.loop_devices();
+        let orphans = devices.into_iter().filter(|name| !named.contains(name));
+        self.orphans.borrow_mut().extend(orphans.map(|name| (name.clone(), sequence_number(&name))));
     }
 
     /// Checks that nothing of the volume is left on the node.
@@ -223,17 +238,21 @@ impl Volume {
     /// does only when nobody has the image open.
     pub(crate) fn finish(self) {
         self.assert_nothing_on_the_node();
+        assert_eq!(processes_about(self.folder.path()), [], "processes");
         let (done, text) = rbd(&["rm", "--no-progress", &self.image.to_string()]);
         assert!(done, "{text}");
     }
 
-    /// [`Volume::finish`] for a volume whose daemon was killed: Ceph takes it for alive a while longer.
+    /// [`Volume::finish`] for a volume whose daemon was killed: Ceph takes it for alive for half a minute, unless told.
     pub(crate) fn finish_after_a_kill(self) {
-        let deadline = Instant::now() + Duration::from_mins(1);
-        while rbd(&["status", &self.image.to_string()]).1.contains("watcher=") {
-            assert!(Instant::now() < deadline, "the watch of a killed daemon does not end");
-            std::thread::sleep(Duration::from_millis(200));
+        let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        for watcher in status["watchers"].as_array().unwrap() {
+            let address = watcher["address"].as_str().unwrap();
+            run("ceph", &["--id", &variable("LAB_USER"), "osd", "blocklist", "add", address, "60"]);
         }
+        let has_watchers = || rbd(&["status", &self.image.to_string()]).1.contains("watcher=");
+        wait_until("the watch of a killed daemon to end", || !has_watchers());
         self.finish();
     }
 }
@@ -264,17 +283,28 @@ impl Drop for Volume {
     }
 }
 
-/// The processes with `path` on their command line.
-fn processes_about(path: &Path) -> Vec<u32> {
+/// Name and file of the loop devices in use on this machine.
+fn loop_devices_in_use() -> impl Iterator<Item = (String, String)> {
+    std::fs::read_dir("/sys/block").unwrap().flatten().filter_map(|entry| {
+        let file = std::fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        Some((entry.file_name().to_string_lossy().into_owned(), file))
+    })
+}
+
+/// The number the kernel gives to each use of a block device anew.
+fn sequence_number(device: &str) -> String {
+    std::fs::read_to_string(format!("/sys/block/{device}/diskseq")).unwrap()
+}
+
+/// Number and command line of the processes with `path` on it.
+fn processes_about(path: &Path) -> Vec<(u32, String)> {
     let path = path.display().to_string();
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|process| {
-            std::fs::read(format!("/proc/{process}/cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&path))
-        })
-        .collect()
+    let lines = processes.filter_map(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, String::from_utf8_lossy(&line).into_owned()))
+    });
+    lines.filter(|(_, line)| line.contains(&path)).collect()
 }
 
 /// Tells a thread to stop when it is dropped, also by a test that fails.

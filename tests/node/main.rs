@@ -7,6 +7,7 @@
 
 mod faults;
 mod growth;
+mod kills;
 mod lab;
 mod safety;
 mod service;

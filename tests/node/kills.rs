@@ -1,0 +1,186 @@
+//! A driver killed at any moment of staging or unstaging: the next one goes on, and in the end nothing is left.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cinderblock::csi::proto::node_client::NodeClient;
+use cinderblock::csi::proto::volume_capability::access_mode::Mode;
+use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, MountVolume};
+use cinderblock::csi::proto::{NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::lab::{SOON, Volume, ext4, key, variable, wait_until, write};
+
+/// How many moments of one RPC a driver is killed at.
+const KILLS: u32 = 10;
+
+/// A driver of its own process, killed when dropped.
+struct Driver {
+    process: Child,
+    socket: PathBuf,
+    client: NodeClient<Channel>,
+}
+
+impl Driver {
+    async fn start(volume: &Volume) -> Self {
+        let config = volume.path("clusters.yaml");
+        let text = format!("- clusterID: lab\n  monitors: [\"{}\"]\n", variable("LAB_MONITORS"));
+        std::fs::write(&config, text).unwrap();
+        let socket = volume.path("csi.sock");
+        let process = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+            .args(["serve", "--role", "node", "--node-id", "node-1", "--log-level", "error", "--config"])
+            .arg(config)
+            .arg("--state-dir")
+            .arg(volume.path("state"))
+            .arg(format!("--endpoint=unix://{}", socket.display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let client = connect(&socket).await;
+        Self { process, socket, client }
+    }
+
+    /// Ends the driver by SIGKILL. A program it was just starting has its listener for a moment longer.
+    fn kill(self) {
+        let socket = self.socket.clone();
+        drop(self);
+        wait_until("the listener's end", || UnixStream::connect(&socket).is_err());
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// Connects as soon as the driver serves.
+async fn connect(socket: &Path) -> NodeClient<Channel> {
+    let endpoint = Endpoint::try_from(format!("unix://{}", socket.display())).unwrap();
+    let deadline = Instant::now() + SOON;
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return NodeClient::new(channel),
+            Err(error) => assert!(Instant::now() < deadline, "the driver does not serve: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn stage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let context = [("mounter", "fuse"), ("contentSource", "none")];
+    let secrets = [("userID", variable("LAB_USER")), ("userKey", key())];
+    let request = NodeStageVolumeRequest {
+        volume_id: volume.id(),
+        publish_context: BTreeMap::new(),
+        staging_target_path: text(volume.staging()),
+        volume_capability: Some(VolumeCapability {
+            access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+            access_type: Some(AccessType::Mount(MountVolume::default())),
+        }),
+        secrets: secrets.map(|(name, value)| (name.to_owned(), value)).into(),
+        volume_context: context.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+    };
+    client.node_stage_volume(request).await.map(drop)
+}
+
+async fn unstage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
+    let request = NodeUnstageVolumeRequest {
+        volume_id: volume.id(),
+        staging_target_path: volume.staging().to_str().unwrap().to_owned(),
+    };
+    client.node_unstage_volume(request).await.map(drop)
+}
+
+/// Asks again while the answer is one a caller asks again for.
+macro_rules! until_done {
+    ($call:expr, $again:pat) => {{
+        let deadline = Instant::now() + SOON;
+        loop {
+            match $call {
+                Ok(()) => break,
+                Err(status) => {
+                    assert!(matches!(status.code(), $again), "{status}");
+                    assert!(Instant::now() < deadline, "no end of {status}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_killed_while_staging_leaves_nothing_that_cannot_be_taken_up() {
+    let volume = Volume::new(64, ext4());
+    let mut driver = Driver::start(&volume).await;
+    let began = Instant::now();
+    stage(&mut driver.client, &volume).await.unwrap();
+    let whole = began.elapsed();
+    unstage(&mut driver.client, &volume).await.unwrap();
+    driver.kill();
+    volume.finish();
+
+    let mut interrupted = 0;
+    for number in 0..KILLS {
+        let volume = Volume::new(64, ext4());
+        let mut driver = Driver::start(&volume).await;
+        let asked = tokio::time::timeout(whole * number / KILLS, stage(&mut driver.client, &volume)).await;
+        interrupted += u32::from(asked.is_err());
+        driver.kill();
+
+        let mut driver = Driver::start(&volume).await;
+        // Programs the dead driver had started may still be at work on the device.
+        if number % 2 == 0 {
+            until_done!(stage(&mut driver.client, &volume).await, Code::Unavailable | Code::Aborted);
+            assert_eq!((volume.daemons().len(), volume.loop_devices().len()), (1, 1), "kill {number}");
+            write(&volume.path("staging/data"), b"x");
+        }
+        until_done!(
+            unstage(&mut driver.client, &volume).await,
+            Code::Unavailable | Code::Aborted | Code::FailedPrecondition
+        );
+        driver.kill();
+        volume.finish();
+    }
+    assert!(interrupted > 0, "no kill came before the end of staging");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_killed_while_unstaging_loses_nothing() {
+    let volume = Volume::new(64, ext4());
+    let mut driver = Driver::start(&volume).await;
+    stage(&mut driver.client, &volume).await.unwrap();
+    let began = Instant::now();
+    unstage(&mut driver.client, &volume).await.unwrap();
+    let whole = began.elapsed();
+    for number in 0..KILLS {
+        until_done!(stage(&mut driver.client, &volume).await, Code::Unavailable | Code::Aborted);
+        let name = format!("staging/{number}");
+        // Not made durable: an unmount does that.
+        std::fs::write(volume.path(&name), b"kept").unwrap();
+        drop(tokio::time::timeout(whole * number / KILLS, unstage(&mut driver.client, &volume)).await);
+        driver.kill();
+        driver = Driver::start(&volume).await;
+        if number % 2 == 0 {
+            until_done!(
+                unstage(&mut driver.client, &volume).await,
+                Code::Unavailable | Code::Aborted | Code::FailedPrecondition
+            );
+            volume.assert_nothing_on_the_node();
+        }
+    }
+    until_done!(stage(&mut driver.client, &volume).await, Code::Unavailable | Code::Aborted);
+    for number in 0..KILLS {
+        let name = format!("staging/{number}");
+        assert_eq!(std::fs::read(volume.path(&name)).unwrap(), b"kept", "{name}");
+    }
+    unstage(&mut driver.client, &volume).await.unwrap();
+    driver.kill();
+    volume.finish();
+}
