@@ -45,6 +45,14 @@ impl Error {
         Error::Internal(format!("cannot {what} {}: {error}", path.display()))
     }
 
+    /// The [`Error::FailedPrecondition`] for a path where something else than the volume is mounted.
+    pub(super) fn foreign_mount(path: &Path) -> Self {
+        Error::FailedPrecondition(format!(
+            "something that is not this volume is mounted at {}: unmount it first",
+            path.display()
+        ))
+    }
+
     /// The error to give when `self` happened and undoing the work failed with `undo`. It says that work may be
     /// left over, so that the caller neither forgets the volume nor takes the answer for final.
     pub(super) fn with_failed_undo(self, undo: &Error) -> Self {

@@ -16,8 +16,9 @@
 //!
 //! Everything is found again without memory: the daemon by its command line (it holds the path of `D/qmp`), the
 //! export in the mount table, the loop device as [`super::loop_device`] says. An image counts as attached when all
-//! three are there, and as dead when the loop device is there without the others. Crash points are the gaps between them; [`attach`] clears what is half-done and starts over, and
-//! [`detach`] takes down whatever is there, in reverse order.
+//! three are there, and as dead when the loop device is there without the others. Crash points are the gaps between
+//! them; [`attach`] clears what is half-done and starts over, and [`detach`] takes down whatever is there, in reverse
+//! order.
 //!
 //! The daemon's nodes are `device` (what is exported) on top of `image-N` (the opened image). QEMU learns the size of
 //! an image when it opens it, so [`refresh`] opens it again as `image-N+1`, puts that under `device` and closes
@@ -294,9 +295,9 @@ fn stop_daemons(directory: &Path) -> Result<()> {
     // Once all is on disk, a daemon that does not end by itself can be killed without losing a write.
     let export = export(directory);
     if MountTable::read()?.at(&export).is_some() {
-        let what = "flush what the storage daemon holds back of";
-        programs::succeed(Program::Sync, &[export.as_ref()])
-            .map_err(|error| Error::Unavailable(format!("cannot {what} {}: {error}", export.display())))?;
+        programs::succeed(Program::Sync, &[export.as_ref()]).map_err(|error| {
+            Error::Unavailable(format!("the storage daemon cannot write back what it holds: {error}"))
+        })?;
     }
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         for process in daemons(directory)? {

@@ -57,13 +57,14 @@ impl Node {
         })?;
         if let Some(mount) = table.at(&target) {
             if !is_of_volume(&record, &device, mount) {
-                return Err(foreign(&target));
+                return Err(Error::foreign_mount(&target));
             }
             let as_mounted = record.is_block() || mount.is_read_only() == wanted.read_only;
             match record.targets.get(&target) {
-                Some(present) if *present != wanted => {
+                Some(publication) if *publication != wanted => {
                     return Err(Error::AlreadyExists(format!(
-                        "the volume is published at {} as {present:?}, not as {wanted:?}",
+                        "the volume is published at {} with another access mode, filesystem, read-only setting or other \
+                         mount options: unpublish it there first",
                         target.display()
                     )));
                 }
@@ -107,7 +108,7 @@ impl Node {
             };
             while let Some(mount) = MountTable::read()?.at(&target) {
                 if !device.as_ref().is_some_and(|(record, device)| is_of_volume(record, device, mount)) {
-                    return Err(foreign(&target));
+                    return Err(Error::foreign_mount(&target));
                 }
                 mount::unmount(&target)?;
             }
@@ -164,7 +165,7 @@ fn require_healthy(record: &Record, device: &Device, table: &MountTable) -> Resu
             }
             Ok(())
         }
-        Some(_) => Err(foreign(&record.staging_path)),
+        Some(_) => Err(Error::foreign_mount(&record.staging_path)),
         None => {
             Err(Error::FailedPrecondition(format!("the volume is not mounted at {staging}: stage it again")))
         }
@@ -289,13 +290,6 @@ fn remove_target(target: &Path) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Err(not_ours()),
         Err(error) => Err(Error::io("remove", target, error)),
     }
-}
-
-fn foreign(path: &Path) -> Error {
-    Error::FailedPrecondition(format!(
-        "something that is not this volume is mounted at {}: unmount it first",
-        path.display()
-    ))
 }
 
 #[cfg(test)]

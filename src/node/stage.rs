@@ -88,7 +88,7 @@ impl Node {
         let mounted = MountTable::read()?.at(&staging).map(|mount| mount.device);
         let Some(record) = directory.load()? else {
             if mounted.is_some() {
-                return Err(foreign(&staging));
+                return Err(Error::foreign_mount(&staging));
             }
             // A removal that stopped after the record.
             return directory.remove();
@@ -98,7 +98,7 @@ impl Node {
             Attachment::Absent => None,
         };
         if mounted.is_some() && mounted != own {
-            return Err(foreign(&staging));
+            return Err(Error::foreign_mount(&staging));
         }
         if record.staging_path == staging {
             take_down(&directory, &record)
@@ -128,7 +128,7 @@ fn staging_directory(path: &Path) -> Result<PathBuf> {
 /// Refuses a staging path with something on it: another mount, or files, which a mount would hide.
 fn require_unused(staging: &Path) -> Result<()> {
     if MountTable::read()?.at(staging).is_some() {
-        return Err(foreign(staging));
+        return Err(Error::foreign_mount(staging));
     }
     let mut entries = std::fs::read_dir(staging).map_err(|error| Error::io("list", staging, error))?;
     match entries.next() {
@@ -143,13 +143,6 @@ fn require_unused(staging: &Path) -> Result<()> {
     }
 }
 
-fn foreign(path: &Path) -> Error {
-    Error::FailedPrecondition(format!(
-        "something that is not this volume is mounted at {}: unmount it first",
-        path.display()
-    ))
-}
-
 /// Refuses to stage an attached volume in another way than it is staged.
 fn require_same(record: &Record, wanted: &Record) -> Result<()> {
     let staged = record.staging_path.display();
@@ -158,16 +151,10 @@ fn require_same(record: &Record, wanted: &Record) -> Result<()> {
             "the volume is staged at {staged}: unstage it there first"
         )));
     }
-    if record.capability != wanted.capability {
+    if record.capability != wanted.capability || record.mounter != wanted.mounter {
         return Err(Error::AlreadyExists(format!(
-            "the volume is staged at {staged} for {:?}, not for {:?}",
-            record.capability, wanted.capability
-        )));
-    }
-    if record.mounter != wanted.mounter {
-        return Err(Error::AlreadyExists(format!(
-            "the volume is staged at {staged} with {:?}",
-            record.mounter
+            "the volume is staged at {staged} with another access type, access mode, filesystem, mounter or other mount \
+             options: unstage it there first"
         )));
     }
     Ok(())

@@ -43,7 +43,7 @@ pub(super) fn path(field: &str, value: &str) -> Result<(), Status> {
 pub(super) fn stage(request: &NodeStageVolumeRequest, monitors: &Monitors) -> Result<Stage, Status> {
     validate::required("volume_id", &request.volume_id)?;
     path("staging_target_path", &request.staging_target_path)?;
-    let capability = capability(request.volume_capability.as_ref(), &request.volume_context)?;
+    let capability = capability(request.volume_capability.as_ref())?;
     validate::map("publish_context", &request.publish_context)?;
     validate::map("volume_context", &request.volume_context)?;
     validate::map("secrets", &request.secrets)?;
@@ -85,7 +85,7 @@ pub(super) fn stage(request: &NodeStageVolumeRequest, monitors: &Monitors) -> Re
 pub(super) fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, Status> {
     validate::required("volume_id", &request.volume_id)?;
     path("target_path", &request.target_path)?;
-    let capability = capability(request.volume_capability.as_ref(), &request.volume_context)?;
+    let capability = capability(request.volume_capability.as_ref())?;
     validate::map("publish_context", &request.publish_context)?;
     validate::map("volume_context", &request.volume_context)?;
     validate::map("secrets", &request.secrets)?;
@@ -110,31 +110,27 @@ pub(super) fn expand(request: &NodeExpandVolumeRequest) -> Result<Sizes, Status>
     validate::required("volume_id", &request.volume_id)?;
     path("volume_path", &request.volume_path)?;
     if request.volume_capability.is_some() {
-        capability(request.volume_capability.as_ref(), &BTreeMap::new())?;
+        capability(request.volume_capability.as_ref())?;
     }
     validate::sizes(request.capacity_range.as_ref())
 }
 
-/// INVALID_ARGUMENT for a capability that is not complete, FAILED_PRECONDITION for one no volume has here. Where the
-/// orchestrator passes StorageClass parameters on as they are, the filesystem is in the volume context.
-fn capability(
-    capability: Option<&VolumeCapability>,
-    volume_context: &BTreeMap<String, String>,
-) -> Result<Capability, Status> {
+/// INVALID_ARGUMENT for a capability that is not complete, FAILED_PRECONDITION for one no volume has here.
+fn capability(capability: Option<&VolumeCapability>) -> Result<Capability, Status> {
     let capability = capability.ok_or_else(|| Status::invalid_argument("volume_capability is missing"))?;
     let mode = validate::complete(capability)?;
     if let Some(why) = validate::unsupported(capability, mode) {
         return Err(Status::failed_precondition(why));
     }
     let access = match &capability.access_type {
-        Some(AccessType::Mount(mount)) => {
-            let asked = Some(mount.fs_type.as_str()).filter(|name| !name.is_empty());
-            let fs_type = asked.or(volume_context.get("fsType").map(String::as_str));
-            Access::Mount {
-                fs_type: fs_type.map(str::parse).transpose().map_err(|error| super::status(&error))?,
-                flags: mount.mount_flags.clone(),
-            }
-        }
+        Some(AccessType::Mount(mount)) => Access::Mount {
+            fs_type: Some(mount.fs_type.as_str())
+                .filter(|name| !name.is_empty())
+                .map(str::parse)
+                .transpose()
+                .map_err(|error| super::status(&error))?,
+            flags: mount.mount_flags.clone(),
+        },
         _ => Access::Block,
     };
     Ok(Capability { access, mode: access_mode(mode)? })
@@ -377,18 +373,18 @@ mod tests {
     }
 
     #[test]
-    fn the_filesystem_comes_from_the_capability_or_the_context() {
-        let fs_type = |request: &NodeStageVolumeRequest| match read(request).unwrap().capability.access {
-            Access::Mount { fs_type, .. } => fs_type,
-            Access::Block => panic!("a filesystem read as a block volume"),
+    fn the_filesystem_and_its_options_come_from_the_capability() {
+        let access = |fs_type: &str| {
+            let flags = vec!["noatime".to_owned()];
+            let mount = MountVolume { fs_type: fs_type.into(), mount_flags: flags, ..MountVolume::default() };
+            let mut request = complete();
+            request.volume_capability.as_mut().unwrap().access_type = Some(AccessType::Mount(mount));
+            read(&request).map(|stage| stage.capability.access)
         };
-        let mut request = complete();
-        assert_eq!(fs_type(&request), None);
-        request.volume_context.insert("fsType".into(), "xfs".into());
-        assert_eq!(fs_type(&request), Some(FsType::Xfs));
-        let ext4 = MountVolume { fs_type: "ext4".into(), ..MountVolume::default() };
-        request.volume_capability.as_mut().unwrap().access_type = Some(AccessType::Mount(ext4));
-        assert_eq!(fs_type(&request), Some(FsType::Ext4));
+        let expected = |fs_type| Access::Mount { fs_type, flags: vec!["noatime".to_owned()] };
+        assert_eq!(access("").unwrap(), expected(None));
+        assert_eq!(access("xfs").unwrap(), expected(Some(FsType::Xfs)));
+        assert_eq!(access("ntfs").unwrap_err().code(), Code::FailedPrecondition);
     }
 
     #[test]
