@@ -66,7 +66,7 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         volume.publish("target", false).unwrap();
         volume.unpublish("target").unwrap();
         volume.unstage().unwrap();
-        volume.finish_after_a_kill();
+        volume.finish();
     }
 }
 
@@ -95,7 +95,7 @@ fn an_attach_that_stopped_half_way_is_taken_up() {
     lose_loop_device(&volume);
     volume.restart();
     volume.unstage().unwrap();
-    volume.finish_after_a_kill();
+    volume.finish();
 }
 
 #[test]

@@ -222,6 +222,19 @@ impl Volume {
         let named: Vec<_> = self.loop_devices();
         let orphans = devices.into_iter().filter(|name| !named.contains(name));
         self.orphans.borrow_mut().extend(orphans.map(|name| (name.clone(), sequence_number(&name))));
+        self.end_watches();
+    }
+
+    /// Has Ceph forget clients of the image that are dead. By itself it takes half a minute.
+    fn end_watches(&self) {
+        let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        for watcher in status["watchers"].as_array().unwrap() {
+            let address = watcher["address"].as_str().unwrap();
+            run("ceph", &["--id", &variable("LAB_USER"), "osd", "blocklist", "add", address, "60"]);
+        }
+        let has_watchers = || rbd(&["status", &self.image.to_string()]).1.contains("watcher=");
+        wait_until("the watches of dead clients to end", || !has_watchers());
     }
 
     /// Checks that nothing of the volume is left on the node.
@@ -241,19 +254,6 @@ impl Volume {
         assert_eq!(processes_about(self.folder.path()), [], "processes");
         let (done, text) = rbd(&["rm", "--no-progress", &self.image.to_string()]);
         assert!(done, "{text}");
-    }
-
-    /// [`Volume::finish`] for a volume whose daemon was killed: Ceph takes it for alive for half a minute, unless told.
-    pub(crate) fn finish_after_a_kill(self) {
-        let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        for watcher in status["watchers"].as_array().unwrap() {
-            let address = watcher["address"].as_str().unwrap();
-            run("ceph", &["--id", &variable("LAB_USER"), "osd", "blocklist", "add", address, "60"]);
-        }
-        let has_watchers = || rbd(&["status", &self.image.to_string()]).1.contains("watcher=");
-        wait_until("the watch of a killed daemon to end", || !has_watchers());
-        self.finish();
     }
 }
 
