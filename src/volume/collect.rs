@@ -8,7 +8,7 @@ use super::catalogue::State;
 use super::journal::{Child, Suspect};
 use super::names;
 use super::{Result, Volumes};
-use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotId, SnapshotKind, Tolerate};
+use crate::rbd::{Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate};
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
@@ -166,21 +166,37 @@ impl Volumes {
         }))
     }
 
-    /// Removes one snapshot of `image`, which is here, protected or not. What the snapshot linked to is in the journal first.
+    /// Removes one snapshot of `image`, which is here, protected or not. What the snapshot links to is in the journal first.
     /// `EBUSY` when it has clones of format 1. The caller collects.
     pub(super) fn drop_snapshot(&self, image: &dyn Image, id: &str, snapshot: &Snapshot) -> Result<()> {
+        self.drop_linked(image, id, snapshot, Self::parent_of(image, snapshot)?)
+    }
+
+    /// [`Volumes::drop_snapshot`] of one that links to `parent`.
+    pub(super) fn drop_linked(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        snapshot: &Snapshot,
+        parent: Option<Parent>,
+    ) -> Result<()> {
         self.finish_flattens(id, snapshot.id)?;
-        match image.parent(Some(snapshot.id)) {
-            Ok(Some(parent)) => self.suspect(&[Suspect::link(parent, self.child(id))])?,
-            Ok(None) => {}
-            // The snapshot is gone, or an earlier attempt has let go of its parent, with the link in the journal.
-            Err(error) if error.errno == Errno::ENOENT => {}
-            Err(error) => return Err(error.into()),
+        if let Some(parent) = parent {
+            self.suspect(&[Suspect::link(parent, self.child(id))])?;
         }
         if snapshot.protected {
             image.unprotect_snapshot(&snapshot.name).tolerate(Errno::EINVAL).tolerate(Errno::ENOENT)?;
         }
         Ok(image.remove_snapshot_by_id(snapshot.id).tolerate(Errno::ENOENT)?)
+    }
+
+    /// What a snapshot links to. None also when that is gone: an earlier attempt to drop the snapshot has let go of it, with the
+    /// link in the journal.
+    pub(super) fn parent_of(image: &dyn Image, snapshot: &Snapshot) -> Result<Option<Parent>> {
+        match image.parent(Some(snapshot.id)) {
+            Err(error) if error.errno == Errno::ENOENT => Ok(None),
+            other => Ok(other?),
+        }
     }
 
     /// Removes the image if it is a silent parent of ours without a snapshot.

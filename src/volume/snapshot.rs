@@ -195,13 +195,14 @@ impl Volumes {
     /// of format 1 it cannot be removed, and with clones and a parent of its own librbd would let go of that parent when the
     /// snapshot is the last of the image to link to it, although the clones still read through.
     fn drop_or_park(&self, image: &dyn Image, id: &str, name: &str, snapshot: &Snapshot) -> Result<()> {
-        let has_clones = !image.children(Some(snapshot.id))?.is_empty();
-        if has_clones && snapshot.name != name {
+        let has_clones = || image.children(Some(snapshot.id)).map(|children| !children.is_empty());
+        if snapshot.name != name && has_clones()? {
             // An earlier attempt has renamed it, or librbd parked it.
             return Ok(());
         }
-        if !(has_clones && image.parent(Some(snapshot.id))?.is_some()) {
-            match self.drop_snapshot(image, id, snapshot) {
+        let parent = Self::parent_of(image, snapshot)?;
+        if parent.is_none() || !has_clones()? {
+            match self.drop_linked(image, id, snapshot, parent) {
                 Err(error) if error.is(Errno::EBUSY) => {}
                 other => return other,
             }

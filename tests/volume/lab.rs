@@ -1,5 +1,6 @@
 //! A cluster in memory with one controller, and short ways to ask it for things.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cinderblock::rbd::model::{Graph, Model, Session};
@@ -140,8 +141,8 @@ impl Wish {
                 ..ImageOptions::default()
             },
             delete_with_snapshots: self.delete_with_snapshots,
-            context: std::collections::BTreeMap::new(),
-            settings: std::collections::BTreeMap::new(),
+            context: BTreeMap::new(),
+            settings: BTreeMap::new(),
         }
     }
 }
@@ -340,8 +341,8 @@ impl Lab {
     pub(crate) fn assert_empty(&self) {
         let graph = self.graph();
         assert!(graph.has_no_images(), "images are left:\n{graph}");
-        let keys = graph.pools.values().flat_map(|pool| pool.objects.values()).map(|omap| omap.len());
-        assert_eq!(keys.sum::<usize>(), 0, "records are left:\n{graph}");
+        let mut keys = graph.pools.values().flat_map(|pool| pool.objects.values());
+        assert!(keys.all(BTreeMap::is_empty), "records are left:\n{graph}");
     }
 
     /// Asks for something that must be refused, and checks that nothing changed by it.
@@ -354,7 +355,8 @@ impl Lab {
 }
 
 fn filling(text: &str) -> Vec<u8> {
-    let mut bytes = text.repeat(BLOCK as usize / text.len().max(1)).into_bytes();
-    bytes.resize(BLOCK as usize, 0);
+    let length = usize::try_from(BLOCK).unwrap();
+    let mut bytes = text.repeat(length / text.len().max(1)).into_bytes();
+    bytes.resize(length, 0);
     bytes
 }

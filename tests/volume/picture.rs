@@ -34,7 +34,7 @@ pub(crate) fn picture(graph: &Graph) -> String {
                     .values()
                     .map(|snapshot| described(graph, snapshot, image.link.as_ref()))
                     .collect();
-                text += &format!(" [{}]", snapshots.join(", "));
+                text = format!("{text} [{}]", snapshots.join(", "));
             }
             text + &link(graph, image.link.as_ref())
         })

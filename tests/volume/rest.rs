@@ -245,7 +245,7 @@ impl Check<'_> {
                 Some(_) => {}
             }
         }
-        for ((place, id), _) in &self.notes.silent {
+        for (place, id) in self.notes.silent.keys() {
             if !self.graph.pools.get(place).is_some_and(|pool| pool.images.contains_key(id)) {
                 self.broken.push(format!("{id} is noted as silent, but does not exist"));
             }

@@ -200,7 +200,7 @@ pub(crate) fn clear(lab: &Lab) {
     let done = |what: &str, answer: Result<()>| {
         answer.unwrap_or_else(|error| panic!("at the end, {what}: {error}\n{}", lab.graph()));
     };
-    for ((place, name), _) in &notes.volumes {
+    for (place, name) in notes.volumes.keys() {
         done(name, controller.unpublish(crate::lab::home(place), name));
         done(name, controller.delete(crate::lab::home(place), name));
     }

@@ -95,7 +95,7 @@ fn creations() -> Vec<Scenario> {
             before: Lab::new,
             ask: |_, controller| {
                 let mut request = Wish::new("d").request();
-                request.name = "a/b".to_owned();
+                "a/b".clone_into(&mut request.name);
                 controller.volumes(RBD)?.create(&request).map(|record| format!("{:?}", record.image_id))
             },
             opposite: Some(|_, controller| controller.delete(RBD, "d")),

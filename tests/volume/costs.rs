@@ -1,0 +1,158 @@
+//! What each operation asks of Ceph, call by call, in order.
+//!
+//! Left out is what an open image answers by itself: its id, size, features and snapshots. `open` is one librbd open; `parent`
+//! and `children` at a snapshot are one more open each inside librbd's binding, of the same image set to that snapshot.
+
+use cinderblock::rbd::model::CallRecord;
+use cinderblock::volume::Sizes;
+
+use crate::lab::{BLOCK, Controller, Lab, RBD};
+
+/// The calls that `act` makes with the volumes of the default pool, open already.
+fn calls(lab: &Lab, act: impl FnOnce(&cinderblock::volume::Volumes)) -> Vec<&'static str> {
+    let controller = Controller::new(&lab.model);
+    let volumes = controller.volumes(RBD).unwrap();
+    let before = controller.session.log().len();
+    act(&volumes);
+    let asked = |call: &CallRecord| !matches!(call.info.method, "id" | "info" | "snapshots");
+    controller.session.log()[before..]
+        .iter()
+        .filter(|call| asked(call))
+        .map(|call| call.info.method)
+        .collect()
+}
+
+fn create(lab: &Lab, wish: &crate::lab::Wish) -> Vec<&'static str> {
+    calls(lab, |volumes| {
+        volumes.create(&wish.request()).unwrap();
+    })
+}
+
+/// A with the snapshot s, and B cloned of A.
+fn cluster(lab: Lab) -> Lab {
+    lab.create("A");
+    lab.snapshot("A", "s");
+    lab.clone("A", "B");
+    lab
+}
+
+#[test]
+fn create_an_empty_volume() {
+    let lab = Lab::new();
+    // `image_id` is the look that keeps foreign images safe: one read.
+    let wanted = ["omap_get", "image_id", "omap_update", "create_image", "omap_update"];
+    assert_eq!(create(&lab, &lab.wish("A")), wanted);
+    assert_eq!(create(&lab, &lab.wish("A")), ["omap_get"], "asked again");
+}
+
+#[test]
+fn create_a_volume_from_a_snapshot() {
+    let lab = cluster(Lab::new());
+    let s = lab.snapshot("A", "s");
+    let look = ["omap_get", "omap_get", "open_image", "image_id", "omap_update", "parent"];
+    // The second `omap_get` before the clone is the look whether the record is still this controller's.
+    let clone = ["name", "omap_get", "clone_image", "open_image", "parent", "children", "omap_update"];
+    assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), [&look[..], &clone[..]].concat());
+    let larger =
+        ["name", "omap_get", "clone_image", "open_image", "parent", "children", "resize", "omap_update"];
+    assert_eq!(create(&lab, &lab.wish("D").of_snapshot(&s).blocks(9)), [&look[..], &larger[..]].concat());
+    assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), ["omap_get"], "asked again");
+}
+
+#[test]
+fn create_a_volume_from_a_volume() {
+    for (lab, protect) in [(Lab::new(), None), (Lab::format_1(), Some("protect_snapshot"))] {
+        let lab = cluster(lab);
+        let wanted = ["omap_get", "omap_get", "open_image", "image_id", "omap_update", "parent"]
+            .into_iter()
+            .chain(["open_image", "omap_get", "create_snapshot"])
+            .chain(protect)
+            .chain(["name", "omap_get", "clone_image", "open_image", "parent", "children", "omap_update"]);
+        assert_eq!(create(&lab, &lab.wish("C").of("A")), wanted.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn take_and_delete_a_snapshot() {
+    let lab = cluster(Lab::new());
+    let take = |name: &'static str| {
+        let request = cinderblock::volume::CreateSnapshot {
+            name: name.to_owned(),
+            snapshot: name.to_owned(),
+            volume_id: crate::lab::volume_id(RBD, "A"),
+            image: "A".to_owned(),
+            max_snapshots: 450,
+        };
+        calls(&lab, |volumes| {
+            volumes.create_snapshot(&request).unwrap();
+        })
+    };
+    let wanted = ["omap_get", "omap_get", "open_image", "omap_update", "create_snapshot", "omap_update"];
+    assert_eq!(take("t"), wanted);
+    assert_eq!(take("t"), ["omap_get"], "asked again");
+
+    let t = lab.snapshot("A", "t");
+    let delete = || calls(&lab, |volumes| volumes.delete_snapshot(&t.image_id, &t.name).unwrap());
+    let wanted = ["omap_get", "omap_update", "open_image", "omap_get"]
+        .into_iter()
+        // Reads: what it links to; nobody's interrupted flatten needs it.
+        .chain(["parent", "omap_list", "remove_snapshot_by_id", "name", "omap_update"])
+        // The journal is looked at, so that what a killed deletion left goes too.
+        .chain(["omap_list"]);
+    assert_eq!(delete(), wanted.collect::<Vec<_>>());
+    assert_eq!(delete(), ["omap_get", "omap_list"], "asked again");
+}
+
+#[test]
+fn delete_a_volume() {
+    let lab = cluster(Lab::new());
+    lab.create("C");
+    let delete = |name: &'static str| calls(&lab, |volumes| volumes.delete(name).unwrap());
+    let wanted = ["omap_get", "open_image", "watchers", "omap_update", "parent", "omap_get", "remove_image"]
+        .into_iter()
+        .chain(["omap_update", "omap_list"]);
+    assert_eq!(delete("C"), wanted.collect::<Vec<_>>());
+    assert_eq!(delete("C"), ["omap_get", "image_id", "omap_list"], "asked again");
+}
+
+#[test]
+fn delete_a_volume_with_a_snapshot() {
+    let lab = Lab::new();
+    lab.create("A");
+    lab.snapshot("A", "s");
+    // One more open, after the rename: a snapshot that went in between would leave a silent parent nobody needs.
+    let wanted =
+        ["omap_get", "open_image", "watchers", "omap_update", "omap_get", "rename_image", "open_image"]
+            .into_iter()
+            .chain(["omap_update", "omap_list"]);
+    assert_eq!(calls(&lab, |volumes| volumes.delete("A").unwrap()), wanted.collect::<Vec<_>>());
+}
+
+#[test]
+fn grow_publish_and_unpublish() {
+    let lab = cluster(Lab::new());
+    let grow = || {
+        calls(&lab, |volumes| {
+            volumes.grow("A", Sizes { required: 9 * BLOCK, limit: 0 }).unwrap();
+        })
+    };
+    assert_eq!(grow(), ["omap_get", "open_image", "resize", "omap_update"]);
+    assert_eq!(grow(), ["omap_get"], "asked again");
+    let publication = cinderblock::volume::catalogue::Publication {
+        node: "n".to_owned(),
+        readonly: false,
+        shared: false,
+        capability: "a".to_owned(),
+    };
+    let request = cinderblock::volume::PublishVolume { image: "A".to_owned(), publication };
+    let publish = || {
+        calls(&lab, |volumes| {
+            volumes.publish(&request).unwrap();
+        })
+    };
+    assert_eq!(publish(), ["omap_get", "omap_update"]);
+    assert_eq!(publish(), ["omap_get"], "asked again");
+    let unpublish = || calls(&lab, |volumes| volumes.unpublish("A", None).unwrap());
+    assert_eq!(unpublish(), ["omap_get", "omap_update"]);
+    assert_eq!(unpublish(), ["omap_get"], "asked again");
+}
