@@ -135,6 +135,8 @@ mgr initial modules = status
 [mon]
 mon data = $dir/mon
 mon initial members = a
+# A taken port is known at once; lab/ceph tries another.
+ms bind retry count = 1
 ${monitor_round:+paxos propose interval = $monitor_round}
 
 [mgr]
@@ -241,9 +243,9 @@ wait_until_ready() {
 
 # make_cluster: from an empty folder to a cluster that answers.
 make_cluster() {
-    mkdir "$dir"/{mgr,osd,log,run}
     fsid=$(</proc/sys/kernel/random/uuid)
-    write_conf 0 0
+    write_conf 0 0 # marks the folder as a lab before anything else is in it
+    mkdir "$dir"/{mgr,osd,log,run}
     write_keys
     printf '%s=%s\n' objectstore "$objectstore" monitor_round "$monitor_round" address "$address" >"$dir/settings"
     start_monitor
