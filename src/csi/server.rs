@@ -187,7 +187,10 @@ async fn clear_stale_socket(path: &Path) -> Result<(), ServeError> {
     }
     match UnixStream::connect(path).await {
         Ok(_) => Err(ServeError::InUse(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        // Reset: whoever listened was killed between our connection and its answer.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) =>
+        {
             tracing::info!(socket = %path.display(), "replacing a socket nobody listens on");
             std::fs::remove_file(path).map_err(ServeError::io("remove the stale socket", path))
         }
