@@ -4,7 +4,7 @@
 //! any two calls here leaves it to the next collect. Two collectors may work at once: every step takes "already gone"
 //! for success, and librbd itself refuses to remove what still has a child.
 
-use super::catalogue::State;
+use super::catalogue::{State, Volume};
 use super::journal::{Child, Suspect};
 use super::names;
 use super::{Result, Volumes};
@@ -60,6 +60,16 @@ impl Volumes {
             if !settled_some {
                 return Ok(());
             }
+        }
+    }
+
+    /// Has this operation collect here and where the source of `record` is: an earlier attempt may have been killed before it
+    /// collected what it had set free.
+    pub(super) fn take_up(&self, record: &Volume) {
+        let mut places = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+        places.insert((self.pool.name().to_string(), self.pool.namespace().to_string()));
+        if let Some(link) = &record.link {
+            places.insert((link.pool.clone(), link.namespace.clone()));
         }
     }
 
@@ -181,7 +191,10 @@ impl Volumes {
         parent: Option<Parent>,
     ) -> Result<()> {
         self.finish_flattens(id, snapshot.id)?;
-        if let Some(parent) = parent {
+        // A link the head has too stands on, and is in the journal before the head lets go of it.
+        if let Some(parent) = parent
+            && image.parent(None)?.as_ref() != Some(&parent)
+        {
             self.suspect(&[Suspect::link(parent, self.child(id))])?;
         }
         if snapshot.protected {

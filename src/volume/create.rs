@@ -125,6 +125,7 @@ impl Volumes {
     fn make_volume(&self, request: &CreateVolume) -> Result<Volume> {
         if let Some(stored) = self.catalogue.volume(&request.image)? {
             if stored.record.state == State::Ready {
+                self.take_up(&stored.record);
                 return existing(&self.spec(&request.image), &stored.record, request);
             }
             // Never handed out, or on its way out: gone with it, and a fresh start.
@@ -178,9 +179,7 @@ impl Volumes {
 
     /// Removes what an unfinished creation or deletion of `image` left. Its errors are never final: something is left.
     fn clear_away(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
-        let cleared = self.destroy(image, stored);
-        self.collect_own_leftovers();
-        cleared.map_err(|error| match error {
+        self.destroy(image, stored).map_err(|error| match error {
             Error::FailedPrecondition(why) => {
                 Error::Conflict(format!("an unfinished volume of this name is in the way: {why}"))
             }

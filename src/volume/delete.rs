@@ -32,16 +32,16 @@ impl Volumes {
                     self.instance
                 )));
             }
-            None => {}
+            // A killed deletion may have come as far as this.
+            None => self.collect_leftovers(),
         }
-        // Also when nothing was there: a killed deletion may have come as far as this.
-        self.collect_leftovers();
         Ok(())
     }
 
-    /// Takes away all that a volume is, whatever its record says, and then the record. The caller collects.
+    /// Takes away all that a volume is, whatever its record says, collects what that sets free, and ends the record.
     /// [`Error::FailedPrecondition`] when it is in use, or its name is somebody else's.
     pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+        self.take_up(&stored.record);
         let opened = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => opened,
             Err(error) if error.errno == Errno::ENOENT => {
@@ -157,7 +157,7 @@ impl Volumes {
             drop(opened);
             self.catalogue.confirm(image, stored)?;
             match self.pool.remove_image(image).tolerate(Errno::ENOENT) {
-                Ok(()) => return self.catalogue.remove(image, stored),
+                Ok(()) => return self.forget(image, stored),
                 // A snapshot came meanwhile.
                 Err(error) if error.errno == Errno::ENOTEMPTY => {}
                 Err(error) => return Err(error.into()),
@@ -183,7 +183,14 @@ impl Volumes {
         }
         self.catalogue.confirm(image, &stored)?;
         self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
-        self.catalogue.remove(image, &stored)
+        self.forget(image, &stored)
+    }
+
+    /// Ends the record of a volume that is gone. What that set free is collected first: while the record is there, a retry
+    /// knows in which pools to look for it.
+    fn forget(&self, image: &str, deleting: &Stored<Volume>) -> Result<()> {
+        self.collect_leftovers();
+        self.catalogue.remove(image, deleting)
     }
 
     /// Ends an unfinished volume whose name is somebody else's: what it planned is a suspect, and its record goes.
@@ -191,7 +198,9 @@ impl Volumes {
         if self.settle_by_id(image, stored)? {
             return Ok(());
         }
-        self.catalogue.remove(image, stored)
+        self.catalogue.remove(image, stored)?;
+        self.collect_leftovers();
+        Ok(())
     }
 
     /// Looks for the volume's image by its id, where it is known, since no image of ours has its name. One that was made
@@ -219,7 +228,10 @@ impl Volumes {
         if renamed.snapshots()?.is_empty() {
             self.suspect(&[self.as_suspect(image, id)])?;
         }
-        self.catalogue.silence(image, stored, id, Silent { volume: stored.record.id.clone(), deleted: now() })
+        let silent = Silent { volume: stored.record.id.clone(), deleted: now() };
+        self.catalogue.silence(image, stored, id, silent)?;
+        self.collect_leftovers();
+        Ok(())
     }
 
     /// The image `id` itself as a suspect: it may turn out to be a silent parent nobody needs.

@@ -42,7 +42,7 @@ fn create_an_empty_volume() {
     // `image_id` is the look that keeps foreign images safe: one read.
     let wanted = ["omap_get", "image_id", "omap_update", "create_image", "omap_update"];
     assert_eq!(create(&lab, &lab.wish("A")), wanted);
-    assert_eq!(create(&lab, &lab.wish("A")), ["omap_get"], "asked again");
+    assert_eq!(create(&lab, &lab.wish("A")), ["omap_get", "omap_list"], "asked again");
 }
 
 #[test]
@@ -56,7 +56,8 @@ fn create_a_volume_from_a_snapshot() {
     let larger =
         ["name", "omap_get", "clone_image", "open_image", "parent", "children", "resize", "omap_update"];
     assert_eq!(create(&lab, &lab.wish("D").of_snapshot(&s).blocks(9)), [&look[..], &larger[..]].concat());
-    assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), ["omap_get"], "asked again");
+    // The journal is looked at, so that what a killed creation set free goes.
+    assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), ["omap_get", "omap_list"], "asked again");
 }
 
 #[test]
@@ -110,7 +111,8 @@ fn delete_a_volume() {
     let delete = |name: &'static str| calls(&lab, |volumes| volumes.delete(name).unwrap());
     let wanted = ["omap_get", "open_image", "watchers", "omap_update", "parent", "omap_get", "remove_image"]
         .into_iter()
-        .chain(["omap_update", "omap_list"]);
+        // The record goes last: a retry reads in it where to collect.
+        .chain(["omap_list", "omap_update"]);
     assert_eq!(delete("C"), wanted.collect::<Vec<_>>());
     assert_eq!(delete("C"), ["omap_get", "image_id", "omap_list"], "asked again");
 }
