@@ -17,6 +17,10 @@ demo: ## the life of one volume on a real Ceph, told step by step
 test: ## everything: formats, lints, licences, unit and integration tests, csi-sanity
 	tests/run.sh
 
+test-kills: build ## the driver killed at every change it makes, on a real Ceph; minutes, and not part of `make test`
+	lab/ceph up --monitor-round 0.05
+	eval "$$(lab/ceph env)" && cargo test --test kill_sweep
+
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
 
@@ -44,4 +48,4 @@ tools: .tools/bin/csi-sanity
 .tools/bin/csi-sanity: tools/csi-sanity/go.mod tools/csi-sanity/go.sum
 	cd tools/csi-sanity && go build -buildvcs=false -o $(CURDIR)/$@ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 
-.PHONY: help setup packages tools build demo test lint lab-up lab-down clean
+.PHONY: help setup packages tools build demo test test-kills lint lab-up lab-down clean

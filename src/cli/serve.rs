@@ -164,7 +164,12 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             config.clone(),
             &args.instance,
             Timeouts::default(),
-            Box::new(move |options| connections.get(options)),
+            Box::new(move |options| {
+                let cluster = connections.get(options)?;
+                #[cfg(debug_assertions)]
+                let cluster = cinderblock::rbd::kill::wired(cluster);
+                Ok(cluster)
+            }),
         ));
         recovery::start(&clusters);
         let controller = ControllerService::new(clusters, nodes, timeout);

@@ -24,6 +24,8 @@ pub mod ceph;
 mod error;
 pub mod io;
 mod key;
+#[cfg(debug_assertions)]
+pub mod kill;
 pub mod model;
 
 pub use error::{Error, Result, Tolerate};

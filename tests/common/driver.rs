@@ -1,8 +1,9 @@
 //! The built driver as a process, and clients for its socket.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
@@ -28,8 +29,13 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts the driver with the configuration `config` and waits until its socket is there.
+    /// Starts the driver with the configuration `config` and waits until it answers on its socket.
     pub fn start(config: &str, arguments: &[&str]) -> Driver {
+        Driver::start_in(&[], config, arguments)
+    }
+
+    /// The same, with these variables added to its environment.
+    pub fn start_in(environment: &[(&str, &str)], config: &str, arguments: &[&str]) -> Driver {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.yaml"), config).unwrap();
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
@@ -40,13 +46,14 @@ impl Driver {
             .arg("--config")
             .arg(directory.path().join("config.yaml"))
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
         let mut driver = Driver { process, directory };
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !driver.socket().exists() {
+        while UnixStream::connect(driver.socket()).is_err() {
             let ended = driver.process.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}: {}", driver.log());
             std::thread::sleep(Duration::from_millis(10));
@@ -88,6 +95,18 @@ impl Driver {
     /// A client of the identity service.
     pub async fn identity(&self) -> IdentityClient<Channel> {
         IdentityClient::new(self.channel().await)
+    }
+
+    /// Waits until it ends by itself, and says how it did.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the driver still runs: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Whether Probe says ready; what it says otherwise.

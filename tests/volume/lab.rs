@@ -132,7 +132,7 @@ impl Wish {
             image: self.name.clone(),
             sizes: self.sizes,
             source: self.source.clone(),
-            digest: format!("{:?} {features:?}", self.format),
+            digest: format!("{:?} {features:?} {:?}", self.format, self.policy),
             policy: self.policy,
             options: ImageOptions {
                 features: Some(features),
