@@ -85,6 +85,10 @@ impl Clusters {
     ) -> Result<Credentials, Status> {
         let secret = |name: &str| secrets.get(name).filter(|value| !value.is_empty());
         match (secret("userID"), secret("userKey")) {
+            (Some(user), Some(_)) if !looks_like_a_user(user) => Err(Status::unauthenticated(
+                "the secret's userID is no name of a Ceph user: it is the NAME in client.NAME, of letters, digits and \
+                 punctuation",
+            )),
             (Some(_), Some(key)) if !looks_like_a_key(key) => Err(Status::unauthenticated(
                 "the secret's userKey is not a cephx key: it is the text that `ceph auth get-key client.NAME` prints",
             )),
@@ -203,6 +207,11 @@ impl Clusters {
             (Err(error), None) => Err(error),
         }
     }
+}
+
+/// Whether a text can name a Ceph user: printable, without blanks, so that it is itself in every log and message.
+pub(super) fn looks_like_a_user(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// Whether a text has the form of a cephx key: base64 of a header and at least 16 bytes. librados would answer `EINVAL` for

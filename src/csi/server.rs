@@ -29,6 +29,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use super::endpoint::Endpoint;
 use super::rpc_log::RpcLogLayer;
@@ -66,6 +67,9 @@ impl ServeError {
         move |error| ServeError::Io { action, path, error }
     }
 }
+
+/// Bytes that the message of an error may have as a header, percent-encoded.
+const MESSAGE_BYTES: usize = 6 << 10;
 
 /// The socket of an [`Endpoint`], bound and listening. Dropping it removes the socket.
 #[derive(Debug)]
@@ -113,6 +117,7 @@ impl CsiSocket {
         let mut server = pin!(
             Server::builder()
                 .layer(RpcLogLayer)
+                .layer(MapResponseLayer::new(with_a_message_of_bounded_length))
                 .add_routes(with_answer_for_the_rest(routes))
                 .serve_with_incoming_shutdown(
                     UnixListenerStream::new(listener),
@@ -132,6 +137,22 @@ impl CsiSocket {
         tracing::warn!(grace_seconds = grace.as_secs(), "stopping although RPCs are still in flight");
         Ok(())
     }
+}
+
+/// Cuts the message of an error that repeats too much of its request. The message is a header, and a client that gets more
+/// headers than it takes gives up the connection, with all other calls on it.
+fn with_a_message_of_bounded_length<B>(mut response: http::Response<B>) -> http::Response<B> {
+    let encoded = response.headers().get("grpc-message").map_or(0, http::HeaderValue::len);
+    if encoded > MESSAGE_BYTES
+        && let Some(status) = Status::from_header_map(response.headers())
+    {
+        // Percent-encoding makes at most three bytes of one.
+        let kept = status.message().floor_char_boundary(MESSAGE_BYTES / 3 - '…'.len_utf8());
+        let cut = Status::new(status.code(), format!("{}…", &status.message()[..kept]));
+        // Its text is percent-encoded, so that it always is a header.
+        let _ = cut.add_header(response.headers_mut());
+    }
+    response
 }
 
 /// Adds the answer to calls of services that are not among `routes`: CSI wants a text with every error, and tonic has

@@ -70,7 +70,11 @@ impl Volumes {
         let id = image.id()?;
         verify_link(&*image, &id, parent, &snapshot)?;
         if grows {
-            image.resize(stored.record.size, false)?;
+            let size = stored.record.size;
+            image.resize(size, false).map_err(|error| match error.errno {
+                Errno::EINVAL => self.cannot_have(&request.image, size, &error),
+                _ => error.into(),
+            })?;
         }
         if flatten {
             let known = Volume { image_id: Some(id.clone()), ..stored.record.clone() };

@@ -13,11 +13,16 @@ use super::clone::Parent;
 use super::names;
 use super::snapshot::find;
 use super::{DeleteWithSnapshots, Error, Policy, Result, Volumes, now};
-use crate::rbd::{CloneFormat, Errno, Image, ImageKey, ImageOptions, OpenMode, Snapshot};
+use crate::rbd::{CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot};
 use std::collections::BTreeMap;
 
 /// Bytes of a volume when the request names no size and there is no source: the seed's.
 pub(super) const DEFAULT_SIZE: u64 = 100 << 20;
+
+/// Objects an object map can describe.
+const OBJECT_MAP_OBJECTS: u64 = 256_000_000;
+/// log2 of the bytes of an object when the request does not say.
+const DEFAULT_ORDER: u8 = 22;
 
 /// The sizes a request allows, in bytes. Zero is "not said".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -320,6 +325,13 @@ fn clone_snapshot_name(
 fn size(request: &CreateVolume, parent: Option<&Parent>) -> Result<u64> {
     let Sizes { required, limit } = request.sizes;
     let Some(parent) = parent else {
+        let largest = largest(&request.options);
+        if required > largest {
+            return Err(Error::OutOfRange(format!(
+                "{required} bytes are more than a volume of this class can have, which is {largest}: objectSize and imageFeatures \
+                 decide that"
+            )));
+        }
         return Ok(match (required, limit) {
             (0, 0) => DEFAULT_SIZE,
             (0, limit) => DEFAULT_SIZE.min(limit),
@@ -333,6 +345,15 @@ fn size(request: &CreateVolume, parent: Option<&Parent>) -> Result<u64> {
         )));
     }
     Ok(required.max(parent.size))
+}
+
+/// Bytes the largest image of this layout has: an object map describes 256 million objects (cls_rbd's own bound).
+pub fn largest(options: &ImageOptions) -> u64 {
+    if options.features.unwrap_or(Features::DEFAULT).contains(Features::OBJECT_MAP) {
+        OBJECT_MAP_OBJECTS << options.order.unwrap_or(DEFAULT_ORDER)
+    } else {
+        i64::MAX.unsigned_abs()
+    }
 }
 
 /// Whether a ready volume is what the request asks for.

@@ -48,6 +48,7 @@ impl Volumes {
                 Errno::ENOSPC | Errno::EDQUOT => {
                     Error::Exhausted(format!("no room to grow {} to {size} bytes: {error}", self.spec(image)))
                 }
+                Errno::EINVAL => self.cannot_have(image, size, &error),
                 _ => Error::Unfinished(error),
             })?;
         }
@@ -55,5 +56,10 @@ impl Volumes {
             .replace(image, &stored, Volume { size, image_id, ..record.clone() })
             .map_err(Error::after_a_change)?;
         Ok(size)
+    }
+
+    /// What to tell when librbd refuses a size, which it does before it touches anything: an object map describes no more objects.
+    pub(super) fn cannot_have(&self, image: &str, size: u64, cause: &crate::rbd::Error) -> Error {
+        Error::OutOfRange(format!("{} cannot have {size} bytes: {cause}", self.spec(image)))
     }
 }

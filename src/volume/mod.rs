@@ -47,7 +47,7 @@ pub mod survey;
 
 pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
-pub use create::{CreateVolume, Sizes, VolumeSource};
+pub use create::{CreateVolume, Sizes, VolumeSource, largest};
 pub use error::{Error, Result};
 pub use journal::{Journal, Suspect};
 pub use publish::PublishVolume;

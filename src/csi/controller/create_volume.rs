@@ -81,10 +81,11 @@ impl ControllerService {
     }
 }
 
-/// Rounds up to whole sectors where the limit allows it.
+/// Rounds what is required up and the limit down to whole sectors.
 pub(super) fn whole_sectors(sizes: Sizes) -> Result<Sizes, Status> {
     let required = sizes.required.next_multiple_of(SECTOR);
-    if sizes.limit != 0 && required > sizes.limit {
+    let limit = sizes.limit - sizes.limit % SECTOR;
+    if sizes.limit != 0 && (limit == 0 || required > limit) {
         return Err(Status::out_of_range(format!(
             "a volume has a whole number of {SECTOR}-byte sectors, and none has from {} to {} bytes",
             sizes.required, sizes.limit
@@ -96,7 +97,7 @@ pub(super) fn whole_sectors(sizes: Sizes) -> Result<Sizes, Status> {
             sizes.required
         )));
     }
-    Ok(Sizes { required, ..sizes })
+    Ok(Sizes { required, limit })
 }
 
 /// Where the source is. An id that does not parse is a source that cannot exist.

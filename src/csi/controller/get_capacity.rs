@@ -6,15 +6,11 @@ use crate::csi::ids::Location;
 use crate::csi::parameters::VolumeParameters;
 use crate::csi::proto::{GetCapacityRequest, GetCapacityResponse};
 use crate::csi::validate;
-use crate::rbd::{Features, PoolStats};
+use crate::rbd::{ImageOptions, PoolStats};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
 
-/// Objects an object map can describe (cls_rbd's own bound).
-const OBJECT_MAP_OBJECTS: u64 = 256_000_000;
-/// log2 of the object size in bytes when the class names none.
-const DEFAULT_ORDER: u8 = 22;
 /// Bytes a volume has at least.
 const MINIMUM: i64 = 512;
 
@@ -44,11 +40,10 @@ impl ControllerService {
                     available = available.saturating_add(self.available(deadline, location).await?);
                 }
             }
-            return Ok(Response::new(answer(available, largest(Features::DEFAULT, DEFAULT_ORDER))));
+            return Ok(Response::new(answer(available, largest(&ImageOptions::default()))));
         }
         let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
-        let features = class.options.features.unwrap_or(Features::DEFAULT);
-        let largest = largest(features, class.options.order.unwrap_or(DEFAULT_ORDER));
+        let largest = largest(&class.options);
         // The data pool is what fills.
         let location = match class.options.data_pool {
             Some(pool) => Location { pool, namespace: String::new(), ..class.location },
@@ -76,12 +71,8 @@ fn room(stats: &PoolStats) -> i64 {
     i64::try_from(stats.max_available.min(quota)).unwrap_or(i64::MAX)
 }
 
-fn largest(features: Features, order: u8) -> i64 {
-    if features.contains(Features::OBJECT_MAP) {
-        i64::try_from(OBJECT_MAP_OBJECTS << order).unwrap_or(i64::MAX)
-    } else {
-        i64::MAX
-    }
+fn largest(options: &ImageOptions) -> i64 {
+    i64::try_from(crate::volume::largest(options)).unwrap_or(i64::MAX)
 }
 
 fn answer(available: i64, largest: i64) -> GetCapacityResponse {

@@ -79,6 +79,7 @@ impl ControllerService {
         location: &Location,
         secrets: &BTreeMap<String, String>,
     ) -> Result<Credentials, Status> {
+        super::validate::map("secrets", secrets)?;
         self.clusters
             .credentials(super::parameters::cluster(self.clusters.config(), &location.cluster)?, secrets)
     }

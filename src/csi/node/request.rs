@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use tonic::Status;
 
 use super::Monitors;
+use crate::csi::clusters::looks_like_a_user;
 use crate::csi::ids::VolumeId;
 use crate::csi::proto::volume_capability::AccessType;
 use crate::csi::proto::volume_capability::access_mode::Mode;
@@ -196,7 +197,11 @@ fn credentials(secrets: &BTreeMap<String, String>) -> Result<(String, Key), Stat
             ))
         })
     };
-    Ok((secret("userID")?.to_owned(), Key::new(secret("userKey")?)))
+    let user = secret("userID")?;
+    if !looks_like_a_user(user) {
+        return Err(Status::unauthenticated("the node-stage secret's userID is no name of a Ceph user"));
+    }
+    Ok((user.to_owned(), Key::new(secret("userKey")?)))
 }
 
 #[cfg(test)]
