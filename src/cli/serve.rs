@@ -12,6 +12,7 @@ use cinderblock::csi::controller::ControllerService;
 use cinderblock::csi::endpoint::Endpoint;
 use cinderblock::csi::identity::IdentityService;
 use cinderblock::csi::node::NodeService;
+use cinderblock::csi::operations::WORKERS_PER_CLUSTER;
 use cinderblock::csi::proto::controller_server::ControllerServer;
 use cinderblock::csi::proto::identity_server::IdentityServer;
 use cinderblock::csi::proto::node_server::NodeServer;
@@ -124,7 +125,10 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // More than all bounded work can take, so that what hangs never fills the pool of blocking threads.
+    runtime.enable_all().max_blocking_threads(blocking_threads(&config));
+    let runtime = match runtime.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cinderblock serve: no runtime: {error}");
@@ -143,6 +147,13 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
+/// Blocking threads for a configuration: the workers of each cluster and of the node, the streams of each cluster, the
+/// recoveries at start-up, and some to spare.
+fn blocking_threads(config: &Config) -> usize {
+    let pools: usize = config.clusters.values().map(|cluster| cluster.pools.len()).sum();
+    (config.clusters.len() + 1) * 2 * WORKERS_PER_CLUSTER + pools + 64
+}
+
 async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let timeout = Duration::from_secs(args.rpc_timeout);
     let shutdown = termination_signal()?;
@@ -155,7 +166,8 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
     let mut routes = Routes::new(IdentityServer::new(identity));
 
     if args.role != Role::Node {
-        let connections = Connections::default();
+        let connections = Arc::new(Connections::default());
+        let stuck = connections.clone();
         let mut nodes: BTreeSet<String> = config.nodes.iter().cloned().collect();
         if args.role == Role::All {
             nodes.extend(args.node_id.clone());
@@ -170,6 +182,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
                 let cluster = cinderblock::rbd::kill::wired(cluster);
                 Ok(cluster)
             }),
+            Box::new(move |address| stuck.set_aside(address)),
         ));
         recovery::start(&clusters);
         let controller = ControllerService::new(clusters, nodes, timeout);

@@ -8,12 +8,18 @@ use crate::rbd::ceph::{ConnectOptions, Timeouts};
 use crate::rbd::{self, Errno, Key, Monitor, Pool};
 use crate::volume::{Activity, Volumes};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tonic::Status;
 
 /// How connections are made: pooled ones to Ceph, or to the in-memory model in tests.
 pub type Connect = Box<dyn Fn(&ConnectOptions) -> rbd::Result<Arc<dyn rbd::Cluster>> + Send + Sync>;
+/// How the connection with this address is replaced by a new one, if one can be had.
+pub type SetAside = Box<dyn Fn(&str) + Send + Sync>;
+
+/// For how long nothing may be heard of an operation before its connection is set aside: no single wait that knows a timeout
+/// takes as long.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// How long the monitors of a cluster are handed out without asking again.
 const MONITORS_FRESH: Duration = Duration::from_mins(1);
@@ -23,7 +29,10 @@ pub struct Clusters {
     config: Config,
     instance: String,
     connect: Connect,
+    set_aside: SetAside,
     timeouts: Timeouts,
+    /// What works on which connection.
+    at_work: Mutex<Vec<(Weak<Activity>, String)>>,
     monitors: Mutex<HashMap<String, (Instant, Vec<Monitor>)>>,
     /// Where a namespace was seen to be registered; asked once.
     registered: Mutex<HashSet<Location>>,
@@ -60,12 +69,20 @@ impl Access {
 
 impl Clusters {
     /// The clusters of `config`, for the driver instance `instance`.
-    pub fn new(config: Config, instance: &str, timeouts: Timeouts, connect: Connect) -> Clusters {
+    pub fn new(
+        config: Config,
+        instance: &str,
+        timeouts: Timeouts,
+        connect: Connect,
+        set_aside: SetAside,
+    ) -> Clusters {
         Clusters {
             config,
             instance: instance.to_string(),
             connect,
+            set_aside,
             timeouts,
+            at_work: Mutex::default(),
             monitors: Mutex::default(),
             registered: Mutex::default(),
         }
@@ -116,6 +133,7 @@ impl Clusters {
     ) -> Result<Access, Status> {
         let scope = Scope { user: credentials.user.clone(), location: location.clone() };
         let config = super::parameters::cluster(&self.config, &location.cluster)?;
+        self.set_stuck_connections_aside(STUCK);
         activity.begin("connecting to Ceph");
         let cluster = self.connect(config, credentials).map_err(|error| match error.errno {
             Errno::EINVAL => Status::failed_precondition(format!(
@@ -125,6 +143,9 @@ impl Clusters {
             _ => scope.connection_status(&error),
         })?;
         activity.begin("");
+        if let Ok(address) = cluster.address() {
+            self.at_work().push((Arc::downgrade(&activity), address));
+        }
         let pool = cluster.pool(&location.pool, &location.namespace).map_err(|error| match error.errno {
             Errno::ENOENT => Status::invalid_argument(format!(
                 "the pool {} does not exist in the cluster {}: create it, or correct the parameter pool",
@@ -133,6 +154,25 @@ impl Clusters {
             _ => scope.connection_status(&error),
         })?;
         Ok(Access { scope, volumes: Volumes::new(pool, &self.instance, activity) })
+    }
+
+    /// Sets aside each connection on which an operation has been quiet for `long`. Whoever works on it goes on; all others get
+    /// a new one. A few waits inside librados know no timeout.
+    fn set_stuck_connections_aside(&self, long: Duration) {
+        let stuck = |(activity, _): &mut (Weak<Activity>, String)| {
+            activity.upgrade().is_none_or(|activity| activity.quiet_for() >= long)
+        };
+        let ended_or_stuck: Vec<_> = self.at_work().extract_if(.., stuck).collect();
+        for (activity, address) in ended_or_stuck {
+            if let Some(activity) = activity.upgrade() {
+                tracing::warn!(%activity, address, "a call is stuck; its connection is set aside");
+                (self.set_aside)(&address);
+            }
+        }
+    }
+
+    fn at_work(&self) -> MutexGuard<'_, Vec<(Weak<Activity>, String)>> {
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses a place where librbd would not create images: a RADOS namespace that was never registered.
@@ -194,18 +234,18 @@ impl Clusters {
         {
             return Ok(monitors.clone());
         }
-        match (pool.cluster().monitors(), known) {
-            (Ok(monitors), _) => {
-                let mut table = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
-                table.insert(cluster.to_string(), (Instant::now(), monitors.clone()));
-                Ok(monitors)
-            }
+        let monitors = match (pool.cluster().monitors(), known) {
+            (Ok(monitors), _) => monitors,
             (Err(error), Some((_, monitors))) => {
                 tracing::warn!(cluster, %error, "the monitors do not answer; nodes get those known before");
-                Ok(monitors)
+                monitors
             }
-            (Err(error), None) => Err(error),
-        }
+            (Err(error), None) => return Err(error),
+        };
+        // Those known before too: one request a minute waits for monitors that do not answer.
+        let mut table = self.monitors.lock().unwrap_or_else(PoisonError::into_inner);
+        table.insert(cluster.to_string(), (Instant::now(), monitors.clone()));
+        Ok(monitors)
     }
 }
 
@@ -241,5 +281,46 @@ fn own_credentials(cluster: &config::Cluster) -> Result<Option<Credentials>, Sta
 
 /// The operation `rpc` on `keys` at `location`, told apart from others by `request`, which must not hold secrets.
 pub fn operation(rpc: &'static str, location: &Location, keys: Vec<String>, request: String) -> Operation {
-    Operation { rpc, cluster: location.cluster.clone(), keys, request }
+    Operation { rpc, cluster: location.cluster.clone(), pool: location.pool.clone(), keys, request }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rbd::model::Model;
+
+    #[test]
+    fn a_connection_is_set_aside_when_nothing_is_heard_of_what_works_on_it() {
+        let model = Model::new();
+        model.create_pool("rbd");
+        let session = model.connect();
+        let address = session.cluster().address().unwrap();
+        let aside = Arc::new(Mutex::new(Vec::new()));
+        let seen = aside.clone();
+        let clusters = Clusters::new(
+            Config::parse("- {clusterID: lab, monitors: [m]}").unwrap(),
+            "default",
+            Timeouts::default(),
+            Box::new(move |_| Ok(session.cluster())),
+            Box::new(move |address| seen.lock().unwrap().push(address.to_owned())),
+        );
+        let location = Location { cluster: "lab".into(), pool: "rbd".into(), namespace: String::new() };
+        let work = || {
+            let credentials = Credentials { user: "csi".into(), key: Key::new("k") };
+            clusters.access(&location, credentials, Arc::default()).unwrap()
+        };
+        let (long, no_time) = (Duration::from_hours(1), Duration::ZERO);
+        // What is over is not stuck.
+        drop(work());
+        clusters.set_stuck_connections_aside(no_time);
+        assert!(aside.lock().unwrap().is_empty());
+        let stuck = work();
+        clusters.set_stuck_connections_aside(long);
+        assert!(aside.lock().unwrap().is_empty());
+        clusters.set_stuck_connections_aside(no_time);
+        // Once is enough.
+        clusters.set_stuck_connections_aside(no_time);
+        assert_eq!(*aside.lock().unwrap(), [address]);
+        drop(stuck);
+    }
 }

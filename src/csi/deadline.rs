@@ -1,17 +1,31 @@
 //! How long a caller waits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
 
 /// The longest deadline that is honoured; grpc-timeout may say centuries.
 const LONGEST: Duration = Duration::from_hours(24);
 
-/// The time in which a request must be answered: its `grpc-timeout`, else `default`; less a little, so that our own words
-/// arrive before the client gives up by itself.
+/// The time in which a request must be answered: what it [asks for](asked), else `default`; less a little, so that our own
+/// words arrive before the client gives up by itself.
 pub(super) fn of(metadata: &MetadataMap, default: Duration) -> Duration {
+    asked(metadata).unwrap_or_else(|| a_little_less(default))
+}
+
+/// The time in which a request asks to be answered, its `grpc-timeout`, less a little.
+pub(super) fn asked(metadata: &MetadataMap) -> Option<Duration> {
     let asked = metadata.get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
-    let whole = asked.unwrap_or(default).min(LONGEST);
+    asked.map(a_little_less)
+}
+
+fn a_little_less(whole: Duration) -> Duration {
+    let whole = whole.min(LONGEST);
     whole.saturating_sub((whole / 20).clamp(Duration::from_millis(20), Duration::from_millis(500)))
+}
+
+/// What is left of a deadline for the next of several steps.
+pub(super) fn left_until(end: Instant) -> Duration {
+    end.saturating_duration_since(Instant::now())
 }
 
 /// Reads a `grpc-timeout`: at most eight digits and a unit.

@@ -10,14 +10,17 @@ use super::proto::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     PluginCapability, ProbeRequest, ProbeResponse,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 
-/// How often the monitors are tried.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// How often the monitors are tried while one answers, and while none does.
+const INTERVALS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(1)];
+/// For how long none may answer before the driver is no longer ready. Restarting it would mend nothing.
+const GRACE: Duration = Duration::from_secs(30);
 /// How long a monitor may take to accept a connection.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The ports a monitor without one listens on, msgr2's first.
@@ -36,29 +39,47 @@ impl IdentityService {
         IdentityService { name: name.to_string(), ready: Arc::new(AtomicBool::new(true)) }
     }
 
-    /// A service for the driver `name` that is ready while a monitor of each cluster accepts connections. Watches them on the
-    /// current runtime for as long as the service lives.
+    /// A service for the driver `name` that is ready while monitors accept connections, those of any cluster: one that is away
+    /// must not stop work on the others. Watches them on the current runtime for as long as the service lives.
     pub fn watching(name: &str, clusters: Vec<Cluster>) -> IdentityService {
         let ready = Arc::new(AtomicBool::new(false));
         let watched = Arc::downgrade(&ready);
+        let clusters: Vec<_> = clusters.into_iter().map(Arc::new).collect();
         tokio::spawn(async move {
+            let mut answered: Option<Instant> = None;
+            let mut silent = BTreeSet::new();
             loop {
-                let mut all = true;
-                for cluster in &clusters {
-                    let answers = answers(cluster).await;
-                    if !answers {
-                        tracing::warn!(cluster = cluster.cluster_id, "no monitor accepts connections");
-                    }
-                    all &= answers;
+                let any = any_answers(&clusters, &mut silent).await;
+                if any {
+                    answered = Some(Instant::now());
                 }
                 let Some(ready) = watched.upgrade() else { return };
-                ready.store(all, Ordering::Relaxed);
+                ready.store(answered.is_some_and(|answered| answered.elapsed() < GRACE), Ordering::Relaxed);
                 drop(ready);
-                tokio::time::sleep(INTERVAL).await;
+                tokio::time::sleep(INTERVALS[usize::from(!any)]).await;
             }
         });
         IdentityService { name: name.to_string(), ready }
     }
+}
+
+/// Tries all clusters at once and says whether any answers. A cluster that falls silent, or is back, is logged.
+async fn any_answers(clusters: &[Arc<Cluster>], silent: &mut BTreeSet<String>) -> bool {
+    let mut tried = JoinSet::new();
+    for cluster in clusters.iter().cloned() {
+        tried.spawn(async move { (answers(&cluster).await, cluster) });
+    }
+    let mut any = false;
+    for (answers, cluster) in tried.join_all().await {
+        any |= answers;
+        let cluster = &cluster.cluster_id;
+        if answers && silent.remove(cluster) {
+            tracing::info!(cluster, "a monitor accepts connections again");
+        } else if !answers && silent.insert(cluster.clone()) {
+            tracing::warn!(cluster, "no monitor accepts connections");
+        }
+    }
+    any
 }
 
 /// Whether a monitor of the cluster accepts a connection. A cluster known by its ceph.conf alone counts as answering: its

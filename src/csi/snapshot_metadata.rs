@@ -12,12 +12,13 @@ use super::proto::{
     BlockMetadata, BlockMetadataType, GetMetadataAllocatedRequest, GetMetadataAllocatedResponse,
     GetMetadataDeltaRequest, GetMetadataDeltaResponse,
 };
-use super::validate;
+use super::{deadline, validate};
 use crate::rbd::{Diff, Errno, Extent, Features, ImageKey, OpenMode};
 use crate::volume::{Error, State, catalogue};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -61,14 +62,18 @@ impl SnapshotMetadataService {
     async fn stream<T: Send + 'static>(
         &self,
         query: Query,
+        time: Time,
         secrets: &BTreeMap<String, String>,
         message: fn(Batch) -> T,
     ) -> Result<Response<ReceiverStream<Result<T, Status>>>, Status> {
         let location = query.target.location.clone();
         let credentials = self.controller.credentials(&location, secrets)?;
         let clusters: Arc<Clusters> = self.controller.clusters().clone();
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        let operations = self.controller.operations();
+        let worker = operations.stream_worker(&location.cluster, &location.pool, time.left()).await?;
+        let (sender, mut receiver) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
+            let _worker = worker;
             let send = |batch| match sender.blocking_send(Ok(message(batch))) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
@@ -81,13 +86,40 @@ impl SnapshotMetadataService {
                 let _ = sender.blocking_send(Err(status));
             }
         });
-        let mut receiver = receiver;
         // The first message, or error, decides how the call answers: a stream that never had anything to say is an error at once.
-        match receiver.recv().await {
+        match time.next(&mut receiver).await {
             Some(Err(status)) => Err(status),
-            Some(Ok(first)) => Ok(Response::new(prepend(first, receiver))),
+            Some(Ok(first)) => Ok(Response::new(prepend(first, receiver, time))),
             None => Ok(Response::new(ReceiverStream::new(receiver))),
         }
+    }
+}
+
+/// How long a stream may take.
+#[derive(Debug, Clone, Copy)]
+struct Time {
+    /// When the caller gives up, if it said so.
+    end: Option<Instant>,
+    /// For one message.
+    each: Duration,
+}
+
+impl Time {
+    fn of<T>(request: &Request<T>, each: Duration) -> Time {
+        Time { end: deadline::asked(request.metadata()).map(|asked| Instant::now() + asked), each }
+    }
+
+    fn left(&self) -> Duration {
+        self.end.map_or(self.each, |end| deadline::left_until(end).min(self.each))
+    }
+
+    /// The next message, within the time for it.
+    async fn next<T>(&self, receiver: &mut mpsc::Receiver<Result<T, Status>>) -> Option<Result<T, Status>> {
+        tokio::time::timeout(self.left(), receiver.recv()).await.unwrap_or_else(|_| {
+            Some(Err(Status::deadline_exceeded(
+                "waiting for Ceph; ask again, with the end of the last extent received as starting_offset",
+            )))
+        })
     }
 }
 
@@ -95,15 +127,17 @@ impl SnapshotMetadataService {
 fn prepend<T: Send + 'static>(
     first: T,
     mut rest: mpsc::Receiver<Result<T, Status>>,
+    time: Time,
 ) -> ReceiverStream<Result<T, Status>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let mut next = Some(Ok(first));
         while let Some(message) = next {
-            if sender.send(message).await.is_err() {
+            let last = message.is_err();
+            if sender.send(message).await.is_err() || last {
                 return;
             }
-            next = rest.recv().await;
+            next = time.next(&mut rest).await;
         }
     });
     ReceiverStream::new(receiver)
@@ -247,10 +281,11 @@ impl SnapshotMetadata for SnapshotMetadataService {
         &self,
         request: Request<GetMetadataAllocatedRequest>,
     ) -> Result<Response<Self::GetMetadataAllocatedStream>, Status> {
+        let time = Time::of(&request, self.controller.timeout());
         let request = request.into_inner();
         let query =
             query(("snapshot_id", &request.snapshot_id), None, request.starting_offset, request.max_results)?;
-        self.stream(query, &request.secrets, |batch| GetMetadataAllocatedResponse {
+        self.stream(query, time, &request.secrets, |batch| GetMetadataAllocatedResponse {
             block_metadata_type: BlockMetadataType::VariableLength.into(),
             volume_capacity_bytes: batch.capacity,
             block_metadata: batch.blocks,
@@ -262,6 +297,7 @@ impl SnapshotMetadata for SnapshotMetadataService {
         &self,
         request: Request<GetMetadataDeltaRequest>,
     ) -> Result<Response<Self::GetMetadataDeltaStream>, Status> {
+        let time = Time::of(&request, self.controller.timeout());
         let request = request.into_inner();
         let query = query(
             ("target_snapshot_id", &request.target_snapshot_id),
@@ -269,7 +305,7 @@ impl SnapshotMetadata for SnapshotMetadataService {
             request.starting_offset,
             request.max_results,
         )?;
-        self.stream(query, &request.secrets, |batch| GetMetadataDeltaResponse {
+        self.stream(query, time, &request.secrets, |batch| GetMetadataDeltaResponse {
             block_metadata_type: BlockMetadataType::VariableLength.into(),
             volume_capacity_bytes: batch.capacity,
             block_metadata: batch.blocks,

@@ -1,32 +1,57 @@
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What an operation is doing now, for those who wait for it: a step, and how far it is in per cent when that is known.
-#[derive(Debug, Default)]
-pub struct Activity(Mutex<(String, Option<u8>)>);
+#[derive(Debug)]
+pub struct Activity(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    step: String,
+    percent: Option<u8>,
+    changed: Instant,
+}
+
+impl Default for Activity {
+    fn default() -> Activity {
+        Activity(Mutex::new(State { step: String::new(), percent: None, changed: Instant::now() }))
+    }
+}
 
 impl Activity {
     /// Says which step begins.
     pub fn begin(&self, step: impl Into<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (step.into(), None);
+        *self.lock() = State { step: step.into(), percent: None, changed: Instant::now() };
     }
 
     /// Says how far the step is, in the form [`crate::rbd::Progress`] wants. Never asks to stop.
     pub fn progress(&self) -> impl FnMut(u64, u64) -> ControlFlow<()> + Send + '_ {
         |done, total| {
             let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0).min(100);
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).1 = u8::try_from(percent).ok();
+            let mut state = self.lock();
+            state.percent = u8::try_from(percent).ok();
+            state.changed = Instant::now();
             ControlFlow::Continue(())
         }
+    }
+
+    /// For how long nothing was heard of it: no step begun, no progress made.
+    pub fn quiet_for(&self) -> Duration {
+        self.lock().changed.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Display for Activity {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*state {
-            (step, _) if step.is_empty() => write!(formatter, "waiting for Ceph"),
+        let state = self.lock();
+        match (state.step.as_str(), state.percent) {
+            ("", _) => write!(formatter, "waiting for Ceph"),
             (step, None) => write!(formatter, "{step}"),
             (step, Some(percent)) => write!(formatter, "{step} ({percent} %)"),
         }

@@ -153,10 +153,15 @@ impl Drop for Driver {
 
 /// A configuration that names the lab's cluster `lab`.
 pub fn lab_config(lab: &Lab) -> String {
-    format!("- clusterID: lab\n  monitors: [\"{}\"]\n", lab.monitors)
+    cluster_config("lab", lab)
 }
 
-/// The same with a user of the driver's own, for the namespace `namespace`.
+/// One entry of a configuration: the lab's cluster under the name `id`.
+pub fn cluster_config(id: &str, lab: &Lab) -> String {
+    format!("- clusterID: {id}\n  monitors: [\"{}\"]\n", lab.monitors)
+}
+
+/// [`lab_config`] with a user of the driver's own, for the namespace `namespace`.
 pub fn lab_config_with_own_user(lab: &Lab, namespace: &str) -> String {
     let key_file = std::env::var("LAB_KEY_FILE").unwrap();
     format!(
@@ -193,6 +198,13 @@ impl Class {
     #[must_use]
     pub fn with(mut self, key: &str, value: &str) -> Class {
         self.parameters.insert(key.to_string(), value.to_string());
+        self
+    }
+
+    /// The same with one parameter left out.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Class {
+        self.parameters.remove(key);
         self
     }
 

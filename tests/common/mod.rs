@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test target uses a part of this")]
 
 pub mod driver;
+pub mod rpcs;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub struct Lab {
     pub fsid: String,
     pub user: String,
     pub key: Key,
+    /// The file that holds the key.
+    pub key_file: PathBuf,
     pub ceph_conf: PathBuf,
 }
 
@@ -45,6 +48,7 @@ impl Lab {
             fsid: variable("LAB_FSID"),
             user: variable("LAB_USER"),
             key: Key::new(&key),
+            key_file: variable("LAB_KEY_FILE").into(),
             ceph_conf: variable("CEPH_CONF").into(),
         }
     }
@@ -114,6 +118,7 @@ impl OwnLab {
             fsid: variable("LAB_FSID"),
             user: variable("LAB_USER"),
             key: Key::new(&key),
+            key_file: variable("LAB_KEY_FILE").into(),
             ceph_conf: variable("CEPH_CONF").into(),
         };
         OwnLab { lab, directory }
@@ -200,6 +205,12 @@ impl<'a> Namespace<'a> {
             assert!(keys.is_empty(), "{object} still holds {keys:?}");
             pool.remove_object(object).unwrap();
         }
+    }
+
+    /// Both leak checks.
+    pub fn assert_nothing_is_left(&self) {
+        self.assert_nothing_is_recorded();
+        self.assert_empty();
     }
 
     /// The names of all objects.

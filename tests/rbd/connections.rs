@@ -276,16 +276,16 @@ fn idle_connections_are_dropped_and_used_ones_kept() {
 }
 
 #[test]
-fn a_forgotten_connection_is_replaced_and_still_serves_who_has_it() {
+fn a_connection_set_aside_is_replaced_and_still_serves_who_has_it() {
     let lab = Lab::from_environment();
     let connections = Connections::default();
     let stuck = connections.get(&lab.options()).unwrap();
-    connections.forget(&*stuck);
+    connections.set_aside(&address(&stuck));
     let fresh = connections.get(&lab.options()).unwrap();
     assert_ne!(address(&fresh), address(&stuck));
     assert_eq!(stuck.monitors().unwrap(), fresh.monitors().unwrap());
-    // Forgetting it again does not touch its successor.
-    connections.forget(&*stuck);
+    // Doing so again does not touch its successor.
+    connections.set_aside(&address(&stuck));
     assert_eq!(address(&connections.get(&lab.options()).unwrap()), address(&fresh));
 }
 

@@ -2,13 +2,14 @@
 
 use super::ControllerService;
 use crate::csi::clusters::operation;
+use crate::csi::deadline::left_until;
 use crate::csi::ids::Location;
 use crate::csi::parameters::VolumeParameters;
 use crate::csi::proto::{GetCapacityRequest, GetCapacityResponse};
 use crate::csi::validate;
 use crate::rbd::{ImageOptions, PoolStats};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
 /// Bytes a volume has at least.
@@ -32,12 +33,13 @@ impl ControllerService {
         if request.parameters.is_empty() {
             let mut available: i64 = 0;
             let mut seen = Vec::new();
+            let until = Instant::now() + deadline;
             for location in self.clusters.own_pools() {
                 // Namespaces share the room of their pool.
                 let pool = (location.cluster.clone(), location.pool.clone());
                 if !seen.contains(&pool) {
                     seen.push(pool);
-                    available = available.saturating_add(self.available(deadline, location).await?);
+                    available = available.saturating_add(self.available(left_until(until), location).await?);
                 }
             }
             return Ok(Response::new(answer(available, largest(&ImageOptions::default()))));

@@ -5,6 +5,7 @@
 
 use super::ControllerService;
 use crate::csi::clusters::operation;
+use crate::csi::deadline::left_until;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
 #[allow(clippy::wildcard_imports, reason = "most messages of the lists")]
 use crate::csi::proto::*;
@@ -13,7 +14,7 @@ use crate::volume::catalogue::{self, Catalogue, Cursor, Record};
 use crate::volume::names;
 use prost::Message;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 
 /// Bytes of entries in one answer at the most; clients written in Go refuse messages above 4 MiB.
@@ -226,13 +227,14 @@ impl ControllerService {
         let mut cursor = start.map_or_else(Cursor::default, |start| start.cursor);
         let mut page = Vec::new();
         let mut bytes = 0;
+        let until = Instant::now() + deadline;
         for location in locations.into_iter().skip(skipped) {
             let credentials = self.credentials(&location, &secrets)?;
             let left = Bounds { entries: bounds.entries - page.len(), bytes: bounds.bytes - bytes };
             let (from, entry, here) = (std::mem::take(&mut cursor), entry.clone(), location.clone());
             let operation = operation("listing", &location, Vec::new(), String::new());
             let (mut entries, more) = self
-                .run(operation, deadline, location.clone(), credentials, move |access, _| {
+                .run(operation, left_until(until), location.clone(), credentials, move |access, _| {
                     let entry = |name: &str, record: &R| entry(&here, name, record);
                     access.answer(page_of(access.volumes.catalogue(), from, left, entry))
                 })

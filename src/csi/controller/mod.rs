@@ -64,6 +64,16 @@ impl ControllerService {
         ControllerService { clusters, operations: Operations::default(), nodes: Arc::new(nodes), timeout }
     }
 
+    /// The operations in flight, for what bounds them.
+    pub(super) fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// The time for requests that bring no deadline of their own.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     fn deadline<T>(&self, request: &Request<T>) -> Duration {
         deadline::of(request.metadata(), self.timeout)
     }

@@ -82,7 +82,8 @@ impl NodeService {
     {
         let node = self.node.clone();
         // All of them work on this machine, so they share one bound.
-        let operation = Operation { rpc, cluster: "node".to_owned(), keys: vec![key], request };
+        let operation =
+            Operation { rpc, cluster: "node".to_owned(), pool: String::new(), keys: vec![key], request };
         let work = move |activity: Arc<crate::volume::Activity>| {
             activity.begin("working on this node");
             work(&node).map_err(|error| status(&error))

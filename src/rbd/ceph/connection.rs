@@ -201,6 +201,11 @@ impl Connection {
         }
     }
 
+    /// Begins to suspect it, as after a timeout.
+    pub(super) fn suspect(&self) {
+        self.trust.fetch_max(SUSPECT, Ordering::Relaxed);
+    }
+
     /// Takes back a suspicion, when a new connection would do no better.
     pub(super) fn trust_again(&self) {
         // Broken stays broken.
