@@ -10,8 +10,8 @@
 //! - Nothing is cached between calls unless its document says so, so two processes see the same cluster.
 //! - An [`Image`] keeps its pool and cluster alive, and is closed when dropped. An image opened read-only
 //!   registers no watcher; one opened read-write does, and a watcher makes a removal fail with `EBUSY`.
-//! - A pool at its quota or a full cluster refuses (`EDQUOT`, `ENOSPC`) instead of hanging, and removals work
-//!   there (librados' FULL_TRY, see `ceph`).
+//! - A pool at its quota or a full cluster refuses (`EDQUOT`, `ENOSPC`) instead of hanging; removals, renames of images and
+//!   snapshots, and omap updates work there (librados' FULL_TRY and FULL_FORCE, see `ceph`).
 //! - Calls may be made from several threads on one handle.
 
 use std::collections::BTreeMap;
@@ -89,11 +89,11 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
 
     /// Removes an image, or finishes a removal of that name that was interrupted. `ENOENT` when nothing of that
     /// name is left, `EBUSY` when it has watchers, `ENOTEMPTY` when it has snapshots (parked ones without children go
-    /// along with it).
+    /// along with it). Works in a full pool.
     fn remove_image(&self, name: &str) -> Result<()>;
 
-    /// Renames an image; works while it is open elsewhere. `EEXIST` when `to` is taken by another image. Finishes a
-    /// rename of the same two names that was interrupted.
+    /// Renames an image; works while it is open elsewhere, and in a full pool. `EEXIST` when `to` is taken by another
+    /// image. Finishes a rename of the same two names that was interrupted.
     fn rename_image(&self, from: &str, to: &str) -> Result<()>;
 
     /// The id that an image's name stands for, without opening the image: one small read. `None` when the name is
@@ -125,7 +125,8 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     fn omap_get(&self, object: &str, keys: &[&str]) -> Result<BTreeMap<String, Vec<u8>>>;
 
     /// Applies `update` to the omap of `object` in one atomic write, creating the object when missing.
-    /// `ECANCELED`, and nothing written, when a guard does not hold. `EINVAL` for an empty value.
+    /// `ECANCELED`, and nothing written, when a guard does not hold. `EINVAL` for an empty value. Works in a full pool: these
+    /// are the notes that deletions need.
     fn omap_update(&self, object: &str, update: &OmapUpdate) -> Result<()>;
 
     /// One page of the omap of `object`: at most `limit` entries whose keys come after `after`, in key order, and
@@ -360,7 +361,7 @@ pub struct Snapshot {
     pub size: u64,
     /// Which of librbd's namespaces it is in.
     pub kind: SnapshotKind,
-    /// Whether it is protected (format 1).
+    /// Whether it is protected (format 1), or taking the protection off was interrupted: then it cannot be cloned.
     pub protected: bool,
     /// When it was cut.
     pub created: SystemTime,

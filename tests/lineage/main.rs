@@ -14,5 +14,6 @@ mod family;
 mod limits;
 mod picture;
 mod places;
+mod quota;
 mod refusals;
 mod snapshots;

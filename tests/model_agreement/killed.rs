@@ -302,7 +302,13 @@ fn cases() -> Vec<Case> {
             protected_parent(),
             "snap unprotect {}/a@s",
             unprotect("a"),
-            vec![clone("c", CloneFormat::V1), drop_snapshot("a", "s"), unprotect("a")],
+            vec![
+                clone("c", CloneFormat::V1),
+                drop_snapshot("a", "s"),
+                on("a", ImageAction::Protect { name: "s" }),
+                unprotect("a"),
+                unprotect("a"),
+            ],
         ),
         case(
             [clone_of_a_parked_snapshot(), vec![cut("b", "t")]].concat(),

@@ -8,6 +8,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod full;
 mod graph;
 mod killed;
 mod operation;

@@ -36,7 +36,7 @@ impl Pools<'_> {
         model
     }
 
-    fn command(&self, command: &str) {
+    pub(crate) fn command(&self, command: &str) {
         self.cluster.monitor_command(command).unwrap();
     }
 }

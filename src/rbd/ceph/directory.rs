@@ -15,6 +15,9 @@ use crate::rbd::{Errno, Error, Result, Tolerate};
 
 const DIRECTORY: &str = "rbd_directory";
 
+/// The object whose omap lists the trash.
+pub(super) const TRASH: &str = "rbd_trash";
+
 fn id_object(name: &str) -> String {
     format!("rbd_id.{name}")
 }
@@ -58,9 +61,25 @@ fn decode(buffer: &[u8]) -> Option<String> {
     if text.is_empty() { None } else { String::from_utf8(text.to_vec()).ok() }
 }
 
+/// Whether the directory has the name, be it of an image or of remains of one.
+pub(super) fn is_listed(ioctx: &Ioctx, name: &str) -> Result<bool> {
+    let key = format!("name_{name}");
+    Ok(omap::get(ioctx, DIRECTORY, &[&key])?.contains_key(&key))
+}
+
+/// Strings in that encoding, one after the other.
+fn encode(texts: &[&str]) -> Vec<u8> {
+    let encoded = |text: &&str| {
+        // RBD's names are shorter than a hundred bytes.
+        let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+        [&length.to_le_bytes()[..], text.as_bytes()].concat()
+    };
+    texts.iter().flat_map(encoded).collect()
+}
+
 /// Renames an image, and finishes a rename of the same names that was interrupted.
 pub(super) fn rename(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
-    match rbd_rename_image(ioctx, from, to) {
+    match rename_once(ioctx, from, to) {
         Err(error) if error.errno == Errno::EEXIST => {
             let id = image_id(ioctx, from)?;
             if from == to || id.is_none() || id != image_id(ioctx, to)? {
@@ -69,14 +88,26 @@ pub(super) fn rename(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
         }
         other => return other,
     }
-    let key = format!("name_{from}");
-    if omap::get(ioctx, DIRECTORY, &[&key])?.contains_key(&key) {
+    if is_listed(ioctx, from)? {
         // Killed before the directory was written: as if nothing had happened once the new id object is gone.
         remove(ioctx, &id_object(to))?;
-        rbd_rename_image(ioctx, from, to)
+        rename_once(ioctx, from, to)
     } else {
         // Killed after: only the old id object is left to remove.
         remove(ioctx, &id_object(from))
+    }
+}
+
+/// `rbd_rename`, or the same steps where that is refused for want of space: it needs a new object of a few bytes.
+fn rename_once(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
+    match rbd_rename_image(ioctx, from, to) {
+        Err(error) if matches!(error.errno, Errno::EDQUOT | Errno::ENOSPC) => {
+            let id = image_id(ioctx, from)?.ok_or(error)?;
+            omap::create_object(ioctx, &id_object(to), &encode(&[&id]))?;
+            ioctx.call_class(DIRECTORY, "dir_rename_image", &encode(&[from, to, &id]))?;
+            remove(ioctx, &id_object(from))
+        }
+        other => other,
     }
 }
 

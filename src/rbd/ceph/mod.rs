@@ -8,7 +8,8 @@
 //! - An image holds its I/O context, an I/O context its connection. Each closes its own handle first and then lets
 //!   go, so images close before contexts and contexts before the connection is shut down.
 //! - Every I/O context has full-try set: at a quota or on a full cluster calls fail (`EDQUOT`, `ENOSPC`) and removals
-//!   go through.
+//!   go through. What a deletion needs besides is a few bytes, forced through: omap updates, the new name of a renamed
+//!   image, librbd's list of the trash.
 //! - Panics in callbacks never unwind through C, and librbd's cache is off.
 //!
 //! All `unsafe` code of the crate is in here. The externs are in `sys` and are checked against the installed headers

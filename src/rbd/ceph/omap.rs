@@ -7,8 +7,8 @@ use std::ptr::{null, null_mut};
 use super::call::c_string;
 use super::pool::Ioctx;
 use super::sys::{
-    LIBRADOS_CMPXATTR_OP_EQ, LIBRADOS_CREATE_IDEMPOTENT, rados, rados_omap_get_next2,
-    rados_read_op_omap_get_vals2,
+    LIBRADOS_CMPXATTR_OP_EQ, LIBRADOS_CREATE_EXCLUSIVE, LIBRADOS_CREATE_IDEMPOTENT,
+    LIBRADOS_OPERATION_FULL_FORCE, rados, rados_omap_get_next2, rados_read_op_omap_get_vals2,
 };
 use crate::rbd::{Errno, Error, Guard, OmapPage, OmapUpdate, Result};
 
@@ -58,6 +58,8 @@ pub(super) fn list(ioctx: &Ioctx, object: &str, after: &str, limit: u64) -> Resu
     Ok(OmapPage { entries: entries.read(ioctx, object)?, more: more != 0 })
 }
 
+/// Goes through in a full pool: these are notes of a few bytes, and without them nothing could be deleted there.
+///
 /// One write operation: the object is created when missing, then the guards are compared, then keys set and
 /// removed. A failing guard cancels all of it, the creation included.
 ///
@@ -109,10 +111,18 @@ pub(super) fn update(ioctx: &Ioctx, object: &str, update: &OmapUpdate) -> Result
         // SAFETY: an array of the length given; librados copies the keys.
         unsafe { rados::rados_write_op_omap_rm_keys(op.0, keys.pointers.as_ptr(), keys.pointers.len()) };
     }
-    let c_object = c_string(object, "rados_write_op_operate")?;
-    // SAFETY: operation and ioctx are valid, the name is NUL-terminated; no modification time means now.
-    let code = unsafe { rados::rados_write_op_operate(op.0, ioctx.raw(), c_object.as_ptr(), null_mut(), 0) };
-    ioctx.check(code, "rados_write_op_operate", || ioctx.spec(object)).map(drop)
+    op.operate(ioctx, object)
+}
+
+/// Makes the object `object`, which holds `data`, also in a full pool. `EEXIST` when it is there.
+pub(super) fn create_object(ioctx: &Ioctx, object: &str, data: &[u8]) -> Result<()> {
+    let op = WriteOp::new();
+    // SAFETY: the operation is valid and copies the data, whose length is given; no category is the default one.
+    unsafe {
+        rados::rados_write_op_create(op.0, LIBRADOS_CREATE_EXCLUSIVE, null());
+        rados::rados_write_op_write_full(op.0, data.as_ptr().cast(), data.len());
+    }
+    op.operate(ioctx, object)
 }
 
 /// C strings and the array of pointers to them.
@@ -162,6 +172,17 @@ impl WriteOp {
     fn new() -> WriteOp {
         // SAFETY: takes nothing; `Drop` releases the operation.
         WriteOp(unsafe { rados::rados_create_write_op() })
+    }
+
+    /// Runs the operation, also in a full pool.
+    fn operate(&self, ioctx: &Ioctx, object: &str) -> Result<()> {
+        let call = "rados_write_op_operate";
+        let name = c_string(object, call)?;
+        let flags = LIBRADOS_OPERATION_FULL_FORCE;
+        // SAFETY: operation and ioctx are valid, the name is NUL-terminated; no modification time means now.
+        let code =
+            unsafe { rados::rados_write_op_operate(self.0, ioctx.raw(), name.as_ptr(), null_mut(), flags) };
+        ioctx.check(code, call, || ioctx.spec(object)).map(drop)
     }
 }
 

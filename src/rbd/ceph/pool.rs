@@ -86,6 +86,25 @@ impl Ioctx {
     ) -> Result<c_int> {
         self.connection.check(code, call, object)
     }
+
+    /// Calls `method` of the OSD's `rbd` class, as librbd does, on `object`. There is no output. `input` is in Ceph's encoding.
+    pub(super) fn call_class(&self, object: &str, method: &'static str, input: &[u8]) -> Result<()> {
+        let (c_object, c_method) = (c_string(object, method)?, c_string(method, method)?);
+        // SAFETY: the context is valid, the names NUL-terminated; the input has the length given.
+        let code = unsafe {
+            rados::rados_exec(
+                self.raw,
+                c_object.as_ptr(),
+                c"rbd".as_ptr(),
+                c_method.as_ptr(),
+                input.as_ptr().cast(),
+                input.len(),
+                null_mut(),
+                0,
+            )
+        };
+        self.check(code, method, || self.spec(object)).map(drop)
+    }
 }
 
 impl Drop for Ioctx {
@@ -117,6 +136,23 @@ impl CephPool {
         let c_name = c_string(name, call)?;
         let code = function(self.ioctx.raw, c_name.as_ptr());
         self.ioctx.check(code, call, || self.ioctx.spec(name)).map(drop)
+    }
+
+    /// A call that moves the image `name` to the trash. In a full pool librbd says `ENOENT` when it cannot make the
+    /// object that lists the trash, because nothing was ever removed there: that object is made for it.
+    fn remove(
+        &self,
+        call: &'static str,
+        name: &str,
+        function: impl Fn(rados::rados_ioctx_t, *const c_char) -> c_int,
+    ) -> Result<()> {
+        match self.call(call, name, &function) {
+            Err(error) if error.errno == Errno::ENOENT && directory::is_listed(&self.ioctx, name)? => {
+                omap::update(&self.ioctx, directory::TRASH, &OmapUpdate::default())?;
+                self.call(call, name, function)
+            }
+            other => other,
+        }
     }
 }
 
@@ -175,7 +211,7 @@ impl Pool for CephPool {
 
     fn remove_image(&self, name: &str) -> Result<()> {
         // SAFETY: context and name are valid for the call.
-        self.call("rbd_remove", name, |io, name| unsafe { rbd_remove(io, name) })
+        self.remove("rbd_remove", name, |io, name| unsafe { rbd_remove(io, name) })
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
@@ -233,7 +269,7 @@ impl Pool for CephPool {
 
     fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()> {
         // SAFETY: context and name are valid for the call.
-        self.call("rbd_trash_move", name, |io, name| unsafe { rbd_trash_move(io, name, delay_seconds) })
+        self.remove("rbd_trash_move", name, |io, name| unsafe { rbd_trash_move(io, name, delay_seconds) })
     }
 
     fn trash_restore(&self, image_id: &str, name: &str) -> Result<()> {

@@ -13,12 +13,12 @@ use core::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 pub mod rados {
     pub use ::ceph::rados::{
         rados_buffer_free, rados_cluster_fsid, rados_conf_read_file, rados_conf_set, rados_connect,
-        rados_create_read_op, rados_create_write_op, rados_create2, rados_get_instance_id,
+        rados_create_read_op, rados_create_write_op, rados_create2, rados_exec, rados_get_instance_id,
         rados_ioctx_create, rados_ioctx_destroy, rados_ioctx_set_namespace, rados_ioctx_t, rados_mon_command,
         rados_omap_get_end, rados_omap_iter_t, rados_read, rados_read_op_omap_get_vals_by_keys,
         rados_read_op_operate, rados_read_op_t, rados_release_read_op, rados_release_write_op, rados_remove,
         rados_shutdown, rados_t, rados_write_op_create, rados_write_op_omap_cmp, rados_write_op_omap_rm_keys,
-        rados_write_op_omap_set, rados_write_op_operate, rados_write_op_t,
+        rados_write_op_omap_set, rados_write_op_operate, rados_write_op_t, rados_write_op_write_full,
     };
 }
 
@@ -37,8 +37,10 @@ pub type librbd_progress_fn_t =
 pub type diff_callback =
     Option<unsafe extern "C" fn(offset: u64, length: size_t, exists: c_int, argument: *mut c_void) -> c_int>;
 
+pub const LIBRADOS_CREATE_EXCLUSIVE: c_int = 1;
 pub const LIBRADOS_CREATE_IDEMPOTENT: c_int = 0;
 pub const LIBRADOS_CMPXATTR_OP_EQ: u8 = 1;
+pub const LIBRADOS_OPERATION_FULL_FORCE: c_int = 128;
 
 pub const RBD_IMAGE_OPTION_FORMAT: c_int = 0;
 pub const RBD_IMAGE_OPTION_FEATURES: c_int = 1;
@@ -260,6 +262,9 @@ unsafe extern "C" {
         cb: librbd_progress_fn_t,
         cbdata: *mut c_void,
     ) -> c_int;
+
+    pub fn rbd_rebuild_object_map(image: rbd_image_t, cb: librbd_progress_fn_t, cbdata: *mut c_void)
+    -> c_int;
 
     pub fn rbd_snap_list(image: rbd_image_t, snaps: *mut rbd_snap_info_t, max_snaps: *mut c_int) -> c_int;
     pub fn rbd_snap_list_end(snaps: *mut rbd_snap_info_t);

@@ -14,25 +14,26 @@ pub(super) fn read(version: &Version<'_>, offset: u64, buffer: &mut [u8]) -> Out
     Ok(count)
 }
 
-/// Changes object `number` of the head with `change`, first copying it up from the parents when it is missing.
+/// Changes object `number` of the head with `change`, first copying it up from the parents when it is missing. In a full
+/// pool it can neither be made nor grow.
 fn change_object(
     state: &mut State,
     image: &ImageRef,
     number: u64,
     change: impl FnOnce(&mut Object),
 ) -> Outcome<()> {
+    let full = state.check_full(&image.place.pool);
     let version = state.version(image, None)?;
-    let copied = if version.content.object(number).is_some() {
-        None
-    } else {
-        state.check_full(&image.place.pool)?;
-        version.copied_up(number)?
+    let old = version.content.object(number);
+    let mut new = match old {
+        Some(object) => Object::clone(object),
+        None => version.copied_up(number)?.unwrap_or_default(),
     };
-    let object = state.header_mut(image)?.content.object_mut(number);
-    if let Some(copied) = copied {
-        *object = copied;
+    change(&mut new);
+    if old.is_none_or(|old| old.length() < new.length()) {
+        full?;
     }
-    change(object);
+    *state.header_mut(image)?.content.object_mut(number) = new;
     Ok(())
 }
 
@@ -58,7 +59,7 @@ pub(super) fn discard(state: &mut State, image: &ImageRef, offset: u64, length: 
         match (version.content.object(number).is_some(), hidden, whole) {
             (false, false, _) => {}
             (_, false, true) => state.header_mut(image)?.content.remove(number),
-            (_, true, true) => *state.header_mut(image)?.content.object_mut(number) = Object::default(),
+            (_, true, true) => change_object(state, image, number, |object| *object = Object::default())?,
             (_, _, false) => change_object(state, image, number, |object| {
                 if start + length == 1 << order { object.resize(start) } else { object.zero(start, length) }
             })?,

@@ -106,7 +106,6 @@ pub(super) fn omap_update(
     if update.guards.iter().any(guards_empty) || update.set.iter().any(|(_, value)| value.is_empty()) {
         return Err(Errno::EINVAL);
     }
-    let full = state.check_full(&place.pool);
     let objects = &mut state.space(place).objects;
     let omap = objects.get(object);
     let holds = |guard: &Guard| match guard {
@@ -115,9 +114,6 @@ pub(super) fn omap_update(
     };
     if !update.guards.iter().all(holds) {
         return Err(Errno::ECANCELED);
-    }
-    if omap.is_none() {
-        full?;
     }
     let omap = objects.entry(object.to_owned()).or_default();
     omap.extend(update.set.iter().cloned());

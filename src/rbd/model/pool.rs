@@ -208,6 +208,11 @@ fn rename(call: &mut Call<'_>, place: &Place, from: &str, to: &str) -> Outcome<(
     }
     space.id_objects.insert(to.to_owned(), id.clone());
     call.step()?;
+    if space.names.contains_key(to) {
+        // The directory still has the remains of another image under that name. librbd leaves it at that: both names
+        // open the image from now on.
+        return Ok(());
+    }
     space.names.remove(from);
     space.names.insert(to.to_owned(), id.clone());
     space.ids.insert(id, to.to_owned());

@@ -142,7 +142,7 @@ fn set_state(call: &mut Call<'_>, place: &Place, id: &str, from: TrashState, to:
     call.step()
 }
 
-/// Takes the image `id` out of the trash as `name`.
+/// Takes the image `id` out of the trash as `name`. In a full pool it fails, and the entry can then only be restored.
 pub(super) fn restore(call: &mut Call<'_>, place: &Place, id: &str, name: &str) -> Outcome<()> {
     let mut state = call.state();
     let item = state.space(place).trash.get(id).ok_or(Errno::ENOENT)?;
@@ -162,6 +162,7 @@ pub(super) fn restore(call: &mut Call<'_>, place: &Place, id: &str, name: &str) 
         }
         Some(_) => {}
         None => {
+            call.state().check_full(&place.pool)?;
             call.state().space(place).id_objects.insert(name.to_owned(), id.to_owned());
             call.step()?;
         }
