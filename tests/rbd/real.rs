@@ -7,7 +7,9 @@ use serde_json::json;
 
 use crate::common::{Lab, Namespace, POOL, wait_until};
 use crate::connections::command;
-use crate::tools::{MIB, create, created, errno, image_names, layout, remove_all};
+use crate::tools::{
+    MIB, OBJECT, clone, create, created, errno, flatten, image_names, layout, open, read, remove_all,
+};
 
 #[test]
 fn a_full_pool_refuses_and_lets_removals_through() {
@@ -140,4 +142,31 @@ fn names_with_a_nul_are_refused() {
     assert_eq!(errno(pool.create_image("a\0b", MIB, &layout())), Errno::EINVAL);
     assert_eq!(errno(pool.open_image(ImageKey::Name("a\0b"), OpenMode::ReadOnly)), Errno::EINVAL);
     assert_eq!(errno(pool.cluster().pool("a\0b", "")), Errno::EINVAL);
+}
+
+/// What a write to a clone leaves that was killed after it had marked the object in the object map.
+#[test]
+fn a_flatten_takes_from_the_parent_what_the_object_map_wrongly_says_the_clone_has() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let pool = namespace.pool(&*lab.connect());
+    let image = created(&pool, "image");
+    image.write_at(OBJECT, &[7]).unwrap();
+    image.create_snapshot("s").unwrap();
+    clone(&pool, "image", "s", "clone");
+    let child = open(&pool, "clone");
+    child.write_at(OBJECT, &[8]).unwrap();
+    pool.remove_object(&format!("rbd_data.{}.{:016x}", child.id().unwrap(), 1)).unwrap();
+    drop(child);
+    let child = open(&pool, "clone");
+    assert_eq!(read(&*child, OBJECT, 1), [7], "before");
+    flatten(&*child);
+    assert_eq!(child.parent(None).unwrap(), None);
+    assert_eq!(read(&*child, OBJECT, 1), [7], "after");
+    drop(child);
+    lab.run("rbd", &["object-map", "check", &format!("{POOL}/{}/clone", namespace.name)]);
+    image.remove_snapshot("s").unwrap();
+    drop(image);
+    remove_all(&pool, &["image", "clone"]);
+    namespace.assert_empty();
 }

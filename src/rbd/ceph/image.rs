@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::call::{List, c_string, grow, owned, text, with_progress};
 use super::cluster::CephCluster;
+use super::flatten;
 use super::handle::Handle;
 use super::pool::{CephPool, Ioctx};
 use super::sys::{
-    rados, rbd_flatten_with_progress, rbd_flush, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get,
-    rbd_metadata_list, rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect,
-    rbd_snap_remove, rbd_snap_remove_by_id, rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list,
-    rbd_watchers_list_cleanup,
+    rados, rbd_flush, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list,
+    rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect, rbd_snap_remove,
+    rbd_snap_remove_by_id, rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list, rbd_watchers_list_cleanup,
 };
 use super::{copy, directory};
 use crate::rbd::{
@@ -143,11 +143,7 @@ impl Image for CephImage {
     }
 
     fn flatten(&self, progress: Progress<'_>) -> Result<()> {
-        let code = with_progress(progress, |callback, argument| {
-            // SAFETY: the image is open; callback and argument are valid for the call.
-            unsafe { rbd_flatten_with_progress(self.head.raw(), callback, argument) }
-        });
-        self.head.check(code, "rbd_flatten_with_progress").map(drop)
+        flatten::flatten(&self.head, self.mode, progress)
     }
 
     /// The copy is made by this image's connection, which therefore needs to see the pool `to`: `EXDEV` when that

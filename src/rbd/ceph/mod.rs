@@ -23,6 +23,7 @@ mod connection;
 mod connections;
 mod copy;
 mod directory;
+mod flatten;
 mod handle;
 mod image;
 mod monmap;
