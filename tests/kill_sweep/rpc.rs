@@ -67,7 +67,7 @@ async fn ask(client: &mut ControllerClient<Channel>, rpc: &Rpc) -> Result<Answer
     let text = match rpc.clone() {
         Rpc::CreateVolume(request) => {
             let answer = client.create_volume(within(DEADLINE, request)).await?.into_inner();
-            id = answer.volume.as_ref().unwrap().volume_id.clone();
+            id.clone_from(&answer.volume.as_ref().unwrap().volume_id);
             format!("{answer:?}")
         }
         Rpc::DeleteVolume(request) => {
@@ -75,7 +75,7 @@ async fn ask(client: &mut ControllerClient<Channel>, rpc: &Rpc) -> Result<Answer
         }
         Rpc::CreateSnapshot(request) => {
             let answer = client.create_snapshot(within(DEADLINE, request)).await?.into_inner();
-            id = answer.snapshot.as_ref().unwrap().snapshot_id.clone();
+            id.clone_from(&answer.snapshot.as_ref().unwrap().snapshot_id);
             assert!(answer.snapshot.as_ref().unwrap().ready_to_use);
             format!("{answer:?}")
         }

@@ -79,15 +79,15 @@ impl<'a> Tenant<'a> {
 
     /// A request for a copy of a snapshot.
     pub fn restore(&self, name: &str, snapshot: &str) -> Rpc {
-        Rpc::CreateVolume(self.from_snapshot(name, SIZE, snapshot))
+        Rpc::CreateVolume(self.restore_of_size(name, SIZE, snapshot))
     }
 
     /// A request for a copy of a snapshot, with more room.
     pub fn restore_larger(&self, name: &str, snapshot: &str) -> Rpc {
-        Rpc::CreateVolume(self.from_snapshot(name, 2 * SIZE, snapshot))
+        Rpc::CreateVolume(self.restore_of_size(name, 2 * SIZE, snapshot))
     }
 
-    fn from_snapshot(&self, name: &str, size: i64, snapshot: &str) -> CreateVolumeRequest {
+    fn restore_of_size(&self, name: &str, size: i64, snapshot: &str) -> CreateVolumeRequest {
         CreateVolumeRequest {
             volume_content_source: Some(from_snapshot(&self.snapshot_id(snapshot))),
             ..self.class.create_volume(name, size)
@@ -191,35 +191,35 @@ impl<'a> Tenant<'a> {
 
     /// Makes an empty volume and marks it with its name.
     pub fn have_volume(&mut self, name: &str) {
-        self.done(&self.create(name));
+        self.do_once(&self.create(name));
         self.mark(name);
     }
 
     /// Makes a clone of a volume and marks it as well, beside its parent's mark.
     pub fn have_clone(&mut self, name: &str, source: &str) {
-        self.done(&self.clone_volume(name, source));
+        self.do_once(&self.clone_volume(name, source));
         self.mark(name);
     }
 
     /// Makes a volume of a snapshot.
     pub fn have_restore(&mut self, name: &str, snapshot: &str) {
-        self.done(&self.restore(name, snapshot));
+        self.do_once(&self.restore(name, snapshot));
     }
 
     /// Makes a snapshot, and writes something else to the volume.
     pub fn have_snapshot(&mut self, name: &str, volume: &str) {
-        self.done(&self.create_snapshot(name, volume));
+        self.do_once(&self.create_snapshot(name, volume));
         self.mark(&format!("{volume}+"));
     }
 
     /// Deletes a volume.
     pub fn have_deleted(&mut self, name: &str) {
-        self.done(&self.delete(name));
+        self.do_once(&self.delete(name));
     }
 
     /// Attaches a volume.
     pub fn have_published(&mut self, name: &str) {
-        self.done(&self.publish(name));
+        self.do_once(&self.publish(name));
     }
 
     /// Writes the name into a volume's first object when it is its own master, into the second when it is a clone.
@@ -235,11 +235,16 @@ impl<'a> Tenant<'a> {
 
     // --- asking --------------------------------------------------------------------------------------------------------
 
-    /// Asks, again and again where the orchestrator would, until it is done; and once more, which must answer the same.
-    pub fn done(&mut self, rpc: &Rpc) -> Answer {
-        let answer = self.insist(rpc);
-        let again = self.insist(rpc);
+    /// Asks until it is done; and once more, which must answer the same.
+    pub fn done(&mut self, rpc: &Rpc) {
+        let answer = self.do_once(rpc);
+        let again = self.do_once(rpc);
         assert_eq!(answer, again, "asked again, {rpc:?} answers something else");
+    }
+
+    /// Asks, again and again where the orchestrator would.
+    fn do_once(&mut self, rpc: &Rpc) -> Answer {
+        let answer = self.insist(rpc);
         match rpc {
             Rpc::CreateVolume(request) => {
                 assert_eq!(answer.id, self.id(&request.name));
@@ -354,7 +359,7 @@ impl<'a> Tenant<'a> {
     /// Deletes everything through the driver, the latest first or last, and fails when anything is left.
     pub fn clear(&mut self, latest_first: bool) {
         for volume in &self.volumes.clone() {
-            self.done(&self.unpublish(&volume.name));
+            self.do_once(&self.unpublish(&volume.name));
         }
         let volumes = self.volumes.iter().map(|volume| self.delete(&volume.name));
         let snapshots = self.snapshots.iter().map(|(_, id)| {
@@ -366,16 +371,15 @@ impl<'a> Tenant<'a> {
             deletions.reverse();
         }
         for deletion in deletions {
-            self.done(&deletion);
+            self.do_once(&deletion);
         }
         self.volumes.clear();
         self.snapshots.clear();
         assert_eq!(self.picture(), Vec::<String>::new(), "left behind");
-        self.assert_no_object_is_left();
     }
 
-    /// Nothing but what librbd and the driver keep for themselves, with nothing in it.
-    fn assert_no_object_is_left(&self) {
+    /// The end: no object is left but what librbd and the driver keep for themselves, with nothing in it.
+    pub fn end(self) {
         // OSDs drop the objects of removed snapshots in their own time.
         wait_until("nothing is left in the namespaces", || {
             let objects = self.lab.run("rados", &["--pool", POOL, "--all", "ls"]);
