@@ -101,9 +101,14 @@ pub struct OwnLab {
 impl OwnLab {
     /// Brings it up, with quick monitor rounds.
     pub fn up() -> OwnLab {
+        OwnLab::up_with(&["--monitor-round", "0.05"])
+    }
+
+    /// Brings it up with options of `lab/ceph up`.
+    pub fn up_with(options: &[&str]) -> OwnLab {
         let directory = tempfile::tempdir().unwrap();
         let folder = directory.path().join("ceph");
-        lab_command(&folder, &["up", "--monitor-round", "0.05"]);
+        lab_command(&folder, &[&["up"], options].concat());
         // The exports are for a shell, so a shell reads them.
         let script = format!("eval \"$('{LAB}' env --dir '{}')\"; env", folder.display());
         let output = Command::new("sh").arg("-c").arg(script).output().unwrap();

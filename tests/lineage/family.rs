@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
 use cinderblock::csi::proto::{CreateVolumeRequest, Volume, VolumeContentSource};
 use cinderblock::rbd::{Cluster, Image, ImageKey, OpenMode, Pool};
 use cinderblock::volume::Suspect;
+use futures_util::StreamExt;
 use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -21,6 +23,9 @@ pub(crate) const BLOCK: usize = 4096;
 
 /// Blocks of a volume when a test does not say.
 pub(crate) const BLOCKS: usize = 3;
+
+/// How long to wait before asking again.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What a volume is made from, by the name it goes by here.
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +126,49 @@ impl<'a> Family<'a> {
     /// Clones a volume.
     pub(crate) async fn clone_volume(&mut self, source: &str, name: &str) {
         self.make(name, Some(From::Volume(source)), 0).await.unwrap();
+    }
+
+    /// Clones a volume under all these names.
+    pub(crate) async fn clone_all(&mut self, source: &str, names: &[String]) {
+        let requests = names.iter().map(|name| self.request(name, Some(From::Volume(source)), 0)).collect();
+        let answers =
+            self.ask_all(requests, async |mut controller, request| controller.create_volume(request).await);
+        for (name, answer) in names.iter().zip(answers.await) {
+            let id = answer.volume.unwrap().volume_id;
+            self.volumes.insert(name.clone(), Held { id, texts: self.volumes[source].texts.clone() });
+        }
+    }
+
+    /// Takes a snapshot of each of these volumes, under the volume's name.
+    pub(crate) async fn snapshot_all(&mut self, volumes: &[String]) {
+        let requests =
+            volumes.iter().map(|name| self.class.create_snapshot(name, &self.volume_id(name))).collect();
+        let ask = async |mut controller: ControllerClient<Channel>, request| {
+            controller.create_snapshot(request).await
+        };
+        for (name, answer) in volumes.iter().zip(self.ask_all(requests, ask).await) {
+            let held =
+                Held { id: answer.snapshot.unwrap().snapshot_id, texts: self.volumes[name].texts.clone() };
+            self.snapshots.insert(name.clone(), held);
+        }
+    }
+
+    /// Asks for all of these, ten at a time, and again where told to, as sidecars do. The answers come in the order of the
+    /// requests.
+    async fn ask_all<T: Clone, A>(
+        &self,
+        requests: Vec<T>,
+        ask: impl AsyncFn(ControllerClient<Channel>, T) -> Result<tonic::Response<A>, Status>,
+    ) -> Vec<A> {
+        let insist = async |request: T| {
+            loop {
+                match ask(self.controller.clone(), request.clone()).await {
+                    Err(status) if status.code() == Code::Aborted => tokio::time::sleep(RETRY).await,
+                    answer => return answer.unwrap().into_inner(),
+                }
+            }
+        };
+        futures_util::stream::iter(requests).map(insist).buffered(10).collect().await
     }
 
     /// Restores a snapshot.
@@ -235,6 +283,14 @@ impl<'a> Family<'a> {
             drawn.replace('*', protected),
             "what there is, and what there should be"
         );
+        self.assert_bytes();
+        for place in &self.places {
+            self.assert_recorded(place);
+        }
+    }
+
+    /// Every volume and snapshot holds what was written to it.
+    pub(crate) fn assert_bytes(&self) {
         for (name, volume) in &self.volumes {
             let (pool, image) = self.find(&volume.id);
             assert_holds(name, &**pool, ImageKey::Name(image), None, &volume.texts);
@@ -243,9 +299,6 @@ impl<'a> Family<'a> {
             let (pool, image_and_snapshot) = self.find(&snapshot.id);
             let (image_id, snapshot_name) = image_and_snapshot.split_once('@').unwrap();
             assert_holds(name, &**pool, ImageKey::Id(image_id), Some(snapshot_name), &snapshot.texts);
-        }
-        for place in &self.places {
-            self.assert_recorded(place);
         }
     }
 

@@ -1,5 +1,10 @@
 //! Snapshots an image may have: near the limit its oldest clones are flattened.
 
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use cinderblock::rbd::OpenMode;
+use cinderblock::volume::Policy;
 use tonic::Code;
 
 use crate::common::Lab;
@@ -96,4 +101,54 @@ async fn when_flattening_cannot_help_there_is_no_room_and_nothing_changes() {
         family.delete_snapshot("s2").await;
     })
     .await;
+}
+
+/// The clones that have a snapshot on `A`, oldest first. Every such snapshot has its clone, and none of `others` is one.
+fn clones_of_a(family: &Family<'_>, others: &[String]) -> Vec<String> {
+    let source = family.open("A", OpenMode::ReadOnly);
+    let id = source.id().unwrap();
+    let clone_of = |snapshot: &cinderblock::rbd::Snapshot| {
+        let clone =
+            snapshot.name.strip_prefix("csi-").unwrap().strip_suffix(".clone_snap").unwrap().to_owned();
+        let parent = family.open(&clone, OpenMode::ReadOnly).parent(None).unwrap().unwrap();
+        assert_eq!((parent.image_id, parent.snapshot_id), (id.clone(), snapshot.id), "parent of {clone}");
+        assert_eq!(snapshot.protected, family.is_format_1());
+        clone
+    };
+    for name in others {
+        assert_eq!(family.open(name, OpenMode::ReadOnly).parent(None).unwrap(), None, "parent of {name}");
+    }
+    source.snapshots().unwrap().iter().map(clone_of).collect()
+}
+
+fn numbered(numbers: std::ops::Range<usize>) -> Vec<String> {
+    numbers.map(|number| format!("B{number}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_455_clones_of_one_volume_the_five_oldest_are_flattened() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    let most = Policy::default().max_snapshots;
+    let (first, more) = (numbered(0..most), numbered(most..most + 5));
+    let began = Instant::now();
+    let told = |what: &str| println!("{what} after {:.1?}", began.elapsed());
+    family.create("A").await;
+    family.clone_all("A", &first).await;
+    told("450 clones");
+    family.write("A", 0, "later");
+    let in_order = clones_of_a(&family, &[]);
+    assert_eq!(in_order.iter().collect::<BTreeSet<_>>(), first.iter().collect());
+    for name in &more {
+        family.clone_volume("A", name).await;
+    }
+    told("five more");
+    let (oldest, others) = in_order.split_at(more.len());
+    assert_eq!(clones_of_a(&family, oldest), [others, &more].concat());
+    family.assert_bytes();
+    for name in first.iter().chain(&more).map(String::as_str).chain(["A"]) {
+        family.delete(name).await;
+    }
+    told("all deleted");
+    family.end();
 }

@@ -4,6 +4,7 @@
 //! Needs the environment that `lab/ceph env` prints.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "what is measured is told")]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -12,8 +13,10 @@ mod chains;
 mod depth;
 mod family;
 mod limits;
+mod operations;
 mod picture;
 mod places;
 mod quota;
 mod refusals;
+mod rounds;
 mod snapshots;
