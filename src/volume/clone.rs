@@ -43,6 +43,11 @@ impl Volumes {
     ) -> Result<Volume> {
         let flatten = self.shorten(request, parent)?;
         let snapshot = self.snapshot_to_clone(request, stored, parent)?;
+        // The source may have grown since it was looked at.
+        let size = stored.record.size.max(snapshot.size);
+        if !request.sizes.allow(size) {
+            return Err(Error::Conflict(format!("the source grew to {size} bytes while it was cloned")));
+        }
         self.activity.begin(format!("cloning to {}", self.spec(&request.image)));
         let spec = SnapshotSpec {
             pool: parent.link.pool.clone(),
@@ -63,14 +68,16 @@ impl Volumes {
             }
             Err(error) => return Err(error.into()),
         }
-        let grows = stored.record.size > snapshot.size;
+        let grows = size > snapshot.size;
         let changes = grows || flatten || request.has_metadata();
-        let mode = if changes { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
-        let image = self.pool.open_image(ImageKey::Name(&request.image), mode)?;
+        let image = if changes {
+            self.open_to_change(&request.image, stored)?
+        } else {
+            self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadOnly)?
+        };
         let id = image.id()?;
         verify_link(&*image, &id, parent, &snapshot)?;
         if grows {
-            let size = stored.record.size;
             image.resize(size, false).map_err(|error| match error.errno {
                 Errno::EINVAL => self.cannot_have(&request.image, size, &error),
                 _ => error.into(),
@@ -84,7 +91,7 @@ impl Volumes {
         if request.has_metadata() {
             describe(&*image, request)?;
         }
-        Ok(Volume { image_id: Some(id), ..stored.record.clone() })
+        Ok(Volume { image_id: Some(id), size, ..stored.record.clone() })
     }
 
     /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers whether

@@ -16,7 +16,8 @@ use std::sync::PoisonError;
 enum Verdict {
     /// It is gone, or has a reason to exist that does not depend on the drop that made it suspect.
     Settled,
-    /// The link that is to be dropped still stands, or something holds it just now.
+    /// The link that is to be dropped still stands, or something holds it just now. Or it hangs on a creation, which may let
+    /// go of it before it is finished: a clone is flattened while its record says `creating`.
     Busy,
 }
 
@@ -107,8 +108,11 @@ impl Volumes {
             if suspect.child.as_ref().is_some_and(|child| child.flattened) {
                 self.finish_flattens(id, snapshot.id)?;
             }
-            if !children.is_empty() || !self.may_drop(id, snapshot)? {
+            if !children.is_empty() || !is_collectable(snapshot) {
                 return Ok(Verdict::Settled);
+            }
+            if self.is_needed_by_a_creation(id, &snapshot.name)? {
+                return Ok(Verdict::Busy);
             }
             match self.drop_snapshot(&*image, id, snapshot) {
                 Err(error) if error.is(Errno::EBUSY) => return Ok(Verdict::Busy),
@@ -135,16 +139,6 @@ impl Volumes {
             }
         }
         Ok(())
-    }
-
-    /// Whether the driver made this childless snapshot for a purpose that is over.
-    fn may_drop(&self, image_id: &str, snapshot: &Snapshot) -> Result<bool> {
-        match snapshot.kind {
-            SnapshotKind::User => Ok(names::is_collectable_snapshot(&snapshot.name)
-                && !self.is_needed_by_a_creation(image_id, &snapshot.name)?),
-            SnapshotKind::Trash { .. } => Ok(true),
-            SnapshotKind::Group | SnapshotKind::Mirror => Ok(false),
-        }
     }
 
     /// Whether a CreateVolume here that is not finished plans to clone this snapshot, or has just cut it. One in another pool
@@ -261,6 +255,15 @@ impl Volumes {
         }
         self.catalogue.forget_silent(volume, id)?;
         Ok(Verdict::Settled)
+    }
+}
+
+/// Whether the driver made this snapshot for its clones alone.
+pub(super) fn is_collectable(snapshot: &Snapshot) -> bool {
+    match snapshot.kind {
+        SnapshotKind::User => names::is_collectable_snapshot(&snapshot.name),
+        SnapshotKind::Trash { .. } => true,
+        SnapshotKind::Group | SnapshotKind::Mirror => false,
     }
 }
 

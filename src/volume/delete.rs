@@ -9,6 +9,7 @@
 //! nothing at all: no parent, no snapshot, no data. Any other image is left alone.
 
 use super::catalogue::{DeleteWithSnapshots, Silent, State, Stored, Volume};
+use super::collect::is_collectable;
 use super::journal::{Child, Suspect};
 use super::names;
 use super::{Error, Result, Volumes, now};
@@ -213,13 +214,28 @@ impl Volumes {
                     return Ok(true);
                 }
                 // In the trash on its way out, links still standing.
-                Ok(opened) => self.suspect(&self.links(&*opened, id, &[])?)?,
+                Ok(opened) => {
+                    self.suspect(&self.links(&*opened, id, &[])?)?;
+                    self.drop_latecomers(&*opened, id)?;
+                }
                 Err(error) if error.errno == Errno::ENOENT => {}
                 Err(error) => return Err(error.into()),
             }
         }
         self.suspect(self.planned_link(&stored.record, None)?.as_slice())?;
         Ok(false)
+    }
+
+    /// Removes the snapshots that a creation has cut for its clone while the image was already on its way out, too late to
+    /// clone them. Nothing can make such an image a silent parent any more, and they would keep it from going.
+    fn drop_latecomers(&self, image: &dyn Image, id: &str) -> Result<()> {
+        for snapshot in image.snapshots()? {
+            if is_collectable(&snapshot) && image.children(Some(snapshot.id))?.is_empty() {
+                let writable = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite)?;
+                self.drop_snapshot(&*writable, id, &snapshot)?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the note of a silent parent in place of the record. `renamed` was opened after the rename: if its last snapshot
@@ -270,14 +286,8 @@ impl Volumes {
 
     /// Whether a snapshot goes when its volume does: nobody asked for it, and it has no clone.
     fn goes_with_the_volume(&self, image: &dyn Image, id: &str, snapshot: &Snapshot) -> Result<bool> {
-        let ours = match &snapshot.kind {
-            SnapshotKind::User => {
-                names::is_backup_snapshot(&snapshot.name) || names::is_collectable_snapshot(&snapshot.name)
-            }
-            SnapshotKind::Trash { .. } => true,
-            SnapshotKind::Group | SnapshotKind::Mirror => false,
-        };
-        Ok(ours
+        let backup = snapshot.kind == SnapshotKind::User && names::is_backup_snapshot(&snapshot.name);
+        Ok((backup || is_collectable(snapshot))
             && image.children(Some(snapshot.id))?.is_empty()
             && !self.is_needed_by_a_creation(id, &snapshot.name)?)
     }

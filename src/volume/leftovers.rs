@@ -3,7 +3,7 @@
 //! Nothing is removed on the strength of the search alone: each leftover is looked at again, by id, when it is cleared. Only what this
 //! driver made is ever touched, except by the explicit search for the chains of `.deleted` images that Cinder leaves in its pools.
 
-use super::catalogue::State;
+use super::catalogue::{State, Volume};
 use super::journal::Suspect;
 use super::names;
 use super::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
@@ -150,10 +150,22 @@ impl Volumes {
     /// Finishes or removes one leftover. Fine when it is gone meanwhile, or has become needed.
     pub fn clear(&self, leftover: &Leftover) -> Result<()> {
         match leftover {
-            Leftover::UnfinishedDeletion { image } | Leftover::UnfinishedCreation { image, .. } => {
-                self.delete(image)
+            Leftover::UnfinishedDeletion { image } => {
+                self.clear_volume(image, |record| record.state == State::Deleting)
             }
-            Leftover::UnfinishedSnapshot { image_id, snapshot } => self.delete_snapshot(image_id, snapshot),
+            Leftover::UnfinishedCreation { image, age_seconds } => self.clear_volume(image, |record| {
+                record.state == State::Creating && now() - record.created >= *age_seconds
+            }),
+            Leftover::UnfinishedSnapshot { image_id, snapshot } => {
+                match self.catalogue.snapshot(snapshot)? {
+                    Some(stored)
+                        if stored.record.state != State::Ready && stored.record.image_id == *image_id =>
+                    {
+                        self.delete_recorded_snapshot(snapshot, &stored)
+                    }
+                    _ => Ok(()),
+                }
+            }
             Leftover::ChildlessSnapshot { image, image_id, snapshot_id, .. } => {
                 let suspect = Suspect { snapshot: Some(*snapshot_id), ..self.as_suspect(image, image_id) };
                 self.collect_suspect(suspect)
@@ -163,6 +175,14 @@ impl Volumes {
             }
             Leftover::Journal { .. } => self.collect(),
             Leftover::Foreign { image, image_id } => self.clear_foreign(image, image_id),
+        }
+    }
+
+    /// Destroys an unfinished volume if its record is still such a one.
+    fn clear_volume(&self, image: &str, is_still: impl Fn(&Volume) -> bool) -> Result<()> {
+        match self.catalogue.volume(image)? {
+            Some(stored) if is_still(&stored.record) => self.destroy(image, &stored),
+            _ => Ok(()),
         }
     }
 

@@ -4,10 +4,10 @@
 //! renamed, restored and adopted images would be missed.
 
 use super::catalogue::State;
+use super::collect::is_collectable;
 use super::journal::{Child, Suspect};
-use super::names;
 use super::{Error, Result, Volumes};
-use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotId, SnapshotKind};
+use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotId};
 
 /// Ancestors looked at before a chain is simply called too deep. More than the kernel opens.
 const DEPTH_BOUND: u32 = 64;
@@ -86,12 +86,7 @@ impl Volumes {
             if count < most {
                 break;
             }
-            let goes_with_its_clones = match &snapshot.kind {
-                SnapshotKind::User => names::is_collectable_snapshot(&snapshot.name),
-                SnapshotKind::Trash { .. } => true,
-                SnapshotKind::Group | SnapshotKind::Mirror => false,
-            };
-            if !goes_with_its_clones {
+            if !is_collectable(&snapshot) {
                 continue;
             }
             self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&name, id) }])?;

@@ -16,7 +16,7 @@
 //! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of its own, and an old leader's
 //! operation may go on for an hour. Every write to a record is guarded by what was read, so exactly one of them gets its
 //! way, and the other stops at its next write. Directly before each call that makes, renames or removes an image by its
-//! name, or cuts a snapshot, a controller writes its record or looks whether it is still as it wrote it; everything else
+//! name, or cuts or renames a snapshot, a controller writes its record or looks whether it is still as it wrote it; everything else
 //! goes by ids, which are never used twice. What remains is a controller that stands still between that look and the
 //! call, for as long as another needs to finish the same work and begin anew. RBD offers nothing to close that gap with:
 //! it removes by name only.

@@ -8,18 +8,19 @@ impl Volumes {
     /// for them asks again, or asks for their deletion.
     ///
     /// Reads the whole catalogue; meant for start-up and `cinderblock gc`, not for the way of an RPC. A volume or snapshot
-    /// that cannot be finished is logged and left for its own retry.
+    /// that cannot be finished is logged and left for its own retry. It is finished as it was listed: by the time its turn
+    /// comes, another controller may have finished it, and made another of its name.
     pub fn recover(&self) -> Result<()> {
         for (image, stored) in self.catalogue.list::<Volume>(&Cursor::default(), 0)?.0 {
             if stored.record.state == State::Deleting
-                && let Err(error) = self.delete(&image)
+                && let Err(error) = self.destroy(&image, &stored)
             {
                 tracing::warn!(image, %error, "an interrupted deletion is left for its retry");
             }
         }
         for (name, stored) in self.catalogue.list::<Snapshot>(&Cursor::default(), 0)?.0 {
             if stored.record.state == State::Deleting
-                && let Err(error) = self.delete_snapshot(&stored.record.image_id, &name)
+                && let Err(error) = self.delete_recorded_snapshot(&name, &stored)
             {
                 tracing::warn!(name, %error, "an interrupted deletion is left for its retry");
             }

@@ -5,6 +5,7 @@
 //! what was never handed out may be an older point in time than the caller means.
 
 use super::catalogue::{self, State, Stored};
+use super::journal::Suspect;
 use super::names;
 use super::{Error, Result, Volumes, now};
 use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
@@ -160,7 +161,12 @@ impl Volumes {
         }
     }
 
-    fn delete_recorded_snapshot(&self, name: &str, stored: &Stored<catalogue::Snapshot>) -> Result<()> {
+    /// Deletes the snapshot that `stored` is about; [`Error::Conflict`] when that is not its record any more.
+    pub(super) fn delete_recorded_snapshot(
+        &self,
+        name: &str,
+        stored: &Stored<catalogue::Snapshot>,
+    ) -> Result<()> {
         let deleting = catalogue::Snapshot { state: State::Deleting, ..stored.record.clone() };
         let stored = self.catalogue.replace(name, stored, deleting)?;
         self.remove_recorded_snapshot(name, &stored).map_err(Error::after_a_change)?;
@@ -178,7 +184,7 @@ impl Volumes {
                 // Their ids are known from here on, and they are ours if the record is.
                 self.catalogue.confirm(name, stored)?;
                 for snapshot in ours {
-                    self.drop_or_park(&*image, id, name, snapshot)?;
+                    self.drop_or_park(&*image, id, name, snapshot, stored)?;
                 }
                 let image_name = image.name()?;
                 if image_name.ends_with(names::SILENT_SUFFIX) {
@@ -194,7 +200,14 @@ impl Volumes {
     /// Removes a user snapshot. One that must stay is renamed out of the way, and collected with its last clone: with clones
     /// of format 1 it cannot be removed, and with clones and a parent of its own librbd would let go of that parent when the
     /// snapshot is the last of the image to link to it, although the clones still read through.
-    fn drop_or_park(&self, image: &dyn Image, id: &str, name: &str, snapshot: &Snapshot) -> Result<()> {
+    fn drop_or_park(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        name: &str,
+        snapshot: &Snapshot,
+        stored: &Stored<catalogue::Snapshot>,
+    ) -> Result<()> {
         let has_clones = || image.children(Some(snapshot.id)).map(|children| !children.is_empty());
         if snapshot.name != name && has_clones()? {
             // An earlier attempt has renamed it, or librbd parked it.
@@ -207,12 +220,20 @@ impl Volumes {
                 other => return other,
             }
         }
+        // Another controller may have come to this end, and cut another snapshot of this name.
+        self.catalogue.confirm(name, stored)?;
         match image.rename_snapshot(name, &names::silent(name)) {
             Err(error) if error.errno == Errno::EEXIST => {
-                Ok(image.rename_snapshot(name, &names::silent_with_id(name, &snapshot.id.to_string()))?)
+                image.rename_snapshot(name, &names::silent_with_id(name, &snapshot.id.to_string()))?;
             }
-            other => Ok(other.tolerate(Errno::ENOENT)?),
+            other => other.tolerate(Errno::ENOENT)?,
         }
+        // Who took the last clone away before the rename saw a user's snapshot.
+        if !has_clones()? {
+            let parked = Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&image.name()?, id) };
+            self.suspect(&[parked])?;
+        }
+        Ok(())
     }
 }
 

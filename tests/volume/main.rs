@@ -20,3 +20,4 @@ mod properties;
 mod rest;
 mod snapshots;
 mod sweep;
+mod two_controllers;

@@ -23,9 +23,10 @@ const SNAPSHOTS: [&str; 3] = ["s", "t", "u"];
 /// Blocks of a new empty volume.
 const NEW: usize = 2;
 
-/// Calls that take an image by its name, or cut a snapshot. A controller looks at its record directly before each; what
+/// Calls that take an image by its name, or cut or rename a snapshot. A controller looks at its record directly before each; what
 /// happens between that look and the call is the gap that `cinderblock::volume` documents, and not tested.
-const BY_NAME: [&str; 5] = ["create_image", "clone_image", "remove_image", "rename_image", "create_snapshot"];
+pub(crate) const BY_NAME: [&str; 6] =
+    ["create_image", "clone_image", "remove_image", "rename_image", "create_snapshot", "rename_snapshot"];
 
 type Key = (Home, String);
 
@@ -59,7 +60,7 @@ struct Known {
     troubled: bool,
     /// Somebody flattened a volume by hand.
     flattened: bool,
-    /// Something went wrong while a volume was grown.
+    /// A volume was not grown to the end: the caller is to ask again.
     grown: bool,
     written: u8,
 }
@@ -135,7 +136,7 @@ impl World {
         let hit = trouble.filter(|trouble| trouble.hit(&controller.session));
         let met = *met.lock().unwrap();
         known.troubled |= hit.is_some() || met;
-        known.grown |= matches!(request, Request::Grow(..)) && hit.is_some();
+        known.grown |= matches!(request, Request::Grow(..)) && (hit.is_some() || answer.is_err());
         known.sync();
         known.in_flight.pop();
         let alone = settled && !met;
@@ -404,8 +405,11 @@ impl Known {
                 Some(VolumeSource::Volume { pool, namespace, image, .. }) => {
                     self.volumes.get(&key(&home(pool, namespace), image))
                 }
-                Some(VolumeSource::Snapshot { pool, namespace, snapshot, .. }) => {
-                    self.snapshots.get(&key(&home(pool, namespace), snapshot))
+                Some(VolumeSource::Snapshot { pool, namespace, snapshot, image_id, .. }) => {
+                    let home = home(pool, namespace);
+                    // Its id may have been made up when there was none of that name.
+                    let known = self.cut(home, snapshot).image_id == *image_id;
+                    self.snapshots.get(&key(&home, snapshot)).filter(|_| known)
                 }
             },
             Request::Snapshot { home, volume, .. } => self.volumes.get(&key(home, volume)),
