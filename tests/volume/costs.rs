@@ -50,11 +50,20 @@ fn create_a_volume_from_a_snapshot() {
     let lab = cluster(Lab::new());
     let s = lab.snapshot("A", "s");
     let look = ["omap_get", "omap_get", "open_image", "image_id", "omap_update", "parent"];
-    // The second `omap_get` before the clone is the look whether the record is still this controller's.
+    // The `omap_get` before the clone, and the one before the resize, look whether the record is still this controller's.
     let clone = ["name", "omap_get", "clone_image", "open_image", "parent", "children", "omap_update"];
     assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), [&look[..], &clone[..]].concat());
-    let larger =
-        ["name", "omap_get", "clone_image", "open_image", "parent", "children", "resize", "omap_update"];
+    let larger = [
+        "name",
+        "omap_get",
+        "clone_image",
+        "open_image",
+        "omap_get",
+        "parent",
+        "children",
+        "resize",
+        "omap_update",
+    ];
     assert_eq!(create(&lab, &lab.wish("D").of_snapshot(&s).blocks(9)), [&look[..], &larger[..]].concat());
     // The journal is looked at, so that what a killed creation set free goes.
     assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), ["omap_get", "omap_list"], "asked again");
