@@ -217,37 +217,6 @@ async fn wrong_missing_and_partial_secrets_are_unauthenticated() {
 }
 
 #[tokio::test]
-async fn a_user_without_capabilities_reads_the_command_that_grants_them() {
-    let lab = Lab::from_environment();
-    let namespace = Namespace::new(&lab);
-    let user = format!("weak-{}", namespace.name);
-    let output = lab.run(
-        "ceph",
-        &[
-            "auth",
-            "get-or-create-key",
-            &format!("client.{user}"),
-            "mon",
-            "profile rbd",
-            "osd",
-            "allow r pool=rbd",
-        ],
-    );
-    let driver = Driver::controller_for(&lab);
-    let mut class = Class::new(&lab, &namespace.name);
-    class.secrets = BTreeMap::from([
-        ("userID".to_string(), user.clone()),
-        ("userKey".to_string(), output.trim().to_string()),
-    ]);
-    let status = driver.controller().await.create_volume(class.create_volume("v", MIB)).await.unwrap_err();
-    lab.run("ceph", &["auth", "rm", &format!("client.{user}")]);
-    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
-    let command = format!("ceph auth caps client.{user} mon 'profile rbd' osd 'profile rbd pool=rbd");
-    assert!(status.message().contains(&command), "{}", status.message());
-    namespace.assert_empty();
-}
-
-#[tokio::test]
 async fn a_missing_pool_or_namespace_is_said_in_words() {
     let lab = Lab::from_environment();
     let driver = Driver::controller_for(&lab);

@@ -24,6 +24,7 @@ use cinderblock::node::Node;
 use cinderblock::rbd::ceph::{Connections, Timeouts};
 use cinderblock::telemetry::LogArgs;
 use clap::{Args, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tonic::service::Routes;
 
 /// How long RPCs in flight may take to finish after SIGTERM. Kubernetes kills after 30 seconds.
@@ -125,6 +126,7 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    raise_descriptor_limit();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // More than all bounded work can take, so that what hangs never fills the pool of blocking threads.
     runtime.enable_all().max_blocking_threads(blocking_threads(&config));
@@ -144,6 +146,16 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
             eprintln!("cinderblock serve: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Allows as many file descriptors as the system lets us: many start programs with a low limit that they may raise.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of file descriptors stays as it is");
     }
 }
 

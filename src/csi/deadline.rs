@@ -20,7 +20,7 @@ pub(super) fn asked(metadata: &MetadataMap) -> Option<Duration> {
 
 fn a_little_less(whole: Duration) -> Duration {
     let whole = whole.min(LONGEST);
-    whole.saturating_sub((whole / 20).clamp(Duration::from_millis(20), Duration::from_millis(500)))
+    whole.saturating_sub((whole / 10).clamp(Duration::from_millis(20), Duration::from_secs(1)))
 }
 
 /// What is left of a deadline for the next of several steps.
@@ -50,13 +50,13 @@ mod tests {
     #[test]
     fn the_callers_deadline_is_met_a_little_early() {
         let mut metadata = MetadataMap::new();
-        assert_eq!(of(&metadata, Duration::from_mins(1)), Duration::from_millis(59_500));
+        assert_eq!(of(&metadata, Duration::from_mins(1)), Duration::from_secs(59));
         metadata.insert("grpc-timeout", "1S".parse().unwrap());
-        assert_eq!(of(&metadata, Duration::from_mins(1)), Duration::from_millis(950));
+        assert_eq!(of(&metadata, Duration::from_mins(1)), Duration::from_millis(900));
         metadata.insert("grpc-timeout", "10m".parse().unwrap());
         assert_eq!(of(&metadata, Duration::from_mins(1)), Duration::ZERO);
         metadata.insert("grpc-timeout", "nonsense".parse().unwrap());
-        assert_eq!(of(&metadata, Duration::from_secs(1)), Duration::from_millis(950));
+        assert_eq!(of(&metadata, Duration::from_secs(1)), Duration::from_millis(900));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use nix::sys::stat::{Mode, fchmod};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Status;
 use tonic::body::Body;
@@ -36,6 +37,9 @@ use super::rpc_log::RpcLogLayer;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: u32 = 128;
+
+/// How long to wait after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the socket cannot be served. What stands in the way of binding is left as it was found.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +124,13 @@ impl CsiSocket {
                 .layer(MapResponseLayer::new(with_a_message_of_bounded_length))
                 .add_routes(with_answer_for_the_rest(routes))
                 .serve_with_incoming_shutdown(
-                    UnixListenerStream::new(listener),
+                    UnixListenerStream::new(listener).then(async |connection| {
+                        if connection.is_err() {
+                            // No file descriptor, for one: trying again at once would only keep a processor busy.
+                            tokio::time::sleep(ACCEPT_PAUSE).await;
+                        }
+                        connection
+                    }),
                     // The sender is dropped, never used: either way it is time to drain.
                     async { _ = draining.await },
                 )

@@ -61,7 +61,8 @@ impl Scope {
             ),
             Errno::EACCES => {
                 format!(
-                    "{message}; the cluster refuses client.{user}: check userID and userKey in the secret"
+                    "{message}; the cluster refuses client.{user}: check userID and userKey in the secret, and see `ceph auth get \
+                     client.{user}`: it needs at least mon 'profile rbd'"
                 )
             }
             Errno::ETIMEDOUT => {
@@ -97,6 +98,7 @@ fn code(errno: Errno) -> Code {
         | Errno::ENETUNREACH
         | Errno::EAGAIN
         | Errno::EINTR
+        | Errno::EMFILE
         | Errno::EIO => Code::Unavailable,
         _ => Code::Internal,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use cinderblock::csi::proto::{
 use tempfile::TempDir;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
+
+use cinderblock::rbd::Key;
 
 use super::{Lab, POOL};
 
@@ -69,6 +71,11 @@ impl Driver {
     /// Where the socket is.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("csi.sock")
+    }
+
+    /// The folder its socket, configuration and log are in.
+    pub fn folder(&self) -> &Path {
+        self.directory.path()
     }
 
     /// All it has logged.
@@ -129,6 +136,11 @@ impl Driver {
     /// Ends it with SIGTERM and sees it go in order, its socket with it. It waits for clients that do not hear of it, so their
     /// runtime needs a thread besides the one this blocks.
     pub fn stop(mut self) {
+        self.terminate();
+    }
+
+    /// [`Driver::stop`], with its folder and log still there to be looked at.
+    pub fn terminate(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
         let status = self.process.wait().unwrap();
@@ -173,9 +185,14 @@ pub fn lab_config_with_own_user(lab: &Lab, namespace: &str) -> String {
 
 /// The secrets of the lab's user.
 pub fn secrets(lab: &Lab) -> BTreeMap<String, String> {
+    secrets_of(&lab.user, &lab.key)
+}
+
+/// The secrets of a user.
+pub fn secrets_of(user: &str, key: &Key) -> BTreeMap<String, String> {
     BTreeMap::from([
-        ("userID".to_string(), lab.user.clone()),
-        ("userKey".to_string(), lab.key.expose().to_string()),
+        ("userID".to_string(), user.to_string()),
+        ("userKey".to_string(), key.expose().to_string()),
     ])
 }
 
@@ -192,6 +209,13 @@ impl Class {
         let parameters = [("clusterID", "lab"), ("pool", POOL), ("radosNamespace", namespace)];
         let parameters = parameters.map(|(key, value)| (key.to_string(), value.to_string())).into();
         Class { parameters, secrets: secrets(lab) }
+    }
+
+    /// The same as another user.
+    #[must_use]
+    pub fn of_user(mut self, user: &str, key: &Key) -> Class {
+        self.secrets = secrets_of(user, key);
+        self
     }
 
     /// The same with one parameter set.

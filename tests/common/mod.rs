@@ -74,8 +74,21 @@ impl Lab {
         self.try_run(program, arguments).unwrap_or_else(|errors| panic!("{program} {arguments:?}: {errors}"))
     }
 
+    /// Makes a user, and gives its name and key. It is there until [`Lab::remove_user`], or with the lab.
+    pub fn user(&self, name: &str, capabilities: &[&str]) -> (String, Key) {
+        let name = format!("{name}-{}", std::process::id());
+        let entity = format!("client.{name}");
+        let key = self.run("ceph", &[&["auth", "get-or-create-key", &entity], capabilities].concat());
+        (name, Key::new(&key))
+    }
+
+    /// Removes a user.
+    pub fn remove_user(&self, name: &str) {
+        self.run("ceph", &["auth", "rm", &format!("client.{name}")]);
+    }
+
     /// As [`Lab::run`], but gives what a failing program said.
-    fn try_run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
+    pub fn try_run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new("timeout");
         command
             .args(["60", program])

@@ -79,8 +79,8 @@ impl Drop for Fault<'_> {
 /// Seconds a request gets in an outage.
 pub(crate) const DEADLINE: u64 = 4;
 
-/// Sends one request of each RPC during a fault and holds each to its deadline. Answers must not sound final, and the driver
-/// itself goes on answering.
+/// Sends one request of each RPC during a fault and holds each to its deadline: CANCELLED would be the client's own word, for
+/// lack of the driver's. Answers must not sound final, and the driver itself goes on answering.
 pub(crate) async fn suffer(driver: &Driver, things: &Things, name: &str) -> Vec<Answer> {
     let (answers, ()) = tokio::join!(things.ask_all(driver, name, DEADLINE), is_alive(driver));
     for Answer { rpc, outcome, took } in &answers {

@@ -4,9 +4,13 @@
 //! environment. How long it took until service was back is printed, never asserted: see docs/faults.md.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::wildcard_imports, reason = "most messages of CSI")]
 #![allow(clippy::print_stdout, reason = "measured times are for the reader of a run")]
 
 #[path = "../common/mod.rs"]
 mod common;
 mod lab;
+mod limits;
 mod outages;
+mod refusals;
+mod secrets;

@@ -5,6 +5,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use zeroize::Zeroizing;
 
 use super::call::{c_string, errno, owned};
@@ -49,13 +50,17 @@ impl Default for Timeouts {
     }
 }
 
+/// File descriptors that a connection may take, generously: event loops, pipes, and sockets to monitors and some OSDs.
+const DESCRIPTORS: u64 = 32;
+
 /// Whether a connection is worth another call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
     /// Nothing speaks against it.
     Sound,
     /// A call timed out. That is how a key that was changed or deleted shows: librados keeps trying to get new tickets
-    /// with it. It is also how a cluster in trouble shows, where this connection is as good as any.
+    /// with it. It is also how a cluster in trouble shows, where this connection is as good as any. Or a call was not
+    /// permitted: OSDs go by the capabilities in the ticket, which the user had when it was given out, up to an hour ago.
     Suspect,
     /// No call will work any more: the cluster blocklisted it (`ESHUTDOWN`), does not accept the key (`EACCES`;
     /// missing capabilities are `EPERM`), or it was never connected (`ENOTCONN`).
@@ -93,6 +98,7 @@ impl Connection {
             // librados would ask the DNS, and complain on standard error.
             return Err(Error::new(Errno::ENOENT, "rados_connect", format!("{user}: no monitors are named")));
         }
+        require_descriptors(&user)?;
         let name = c_string(&user, "rados_create2")?;
         let mut raw = null_mut();
         // SAFETY: `raw` is a place for the handle; both strings are NUL-terminated.
@@ -226,7 +232,7 @@ impl Connection {
         let errno = errno(code);
         let trust = match errno {
             Errno::ESHUTDOWN | Errno::EACCES | Errno::ENOTCONN => BROKEN,
-            Errno::ETIMEDOUT => SUSPECT,
+            Errno::ETIMEDOUT | Errno::EPERM => SUSPECT,
             _ => SOUND,
         };
         self.trust.fetch_max(trust, Ordering::Relaxed);
@@ -250,6 +256,24 @@ impl fmt::Debug for Connection {
             .field("address", &self.address)
             .finish_non_exhaustive()
     }
+}
+
+/// Refuses with `EMFILE` what librados would not survive: it aborts the process when it gets no file descriptor for an event
+/// loop.
+fn require_descriptors(user: &str) -> Result<()> {
+    let refuse = |why: String| Err(Error::new(Errno::EMFILE, "rados_connect", format!("{user}: {why}")));
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(|errno| Error::new(errno, "getrlimit", "RLIMIT_NOFILE".to_owned()))?;
+    let Ok(open) = std::fs::read_dir("/proc/self/fd").map(Iterator::count) else {
+        return refuse("the driver has no file descriptors left: raise its limit (ulimit -n)".to_owned());
+    };
+    let left = limit.saturating_sub(open as u64);
+    if left < DESCRIPTORS {
+        return refuse(format!(
+            "a connection takes {DESCRIPTORS} file descriptors and the driver may open {left} more: raise its limit (ulimit -n)"
+        ));
+    }
+    Ok(())
 }
 
 fn target(options: &ConnectOptions) -> String {
