@@ -16,6 +16,7 @@ mod deadline;
 pub mod endpoint;
 pub mod identity;
 pub mod ids;
+mod map_options;
 pub mod node;
 pub mod operations;
 pub mod parameters;

@@ -268,19 +268,14 @@ mod tests {
         assert_eq!(late.code(), Code::DeadlineExceeded);
         assert!(late.message().contains("37 %"), "{}", late.message());
         let counted = runs.clone();
-        let again = tokio::spawn({
-            let operations = operations.clone();
-            async move {
-                let work = move |_: Arc<Activity>| {
-                    counted.fetch_add(1, Ordering::SeqCst);
-                    Ok(0)
-                };
-                operations.run(operation("CreateVolume", "volume a", "1"), LONG, work).await
-            }
+        let again = operations.start(operation("CreateVolume", "volume a", "1"), move |_: Arc<Activity>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(0)
         });
+        let (_, mut again) = again.unwrap();
         release.send(()).unwrap();
-        assert_eq!(again.await.unwrap().unwrap_or(7), 7);
-        assert!(runs.load(Ordering::SeqCst) <= 2);
+        assert_eq!(again.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 7);
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

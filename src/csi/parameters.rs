@@ -6,6 +6,8 @@
 
 use super::config::{Cluster, Config};
 use super::ids::{self, Location};
+use super::map_options;
+use crate::node;
 use crate::rbd::{CloneFormat, Features, ImageOptions};
 use crate::volume::{DeleteWithSnapshots, FlattenTarget, Policy};
 use std::collections::BTreeMap;
@@ -165,6 +167,11 @@ impl VolumeParameters {
                     return Err(Status::invalid_argument(format!(
                         "{key} must be 1 to 1024 printable ASCII characters"
                     )));
+                }
+                match key {
+                    "mkfsOptions" => node::check_mkfs_options(&options)
+                        .map_err(|error| Status::invalid_argument(error.to_string()))?,
+                    _ => map_options::check(key, &options)?,
                 }
                 context.insert(key.to_string(), options);
             }
@@ -371,6 +378,10 @@ mod tests {
             (&[("dataPool", "")], "dataPool is 1 to 64"),
             (&[("mounter", "iscsi")], "mounter is rbd, rbd-nbd, fuse"),
             (&[("mapOptions", "a\nb")], "printable ASCII"),
+            (&[("mapOptions", "krbd:queue_depth=1,name=admin")], "holds \"name\""),
+            (&[("unmapOptions", "force,queue_depth=1")], "holds \"queue_depth\""),
+            (&[("mkfsOptions", "-F")], "may be given here"),
+            (&[("mkfsOptions", "-d /etc")], "may be given here"),
             (&[("imageFeatures", "")], "imageFeatures holds"),
             (&[("imageFeatures", "layering,object-map")], "needs exclusive-lock"),
             (&[("imageFeatures", "exclusive-lock")], "layering cannot be left out"),

@@ -36,6 +36,7 @@ mod usage;
 
 pub use error::{Error, Result};
 pub use filesystem::FsType;
+pub use options::check_mkfs_options;
 pub use publish::Publish;
 pub use stage::Stage;
 pub use usage::{Inodes, Usage};

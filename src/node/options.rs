@@ -107,6 +107,11 @@ pub(super) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<Strin
     Ok(arguments)
 }
 
+/// Checks options for mkfs before it is known which filesystem they are for. `InvalidArgument` when no filesystem takes them.
+pub fn check_mkfs_options(options: &str) -> Result<()> {
+    mkfs_arguments(FsType::Xfs, options).or_else(|_| mkfs_arguments(FsType::Ext4, options)).map(drop)
+}
+
 /// `key` of `key=value`.
 fn key(part: &str) -> &str {
     part.split('=').next().unwrap_or_default()

@@ -201,7 +201,7 @@ impl NodeRpcs for NodeService {
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("volume_id", &request.volume_id)?;
-        request::path("volume_path", &request.volume_path)?;
+        request::volume_path(&request.volume_path)?;
         let key = format!("statistics of {} at {}", request.volume_id, request.volume_path);
         let same = format!("{request:?}");
         self.run("NodeGetVolumeStats", key, same, deadline, move |node| {

@@ -26,8 +26,22 @@ use crate::volume::{Sizes, image_spec};
 /// Bytes a path may have: the kernel's limit.
 const PATH_BYTES: usize = 4096;
 
-/// A path that must be there.
+/// A path that must be there, be absolute, and go nowhere but down: an orchestrator has no other, and with `..` in it a path
+/// is not where it seems to be.
 pub(super) fn path(field: &str, value: &str) -> Result<(), Status> {
+    some_path(field, value)?;
+    if !value.starts_with('/') {
+        return Err(Status::invalid_argument(format!("{field} must be absolute, not {value:?}")));
+    }
+    Ok(())
+}
+
+/// The path of a volume that is asked about. A relative one is well-formed, and no volume is there.
+pub(super) fn volume_path(value: &str) -> Result<(), Status> {
+    some_path("volume_path", value)
+}
+
+fn some_path(field: &str, value: &str) -> Result<(), Status> {
     if value.is_empty() {
         return Err(Status::invalid_argument(format!("{field} is missing")));
     }
@@ -35,6 +49,11 @@ pub(super) fn path(field: &str, value: &str) -> Result<(), Status> {
         return Err(Status::invalid_argument(format!(
             "{field} is not a path: it has {} bytes, at most {PATH_BYTES} are allowed, and none of them may be NUL",
             value.len()
+        )));
+    }
+    if value.split('/').any(|part| matches!(part, "." | "..")) {
+        return Err(Status::invalid_argument(format!(
+            "{field} must have no \".\" or \"..\" in it, not {value:?}"
         )));
     }
     Ok(())
@@ -109,7 +128,7 @@ pub(super) fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, Sta
 /// Reads a NodeExpandVolume request: the sizes it allows.
 pub(super) fn expand(request: &NodeExpandVolumeRequest) -> Result<Sizes, Status> {
     validate::required("volume_id", &request.volume_id)?;
-    path("volume_path", &request.volume_path)?;
+    volume_path(&request.volume_path)?;
     if request.volume_capability.is_some() {
         capability(request.volume_capability.as_ref())?;
     }
@@ -434,5 +453,28 @@ mod tests {
         assert_eq!(expand(&negative).unwrap_err().code(), Code::InvalidArgument);
         let nowhere = NodeExpandVolumeRequest { volume_path: String::new(), ..request };
         assert_eq!(expand(&nowhere).unwrap_err().code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn paths_go_down_from_the_root() {
+        for good in ["/staging", "/var/lib/kubelet/..data/x", "/a//b/", "/ü/...", "/a.b"] {
+            path("target_path", good).unwrap();
+        }
+        for bad in [
+            "",
+            "relative",
+            "./x",
+            "/a/../b",
+            "/..",
+            "/a/./b",
+            "/a/..",
+            "../../etc",
+            "/a\0b",
+            &"/x".repeat(2049),
+        ] {
+            assert_eq!(path("target_path", bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad:?}");
+        }
+        volume_path("some/path").unwrap();
+        assert!(volume_path("some/../path").is_err());
     }
 }
