@@ -16,7 +16,7 @@ use super::pool::PoolArgs;
 /// again, and for a look. Without --apply nothing is changed. Each leftover is looked at again before anything is removed.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is found: entries of the journal, unfinished volumes and snapshots, snapshots made for clones that are gone,
+    after_help = "What is found: entries of the journal, unfinished volumes, snapshots and group snapshots, snapshots made for clones that are gone,
 silent parents nothing depends on, remains of interrupted removals. Images the catalogue does not know are never touched; only --foreign
 looks at one kind of them: the volume-UUID.deleted chains that Cinder leaves in its pools.
 
@@ -151,6 +151,7 @@ fn describe(leftover: &Leftover) -> String {
         Leftover::UnfinishedSnapshot { image_id, snapshot } => {
             format!("snapshot {snapshot} of image {image_id}: begun, or half deleted")
         }
+        Leftover::UnfinishedGroup { group, .. } => format!("group snapshot {group}: begun, or half deleted"),
         Leftover::ChildlessSnapshot { image, snapshot, .. } => {
             format!("{image}@{snapshot}: its clone is gone")
         }

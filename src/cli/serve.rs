@@ -14,6 +14,7 @@ use cinderblock::csi::identity::IdentityService;
 use cinderblock::csi::node::NodeService;
 use cinderblock::csi::operations::WORKERS_PER_CLUSTER;
 use cinderblock::csi::proto::controller_server::ControllerServer;
+use cinderblock::csi::proto::group_controller_server::GroupControllerServer;
 use cinderblock::csi::proto::identity_server::IdentityServer;
 use cinderblock::csi::proto::node_server::NodeServer;
 use cinderblock::csi::proto::snapshot_metadata_server::SnapshotMetadataServer;
@@ -200,6 +201,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         let controller = ControllerService::new(clusters, nodes, timeout);
         let snapshot_metadata = SnapshotMetadataService::new(controller.clone());
         routes = routes
+            .add_service(GroupControllerServer::new(controller.clone()))
             .add_service(ControllerServer::new(controller))
             .add_service(SnapshotMetadataServer::new(snapshot_metadata));
     }

@@ -174,6 +174,9 @@ fn about_snapshot(snapshot: &SurveyedSnapshot) -> String {
         }
         .to_string(),
     ];
+    if let Some(group) = &snapshot.group {
+        words.push(format!("member of the group snapshot {group}"));
+    }
     if snapshot.protected {
         words.push("protected".to_string());
     }
@@ -245,6 +248,7 @@ mod tests {
             name: name.to_string(),
             kind,
             size: 1 << 30,
+            group: None,
             protected: false,
             parent: None,
             children: children.iter().map(|child| (*child).to_string()).collect(),

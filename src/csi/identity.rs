@@ -140,6 +140,7 @@ impl Identity for IdentityService {
         };
         let capabilities = vec![
             service(service::Type::ControllerService),
+            service(service::Type::GroupControllerService),
             service(service::Type::SnapshotMetadataService),
             PluginCapability {
                 r#type: Some(Type::VolumeExpansion(VolumeExpansion {

@@ -1,7 +1,9 @@
-//! Volume and snapshot ids: what the orchestrator keeps, and a person can read.
+//! Volume, snapshot and group snapshot ids: what the orchestrator keeps, and a person can read.
 //!
 //! A volume id is `<clusterID>/<pool>[/<namespace>]/<image>`: the part after the cluster is the RBD image spec. A snapshot id is
 //! `<clusterID>/<pool>[/<namespace>]/<image id>@<snapshot>`: the image's id survives the rename of a silent parent.
+//!
+//! A group snapshot id is `<clusterID>/<pool>[/<namespace>]/group@<name>`; no image id reads `group`, so it is no snapshot's.
 //!
 //! The grammar is strict, so no part of an id can name a path, an option or another object. An id that does not parse is
 //! an id that cannot exist.
@@ -10,6 +12,9 @@ use std::fmt;
 
 /// Bytes an id may have (the CSI specification's limit for strings).
 pub const MAX_BYTES: usize = 128;
+
+/// Bytes of an image id in a snapshot id; librbd's have fewer.
+const IMAGE_ID_BYTES: usize = 20;
 
 /// The cluster, pool and RADOS namespace something is in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,6 +46,18 @@ pub struct SnapshotId {
     /// The snapshot's name.
     pub snapshot: String,
 }
+
+/// The id of a group snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GroupId {
+    /// Where its volumes' images are.
+    pub location: Location,
+    /// The key of its record.
+    pub group: String,
+}
+
+/// Stands for an image id in a group snapshot's id.
+const GROUP: &str = "group";
 
 impl Location {
     fn parse(text: &str) -> Option<(Location, &str)> {
@@ -85,11 +102,32 @@ impl SnapshotId {
     pub fn parse(text: &str) -> Option<SnapshotId> {
         let (location, rest) = Location::parse(text)?;
         let (image_id, snapshot) = rest.split_once('@')?;
-        (is_name(image_id) && is_name(snapshot)).then(|| SnapshotId {
+        (is_name(image_id) && image_id != GROUP && is_name(snapshot)).then(|| SnapshotId {
             location,
             image_id: image_id.to_string(),
             snapshot: snapshot.to_string(),
         })
+    }
+}
+
+impl SnapshotId {
+    /// Bytes that are left for a snapshot's name in an id at `location`.
+    pub fn room(location: &Location) -> usize {
+        location.room().saturating_sub(IMAGE_ID_BYTES + 1)
+    }
+}
+
+impl GroupId {
+    /// Reads a group snapshot id; `None` when it is none.
+    pub fn parse(text: &str) -> Option<GroupId> {
+        let (location, rest) = Location::parse(text)?;
+        let group = rest.strip_prefix(GROUP)?.strip_prefix('@')?;
+        is_name(group).then(|| GroupId { location, group: group.to_string() })
+    }
+
+    /// Bytes that are left for a group's key in an id at `location`.
+    pub fn room(location: &Location) -> usize {
+        location.room().saturating_sub(GROUP.len() + 1)
     }
 }
 
@@ -120,6 +158,12 @@ impl fmt::Display for SnapshotId {
     }
 }
 
+impl fmt::Display for GroupId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{GROUP}@{}", self.location, self.group)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +175,8 @@ mod tests {
         assert_eq!((id.location.namespace.as_str(), id.image.as_str()), ("", "csi-pvc-1"));
         let id = SnapshotId::parse("prod/rbd/tenant/10ab@csi-snap-1").unwrap();
         assert_eq!((id.location.namespace.as_str(), id.image_id.as_str()), ("tenant", "10ab"));
+        let id = GroupId::parse("prod/rbd/tenant/group@csi-group-1").unwrap();
+        assert_eq!((id.location.namespace.as_str(), id.group.as_str()), ("tenant", "csi-group-1"));
     }
 
     #[test]
@@ -154,8 +200,11 @@ mod tests {
         ] {
             assert_eq!(VolumeId::parse(text), None, "{text:?}");
         }
-        for text in ["a/b/c", "a/b/@s", "a/b/c@", "a/b/c@d@e", "a/b/c@d/e"] {
+        for text in ["a/b/c", "a/b/@s", "a/b/c@", "a/b/c@d@e", "a/b/c@d/e", "a/b/group@s"] {
             assert_eq!(SnapshotId::parse(text), None, "{text:?}");
+        }
+        for text in ["a/b/group", "a/b/group@", "a/b/10ab@s", "a/b/groups@s", "a/b/group@s@t"] {
+            assert_eq!(GroupId::parse(text), None, "{text:?}");
         }
     }
 
@@ -166,6 +215,9 @@ mod tests {
                 prop_assert_eq!(id.to_string(), text.clone());
             }
             if let Some(id) = SnapshotId::parse(&text) {
+                prop_assert_eq!(id.to_string(), text.clone());
+            }
+            if let Some(id) = GroupId::parse(&text) {
                 prop_assert_eq!(id.to_string(), text);
             }
         }

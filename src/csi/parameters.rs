@@ -41,6 +41,10 @@ const VOLUME_PARAMETERS: &[&str] = &[
 /// Names of snapshot parameters, for suggestions.
 const SNAPSHOT_PARAMETERS: &[&str] = &["clusterID", "pool", "radosNamespace", "snapshotNamePrefix"];
 
+/// Names of group snapshot parameters, for suggestions.
+const GROUP_PARAMETERS: &[&str] =
+    &["clusterID", "pool", "radosNamespace", "snapshotNamePrefix", "volumeGroupNamePrefix"];
+
 /// Keys that sidecars add by themselves.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 
@@ -69,6 +73,15 @@ pub struct VolumeParameters {
 pub struct SnapshotParameters {
     /// What snapshot names begin with.
     pub prefix: String,
+}
+
+/// Checked parameters of a VolumeGroupSnapshotClass.
+#[derive(Debug, Clone)]
+pub struct GroupParameters {
+    /// What the keys of groups begin with.
+    pub prefix: String,
+    /// What the names of their members begin with.
+    pub snapshot_prefix: String,
 }
 
 /// The parameters without the keys sidecars add: what two requests are compared by.
@@ -106,8 +119,7 @@ impl VolumeParameters {
         let pool = left.required_name("pool")?;
         let namespace =
             left.name("radosNamespace")?.unwrap_or_else(|| cluster.default_namespace().to_string());
-        let prefix = left.name("volumeNamePrefix")?.unwrap_or_else(|| "csi-".to_string());
-        check_prefix("volumeNamePrefix", &prefix)?;
+        let prefix = left.prefix("volumeNamePrefix", "csi-")?;
         let location = Location { cluster: cluster.cluster_id.clone(), pool, namespace };
         if location.room() < crate::volume::names::least_room(&prefix) {
             return Err(Status::invalid_argument(format!(
@@ -184,14 +196,21 @@ impl SnapshotParameters {
     /// Checks the parameters of a CreateSnapshot request. The snapshot is where its volume is, whatever pool is named.
     pub fn parse(parameters: &Parameters, config: &Config) -> Result<SnapshotParameters, Status> {
         let mut left = Left::new(parameters, SNAPSHOT_PARAMETERS)?;
-        if let Some(id) = left.take("clusterID") {
-            cluster(config, &id)?;
-        }
-        left.name("pool")?;
-        left.name("radosNamespace")?;
-        let prefix = left.name("snapshotNamePrefix")?.unwrap_or_else(|| "csi-snap-".to_string());
-        check_prefix("snapshotNamePrefix", &prefix)?;
-        Ok(SnapshotParameters { prefix })
+        left.where_the_volume_is(config)?;
+        Ok(SnapshotParameters { prefix: left.prefix("snapshotNamePrefix", "csi-snap-")? })
+    }
+}
+
+impl GroupParameters {
+    /// Checks the parameters of a CreateVolumeGroupSnapshot request. The snapshots are where their volumes are, whatever pool
+    /// is named.
+    pub fn parse(parameters: &Parameters, config: &Config) -> Result<GroupParameters, Status> {
+        let mut left = Left::new(parameters, GROUP_PARAMETERS)?;
+        left.where_the_volume_is(config)?;
+        Ok(GroupParameters {
+            prefix: left.prefix("volumeGroupNamePrefix", "csi-group-")?,
+            snapshot_prefix: left.prefix("snapshotNamePrefix", "csi-snap-")?,
+        })
     }
 }
 
@@ -306,6 +325,23 @@ impl Left {
                 "{key} is a number from {least} to {most}, not {text:?}"
             ))),
         }
+    }
+
+    /// A prefix of names, or the one used when none is given.
+    fn prefix(&mut self, key: &str, default: &str) -> Result<String, Status> {
+        let prefix = self.name(key)?.unwrap_or_else(|| default.to_string());
+        check_prefix(key, &prefix)?;
+        Ok(prefix)
+    }
+
+    /// Parameters that say where volumes are, which a snapshot's volume says itself: looked at for mistakes alone.
+    fn where_the_volume_is(&mut self, config: &Config) -> Result<(), Status> {
+        if let Some(id) = self.take("clusterID") {
+            cluster(config, &id)?;
+        }
+        self.name("pool")?;
+        self.name("radosNamespace")?;
+        Ok(())
     }
 
     fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, Status> {

@@ -16,9 +16,9 @@
 //! off and no other setting of this repository turns on. A feature could be left on by a build that asks for all of them.
 
 use super::{
-    Child, Cluster, Diff, Extent, Image, ImageEntry, ImageInfo, ImageKey, ImageOptions, Monitor, OmapPage,
-    OmapUpdate, OpenMode, Parent, Pool, PoolStats, Progress, Result, Snapshot, SnapshotId, SnapshotSpec,
-    TrashEntry, Watcher,
+    Child, Cluster, Diff, Extent, Image, ImageEntry, ImageInfo, ImageKey, ImageOptions, Monitor, NewSnapshot,
+    OmapPage, OmapUpdate, OpenMode, Parent, Pool, PoolStats, Progress, Result, Snapshot, SnapshotId,
+    SnapshotSpec, TrashEntry, Watcher,
 };
 use nix::sys::signal::{Signal, raise};
 use std::collections::BTreeMap;
@@ -130,6 +130,7 @@ impl Pool for Wired<Arc<dyn Pool>> {
         read stats() -> Result<PoolStats>;
         change create_image(name: &str, size: u64, options: &ImageOptions) -> Result<()>;
         change clone_image(parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()>;
+        change create_snapshots(snapshots: &[NewSnapshot]) -> Result<()>;
         change remove_image(name: &str) -> Result<()>;
         change rename_image(from: &str, to: &str) -> Result<()>;
         read image_id(name: &str) -> Result<Option<String>>;

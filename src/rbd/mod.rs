@@ -87,6 +87,14 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// opens, has the right size and no parent.
     fn clone_image(&self, parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()>;
 
+    /// Cuts a user snapshot of each of several images here, all at one moment: no snapshot lacks a write that was acknowledged
+    /// before a write that another of them holds was sent. Meanwhile writes wait; none fails.
+    ///
+    /// After an error any of the snapshots may have been cut. `EBUSY` when the writers of all could not be held off at one
+    /// time, which was tried for half a minute. `EROFS` when a client that has an image's exclusive lock will not share it (`rbd map
+    /// --exclusive`). `EINVAL` when an image has no exclusive lock. `EEXIST` when a name is taken.
+    fn create_snapshots(&self, snapshots: &[NewSnapshot]) -> Result<()>;
+
     /// Removes an image, or finishes a removal of that name that was interrupted. `ENOENT` when nothing of that
     /// name is left, `EBUSY` when it has watchers, `ENOTEMPTY` when it has snapshots (parked ones without children go
     /// along with it). Works in a full pool.
@@ -270,6 +278,15 @@ pub struct SnapshotSpec {
     pub image: String,
     /// Name of the snapshot.
     pub snapshot: String,
+}
+
+/// A snapshot to cut together with others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSnapshot {
+    /// The id of its image.
+    pub image_id: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// Which of librbd's two clone formats a clone is made in.

@@ -1,4 +1,4 @@
-//! The catalogue: what the driver knows of every volume and snapshot, in the pool that holds them.
+//! The catalogue: what the driver knows of every volume, snapshot and group snapshot, in the pool that holds them.
 //!
 //! Records live in the omap of a few RADOS objects (`cinderblock.<instance>.catalogue.<shard>`), one key per
 //! record, JSON with a version. They are read and written by key, each write guarded by the value that was read,
@@ -10,6 +10,8 @@
 //! - `ready` is written after the last one: an image without it was never handed out;
 //! - `deleting` is written before the first call that destroys;
 //! - the record is removed after the last one.
+//!
+//! A group snapshot has a record beside those of its members, and is ready when its own says so.
 //!
 //! Silent parents have an entry of their own ([`Silent`]), written in the same atomic change that removes the volume's
 //! record, so that only images this driver made silent are ever collected.
@@ -142,6 +144,39 @@ pub struct Snapshot {
     pub clone_format: u8,
     /// As in [`Volume`].
     pub attempt: String,
+    /// The group snapshot it is a member of, by the key of that one's record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+/// A group snapshot's record. Its key is made from the CSI name alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// How far it is. `ready` is written when all members are cut, before their own records say so.
+    pub state: State,
+    /// The CSI name it was asked for by.
+    pub name: String,
+    /// Its members, by their volumes' ids.
+    pub members: Vec<Member>,
+    /// Seconds since 1970 when it was cut.
+    pub created: i64,
+    /// As in [`Volume`].
+    pub attempt: String,
+}
+
+/// One snapshot of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its RBD name, which is the key of its own record.
+    pub snapshot: String,
+    /// The volume id of its source.
+    pub source_volume: String,
+    /// Id of the image it is on.
+    pub image_id: String,
+    /// librbd's id of it; 0 until it is cut.
+    pub snapshot_id: u64,
+    /// Size in bytes of the volume when it was cut; 0 until then.
+    pub size: u64,
 }
 
 /// A silent parent: an image whose volume was deleted while snapshots on it were still needed.
@@ -164,6 +199,9 @@ impl Record for Volume {
 }
 impl Record for Snapshot {
     const KIND: &'static str = "snapshot/";
+}
+impl Record for Group {
+    const KIND: &'static str = "group/";
 }
 impl Record for Silent {
     const KIND: &'static str = "silent/";
@@ -251,6 +289,11 @@ impl Catalogue {
         self.get(snapshot, snapshot)
     }
 
+    /// The group snapshot with this key, if the catalogue knows it.
+    pub fn group(&self, group: &str) -> Result<Option<Stored<Group>>> {
+        self.get(group, group)
+    }
+
     /// The silent parent with this id, whose volume's image had the name `image`.
     pub fn silent(&self, image: &str, image_id: &str) -> Result<Option<Stored<Silent>>> {
         self.get(image, image_id)
@@ -271,6 +314,11 @@ impl Catalogue {
     /// Writes a record that must not be there yet.
     pub fn insert_snapshot(&self, snapshot: &str, record: Snapshot) -> Result<Stored<Snapshot>> {
         self.insert(snapshot, snapshot, record)
+    }
+
+    /// Writes a record that must not be there yet.
+    pub fn insert_group(&self, group: &str, record: Group) -> Result<Stored<Group>> {
+        self.insert(group, group, record)
     }
 
     fn insert<R: Record>(&self, home: &str, key: &str, record: R) -> Result<Stored<R>> {

@@ -3,7 +3,7 @@
 //! Nothing is removed on the strength of the search alone: each leftover is looked at again, by id, when it is cleared. Only what this
 //! driver made is ever touched, except by the explicit search for the chains of `.deleted` images that Cinder leaves in its pools.
 
-use super::catalogue::{State, Volume};
+use super::catalogue::{Member, State, Volume};
 use super::journal::Suspect;
 use super::names;
 use super::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
@@ -34,6 +34,13 @@ pub enum Leftover {
         image_id: String,
         /// Its name.
         snapshot: String,
+    },
+    /// A group snapshot whose creation or deletion was begun.
+    UnfinishedGroup {
+        /// The key of its record.
+        group: String,
+        /// How many seconds ago it was begun.
+        age_seconds: i64,
     },
     /// A snapshot made for a clone that is gone.
     ChildlessSnapshot {
@@ -90,8 +97,23 @@ impl Volumes {
                 State::Creating | State::Ready => {}
             }
         }
+        for (group, stored) in &known.groups {
+            let age_seconds = now() - stored.record.created;
+            let old = u64::try_from(age_seconds).is_ok_and(|age| age >= patience.as_secs());
+            let unready = |member: &Member| {
+                known.snapshots.get(&member.snapshot).is_none_or(|stored| stored.record.state != State::Ready)
+            };
+            let unfinished = match stored.record.state {
+                State::Deleting => true,
+                State::Creating => old,
+                State::Ready => old && stored.record.members.iter().any(unready),
+            };
+            if unfinished {
+                found.push(Leftover::UnfinishedGroup { group: group.clone(), age_seconds });
+            }
+        }
         for (snapshot, stored) in &known.snapshots {
-            if stored.record.state != State::Ready {
+            if stored.record.state != State::Ready && stored.record.group.is_none() {
                 let image_id = stored.record.image_id.clone();
                 found.push(Leftover::UnfinishedSnapshot { image_id, snapshot: snapshot.clone() });
             }
@@ -166,6 +188,7 @@ impl Volumes {
                     _ => Ok(()),
                 }
             }
+            Leftover::UnfinishedGroup { group, age_seconds } => self.clear_group(group, *age_seconds),
             Leftover::ChildlessSnapshot { image, image_id, snapshot_id, .. } => {
                 let suspect = Suspect { snapshot: Some(*snapshot_id), ..self.as_suspect(image, image_id) };
                 self.collect_suspect(suspect)
@@ -183,6 +206,18 @@ impl Volumes {
         match self.catalogue.volume(image)? {
             Some(stored) if is_still(&stored.record) => self.destroy(image, &stored),
             _ => Ok(()),
+        }
+    }
+
+    /// Finishes a group snapshot that was cut, and deletes one that was not for so long, or whose deletion was begun.
+    fn clear_group(&self, group: &str, age_seconds: i64) -> Result<()> {
+        let Some(stored) = self.catalogue.group(group)? else {
+            return Ok(());
+        };
+        match stored.record.state {
+            State::Ready => self.finish_group(group, &stored.record),
+            State::Creating if now() - stored.record.created < age_seconds => Ok(()),
+            State::Creating | State::Deleting => self.delete_recorded_group(group, &stored),
         }
     }
 

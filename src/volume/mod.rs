@@ -1,7 +1,7 @@
 //! What the driver does with volumes and snapshots, as plain blocking Rust over the [`rbd`](crate::rbd) traits.
 //!
 //! [`Volumes`] is one RADOS namespace of one pool as one driver instance sees it; its operations are spread over this
-//! room's files, named as the RPCs are: `create`, `delete`, `snapshot`, `grow`, `publish`.
+//! room's files, named as the RPCs are: `create`, `delete`, `snapshot`, `group`, `grow`, `publish`.
 //!
 //! What every operation promises (`docs/lineage.md` explains it):
 //!
@@ -34,10 +34,12 @@ mod collect;
 mod create;
 mod delete;
 mod error;
+mod group;
 mod grow;
 pub mod journal;
 pub mod leftovers;
 mod lineage;
+
 mod modify;
 pub mod names;
 mod publish;
@@ -49,6 +51,7 @@ pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
 pub use create::{CreateVolume, Sizes, VolumeSource, largest};
 pub use error::{Error, Result};
+pub use group::{CreateGroup, GroupSource};
 pub use journal::{Journal, Suspect};
 pub use publish::PublishVolume;
 pub use snapshot::CreateSnapshot;

@@ -1,10 +1,10 @@
 //! What a controller does for a pool when it starts: finish the removals a dead one left half-way.
 
-use super::catalogue::{Cursor, Snapshot, State, Volume};
+use super::catalogue::{Cursor, Group, Snapshot, State, Volume};
 use super::{Result, Volumes};
 
 impl Volumes {
-    /// Finishes every deletion that was begun, and settles the journal. Creations are left to their retry: whoever asked
+    /// Finishes every deletion that was begun and every group snapshot that was cut, and settles the journal. Creations are left to their retry: whoever asked
     /// for them asks again, or asks for their deletion.
     ///
     /// Reads the whole catalogue; meant for start-up and `cinderblock gc`, not for the way of an RPC. A volume or snapshot
@@ -18,8 +18,19 @@ impl Volumes {
                 tracing::warn!(image, %error, "an interrupted deletion is left for its retry");
             }
         }
+        for (name, stored) in self.catalogue.list::<Group>(&Cursor::default(), 0)?.0 {
+            let finished = match stored.record.state {
+                State::Creating => Ok(()),
+                State::Ready => self.finish_group(&name, &stored.record),
+                State::Deleting => self.delete_recorded_group(&name, &stored),
+            };
+            if let Err(error) = finished {
+                tracing::warn!(name, %error, "an interrupted group snapshot is left for its retry");
+            }
+        }
         for (name, stored) in self.catalogue.list::<Snapshot>(&Cursor::default(), 0)?.0 {
             if stored.record.state == State::Deleting
+                && stored.record.group.is_none()
                 && let Err(error) = self.delete_recorded_snapshot(&name, &stored)
             {
                 tracing::warn!(name, %error, "an interrupted deletion is left for its retry");

@@ -70,7 +70,7 @@ impl Volumes {
         let id = image.id()?;
         let snapshots = image.snapshots()?;
         if find(&snapshots, &request.snapshot).is_some() {
-            return Err(self.foreign_snapshot(request));
+            return Err(self.foreign_snapshot(&request.image, &request.snapshot));
         }
         if snapshots.len() >= request.max_snapshots {
             self.make_room(&id, &self.spec(&request.image), request.max_snapshots)?;
@@ -87,6 +87,7 @@ impl Volumes {
                 created: now(),
                 clone_format: volume.record.clone_format,
                 attempt: uuid::Uuid::new_v4().simple().to_string(),
+                group: None,
             },
         )?;
         match self.cut(&*image, request, &stored) {
@@ -104,12 +105,11 @@ impl Volumes {
         }
     }
 
-    fn foreign_snapshot(&self, request: &CreateSnapshot) -> Error {
+    pub(super) fn foreign_snapshot(&self, image: &str, snapshot: &str) -> Error {
         Error::AlreadyExists(format!(
-            "{}@{} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is left \
+            "{}@{snapshot} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is left \
              alone; use another snapshotNamePrefix, or remove it",
-            self.spec(&request.image),
-            request.snapshot,
+            self.spec(image),
             self.instance
         ))
     }
@@ -126,7 +126,7 @@ impl Volumes {
             // Somebody took the name since it was looked at.
             Err(error) if error.errno == Errno::EEXIST => {
                 self.catalogue.remove(name, stored)?;
-                return Err(self.foreign_snapshot(request));
+                return Err(self.foreign_snapshot(&request.image, &request.snapshot));
             }
             other => other?,
         }
@@ -148,9 +148,16 @@ impl Volumes {
     }
 
     /// Deletes the snapshot `snapshot` of the image `image_id`; fine when it is gone.
+    ///
+    /// [`Error::Invalid`] when it is a member of a group snapshot, which go together.
     pub fn delete_snapshot(&self, image_id: &str, snapshot: &str) -> Result<()> {
         match self.catalogue.snapshot(snapshot)? {
             Some(stored) if stored.record.image_id == image_id => {
+                if let Some(group) = &stored.record.group {
+                    return Err(Error::Invalid(format!(
+                        "the snapshot {snapshot} is a member of the group snapshot {group} and goes with it: delete that one"
+                    )));
+                }
                 self.delete_recorded_snapshot(snapshot, &stored)
             }
             _ => {

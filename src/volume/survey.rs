@@ -68,6 +68,8 @@ pub struct SurveyedSnapshot {
     pub name: String,
     /// What it is to the driver.
     pub kind: SnapshotUse,
+    /// The group snapshot it is a member of, by the key of that one's record.
+    pub group: Option<String>,
     /// Bytes of the image when it was cut.
     pub size: u64,
     /// Whether it is protected (format 1).
@@ -124,6 +126,7 @@ impl From<Parent> for SurveyedLink {
 pub(super) struct Known {
     pub(super) volumes: BTreeMap<String, Stored<catalogue::Volume>>,
     pub(super) snapshots: BTreeMap<String, Stored<catalogue::Snapshot>>,
+    pub(super) groups: BTreeMap<String, Stored<catalogue::Group>>,
     silent: BTreeSet<String>,
 }
 
@@ -161,6 +164,7 @@ impl Volumes {
         Ok(Known {
             volumes: all(&self.catalogue)?,
             snapshots: all(&self.catalogue)?,
+            groups: all(&self.catalogue)?,
             silent: all::<catalogue::Silent>(&self.catalogue)?.into_keys().collect(),
         })
     }
@@ -181,8 +185,10 @@ impl Volumes {
                 SnapshotKind::Group | SnapshotKind::Mirror => (snapshot.name.clone(), SnapshotUse::Librbd),
                 SnapshotKind::User => (snapshot.name.clone(), used_for(&snapshot.name, &id, known)),
             };
+            let recorded = known.snapshots.get(&name).filter(|_| kind == SnapshotUse::Listed);
             snapshots.push(SurveyedSnapshot {
                 id: snapshot.id,
+                group: recorded.and_then(|stored| stored.record.group.clone()),
                 name,
                 kind,
                 size: snapshot.size,

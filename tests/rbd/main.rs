@@ -15,6 +15,7 @@ mod lineage;
 mod omap;
 mod real;
 mod snapshots;
+mod together;
 mod tools;
 mod trash;
 
@@ -128,6 +129,9 @@ behaviours! {
         the_trash_takes_open_images_but_keeps_them_until_they_are_closed
         the_trash_keeps_images_with_snapshots
         the_trash_holds_many;
+    together:
+        images_are_cut_at_one_moment
+        images_without_a_lock_or_a_free_name_are_not_cut_together;
     omap:
         entries_are_set_read_and_removed
         a_missing_object_is_an_empty_omap

@@ -7,8 +7,8 @@ use cinderblock::rbd::model::{Graph, Model, Session};
 use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OpenMode, Pool};
 use cinderblock::volume::catalogue::{self, Publication};
 use cinderblock::volume::{
-    Activity, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget, Policy, PublishVolume,
-    Result, Sizes, VolumeSource, Volumes, image_spec,
+    Activity, CreateGroup, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget,
+    GroupSource, Policy, PublishVolume, Result, Sizes, VolumeSource, Volumes, image_spec,
 };
 
 /// Bytes in a block, and in an object of every image here: a flatten or a copy takes one step for each.
@@ -207,6 +207,26 @@ impl Controller {
 
     pub(crate) fn delete_snapshot(&self, cut: &Cut) -> Result<()> {
         self.volumes(cut.home)?.delete_snapshot(&cut.image_id, &cut.name)
+    }
+
+    /// Cuts a group snapshot; its members are called after it and their volumes.
+    pub(crate) fn group(&self, home: Home, name: &str, volumes: &[&str]) -> Result<catalogue::Group> {
+        let source = |volume: &&str| GroupSource {
+            volume_id: volume_id(home, volume),
+            image: (*volume).to_owned(),
+            snapshot: format!("{name}-{volume}"),
+        };
+        let request = CreateGroup {
+            name: name.to_owned(),
+            group: name.to_owned(),
+            sources: volumes.iter().map(source).collect(),
+            max_snapshots: Policy::default().max_snapshots,
+        };
+        self.volumes(home)?.create_group(&request)
+    }
+
+    pub(crate) fn delete_group(&self, home: Home, name: &str) -> Result<()> {
+        self.volumes(home)?.delete_group(name)
     }
 
     pub(crate) fn grow(&self, home: Home, name: &str, blocks: u64) -> Result<u64> {

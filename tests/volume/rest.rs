@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cinderblock::rbd::SnapshotKind;
 use cinderblock::rbd::model::{Graph, ImageGraph, LinkGraph, PoolGraph, SnapshotGraph};
-use cinderblock::volume::catalogue::{Silent, Snapshot, State, Volume};
+use cinderblock::volume::catalogue::{Group, Silent, Snapshot, State, Volume};
 use cinderblock::volume::journal::Suspect;
 use cinderblock::volume::names;
 use serde::de::DeserializeOwned;
@@ -19,6 +19,7 @@ type Place = (String, String);
 pub(crate) struct Notes {
     pub(crate) volumes: BTreeMap<(Place, String), Volume>,
     pub(crate) snapshots: BTreeMap<(Place, String), Snapshot>,
+    pub(crate) groups: BTreeMap<(Place, String), Group>,
     pub(crate) silent: BTreeMap<(Place, String), Silent>,
     pub(crate) suspects: Vec<Suspect>,
     pub(crate) others: Vec<String>,
@@ -51,6 +52,8 @@ impl Notes {
                     notes.volumes.insert(entry, read(value));
                 } else if let Some(entry) = entry("snapshot/") {
                     notes.snapshots.insert(entry, read(value));
+                } else if let Some(entry) = entry("group/") {
+                    notes.groups.insert(entry, read(value));
                 } else if let Some(entry) = entry("silent/") {
                     notes.silent.insert(entry, read(value));
                 } else if key.contains('@') && key.contains('#') {
@@ -248,6 +251,7 @@ impl Check<'_> {
                 Some(_) => {}
             }
         }
+        self.groups();
         for (place, id) in self.notes.silent.keys() {
             if !self.graph.pools.get(place).is_some_and(|pool| pool.images.contains_key(id)) {
                 self.broken.push(format!("{id} is noted as silent, but does not exist"));
@@ -256,6 +260,37 @@ impl Check<'_> {
         for key in &self.notes.others {
             self.broken.push(format!("there is the note {key}"));
         }
+    }
+
+    /// A group is ready, and it and its members know each other.
+    fn groups(&mut self) {
+        let mut members: BTreeSet<_> = self
+            .notes
+            .snapshots
+            .iter()
+            .filter(|(_, record)| record.group.is_some())
+            .map(|(key, _)| key)
+            .collect();
+        for ((place, name), group) in &self.notes.groups {
+            if group.state != State::Ready {
+                self.broken.push(format!("the group snapshot {name} is recorded as {:?}", group.state));
+            }
+            for member in &group.members {
+                let key = (place.clone(), member.snapshot.clone());
+                members.remove(&key);
+                let known = self.notes.snapshots.get(&key).is_some_and(|record| {
+                    record.group.as_deref() == Some(name)
+                        && (record.snapshot_id, record.size) == (member.snapshot_id, member.size)
+                        && (&record.image_id, &record.source_volume)
+                            == (&member.image_id, &member.source_volume)
+                });
+                if !known {
+                    self.broken.push(format!("the group snapshot {name} has no {}", member.snapshot));
+                }
+            }
+        }
+        self.broken
+            .extend(members.iter().map(|(_, name)| format!("{name} is a member of no group snapshot")));
     }
 
     /// A suspect stays only while the link it stands for does.

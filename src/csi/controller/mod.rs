@@ -7,6 +7,7 @@ mod create_volume;
 mod delete_volume;
 mod expand_volume;
 mod get_capacity;
+mod group_snapshots;
 mod list;
 mod modify_volume;
 mod publish_volume;

@@ -1,6 +1,6 @@
 use super::ControllerService;
 use crate::csi::clusters::operation;
-use crate::csi::ids::{Location, MAX_BYTES, SnapshotId, VolumeId};
+use crate::csi::ids::{GroupId, Location, SnapshotId, VolumeId};
 use crate::csi::parameters::SnapshotParameters;
 use crate::csi::proto::{
     CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, Snapshot,
@@ -8,9 +8,6 @@ use crate::csi::proto::{
 use crate::csi::validate;
 use crate::volume::{CreateSnapshot, catalogue, names};
 use tonic::{Request, Response, Status};
-
-/// Bytes of an image id in a snapshot id; librbd's have fewer.
-const IMAGE_ID_BYTES: usize = 20;
 
 impl ControllerService {
     /// CreateSnapshot: idempotent by name within a pool and namespace.
@@ -28,8 +25,7 @@ impl ControllerService {
             Status::not_found(format!("the volume {:?} does not exist", request.source_volume_id))
         })?;
         let credentials = self.credentials(&id.location, &request.secrets)?;
-        let room = MAX_BYTES.saturating_sub(id.location.to_string().len() + 2 + IMAGE_ID_BYTES);
-        let snapshot = names::rbd_name(&class.prefix, &request.name, room);
+        let snapshot = names::rbd_name(&class.prefix, &request.name, SnapshotId::room(&id.location));
         let cluster = crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
         let create = CreateSnapshot {
             name: request.name,
@@ -78,6 +74,7 @@ impl ControllerService {
 
 /// A record as the wire has it.
 pub(super) fn wire_snapshot(location: Location, name: &str, record: &catalogue::Snapshot) -> Snapshot {
+    let group = record.group.clone().map(|group| GroupId { location: location.clone(), group });
     let id = SnapshotId { location, image_id: record.image_id.clone(), snapshot: name.to_string() };
     Snapshot {
         size_bytes: i64::try_from(record.size).unwrap_or(i64::MAX),
@@ -85,7 +82,7 @@ pub(super) fn wire_snapshot(location: Location, name: &str, record: &catalogue::
         source_volume_id: record.source_volume.clone(),
         creation_time: Some(prost_types::Timestamp { seconds: record.created, nanos: 0 }),
         ready_to_use: true,
-        group_snapshot_id: String::new(),
+        group_snapshot_id: group.map(|id| id.to_string()).unwrap_or_default(),
         accessible_topology: Vec::new(),
     }
 }

@@ -67,6 +67,9 @@ pub(super) enum Trust {
     Broken,
 }
 
+/// Threads on which librados and librbd continue what was waited for: their own default.
+const THREADS: usize = 2;
+
 // `Trust` in an atomic, the worse the larger.
 const SOUND: u8 = 0;
 const SUSPECT: u8 = 1;
@@ -80,6 +83,7 @@ pub(super) struct Connection {
     rados: rados::rados_t,
     user: String,
     address: String,
+    options: ConnectOptions,
     trust: AtomicU8,
 }
 
@@ -93,6 +97,15 @@ impl Connection {
     /// `EINVAL` when a value of `options` makes no sense to librados, `ENOENT` when the `ceph.conf` is missing or
     /// no monitor is named.
     pub(super) fn open(options: &ConnectOptions) -> Result<Connection> {
+        Connection::open_with(options, THREADS)
+    }
+
+    /// Another connection like this one, on which `callbacks` callbacks may block at the same time.
+    pub(super) fn for_blocking(&self, callbacks: usize) -> Result<Connection> {
+        Connection::open_with(&self.options, THREADS + callbacks)
+    }
+
+    fn open_with(options: &ConnectOptions, threads: usize) -> Result<Connection> {
         let user = format!("client.{}", options.user);
         if options.monitors.is_empty() && options.ceph_conf.is_none() {
             // librados would ask the DNS, and complain on standard error.
@@ -106,9 +119,15 @@ impl Connection {
         if code < 0 {
             return Err(Error::new(errno(code), "rados_create2", user));
         }
-        let mut connection =
-            Connection { rados: raw, user, address: String::new(), trust: AtomicU8::new(SOUND) };
+        let mut connection = Connection {
+            rados: raw,
+            user,
+            address: String::new(),
+            options: options.clone(),
+            trust: AtomicU8::new(SOUND),
+        };
         connection.configure(options)?;
+        connection.set("librados_thread_count", &threads.to_string())?;
         let target = || format!("{} at {}", connection.user, target(options));
         // SAFETY: the handle is valid and not yet connected.
         connection.check(unsafe { rados::rados_connect(raw) }, "rados_connect", target)?;

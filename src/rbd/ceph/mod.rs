@@ -26,11 +26,13 @@ mod directory;
 mod flatten;
 mod handle;
 mod image;
+mod meeting;
 mod monmap;
 mod omap;
 mod options;
 mod pool;
 mod sys;
+mod together;
 
 use std::sync::Arc;
 

@@ -19,8 +19,8 @@ use super::sys::{
     rbd_trash_move, rbd_trash_remove, rbd_trash_restore,
 };
 use crate::rbd::{
-    Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, OmapPage, OmapUpdate, OpenMode, Pool,
-    PoolStats, Result, SnapshotSpec, TrashEntry,
+    Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
+    OpenMode, Pool, PoolStats, Result, SnapshotSpec, TrashEntry,
 };
 
 /// An I/O context: one namespace of one pool. It is destroyed when dropped and keeps its connection alive. The
@@ -65,6 +65,11 @@ impl Ioctx {
     /// The handle, for calls that take a `rados_ioctx_t`.
     pub(super) fn raw(&self) -> rados::rados_ioctx_t {
         self.raw
+    }
+
+    /// The same place over another connection.
+    pub(super) fn over(&self, connection: &Arc<Connection>) -> Result<Ioctx> {
+        Ioctx::open(connection, &self.pool, &self.namespace)
     }
 
     /// The connection the context belongs to.
@@ -207,6 +212,10 @@ impl Pool for CephPool {
             format!("{} from {parent}", self.ioctx.spec(name))
         };
         self.ioctx.check(code, call, object).map(drop)
+    }
+
+    fn create_snapshots(&self, snapshots: &[NewSnapshot]) -> Result<()> {
+        super::together::create_snapshots(&self.ioctx, snapshots)
     }
 
     fn remove_image(&self, name: &str) -> Result<()> {

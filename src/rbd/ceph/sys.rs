@@ -269,6 +269,14 @@ unsafe extern "C" {
     pub fn rbd_snap_list(image: rbd_image_t, snaps: *mut rbd_snap_info_t, max_snaps: *mut c_int) -> c_int;
     pub fn rbd_snap_list_end(snaps: *mut rbd_snap_info_t);
     pub fn rbd_snap_create(image: rbd_image_t, snapname: *const c_char) -> c_int;
+    pub fn rbd_snap_create2(
+        image: rbd_image_t,
+        snap_name: *const c_char,
+        flags: c_uint,
+        cb: librbd_progress_fn_t,
+        cbdata: *mut c_void,
+    ) -> c_int;
+    pub fn rbd_is_exclusive_lock_owner(image: rbd_image_t, is_owner: *mut c_int) -> c_int;
     pub fn rbd_snap_remove(image: rbd_image_t, snapname: *const c_char) -> c_int;
     pub fn rbd_snap_remove_by_id(image: rbd_image_t, snap_id: u64) -> c_int;
     pub fn rbd_snap_rename(image: rbd_image_t, snapname: *const c_char, dstsnapsname: *const c_char)

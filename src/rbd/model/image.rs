@@ -1,6 +1,6 @@
 //! An open image: the model's [`Image`]. Its bytes are in `bytes`, the long calls in `transfer`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 
@@ -14,7 +14,7 @@ use super::state::{
 use super::transfer::{self, Source};
 use crate::rbd::{
     Child, Diff, Errno, Extent, Features, Image, ImageInfo, ImageOptions, Parent, Pool, Progress, Result,
-    Snapshot, SnapshotId, SnapshotKind, Watcher,
+    Snapshot, SnapshotId, Watcher,
 };
 
 /// An open image. Closing it takes its watch off.
@@ -197,24 +197,7 @@ impl Image for ModelImage {
     fn create_snapshot(&self, name: &str) -> Result<()> {
         self.session.call("create_snapshot", self.snapshot_object(name), |call| {
             self.writable()?;
-            let mut state = call.state();
-            if state.header(&self.image)?.user_snapshot(name).is_ok() {
-                return Err(Errno::EEXIST);
-            }
-            let created = state.tick();
-            let id = state.new_snapshot_id(&self.image.place.pool)?;
-            let header = state.header_mut(&self.image)?;
-            let snapshot = SnapshotState {
-                name: name.to_owned(),
-                kind: SnapshotKind::User,
-                size: header.size,
-                protection: Protection::Unprotected,
-                link: header.link.clone(),
-                children: BTreeSet::new(),
-                content: header.content.clone(),
-                created,
-            };
-            header.snapshots.insert(id, snapshot);
+            call.state().cut_snapshot(&self.image, name)?;
             call.step()
         })
     }

@@ -15,8 +15,8 @@ use super::removal;
 use super::session::{Call, Session};
 use super::state::{ImageRef, Outcome, Place, TrashItem};
 use crate::rbd::{
-    Cluster, Errno, Features, Image, ImageEntry, ImageKey, ImageOptions, OmapPage, OmapUpdate, OpenMode,
-    Pool, PoolStats, Result, SnapshotSpec, TrashEntry,
+    Cluster, Errno, Features, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
+    OpenMode, Pool, PoolStats, Result, SnapshotSpec, TrashEntry,
 };
 
 /// One namespace of one pool, over one session.
@@ -58,6 +58,28 @@ impl Pool for ModelPool {
             create::check_free(&mut call.state(), &self.place, name)?;
             let layout = Layout::new(options, Features::DEFAULT, create::DEFAULT_ORDER)?;
             create::create(call, &self.place, name, size, &layout).map(|_| ())
+        })
+    }
+
+    fn create_snapshots(&self, snapshots: &[NewSnapshot]) -> Result<()> {
+        let names: Vec<_> =
+            snapshots.iter().map(|new| self.object(&format!("{}@{}", new.image_id, new.name))).collect();
+        self.session.call("create_snapshots", names.join(" "), |call| {
+            let mut state = call.state();
+            for new in snapshots {
+                let header = state.opened(&ImageRef::new(&self.place, &new.image_id))?;
+                if !header.features.contains(Features::EXCLUSIVE_LOCK) {
+                    return Err(Errno::EINVAL);
+                }
+                if header.user_snapshot(&new.name).is_ok() {
+                    return Err(Errno::EEXIST);
+                }
+            }
+            for new in snapshots {
+                state.cut_snapshot(&ImageRef::new(&self.place, &new.image_id), &new.name)?;
+                call.step()?;
+            }
+            Ok(())
         })
     }
 

@@ -259,6 +259,28 @@ impl State {
         Ok(())
     }
 
+    /// Cuts a user snapshot of the head of an image.
+    pub(super) fn cut_snapshot(&mut self, image: &ImageRef, name: &str) -> Outcome<()> {
+        if self.header(image)?.user_snapshot(name).is_ok() {
+            return Err(Errno::EEXIST);
+        }
+        let created = self.tick();
+        let id = self.new_snapshot_id(&image.place.pool)?;
+        let header = self.header_mut(image)?;
+        let snapshot = SnapshotState {
+            name: name.to_owned(),
+            kind: SnapshotKind::User,
+            size: header.size,
+            protection: Protection::Unprotected,
+            link: header.link.clone(),
+            children: BTreeSet::new(),
+            content: header.content.clone(),
+            created,
+        };
+        header.snapshots.insert(id, snapshot);
+        Ok(())
+    }
+
     /// Registers a watch on an image header.
     pub(super) fn watch(&mut self, image: &ImageRef, watch: Watch) -> Outcome<()> {
         self.header_mut(image)?.watches.push(watch);

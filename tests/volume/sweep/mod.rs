@@ -207,7 +207,10 @@ pub(crate) fn clear(lab: &Lab) {
         done(name, controller.unpublish(crate::lab::home(place), name));
         done(name, controller.delete(crate::lab::home(place), name));
     }
-    for ((place, name), record) in &notes.snapshots {
+    for (place, name) in notes.groups.keys() {
+        done(name, controller.delete_group(crate::lab::home(place), name));
+    }
+    for ((place, name), record) in notes.snapshots.iter().filter(|(_, record)| record.group.is_none()) {
         let cut = crate::lab::Cut {
             home: crate::lab::home(place),
             image_id: record.image_id.clone(),

@@ -77,6 +77,7 @@ pub(super) fn all() -> Vec<Scenario> {
     all.extend(restores());
     all.extend(deletions());
     all.extend(snapshots());
+    all.extend(groups());
     all.extend(others());
     all
 }
@@ -468,6 +469,51 @@ fn snapshots() -> Vec<Scenario> {
                 let s = lab.snapshot("B", "s");
                 lab.restore(&s, "C");
                 lab.flatten_outside("B");
+                lab
+            },
+            |lab| lab.assert_holds(RBD, "C", &["A", "A", "A"]),
+        ),
+    ]
+}
+
+/// A, and B cloned of it, both in the group snapshot g; A was written since.
+fn a_b_g(format: CloneFormat) -> Lab {
+    let lab = a(format);
+    lab.clone("A", "B");
+    lab.controller.group(RBD, "g", &["A", "B"]).unwrap();
+    lab.write(RBD, "A", 0, "later");
+    lab
+}
+
+fn group(controller: &Controller, name: &str) -> Result<String> {
+    controller.group(RBD, name, &["A", "B"]).map(|group| format!("{:?} {:?}", group.state, group.members))
+}
+
+fn groups() -> Vec<Scenario> {
+    let create = |name, before| Scenario {
+        name,
+        before,
+        ask: |_, controller| group(controller, "h"),
+        opposite: Some(|_, controller| controller.delete_group(RBD, "h")),
+        done: nothing,
+    };
+    let delete = |name, before, done| Scenario {
+        name,
+        before,
+        ask: |_, controller| controller.delete_group(RBD, "g").map(|()| "gone".to_owned()),
+        opposite: None,
+        done,
+    };
+    vec![
+        create("group snapshot, format 1", || a_b_g(V1)),
+        create("group snapshot, format 2", || a_b_g(V2)),
+        delete("delete group snapshot, format 1", || a_b_g(V1), nothing),
+        delete(
+            "delete group snapshot with a clone, deleted volume",
+            || {
+                let lab = a_b_g(V2);
+                lab.restore(&cut(&lab, "g-B"), "C");
+                lab.delete("B");
                 lab
             },
             |lab| lab.assert_holds(RBD, "C", &["A", "A", "A"]),
