@@ -10,7 +10,16 @@ use super::names;
 use super::{Result, Volumes};
 use crate::rbd::{Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate};
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
+
+/// The suspects of one operation.
+#[derive(Debug, Default)]
+pub(super) struct Suspected {
+    /// The pools and namespaces in whose journals it wrote some, or an earlier attempt may have.
+    places: BTreeSet<(String, String)>,
+    /// Those it wrote.
+    own: BTreeSet<Suspect>,
+}
 
 /// What became of a suspect.
 enum Verdict {
@@ -29,7 +38,9 @@ impl Volumes {
             let Some(home) = self.elsewhere(&place.0, &place.1)? else { continue };
             let here: Vec<_> = suspects.iter().filter(|suspect| is_at(suspect, &place)).cloned().collect();
             home.journal.add(&here)?;
-            self.suspected.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
+            let mut suspected = self.suspected();
+            suspected.own.extend(here);
+            suspected.places.insert(place);
         }
         Ok(())
     }
@@ -37,15 +48,30 @@ impl Volumes {
     /// Settles every suspect that can be settled, parents of collected parents included: those in the journal here, and where
     /// this operation wrote some, or comes to write some. What is busy stays in its journal. Fails only when a journal
     /// cannot be read.
+    ///
+    /// Several operations of this process that collect at once do not open one image at the same time, for they would keep
+    /// taking its lock from each other. They wait for each other when the suspect is their own, and leave it alone otherwise.
     pub fn collect(&self) -> Result<()> {
         let here = (self.pool.name().to_string(), self.pool.namespace().to_string());
         loop {
-            let mut places = self.suspected.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut places = self.suspected().places.clone();
             places.insert(here.clone());
             let mut settled_some = false;
             for (pool, namespace) in places {
                 let Some(home) = self.elsewhere(&pool, &namespace)? else { continue };
                 for entry in home.journal.entries()? {
+                    let what = format!("suspects of {}", entry.suspect.image_id);
+                    let turn = match self.turns.try_take(&what) {
+                        None if !self.suspected().own.contains(&entry.suspect) => continue,
+                        None => {
+                            let turn = self.turns.take(&what);
+                            if !home.journal.holds(&entry)? {
+                                continue;
+                            }
+                            turn
+                        }
+                        turn => turn,
+                    };
                     match home.settle(&entry.suspect) {
                         Ok(Verdict::Settled) => {
                             home.journal.forget(&entry)?;
@@ -56,6 +82,7 @@ impl Volumes {
                             tracing::warn!(suspect = ?entry.suspect, %error, "a suspect stays in the journal");
                         }
                     }
+                    drop(turn);
                 }
             }
             if !settled_some {
@@ -67,7 +94,7 @@ impl Volumes {
     /// Has this operation collect here and where the source of `record` is: an earlier attempt may have been killed before it
     /// collected what it had set free.
     pub(super) fn take_up(&self, record: &Volume) {
-        let mut places = self.suspected.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = &mut self.suspected().places;
         places.insert((self.pool.name().to_string(), self.pool.namespace().to_string()));
         if let Some(link) = &record.link {
             places.insert((link.pool.clone(), link.namespace.clone()));
@@ -84,9 +111,13 @@ impl Volumes {
 
     /// [`Volumes::collect_leftovers`], if this operation wrote any suspect.
     pub(super) fn collect_own_leftovers(&self) {
-        if !self.suspected.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        if !self.suspected().places.is_empty() {
             self.collect_leftovers();
         }
+    }
+
+    fn suspected(&self) -> MutexGuard<'_, Suspected> {
+        self.suspected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Settles a suspect that lives here.

@@ -151,6 +151,11 @@ impl Journal {
         }
     }
 
+    /// Whether an entry is still as it was read.
+    pub fn holds(&self, entry: &Entry) -> Result<bool> {
+        Ok(self.pool.omap_get(&self.object, &[&entry.key])?.get(&entry.key) == Some(&entry.bytes))
+    }
+
     /// Forgets an entry, unless it has been written anew since it was read.
     pub fn forget(&self, entry: &Entry) -> Result<()> {
         let update = OmapUpdate {

@@ -24,7 +24,6 @@
 //! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
 
 use crate::rbd::{Cluster, Errno, Pool};
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 mod activity;
@@ -46,6 +45,9 @@ mod publish;
 mod recover;
 mod snapshot;
 pub mod survey;
+mod turns;
+
+use collect::Suspected;
 
 pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
@@ -55,6 +57,7 @@ pub use group::{CreateGroup, GroupSource};
 pub use journal::{Journal, Suspect};
 pub use publish::PublishVolume;
 pub use snapshot::CreateSnapshot;
+pub use turns::Turns;
 
 /// Which image a clone is rid of its ancestors by, when the chain is as deep as it may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,8 +110,8 @@ pub struct Volumes {
     journal: Journal,
     instance: String,
     activity: Arc<Activity>,
-    /// The pools and namespaces in whose journals this operation wrote suspects.
-    suspected: Arc<Mutex<BTreeSet<(String, String)>>>,
+    suspected: Arc<Mutex<Suspected>>,
+    turns: Turns,
 }
 
 impl Volumes {
@@ -121,7 +124,14 @@ impl Volumes {
             instance: instance.to_string(),
             activity,
             suspected: Arc::default(),
+            turns: Turns::default(),
         }
+    }
+
+    /// The same, waiting for turns with all others that share `turns`: the operations of one process on one cluster.
+    #[must_use]
+    pub fn taking(self, turns: Turns) -> Volumes {
+        Volumes { turns, ..self }
     }
 
     /// The volumes of the same instance in the namespace `namespace` of pool `pool`. `None` when that pool is gone.
@@ -132,6 +142,7 @@ impl Volumes {
         match self.pool.cluster().pool(pool, namespace) {
             Ok(pool) => Ok(Some(Volumes {
                 suspected: self.suspected.clone(),
+                turns: self.turns.clone(),
                 ..Volumes::new(pool, &self.instance, self.activity.clone())
             })),
             Err(error) if error.errno == Errno::ENOENT => Ok(None),

@@ -32,7 +32,8 @@ pub(crate) struct Exempt {
     pub(crate) images: BTreeSet<String>,
     /// Names of snapshots somebody else made.
     pub(crate) snapshots: BTreeSet<String>,
-    /// Somebody else flattened clones or removed snapshots: snapshots for clones may have lost their reason unnoticed.
+    /// Somebody else flattened clones or removed snapshots: snapshots for clones, and silent parents, may have lost their reason
+    /// unnoticed.
     pub(crate) childless_clone_snapshots: bool,
     /// Suspects, and what they are suspected of, may wait for the next collect.
     pub(crate) unsettled: bool,
@@ -148,7 +149,11 @@ impl Check<'_> {
             None if silent && !name.ends_with(names::SILENT_SUFFIX) => {
                 self.say(format!("{name} is noted as silent"));
             }
-            None if silent && image.snapshots.is_empty() && !self.exempt.unsettled => {
+            None if silent
+                && image.snapshots.is_empty()
+                && !self.exempt.unsettled
+                && !self.exempt.childless_clone_snapshots =>
+            {
                 self.say(format!("{name} is silent, and nothing needs it"));
             }
             None if !silent && !foreign => self.say(format!("{name} is unknown to the catalogue")),

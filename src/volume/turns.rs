@@ -1,0 +1,88 @@
+//! Turns: work that several operations of this process would do to the same thing at once, done by one after the other.
+//!
+//! A courtesy among the operations of one process, which nothing that must be true depends on: another controller knows
+//! nothing of it, and who has waited for long goes ahead.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// For how long one waits for a turn: nobody is to hang on a call of somebody else that does.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Who has a turn at what. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Turns(Arc<Mutex<HashMap<String, Arc<Place>>>>);
+
+#[derive(Debug, Default)]
+struct Place {
+    taken: Mutex<bool>,
+    free: Condvar,
+}
+
+/// A turn, over when dropped.
+#[derive(Debug)]
+pub(super) struct Turn(Arc<Place>);
+
+impl Turns {
+    /// Takes the turn at `what` if nobody has it.
+    pub(super) fn try_take(&self, what: &str) -> Option<Turn> {
+        let place = self.at(what);
+        let mut taken = place.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if *taken {
+            return None;
+        }
+        *taken = true;
+        drop(taken);
+        Some(Turn(place))
+    }
+
+    /// Waits for the turn at `what`, and takes it. `None` after having waited for long.
+    pub(super) fn take(&self, what: &str) -> Option<Turn> {
+        let place = self.at(what);
+        let taken = place.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut taken, waited) = place
+            .free
+            .wait_timeout_while(taken, PATIENCE, |taken| *taken)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        *taken = true;
+        drop(taken);
+        Some(Turn(place))
+    }
+
+    fn at(&self, what: &str) -> Arc<Place> {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|_, place| Arc::strong_count(place) > 1);
+        places.entry(what.to_string()).or_default().clone()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.free.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_has_the_turn_and_the_next_gets_it() {
+        let turns = Turns::default();
+        let first = turns.try_take("image").unwrap();
+        assert!(turns.try_take("image").is_none());
+        assert!(turns.try_take("another").is_some());
+        let next = std::thread::spawn({
+            let turns = turns.clone();
+            move || turns.take("image").is_some()
+        });
+        drop(first);
+        assert!(next.join().unwrap());
+        assert!(turns.try_take("image").is_some());
+    }
+}
