@@ -116,7 +116,7 @@ async fn no_rpc_asks_for_other_than_what_the_documentation_says() {
         let line = TABLE.lines().find(|line| line.starts_with(&format!("| {row} |")));
         let documented = line.unwrap_or_else(|| panic!("no row {row:?}")).split('|').nth(2).unwrap();
         let documented: u64 = documented.trim().parse().unwrap();
-        // Now and then a watch is renewed.
-        assert!(10 * count.abs_diff(documented) <= documented, "{row}: {count} operations, not {documented}");
+        // Now and then a watch is renewed, or the manager asks for something.
+        assert!(10 * count.abs_diff(documented) <= documented + 40, "{row}: {count} operations, not {documented}");
     }
 }
