@@ -17,8 +17,8 @@ need_driver() {
     [[ -n ${LAB_MONITORS:-} && -r ${LAB_KEY_FILE:-} ]] || die "no Ceph is named; run: make lab-up && eval \"\$(lab/ceph env)\""
 }
 
-# start_driver FOLDER POOL: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and its log in FOLDER/driver.log.
-# POOL, or POOL/NAMESPACE, is where it works when a request brings no secrets.
+# start_driver FOLDER POOL ARGUMENT…: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and its log in FOLDER/driver.log.
+# POOL, or POOL/NAMESPACE, is where it works when a request brings no secrets. Further arguments go to `cinderblock serve`.
 start_driver() {
     driver_folder=$1
     cat >"$driver_folder/clusters.yaml" <<YAML
@@ -29,7 +29,7 @@ start_driver() {
   pools: ["$2"]
 YAML
     "$driver" serve --role all --endpoint "unix://$driver_folder/csi.sock" --node-id lab-node \
-        --config "$driver_folder/clusters.yaml" --state-dir "$driver_folder/state" \
+        --config "$driver_folder/clusters.yaml" --state-dir "$driver_folder/state" "${@:3}" \
         >"$driver_folder/driver.log" 2>&1 &
     driver_pid=$!
     wait_until 20 "the driver's socket" driver_answers && kill -0 "$driver_pid" && return

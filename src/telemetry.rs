@@ -3,7 +3,7 @@
 //! Log lines go to stderr, as text for people or as one JSON object per line for collectors. What must not be logged
 //! is kept out at the source: the CSI messages' `Debug` hides credentials (`csi::proto`).
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::layer;
@@ -39,7 +39,7 @@ impl LogArgs {
         tracing_subscriber::registry()
             .with(self.log_level)
             .with(json.then(|| layer().json().with_span_list(false).with_writer(io::stderr)))
-            .with((!json).then(|| layer().with_writer(io::stderr)))
+            .with((!json).then(|| layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr)))
             .try_init()
     }
 }

@@ -56,6 +56,7 @@ run_sanity() {
         --csi.testvolumeaccesstype="$1" \
         --csi.testvolumesize=$((64 << 20)) --csi.testvolumeexpandsize=$((128 << 20)) \
         --csi.testvolumeparameters="$work/parameters.yaml" --csi.secrets="$work/secrets.yaml" \
+        --csi.testnodevolumeattachlimit \
         --csi.testvolumemutableparameters="$work/mutable-parameters.yaml" \
         --csi.mountdir="$work/target" --csi.stagingdir="$work/staging" \
         --ginkgo.v --ginkgo.no-color --ginkgo.timeout=15m >"$log" 2>&1 || outcome=$?
@@ -89,7 +90,7 @@ nothing_left() { [[ -z $(left) ]]; }
 rbd namespace create "rbd/$namespace"
 write_secrets
 write_parameters
-start_driver "$work" "rbd/$namespace"
+start_driver "$work" "rbd/$namespace" --max-volumes-per-node 4
 failures=0
 for access in mount block; do
     run_sanity "$access" || failures=$((failures + 1))

@@ -80,8 +80,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, default_value = "/var/lib/cinderblock", value_name = "DIRECTORY")]
     state_dir: PathBuf,
 
-    /// How many volumes this node may have at once; any number when not said.
-    #[arg(long, value_name = "COUNT")]
+    /// How many volumes a node may have at once; any number when not said. The node role reports it to the orchestrator; the
+    /// controller role counts in each pool and namespace, and refuses to publish one more there.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     max_volumes_per_node: Option<u32>,
 
     #[command(flatten)]
@@ -198,7 +199,8 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             Box::new(move |address| stuck.set_aside(address)),
         ));
         recovery::start(&clusters);
-        let controller = ControllerService::new(clusters, nodes, timeout);
+        let controller =
+            ControllerService::new(clusters, nodes, timeout).with_volumes_per_node(args.max_volumes_per_node);
         let snapshot_metadata = SnapshotMetadataService::new(controller.clone());
         routes = routes
             .add_service(GroupControllerServer::new(controller.clone()))

@@ -121,6 +121,17 @@ pub struct Publication {
     pub shared: bool,
     /// A digest of the capability asked for.
     pub capability: String,
+    /// Whether it is among what its [`Node`] has, because volumes on nodes were limited when it was published.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counted: bool,
+}
+
+/// The volumes a node has, where their number is limited. Its key is the node's id.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// When each was counted in, in seconds since 1970, by its image's name. That comes before its own record says that it is
+    /// published, so one counted long ago that is not published was left by a killed request.
+    pub volumes: std::collections::BTreeMap<String, i64>,
 }
 
 /// A snapshot's record. Its key is the RBD snapshot's name, which is made from the CSI name alone.
@@ -202,6 +213,9 @@ impl Record for Snapshot {
 }
 impl Record for Group {
     const KIND: &'static str = "group/";
+}
+impl Record for Node {
+    const KIND: &'static str = "node/";
 }
 impl Record for Silent {
     const KIND: &'static str = "silent/";
@@ -294,6 +308,11 @@ impl Catalogue {
         self.get(group, group)
     }
 
+    /// What the node with this id has, if volumes there are counted.
+    pub fn node(&self, node: &str) -> Result<Option<Stored<Node>>> {
+        self.get(node, node)
+    }
+
     /// The silent parent with this id, whose volume's image had the name `image`.
     pub fn silent(&self, image: &str, image_id: &str) -> Result<Option<Stored<Silent>>> {
         self.get(image, image_id)
@@ -319,6 +338,11 @@ impl Catalogue {
     /// Writes a record that must not be there yet.
     pub fn insert_group(&self, group: &str, record: Group) -> Result<Stored<Group>> {
         self.insert(group, group, record)
+    }
+
+    /// Writes a record that must not be there yet.
+    pub fn insert_node(&self, node: &str, record: Node) -> Result<Stored<Node>> {
+        self.insert(node, node, record)
     }
 
     fn insert<R: Record>(&self, home: &str, key: &str, record: R) -> Result<Stored<R>> {

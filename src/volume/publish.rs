@@ -1,9 +1,16 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume: who has a volume is in its record.
 //!
-//! Each is one guarded write, so two controllers cannot hand a single-writer volume to two nodes.
+//! Each is one guarded write, so two controllers cannot hand a single-writer volume to two nodes. Where the number of volumes on a
+//! node is limited, they are counted in a record per node, each before its own record says that it is published. What a
+//! killed request leaves counted is not published, and is left out when the limit is reached.
 
-use super::catalogue::{Publication, State, Volume};
-use super::{Error, Result, Volumes};
+use super::catalogue::{Node, Publication, State, Volume};
+use super::{Error, Result, Volumes, now};
+
+/// Seconds after which a volume that was counted, but is not published, is not about to be either.
+const SETTLED: i64 = 600;
+/// How often a node's record is tried to be written while others write it too.
+const ATTEMPTS: usize = 20;
 
 /// A request to attach a volume to a node.
 #[derive(Debug, Clone)]
@@ -12,13 +19,16 @@ pub struct PublishVolume {
     pub image: String,
     /// What is to be recorded.
     pub publication: Publication,
+    /// How many volumes of this pool and namespace the node may have, if that is limited.
+    pub limit: Option<u32>,
 }
 
 impl Volumes {
     /// Records the node and returns the volume's record.
     ///
     /// [`Error::NotFound`] when there is no such volume, [`Error::AlreadyExists`] when this node has it under another
-    /// capability, [`Error::FailedPrecondition`] naming the node that has it when it may not be shared.
+    /// capability, [`Error::FailedPrecondition`] naming the node that has it when it may not be shared,
+    /// [`Error::Exhausted`] when the node has as many volumes as it may.
     pub fn publish(&self, request: &PublishVolume) -> Result<Volume> {
         let spec = self.spec(&request.image);
         let stored = self
@@ -28,7 +38,7 @@ impl Volumes {
             .ok_or_else(|| Error::NotFound(format!("the volume {spec} does not exist")))?;
         let wanted = &request.publication;
         for publication in &stored.record.published {
-            if publication == wanted {
+            if *publication == (Publication { counted: publication.counted, ..wanted.clone() }) {
                 return Ok(stored.record);
             }
             if publication.node == wanted.node {
@@ -44,8 +54,11 @@ impl Volumes {
                 )));
             }
         }
+        if let Some(limit) = request.limit {
+            self.count_in(&wanted.node, &request.image, limit)?;
+        }
         let mut record = stored.record.clone();
-        record.published.push(wanted.clone());
+        record.published.push(Publication { counted: request.limit.is_some(), ..wanted.clone() });
         Ok(self.catalogue.replace(&request.image, &stored, record)?.record)
     }
 
@@ -55,8 +68,82 @@ impl Volumes {
             return Ok(());
         };
         let mut record = stored.record.clone();
-        record.published.retain(|publication| node.is_some_and(|node| publication.node != node));
+        let gone: Vec<_> = record
+            .published
+            .extract_if(.., |publication| node.is_none_or(|node| publication.node == node))
+            .collect();
         self.catalogue.replace(image, &stored, record)?;
+        for publication in gone.iter().filter(|publication| publication.counted) {
+            self.count_out(&publication.node, image)?;
+        }
         Ok(())
+    }
+
+    /// Counts the volume among those of the node, unless it has `limit` already.
+    fn count_in(&self, node: &str, image: &str, limit: u32) -> Result<()> {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        self.change_node(node, |mut record| {
+            if record.volumes.contains_key(image) {
+                return Ok(record);
+            }
+            if record.volumes.len() >= limit {
+                record = self.without_leftovers(node, record)?;
+            }
+            if record.volumes.len() >= limit {
+                return Err(Error::Exhausted(format!(
+                    "node {node} has {} volumes in {} and may have {limit} (--max-volumes-per-node): unpublish one there first",
+                    record.volumes.len(),
+                    self.spec("").trim_end_matches('/')
+                )));
+            }
+            record.volumes.insert(image.to_string(), now());
+            Ok(record)
+        })
+    }
+
+    fn count_out(&self, node: &str, image: &str) -> Result<()> {
+        self.change_node(node, |mut record| {
+            record.volumes.remove(image);
+            Ok(record)
+        })
+    }
+
+    /// Forgets what killed requests left counted on the node.
+    pub(super) fn recount(&self, node: &str) -> Result<()> {
+        self.change_node(node, |record| self.without_leftovers(node, record))
+    }
+
+    /// What the node really has, and what it may be about to have.
+    fn without_leftovers(&self, node: &str, mut record: Node) -> Result<Node> {
+        for (image, counted) in record.volumes.clone() {
+            let stored = self.catalogue.volume(&image)?;
+            let published = stored.is_some_and(|stored| {
+                stored.record.published.iter().any(|publication| publication.node == node)
+            });
+            if !published && now() - counted > SETTLED {
+                record.volumes.remove(&image);
+            }
+        }
+        Ok(record)
+    }
+
+    /// Changes a node's record, which others may be changing too. One without volumes goes.
+    fn change_node(&self, node: &str, change: impl Fn(Node) -> Result<Node>) -> Result<()> {
+        let mut attempts = 0;
+        loop {
+            let stored = self.catalogue.node(node)?;
+            let record = change(stored.as_ref().map(|stored| stored.record.clone()).unwrap_or_default())?;
+            let written = match stored {
+                Some(stored) if record.volumes.is_empty() => self.catalogue.remove(node, &stored),
+                Some(stored) => self.catalogue.replace(node, &stored, record).map(drop),
+                None if record.volumes.is_empty() => Ok(()),
+                None => self.catalogue.insert_node(node, record).map(drop),
+            };
+            attempts += 1;
+            match written {
+                Err(Error::Conflict(_)) if attempts < ATTEMPTS => {}
+                other => return other,
+            }
+        }
     }
 }

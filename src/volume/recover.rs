@@ -1,6 +1,6 @@
 //! What a controller does for a pool when it starts: finish the removals a dead one left half-way.
 
-use super::catalogue::{Cursor, Group, Snapshot, State, Volume};
+use super::catalogue::{Cursor, Group, Node, Snapshot, State, Volume};
 use super::{Result, Volumes};
 
 impl Volumes {
@@ -34,6 +34,11 @@ impl Volumes {
                 && let Err(error) = self.delete_recorded_snapshot(&name, &stored)
             {
                 tracing::warn!(name, %error, "an interrupted deletion is left for its retry");
+            }
+        }
+        for (node, _) in self.catalogue.list::<Node>(&Cursor::default(), 0)?.0 {
+            if let Err(error) = self.recount(&node) {
+                tracing::warn!(node, %error, "the volumes of a node are counted anew when its limit is reached");
             }
         }
         self.collect()

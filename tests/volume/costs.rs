@@ -154,8 +154,9 @@ fn grow_publish_and_unpublish() {
         readonly: false,
         shared: false,
         capability: "a".to_owned(),
+        counted: false,
     };
-    let request = cinderblock::volume::PublishVolume { image: "A".to_owned(), publication };
+    let request = cinderblock::volume::PublishVolume { image: "A".to_owned(), publication, limit: None };
     let publish = || {
         calls(&lab, |volumes| {
             volumes.publish(&request).unwrap();

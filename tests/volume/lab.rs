@@ -234,9 +234,29 @@ impl Controller {
     }
 
     pub(crate) fn publish(&self, home: Home, name: &str, node: &str) -> Result<()> {
-        let publication =
-            Publication { node: node.to_owned(), readonly: false, shared: false, capability: "a".to_owned() };
-        self.volumes(home)?.publish(&PublishVolume { image: name.to_owned(), publication }).map(drop)
+        let publication = Publication {
+            node: node.to_owned(),
+            readonly: false,
+            shared: false,
+            capability: "a".to_owned(),
+            counted: false,
+        };
+        self.volumes(home)?
+            .publish(&PublishVolume { image: name.to_owned(), publication, limit: None })
+            .map(drop)
+    }
+
+    /// Publishes to a node that may have `limit` volumes.
+    pub(crate) fn publish_limited(&self, home: Home, name: &str, node: &str, limit: u32) -> Result<()> {
+        let publication = Publication {
+            node: node.to_owned(),
+            readonly: false,
+            shared: true,
+            capability: "a".to_owned(),
+            counted: false,
+        };
+        let limit = Some(limit);
+        self.volumes(home)?.publish(&PublishVolume { image: name.to_owned(), publication, limit }).map(drop)
     }
 
     pub(crate) fn unpublish(&self, home: Home, name: &str) -> Result<()> {

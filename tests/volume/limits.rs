@@ -2,7 +2,7 @@
 
 use cinderblock::volume::{Error, FlattenTarget};
 
-use crate::lab::{Lab, RBD};
+use crate::lab::{Controller, Lab, RBD};
 use crate::rest::Exempt;
 
 /// A, B cloned of A, C cloned of B.
@@ -247,4 +247,54 @@ fn snapshots_parked_by_librbd_count_and_make_room() {
     lab.make(&lab.wish("C").of("A").max_snapshots(1));
     assert_eq!(lab.picture(), "A [C.clone_snap] ; B ; C <- A@C.clone_snap");
     lab.assert_at_rest();
+}
+
+#[test]
+fn a_node_has_as_many_volumes_as_it_may_and_no_more() {
+    let lab = Lab::new();
+    for name in ["A", "B", "C"] {
+        lab.create(name);
+    }
+    let publish = |name: &str, node: &str| lab.controller.publish_limited(RBD, name, node, 2);
+    publish("A", "n").unwrap();
+    publish("B", "n").unwrap();
+    publish("A", "n").unwrap();
+    let refused = lab.refused(|controller| controller.publish_limited(RBD, "C", "n", 2));
+    assert!(matches!(refused, Error::Exhausted(_)), "{refused:?}");
+    assert!(refused.to_string().contains("node n has 2 volumes in rbd"), "{refused}");
+    publish("C", "other").unwrap();
+    publish("A", "other").unwrap();
+    lab.controller.unpublish(RBD, "A").unwrap();
+    publish("C", "n").unwrap();
+    for name in ["A", "B", "C"] {
+        lab.controller.unpublish(RBD, name).unwrap();
+        lab.delete(name);
+    }
+    lab.assert_empty();
+}
+
+#[test]
+fn two_controllers_count_the_volumes_of_a_node_together() {
+    let lab = Lab::new();
+    let names: Vec<String> = (0..8).map(|number| format!("v{number}")).collect();
+    for name in &names {
+        lab.create(name);
+    }
+    let published = std::thread::scope(|scope| {
+        let publishing: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let controller = Controller::new(&lab.model);
+                scope.spawn(move || controller.publish_limited(RBD, name, "n", 3))
+            })
+            .collect();
+        let outcomes = publishing.into_iter().map(|thread| thread.join().unwrap());
+        outcomes.flatten().count()
+    });
+    assert_eq!(published, 3);
+    for name in &names {
+        lab.controller.unpublish(RBD, name).unwrap();
+        lab.delete(name);
+    }
+    lab.assert_empty();
 }

@@ -55,6 +55,7 @@ pub struct ControllerService {
     clusters: Arc<Clusters>,
     operations: Operations,
     nodes: Arc<BTreeSet<String>>,
+    volumes_per_node: Option<u32>,
     timeout: Duration,
 }
 
@@ -62,7 +63,19 @@ impl ControllerService {
     /// A service over `clusters`. `nodes` are the ids volumes may be published to, any when empty; `timeout` is for requests
     /// that bring no deadline of their own.
     pub fn new(clusters: Arc<Clusters>, nodes: BTreeSet<String>, timeout: Duration) -> ControllerService {
-        ControllerService { clusters, operations: Operations::default(), nodes: Arc::new(nodes), timeout }
+        ControllerService {
+            clusters,
+            operations: Operations::default(),
+            nodes: Arc::new(nodes),
+            volumes_per_node: None,
+            timeout,
+        }
+    }
+
+    /// The same with a limit to the volumes a node may have in each pool and namespace.
+    #[must_use]
+    pub fn with_volumes_per_node(self, limit: Option<u32>) -> ControllerService {
+        ControllerService { volumes_per_node: limit, ..self }
     }
 
     /// The operations in flight, for what bounds them.

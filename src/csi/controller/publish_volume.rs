@@ -49,7 +49,9 @@ impl ControllerService {
                 readonly: request.readonly,
                 shared: validate::is_shared(mode),
                 capability: names::digest(&format!("{capability:?}")),
+                counted: false,
             },
+            limit: self.volumes_per_node,
         };
         let cluster = crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
         let secret_uuid = cluster.secret_uuid.clone();
