@@ -117,6 +117,9 @@ async fn no_rpc_asks_for_other_than_what_the_documentation_says() {
         let documented = line.unwrap_or_else(|| panic!("no row {row:?}")).split('|').nth(2).unwrap();
         let documented: u64 = documented.trim().parse().unwrap();
         // Now and then a watch is renewed, or the manager asks for something.
-        assert!(10 * count.abs_diff(documented) <= documented + 40, "{row}: {count} operations, not {documented}");
+        assert!(
+            10 * count.abs_diff(documented) <= documented + 40,
+            "{row}: {count} operations, not {documented}"
+        );
     }
 }
