@@ -64,6 +64,7 @@ impl Volumes {
                 return Err(self.name_is_taken(&request.image, stored)?);
             }
             Err(error) if source_changed(&error, request) => {
+                self.refuse_if_at_quota()?;
                 return Err(Error::Conflict(format!("the source changed while it was cloned: {error}")));
             }
             Err(error) => return Err(error.into()),
@@ -92,6 +93,20 @@ impl Volumes {
             describe(&*image, request)?;
         }
         Ok(Volume { image_id: Some(id), size, ..stored.record.clone() })
+    }
+
+    /// Refuses to make more in a pool at its quota, where librbd's clone says that there is no source.
+    fn refuse_if_at_quota(&self) -> Result<()> {
+        match self.pool.stats() {
+            Ok(stats) if stats.quota.is_some_and(|quota| stats.stored >= quota) => {
+                Err(Error::Exhausted(format!(
+                    "the pool {} holds {} bytes, more than its quota allows: delete volumes, or raise the quota",
+                    self.pool.name(),
+                    stats.stored
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers whether

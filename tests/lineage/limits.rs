@@ -127,8 +127,18 @@ fn numbered(numbers: std::ops::Range<usize>) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_455_clones_of_one_volume_the_five_oldest_are_flattened() {
+    clone_455_times("2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_455_clones_of_format_1_too() {
+    clone_455_times("1").await;
+}
+
+async fn clone_455_times(format: &str) {
     let lab = Lab::from_environment();
     let mut family = Family::new(&lab, "").await;
+    family.set("cloneFormat", format);
     let most = Policy::default().max_snapshots;
     let (first, more) = (numbered(0..most), numbered(most..most + 5));
     let began = Instant::now();

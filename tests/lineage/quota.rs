@@ -4,7 +4,7 @@ use cinderblock::rbd::{Errno, ImageOptions};
 use tonic::Code;
 
 use crate::common::{Lab, OwnLab, POOL, wait_until};
-use crate::family::{Family, refusal};
+use crate::family::{Family, From, refusal};
 
 /// A pool that is at its quota until this is dropped.
 struct Full<'a>(&'a Lab);
@@ -59,6 +59,11 @@ async fn in_a_pool_at_its_quota_nothing_is_made_and_everything_can_be_deleted() 
         let (code, message) = refusal(family.make("E", None, 3).await);
         assert_eq!(code, Code::ResourceExhausted, "{message}");
         assert!(message.contains("Quota exceeded"), "{message}");
+        for source in [From::Volume("A"), From::Snapshot("s1")] {
+            let (code, message) = refusal(family.make("F", Some(source), 0).await);
+            assert_eq!(code, Code::ResourceExhausted, "{message}");
+            assert!(message.contains("quota") || message.contains("Quota"), "{message}");
+        }
         family.assert(&format!("{all} ; D"));
         family.delete("D").await;
         family.assert(all);
