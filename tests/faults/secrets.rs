@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use cinderblock::csi::proto::group_controller_client::GroupControllerClient;
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::snapshot_metadata_client::SnapshotMetadataClient;
 use cinderblock::csi::proto::*;
@@ -195,6 +196,7 @@ async fn live(driver: &Driver, class: &Class) -> String {
     let channel = driver.channel().await;
     let (mut node, mut metadata) =
         (NodeClient::new(channel.clone()), SnapshotMetadataClient::new(channel.clone()));
+    let mut groups = GroupControllerClient::new(channel.clone());
     macro_rules! ask {
         ($client:ident.$rpc:ident, $request:expr) => {{
             let answer = $client
@@ -318,6 +320,24 @@ async fn live(driver: &Driver, class: &Class) -> String {
     };
     let mut stream = ask!(metadata.get_metadata_delta, delta);
     writeln!(answers, "{:?}", stream.message().await.unwrap()).unwrap();
+
+    let group = CreateVolumeGroupSnapshotRequest {
+        name: "group".into(),
+        source_volume_ids: vec![id()],
+        secrets: secrets(),
+        ..CreateVolumeGroupSnapshotRequest::default()
+    };
+    let group = ask!(groups.create_volume_group_snapshot, group).group_snapshot.unwrap();
+    let group_snapshot_id = group.group_snapshot_id;
+    let snapshot_ids: Vec<_> = group.snapshots.into_iter().map(|snapshot| snapshot.snapshot_id).collect();
+    let get = GetVolumeGroupSnapshotRequest {
+        group_snapshot_id: group_snapshot_id.clone(),
+        snapshot_ids: snapshot_ids.clone(),
+        secrets: secrets(),
+    };
+    ask!(groups.get_volume_group_snapshot, get);
+    let delete = DeleteVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets: secrets() };
+    ask!(groups.delete_volume_group_snapshot, delete);
 
     let unpublish = NodeUnpublishVolumeRequest { volume_id: id(), target_path: target };
     ask!(node.node_unpublish_volume, unpublish);
