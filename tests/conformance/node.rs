@@ -22,9 +22,9 @@ pub fn checks() -> Vec<Check> {
 
 const BAD: &[Code] = &[Code::InvalidArgument];
 
-fn stage(session: &Session) -> NodeStageVolumeRequest {
+fn stage(session: &Session, volume_id: &str) -> NodeStageVolumeRequest {
     NodeStageVolumeRequest {
-        volume_id: session.name("no-such-volume"),
+        volume_id: volume_id.to_string(),
         staging_target_path: path("staging"),
         volume_capability: Some(session.mounted(Mode::SingleNodeWriter)),
         secrets: session.secrets(),
@@ -32,9 +32,9 @@ fn stage(session: &Session) -> NodeStageVolumeRequest {
     }
 }
 
-fn publish(session: &Session) -> NodePublishVolumeRequest {
+fn publish(session: &Session, volume_id: &str) -> NodePublishVolumeRequest {
     NodePublishVolumeRequest {
-        volume_id: session.name("no-such-volume"),
+        volume_id: volume_id.to_string(),
         staging_target_path: path("staging"),
         target_path: path("target"),
         volume_capability: Some(session.mounted(Mode::SingleNodeWriter)),
@@ -50,20 +50,25 @@ fn path(what: &str) -> String {
 
 async fn missing_fields_are_refused(session: &Session) {
     let mut node = session.node();
+    let volume = session.volume("v").await;
+    let id = volume.volume_id.as_str();
     let stages = [
-        NodeStageVolumeRequest { volume_id: String::new(), ..stage(session) },
-        NodeStageVolumeRequest { staging_target_path: String::new(), ..stage(session) },
-        NodeStageVolumeRequest { volume_capability: None, ..stage(session) },
-        NodeStageVolumeRequest { volume_capability: Some(VolumeCapability::default()), ..stage(session) },
+        NodeStageVolumeRequest { volume_id: String::new(), ..stage(session, id) },
+        NodeStageVolumeRequest { staging_target_path: String::new(), ..stage(session, id) },
+        NodeStageVolumeRequest { volume_capability: None, ..stage(session, id) },
+        NodeStageVolumeRequest { volume_capability: Some(VolumeCapability::default()), ..stage(session, id) },
     ];
     for request in stages {
         refused(&format!("{request:?}"), answer(node.node_stage_volume(request).await), BAD);
     }
     let publications = [
-        NodePublishVolumeRequest { volume_id: String::new(), ..publish(session) },
-        NodePublishVolumeRequest { target_path: String::new(), ..publish(session) },
-        NodePublishVolumeRequest { volume_capability: None, ..publish(session) },
-        NodePublishVolumeRequest { volume_capability: Some(VolumeCapability::default()), ..publish(session) },
+        NodePublishVolumeRequest { volume_id: String::new(), ..publish(session, id) },
+        NodePublishVolumeRequest { target_path: String::new(), ..publish(session, id) },
+        NodePublishVolumeRequest { volume_capability: None, ..publish(session, id) },
+        NodePublishVolumeRequest {
+            volume_capability: Some(VolumeCapability::default()),
+            ..publish(session, id)
+        },
     ];
     for request in publications {
         refused(&format!("{request:?}"), answer(node.node_publish_volume(request).await), BAD);
@@ -111,13 +116,15 @@ async fn what_was_never_staged_or_published_is_undone(session: &Session) {
 
 async fn capabilities_no_volume_has_are_refused(session: &Session) {
     let mut node = session.node();
+    let volume = session.volume("v").await;
+    let id = volume.volume_id.as_str();
     let codes = [Code::FailedPrecondition, Code::InvalidArgument];
     for mode in [Mode::MultiNodeMultiWriter, Mode::MultiNodeSingleWriter, Mode::Unknown] {
         let volume_capability = Some(session.mounted(mode));
         let request =
-            NodeStageVolumeRequest { volume_capability: volume_capability.clone(), ..stage(session) };
+            NodeStageVolumeRequest { volume_capability: volume_capability.clone(), ..stage(session, id) };
         refused(mode.as_str_name(), answer(node.node_stage_volume(request).await), &codes);
-        let request = NodePublishVolumeRequest { volume_capability, ..publish(session) };
+        let request = NodePublishVolumeRequest { volume_capability, ..publish(session, id) };
         refused(mode.as_str_name(), answer(node.node_publish_volume(request).await), &codes);
     }
 }
@@ -153,18 +160,20 @@ async fn long_paths_are_paths(session: &Session) {
 
 async fn contexts_have_4096_bytes_and_no_more(session: &Session) {
     let mut node = session.node();
+    let volume = session.volume("v").await;
+    let id = volume.volume_id.as_str();
     let over: Map = [("storage.kubernetes.io/filler".to_string(), "x".repeat(4096))].into();
     let stages = [
-        NodeStageVolumeRequest { publish_context: over.clone(), ..stage(session) },
-        NodeStageVolumeRequest { volume_context: over.clone(), ..stage(session) },
-        NodeStageVolumeRequest { secrets: over.clone(), ..stage(session) },
+        NodeStageVolumeRequest { publish_context: over.clone(), ..stage(session, id) },
+        NodeStageVolumeRequest { volume_context: over.clone(), ..stage(session, id) },
+        NodeStageVolumeRequest { secrets: over.clone(), ..stage(session, id) },
     ];
     for request in stages {
         refused("stage", answer(node.node_stage_volume(request).await), BAD);
     }
     let publications = [
-        NodePublishVolumeRequest { publish_context: over.clone(), ..publish(session) },
-        NodePublishVolumeRequest { volume_context: over, ..publish(session) },
+        NodePublishVolumeRequest { publish_context: over.clone(), ..publish(session, id) },
+        NodePublishVolumeRequest { volume_context: over, ..publish(session, id) },
     ];
     for request in publications {
         refused("publish", answer(node.node_publish_volume(request).await), BAD);
@@ -174,13 +183,13 @@ async fn contexts_have_4096_bytes_and_no_more(session: &Session) {
 async fn nothing_is_published_that_was_not_staged(session: &Session) {
     let mut node = session.node();
     let volume = session.volume("v").await;
+    let id = volume.volume_id.as_str();
     let codes = [Code::FailedPrecondition, Code::NotFound, Code::InvalidArgument];
     for staging_target_path in [String::new(), path("staging")] {
         let request = NodePublishVolumeRequest {
-            volume_id: volume.volume_id.clone(),
             volume_context: volume.volume_context.clone(),
             staging_target_path,
-            ..publish(session)
+            ..publish(session, id)
         };
         refused("not staged", answer(node.node_publish_volume(request).await), &codes);
     }
@@ -188,9 +197,11 @@ async fn nothing_is_published_that_was_not_staged(session: &Session) {
 
 async fn sizes_that_make_no_sense_are_refused(session: &Session) {
     let mut node = session.node();
+    let volume = session.volume("v").await;
+    let id = volume.volume_id.as_str();
     for (required_bytes, limit_bytes) in [(-1, 0), (0, -1), (2, 1)] {
         let request = NodeExpandVolumeRequest {
-            volume_id: session.name("no-such-volume"),
+            volume_id: id.to_string(),
             volume_path: path("target"),
             capacity_range: Some(CapacityRange { required_bytes, limit_bytes }),
             ..NodeExpandVolumeRequest::default()
