@@ -27,12 +27,13 @@ mod flatten;
 mod handle;
 mod image;
 mod meeting;
-mod monmap;
+pub(crate) mod monmap;
 mod omap;
 mod options;
-mod pool;
+pub(crate) mod pool;
 mod sys;
 mod together;
+mod turn;
 
 use std::sync::Arc;
 

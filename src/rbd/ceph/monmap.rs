@@ -34,7 +34,7 @@ struct Address {
 ///
 /// `EBADMSG` for what is no monmap, a monitor with a host name for an address included: a monmap holds socket
 /// addresses only.
-pub(super) fn parse(json: &[u8]) -> Result<Vec<Monitor>> {
+pub(crate) fn parse(json: &[u8]) -> Result<Vec<Monitor>> {
     let mut dump: Dump = serde_json::from_slice(json).map_err(|error| invalid(&error.to_string()))?;
     dump.mons.sort_by_key(|mon| mon.rank);
     dump.mons.into_iter().map(monitor).collect()

@@ -18,6 +18,7 @@ use super::sys::{
     rbd_trash_get, rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup,
     rbd_trash_move, rbd_trash_remove, rbd_trash_restore,
 };
+use super::turn::Turn;
 use crate::rbd::{
     Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
     OpenMode, Pool, PoolStats, Result, SnapshotSpec, TrashEntry,
@@ -143,6 +144,11 @@ impl CephPool {
         self.ioctx.check(code, call, || self.ioctx.spec(name)).map(drop)
     }
 
+    /// The turn at removing or renaming the image `name`.
+    fn turn(&self, name: &str) -> Result<Turn> {
+        Ok(Turn::at(format!("{} {}", self.cluster().fsid()?, self.ioctx.spec(name))))
+    }
+
     /// A call that moves the image `name` to the trash. In a full pool librbd says `ENOENT` when it cannot make the
     /// object that lists the trash, because nothing was ever removed there: that object is made for it.
     fn remove(
@@ -219,11 +225,13 @@ impl Pool for CephPool {
     }
 
     fn remove_image(&self, name: &str) -> Result<()> {
+        let _turn = self.turn(name)?;
         // SAFETY: context and name are valid for the call.
         self.remove("rbd_remove", name, |io, name| unsafe { rbd_remove(io, name) })
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
+        let _turn = self.turn(from)?;
         directory::rename(&self.ioctx, from, to)
     }
 
@@ -351,7 +359,7 @@ unsafe fn trash_entry(info: &rbd_trash_image_info_t) -> TrashEntry {
 
 /// Finds `pool` in the JSON output of `df detail`. A quota of 0 bytes is none. `EAGAIN` when the pool is not in there:
 /// it exists, or there would be no context, but the monitors have no figures from the manager yet.
-fn stats(json: &[u8], pool: &str) -> Result<PoolStats> {
+pub(crate) fn stats(json: &[u8], pool: &str) -> Result<PoolStats> {
     #[derive(Deserialize)]
     struct Df {
         pools: Vec<DfPool>,
