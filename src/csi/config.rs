@@ -5,12 +5,72 @@
 //! mistake is found at start-up and not by a user.
 
 use super::ids;
+use super::parameters::{Parameter, parameter};
 use crate::volume::{DeleteWithSnapshots, FlattenTarget, Policy};
 use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+/// The keys of a cluster.
+pub const CLUSTER_KEYS: &[Parameter] = &[
+    parameter(
+        "clusterID",
+        "required",
+        "What StorageClasses call it by: 1 to 36 letters, digits, `.`, `_`, `-`.",
+    ),
+    parameter("monitors", "`cephConf`'s", "Addresses: `host`, `host:port` or `[v2:host:port,v1:host:port]`."),
+    parameter("cephConf", "none", "The path of a ceph.conf to read instead of `monitors`."),
+    parameter(
+        "rbd",
+        "none",
+        "A map, as ceph-csi has it; `radosNamespace` in it is for classes that name none.",
+    ),
+    parameter(
+        "userID",
+        "none",
+        "The driver's own user, for work that comes without secrets; goes with `keyFile`.",
+    ),
+    parameter("keyFile", "none", "A file that holds that user's key and nothing else; read anew each time."),
+    parameter(
+        "pools",
+        "none",
+        "Pools this driver serves, as `pool` or `pool/namespace`: what is listed, and finished at start-up, as `userID`.",
+    ),
+    parameter("secretUUID", "none", "Handed out with published volumes, for libvirt."),
+    parameter(
+        "maxCloneDepth",
+        "5",
+        "Images in a chain of clones, from 0 to 14; 0 makes every clone a full copy.",
+    ),
+    parameter(
+        "maxSnapshotsPerImage",
+        "450",
+        "Snapshots of one image, from 2 to 500: the kernel maps at most 510.",
+    ),
+    parameter("flattenOnRestore", "false", "Whether a volume made from a snapshot is flattened at once."),
+    parameter(
+        "flattenTarget",
+        "`auto`",
+        "What is flattened at the limit: `source`, `clone`, or `auto`: the source when nothing is attached to it.",
+    ),
+    parameter(
+        "deleteWithSnapshots",
+        "`retain`",
+        "What DeleteVolume does with a volume that has snapshots: `retain` or `refuse`.",
+    ),
+    parameter("cloneFormat", "2", "The format of clones and their snapshots, 1 or 2."),
+    parameter("cephFS", "none", "Passed over: ceph-csi's."),
+    parameter("nfs", "none", "Passed over: ceph-csi's."),
+    parameter("readAffinity", "none", "Passed over: ceph-csi's."),
+];
+
+/// The keys beside the list of clusters.
+pub const FILE_KEYS: &[Parameter] = &[
+    parameter("clusters", "required", "The list of clusters."),
+    parameter("nodes", "any", "Ids of the nodes that volumes may be published to."),
+];
 
 /// The whole file.
 #[derive(Debug, Clone, Default)]

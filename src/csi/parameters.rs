@@ -16,34 +16,108 @@ use tonic::Status;
 /// Parameters as they come in a request.
 pub type Parameters = BTreeMap<String, String>;
 
-/// Names of volume parameters, for suggestions.
-const VOLUME_PARAMETERS: &[&str] = &[
-    "clusterID",
-    "pool",
-    "dataPool",
-    "radosNamespace",
-    "imageFeatures",
-    "mounter",
-    "mapOptions",
-    "unmapOptions",
-    "mkfsOptions",
-    "objectSize",
-    "stripeUnit",
-    "stripeCount",
-    "volumeNamePrefix",
-    "maxCloneDepth",
-    "flattenTarget",
-    "flattenOnRestore",
-    "deleteWithSnapshots",
-    "cloneFormat",
+/// One parameter or key of the configuration, as people read of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// What it may be, and what happens with it.
+    pub meaning: &'static str,
+    /// What holds without it.
+    pub default: &'static str,
+}
+
+/// A row of a table of parameters.
+pub(super) const fn parameter(name: &'static str, default: &'static str, meaning: &'static str) -> Parameter {
+    Parameter { name, meaning, default }
+}
+
+/// The parameters of a StorageClass.
+pub const VOLUME_PARAMETERS: &[Parameter] = &[
+    parameter("clusterID", "required", "A cluster of the configuration."),
+    parameter("pool", "required", "The pool of the images."),
+    parameter(
+        "radosNamespace",
+        "the cluster's",
+        "A RADOS namespace in the pool; registered with `rbd namespace create`.",
+    ),
+    parameter(
+        "dataPool",
+        "`pool`",
+        "The pool of the data objects, such as an erasure-coded one that allows overwrites.",
+    ),
+    parameter("volumeNamePrefix", "`csi-`", "What image names begin with, at most 24 bytes."),
+    parameter(
+        "imageFeatures",
+        "all but `journaling`",
+        "Comma-separated: `layering` (needed), `exclusive-lock`, `object-map`, `fast-diff`, `deep-flatten`, `journaling`.",
+    ),
+    parameter("objectSize", "the cluster's", "Bytes of an object: a power of two from 4096 to 33554432."),
+    parameter("stripeUnit", "none", "Bytes of a stripe unit, from 512 to 33554432; goes with `stripeCount`."),
+    parameter("stripeCount", "none", "Objects striped over, from 1 to 65536; goes with `stripeUnit`."),
+    parameter("mounter", "`rbd`", "How nodes attach: `rbd`, `rbd-nbd` or `fuse`."),
+    parameter(
+        "mapOptions",
+        "none",
+        "Options of `rbd map` that tune, as `[krbd:\\|nbd:]name[=value],…;…`; others are refused.",
+    ),
+    parameter("unmapOptions", "none", "Options of `rbd unmap`, as `mapOptions`."),
+    parameter(
+        "mkfsOptions",
+        "none",
+        "Single-letter options of mkfs that describe a filesystem; files, devices and force are refused.",
+    ),
+    parameter(
+        "maxCloneDepth",
+        "the cluster's",
+        "Images in a chain of clones, from 0 to 14; 0 makes every clone a full copy.",
+    ),
+    parameter(
+        "flattenTarget",
+        "the cluster's",
+        "What is flattened at the limit: `auto`, `source` or `clone`.",
+    ),
+    parameter(
+        "flattenOnRestore",
+        "the cluster's",
+        "Whether a volume made from a snapshot is flattened at once: `true` or `false`.",
+    ),
+    parameter(
+        "deleteWithSnapshots",
+        "the cluster's",
+        "What DeleteVolume does with a volume that has snapshots: `retain` keeps them, `refuse` answers FAILED_PRECONDITION.",
+    ),
+    parameter("cloneFormat", "the cluster's", "The format of clones and their snapshots: `1` or `2`."),
 ];
 
-/// Names of snapshot parameters, for suggestions.
-const SNAPSHOT_PARAMETERS: &[&str] = &["clusterID", "pool", "radosNamespace", "snapshotNamePrefix"];
+/// The parameters of a VolumeSnapshotClass.
+pub const SNAPSHOT_PARAMETERS: &[Parameter] = &[
+    parameter(
+        "clusterID",
+        "the volume's",
+        "Checked, and otherwise passed over: a snapshot is where its volume is.",
+    ),
+    parameter("pool", "the volume's", "As `clusterID`."),
+    parameter("radosNamespace", "the volume's", "As `clusterID`."),
+    parameter("snapshotNamePrefix", "`csi-snap-`", "What snapshot names begin with, at most 24 bytes."),
+];
 
-/// Names of group snapshot parameters, for suggestions.
-const GROUP_PARAMETERS: &[&str] =
-    &["clusterID", "pool", "radosNamespace", "snapshotNamePrefix", "volumeGroupNamePrefix"];
+/// The parameters of a VolumeGroupSnapshotClass.
+pub const GROUP_PARAMETERS: &[Parameter] = &[
+    parameter("clusterID", "the volumes'", "As in a VolumeSnapshotClass."),
+    parameter("pool", "the volumes'", "As `clusterID`."),
+    parameter("radosNamespace", "the volumes'", "As `clusterID`."),
+    parameter(
+        "volumeGroupNamePrefix",
+        "`csi-group-`",
+        "What the keys of groups begin with, at most 24 bytes.",
+    ),
+    parameter(
+        "snapshotNamePrefix",
+        "`csi-snap-`",
+        "What the names of their members begin with, at most 24 bytes.",
+    ),
+];
 
 /// Keys that sidecars add by themselves.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
@@ -94,10 +168,11 @@ pub fn compared(parameters: &Parameters) -> Parameters {
 }
 
 /// The refusal of a key that is not among `known`, with the nearest one that is.
-pub(super) fn unknown(what: &str, key: &str, known: &[&str]) -> Status {
-    let nearest =
-        known.iter().max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
-    Status::invalid_argument(format!("unknown {what} {key:?}; did you mean {:?}?", nearest.unwrap_or(&"")))
+pub(super) fn unknown(what: &str, key: &str, known: &[Parameter]) -> Status {
+    let likeness = |parameter: &Parameter| strsim::jaro_winkler(parameter.name, key);
+    let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let nearest = nearest.map_or("", |parameter| parameter.name);
+    Status::invalid_argument(format!("unknown {what} {key:?}; did you mean {nearest:?}?"))
 }
 
 /// Finds a cluster of the configuration.
@@ -286,10 +361,10 @@ fn features(list: Option<String>) -> Result<Features, Status> {
 struct Left(Parameters);
 
 impl Left {
-    fn new(parameters: &Parameters, known: &[&str]) -> Result<Left, Status> {
+    fn new(parameters: &Parameters, known: &[Parameter]) -> Result<Left, Status> {
         let parameters = compared(parameters);
         for key in parameters.keys() {
-            if !known.contains(&key.as_str()) {
+            if !known.iter().any(|parameter| parameter.name == key) {
                 return Err(unknown("parameter", key, known));
             }
         }

@@ -3,7 +3,7 @@
 //! A key `rbd_qos_…` becomes the image configuration of that name, which every librbd client of the image heeds as soon as it
 //! changes (krbd does not). All keys are checked before any is applied. A key that is not named is not changed; `0` is no limit.
 
-use super::parameters::{self, Parameters};
+use super::parameters::{self, Parameter, Parameters, parameter};
 use std::collections::BTreeMap;
 use tonic::Status;
 
@@ -11,25 +11,49 @@ use tonic::Status;
 const CONFIGURATION_PREFIX: &str = "conf_";
 
 /// librbd's options, all of them whole numbers: a limit, a burst, and how many seconds a burst may last.
-const KEYS: &[&str] = &[
-    "rbd_qos_iops_limit",
-    "rbd_qos_iops_burst",
-    "rbd_qos_iops_burst_seconds",
-    "rbd_qos_bps_limit",
-    "rbd_qos_bps_burst",
-    "rbd_qos_bps_burst_seconds",
-    "rbd_qos_read_iops_limit",
-    "rbd_qos_read_iops_burst",
-    "rbd_qos_read_iops_burst_seconds",
-    "rbd_qos_read_bps_limit",
-    "rbd_qos_read_bps_burst",
-    "rbd_qos_read_bps_burst_seconds",
-    "rbd_qos_write_iops_limit",
-    "rbd_qos_write_iops_burst",
-    "rbd_qos_write_iops_burst_seconds",
-    "rbd_qos_write_bps_limit",
-    "rbd_qos_write_bps_burst",
-    "rbd_qos_write_bps_burst_seconds",
+pub const MUTABLE_PARAMETERS: &[Parameter] = &[
+    parameter("rbd_qos_iops_limit", "0", "Operations in a second; 0 is no limit."),
+    parameter(
+        "rbd_qos_iops_burst",
+        "0",
+        "Operations in a second for a short while; not below the limit; 0 is none.",
+    ),
+    parameter("rbd_qos_iops_burst_seconds", "1", "For how many seconds, at least 1."),
+    parameter("rbd_qos_bps_limit", "0", "Bytes read and written in a second; 0 is no limit."),
+    parameter(
+        "rbd_qos_bps_burst",
+        "0",
+        "Bytes read and written in a second for a short while; not below the limit; 0 is none.",
+    ),
+    parameter("rbd_qos_bps_burst_seconds", "1", "For how many seconds, at least 1."),
+    parameter("rbd_qos_read_iops_limit", "0", "Reads in a second; 0 is no limit."),
+    parameter(
+        "rbd_qos_read_iops_burst",
+        "0",
+        "Reads in a second for a short while; not below the limit; 0 is none.",
+    ),
+    parameter("rbd_qos_read_iops_burst_seconds", "1", "For how many seconds, at least 1."),
+    parameter("rbd_qos_read_bps_limit", "0", "Bytes read in a second; 0 is no limit."),
+    parameter(
+        "rbd_qos_read_bps_burst",
+        "0",
+        "Bytes read in a second for a short while; not below the limit; 0 is none.",
+    ),
+    parameter("rbd_qos_read_bps_burst_seconds", "1", "For how many seconds, at least 1."),
+    parameter("rbd_qos_write_iops_limit", "0", "Writes in a second; 0 is no limit."),
+    parameter(
+        "rbd_qos_write_iops_burst",
+        "0",
+        "Writes in a second for a short while; not below the limit; 0 is none.",
+    ),
+    parameter("rbd_qos_write_iops_burst_seconds", "1", "For how many seconds, at least 1."),
+    parameter("rbd_qos_write_bps_limit", "0", "Bytes written in a second; 0 is no limit."),
+    parameter(
+        "rbd_qos_write_bps_burst",
+        "0",
+        "Bytes written in a second for a short while; not below the limit; 0 is none.",
+    ),
+    parameter("rbd_qos_write_bps_burst_seconds", "1", "For how many seconds, at least 1."),
 ];
 
 /// Checks mutable parameters and gives the image metadata to set. A burst must not be below its limit when both are named.
@@ -37,8 +61,8 @@ pub fn settings(mutable: &Parameters) -> Result<BTreeMap<String, String>, Status
     let mutable = parameters::compared(mutable);
     let mut settings = BTreeMap::new();
     for (key, text) in &mutable {
-        if !KEYS.contains(&key.as_str()) {
-            return Err(parameters::unknown("mutable parameter", key, KEYS));
+        if !MUTABLE_PARAMETERS.iter().any(|parameter| parameter.name == key) {
+            return Err(parameters::unknown("mutable parameter", key, MUTABLE_PARAMETERS));
         }
         let number = text.parse::<u64>().map_err(|_| {
             Status::invalid_argument(format!("{key} is a whole number, 0 for no limit, not {text:?}"))

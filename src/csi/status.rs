@@ -79,30 +79,194 @@ impl Scope {
     }
 }
 
+/// What an errno of Ceph's means to the client, before anything was changed.
+#[derive(Debug, Clone, Copy)]
+pub struct CephError {
+    /// What Ceph answered.
+    pub errno: Errno,
+    /// What the client hears.
+    pub code: Code,
+    /// Why that happens.
+    pub cause: &'static str,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+const fn ceph_error(errno: Errno, code: Code, cause: &'static str, remedy: &'static str) -> CephError {
+    CephError { errno, code, cause, remedy }
+}
+
+const AWAY: &str = "The cluster cannot be reached, or does not answer.";
+const COME_BACK: &str = "Nothing, when it passes: callers ask again. Else look at `ceph status`, the monitors in the configuration \
+                         and the network.";
+const AT_WORK: &str = "Somebody else is at work on the same object.";
+const ASK_AGAIN: &str = "Nothing: callers ask again.";
+
+/// The table. Any other errno is INTERNAL: something nobody has thought of.
+pub const CEPH_ERRORS: &[CephError] = &[
+    ceph_error(
+        Errno::EACCES,
+        Code::Unauthenticated,
+        "The cluster does not know the user, or the key is another.",
+        "Correct userID and userKey in the secret that the class names.",
+    ),
+    ceph_error(
+        Errno::EPERM,
+        Code::PermissionDenied,
+        "The user lacks capabilities.",
+        "Run the `ceph auth caps` command that the message holds.",
+    ),
+    ceph_error(Errno::ENOENT, Code::NotFound, "The object is gone.", "Look at what the message names."),
+    ceph_error(Errno::EBUSY, Code::Aborted, AT_WORK, ASK_AGAIN),
+    ceph_error(Errno::ECANCELED, Code::Aborted, AT_WORK, ASK_AGAIN),
+    ceph_error(Errno::EEXIST, Code::Aborted, AT_WORK, ASK_AGAIN),
+    ceph_error(
+        Errno::ENOSPC,
+        Code::ResourceExhausted,
+        "The pool or the cluster is full.",
+        "Look at `ceph df`; add disks, or delete volumes: that works in a full pool.",
+    ),
+    ceph_error(
+        Errno::EDQUOT,
+        Code::ResourceExhausted,
+        "The pool is at its quota.",
+        "Raise it with `ceph osd pool set-quota`, or delete volumes.",
+    ),
+    ceph_error(
+        Errno::EROFS,
+        Code::FailedPrecondition,
+        "The image is mirrored, and not primary here.",
+        "Promote it here, or use it where it is primary.",
+    ),
+    ceph_error(
+        Errno::EMLINK,
+        Code::FailedPrecondition,
+        "The image belongs to a group.",
+        "Take it out with `rbd group image remove`.",
+    ),
+    ceph_error(
+        Errno::ENOTEMPTY,
+        Code::FailedPrecondition,
+        "The image has snapshots that somebody else made.",
+        "Delete them with `rbd snap rm`, or leave the volume.",
+    ),
+    ceph_error(Errno::ETIMEDOUT, Code::Unavailable, AWAY, COME_BACK),
+    ceph_error(
+        Errno::ESHUTDOWN,
+        Code::Unavailable,
+        "This client was blocklisted: `ceph osd blocklist ls` shows it.",
+        "Nothing: the driver connects anew.",
+    ),
+    ceph_error(Errno::ENOTCONN, Code::Unavailable, AWAY, COME_BACK),
+    ceph_error(Errno::ECONNREFUSED, Code::Unavailable, AWAY, COME_BACK),
+    ceph_error(Errno::ECONNRESET, Code::Unavailable, AWAY, COME_BACK),
+    ceph_error(Errno::EHOSTUNREACH, Code::Unavailable, AWAY, COME_BACK),
+    ceph_error(Errno::ENETUNREACH, Code::Unavailable, AWAY, COME_BACK),
+    ceph_error(Errno::EAGAIN, Code::Unavailable, "The cluster has no answer yet.", ASK_AGAIN),
+    ceph_error(Errno::EINTR, Code::Unavailable, "The call was interrupted.", ASK_AGAIN),
+    ceph_error(
+        Errno::EMFILE,
+        Code::Unavailable,
+        "The driver has as many files and connections open as it may.",
+        "Nothing, when it passes; else raise the limit of open files (`ulimit -n`, LimitNOFILE).",
+    ),
+    ceph_error(
+        Errno::EIO,
+        Code::Unavailable,
+        "An OSD cannot read or write an object.",
+        "Look at `ceph health detail`: damaged or unfound objects.",
+    ),
+];
+
 /// The answer for an errno of Ceph's before anything was changed.
 fn code(errno: Errno) -> Code {
-    match errno {
-        Errno::EACCES => Code::Unauthenticated,
-        Errno::EPERM => Code::PermissionDenied,
-        Errno::ENOENT => Code::NotFound,
-        Errno::EBUSY | Errno::ECANCELED | Errno::EEXIST => Code::Aborted,
-        Errno::ENOSPC | Errno::EDQUOT => Code::ResourceExhausted,
-        // A mirrored image that is not primary here, or a member of a group.
-        Errno::EROFS | Errno::EMLINK | Errno::ENOTEMPTY => Code::FailedPrecondition,
-        Errno::ETIMEDOUT
-        | Errno::ESHUTDOWN
-        | Errno::ENOTCONN
-        | Errno::ECONNREFUSED
-        | Errno::ECONNRESET
-        | Errno::EHOSTUNREACH
-        | Errno::ENETUNREACH
-        | Errno::EAGAIN
-        | Errno::EINTR
-        | Errno::EMFILE
-        | Errno::EIO => Code::Unavailable,
-        _ => Code::Internal,
-    }
+    CEPH_ERRORS.iter().find(|known| known.errno == errno).map_or(Code::Internal, |known| known.code)
 }
+
+/// What a code means, whoever gave it.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    /// The code.
+    pub code: Code,
+    /// Why it is answered.
+    pub cause: &'static str,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+const fn answer(code: Code, cause: &'static str, remedy: &'static str) -> Answer {
+    Answer { code, cause, remedy }
+}
+
+/// Every code this driver answers.
+pub const ANSWERS: &[Answer] = &[
+    answer(
+        Code::InvalidArgument,
+        "A field is missing, too long, or holds what no volume can have; a parameter is unknown; the pool or the RADOS namespace does \
+         not exist. Nothing was touched.",
+        "Correct what the message names, most often in the class. A pool is created with `ceph osd pool create` and `rbd pool init`, a \
+         namespace with `rbd namespace create`.",
+    ),
+    answer(
+        Code::NotFound,
+        "The volume, snapshot, source or node does not exist, or its id is none of this driver's.",
+        "For a source: wait for it or name another. For a node: add it to `nodes` in the configuration.",
+    ),
+    answer(
+        Code::AlreadyExists,
+        "The name is taken by a volume or snapshot that differs in what the message names, or by an image that this driver did not make.",
+        "Use another name, or delete what has it.",
+    ),
+    answer(
+        Code::FailedPrecondition,
+        "Something must happen first: the volume is attached, published to another node, or has snapshots it may not be deleted with; \
+         nothing was changed. Or a record was written by a newer driver.",
+        "Do what the message says: unpublish, detach at the address it names, delete the snapshots, run the newer driver.",
+    ),
+    answer(
+        Code::OutOfRange,
+        "No volume can have that size: less than its source, more than an object map describes, a limit below what is required, or no \
+         whole number of 512-byte sectors in between; a volume would have to shrink.",
+        "Ask for another size.",
+    ),
+    answer(
+        Code::ResourceExhausted,
+        "There is no room, or a volume has as many snapshots as it may; what was begun has been undone.",
+        "Make room (`ceph df`), raise the quota, or delete snapshots.",
+    ),
+    answer(
+        Code::Aborted,
+        "Another operation holds the volume, for as long as the message says and with what it says; or work is unfinished and recorded.",
+        "Nothing: callers ask again, and the same request joins or continues the work. When it never ends, see what it waits for.",
+    ),
+    answer(
+        Code::DeadlineExceeded,
+        "The caller's deadline came first. The work goes on; the message says how far it is.",
+        "Nothing: the same request joins it. Give sidecars a longer `--timeout` where this is the rule.",
+    ),
+    answer(Code::Unavailable, AWAY, COME_BACK),
+    answer(
+        Code::Unauthenticated,
+        "The secret is missing or incomplete, or the cluster refuses its user or key.",
+        "Name a secret with `userID` (without `client.`) and `userKey` (what `ceph auth get-key` prints) in the class.",
+    ),
+    answer(
+        Code::PermissionDenied,
+        "The Ceph user may not do that.",
+        "Run the `ceph auth caps` command that the message holds.",
+    ),
+    answer(
+        Code::Unimplemented,
+        "The RPC is not among the capabilities, or not served in this role.",
+        "See [capabilities](capabilities.md).",
+    ),
+    answer(
+        Code::Internal,
+        "Nobody has thought of it: an unknown errno before anything was changed, a program on the node that failed; or, from gRPC itself, a \
+         request that is no message.",
+        "Look at the driver's log, and report it.",
+    ),
+];
 
 #[cfg(test)]
 mod tests {
@@ -124,6 +288,29 @@ mod tests {
         assert!(status.message().contains(
             "ceph auth caps client.csi mon 'profile rbd' osd 'profile rbd pool=rbd namespace=tenant'"
         ));
+    }
+
+    #[test]
+    fn every_answer_is_in_the_table() {
+        let errnos = CEPH_ERRORS.iter().map(|known| known.errno).chain([Errno::EINVAL]);
+        let words = || String::from("words");
+        let mut errors = vec![
+            Error::NotFound(words()),
+            Error::AlreadyExists(words()),
+            Error::Invalid(words()),
+            Error::OutOfRange(words()),
+            Error::FailedPrecondition(words()),
+            Error::Exhausted(words()),
+            Error::Conflict(words()),
+        ];
+        errors.extend(errnos.flat_map(|errno| [Error::Rbd(cause(errno)), Error::Unfinished(cause(errno))]));
+        for error in errors {
+            let code = scope().status(&error).code();
+            assert!(ANSWERS.iter().any(|answer| answer.code == code), "{code:?} for {error:?}");
+        }
+        for (number, known) in CEPH_ERRORS.iter().enumerate() {
+            assert!(CEPH_ERRORS[..number].iter().all(|other| other.errno != known.errno), "{known:?} twice");
+        }
     }
 
     #[test]
