@@ -20,6 +20,13 @@ test: ## everything: formats, lints, licences, unit and integration tests, csi-s
 test-kills: build ## the driver killed at every call it makes, on a real Ceph; more and longer than in `make test`
 	KILL_SWEEP=all cargo test --test kill_sweep
 
+test-fuzz: packages ## ten million inputs for everything that reads what comes from outside; minutes
+	FUZZ_CASES=10000000 cargo test --test fuzz
+
+test-hammer: build ## 64 clients and two drivers on the same ten names for a minute, on a real Ceph
+	lab/ceph up --monitor-round 0.05
+	eval "$$(lab/ceph env)" && HAMMER_SECONDS=60 cargo test --test hammer
+
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
 
@@ -47,4 +54,4 @@ tools: .tools/bin/csi-sanity
 .tools/bin/csi-sanity: tools/csi-sanity/go.mod tools/csi-sanity/go.sum
 	cd tools/csi-sanity && go build -buildvcs=false -o $(CURDIR)/$@ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 
-.PHONY: help setup packages tools build demo test test-kills lint lab-up lab-down clean
+.PHONY: help setup packages tools build demo test test-kills test-fuzz test-hammer lint lab-up lab-down clean

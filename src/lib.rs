@@ -8,6 +8,8 @@
 //! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
 
 pub mod csi;
+#[cfg(debug_assertions)]
+pub mod fuzz;
 pub mod node;
 pub mod rbd;
 pub mod telemetry;

@@ -256,13 +256,13 @@ impl Clusters {
 }
 
 /// Whether a text can name a Ceph user: printable, without blanks, so that it is itself in every log and message.
-pub(super) fn looks_like_a_user(text: &str) -> bool {
+pub(crate) fn looks_like_a_user(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// Whether a text has the form of a cephx key: base64 of a header and at least 16 bytes. librados would answer `EINVAL` for
 /// anything else, as it does for a key of a type it does not know.
-fn looks_like_a_key(text: &str) -> bool {
+pub(crate) fn looks_like_a_key(text: &str) -> bool {
     let text = text.trim();
     text.len() >= 36
         && text.len().is_multiple_of(4)

@@ -29,7 +29,7 @@ pub(super) fn left_until(end: Instant) -> Duration {
 }
 
 /// Reads a `grpc-timeout`: at most eight digits and a unit.
-fn parse(text: &str) -> Option<Duration> {
+pub(crate) fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
     Some(match unit {

@@ -98,7 +98,7 @@ async fn answers(cluster: &Cluster) -> bool {
 }
 
 /// The `host:port`s of one `mon_host` entry: `host`, `host:port`, `[v2:host:port,v1:host:port]`, IPv6 hosts in brackets.
-fn addresses(monitor: &str) -> Vec<String> {
+pub(crate) fn addresses(monitor: &str) -> Vec<String> {
     let inner = monitor.strip_prefix("[v").and_then(|_| monitor.strip_prefix('[')?.strip_suffix(']'));
     let mut found = Vec::new();
     for part in inner.unwrap_or(monitor).split(',') {

@@ -40,7 +40,7 @@ const MAP: &[&str] = &[
 const UNMAP: &[&str] = &["force", "reattach-timeout"];
 
 /// Checks the value of the parameter `key`.
-pub(super) fn check(key: &str, options: &str) -> Result<(), Status> {
+pub(crate) fn check(key: &str, options: &str) -> Result<(), Status> {
     let known = if key == "unmapOptions" { UNMAP } else { MAP };
     for of_one_mounter in options.split(';') {
         let list = ["krbd:", "nbd:"].iter().find_map(|mounter| of_one_mounter.strip_prefix(mounter));

@@ -13,11 +13,11 @@
 pub mod clusters;
 pub mod config;
 pub mod controller;
-mod deadline;
+pub(crate) mod deadline;
 pub mod endpoint;
 pub mod identity;
 pub mod ids;
-mod map_options;
+pub(crate) mod map_options;
 pub mod node;
 pub mod operations;
 pub mod parameters;

@@ -25,12 +25,12 @@ mod error;
 mod filesystem;
 mod fuse;
 mod loop_device;
-mod mount;
-mod options;
+pub(crate) mod mount;
+pub(crate) mod options;
 mod programs;
 mod publish;
-mod qmp;
-mod record;
+pub(crate) mod qmp;
+pub(crate) mod record;
 mod stage;
 mod usage;
 

@@ -79,21 +79,25 @@ impl Mount {
 
 /// The mount table of this process, in mount order.
 #[derive(Debug)]
-pub(super) struct MountTable(Vec<Mount>);
+pub(crate) struct MountTable(Vec<Mount>);
 
 impl MountTable {
     /// Reads the table. `Internal` when it cannot be read or understood.
     pub(super) fn read() -> Result<Self> {
         let path = Path::new("/proc/self/mountinfo");
         let table = std::fs::read(path).map_err(|error| Error::io("read", path, error))?;
+        Self::parse(&table)
+    }
+
+    /// Reads the text of the table.
+    pub(crate) fn parse(table: &[u8]) -> Result<Self> {
         table
             .split(|&byte| byte == b'\n')
             .filter(|line| !line.is_empty())
             .map(|line| {
                 parse_line(line).ok_or_else(|| {
                     Error::Internal(format!(
-                        "a line of {} makes no sense: {}",
-                        path.display(),
+                        "a line of /proc/self/mountinfo makes no sense: {}",
                         line.escape_ascii()
                     ))
                 })

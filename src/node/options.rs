@@ -29,7 +29,7 @@ const REFUSED_MOUNT_OPTIONS: [&str; 16] = [
 
 /// Checks one mount option: `name` or `name=value`. Names are lower-case words; values hold no path. The value of an
 /// SELinux `context` may stand in double quotes and then hold commas.
-pub(super) fn check_mount_option(option: &str) -> Result<()> {
+pub(crate) fn check_mount_option(option: &str) -> Result<()> {
     let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
     let is_word = |text: &str| {
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
@@ -75,7 +75,7 @@ fn mkfs_option(fs_type: FsType, letter: char) -> Option<Takes> {
 
 /// Splits `options` as given in a StorageClass into arguments for mkfs of `fs_type`: single-letter options, their
 /// values attached or apart.
-pub(super) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<String>> {
+pub(crate) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<String>> {
     let refuse = |word: &str| {
         Error::InvalidArgument(format!(
             "mkfsOptions: {word:?} is not an option mkfs.{fs_type} may be given here"

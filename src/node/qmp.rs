@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const ANSWER_LIMIT: u64 = 1 << 20;
 
 /// What a daemon answers when it refuses a command, in its own words.
-pub(super) type Refusal = String;
+pub(crate) type Refusal = String;
 
 /// A connection to a daemon. It serves one at a time; another waits until this is dropped.
 #[derive(Debug)]
@@ -87,15 +87,10 @@ impl Qmp {
         let sent = stream.write_all(command.as_bytes()).and_then(|()| stream.write_all(b"\n"));
         sent.map_err(|error| broken(&error))?;
         loop {
-            let mut answer = self.read_line()?;
-            if let Some(value) = answer.get_mut("return") {
-                return Ok(Ok(value.take()));
-            }
-            if let Some(error) = answer.get("error") {
-                let words = error.get("desc").and_then(Value::as_str).unwrap_or("no reason given");
-                return Ok(Err(words.to_owned()));
-            }
             // Anything else is an event.
+            if let Some(answer) = outcome(self.read_line()?) {
+                return Ok(answer);
+            }
         }
     }
 
@@ -115,6 +110,15 @@ impl Qmp {
         }
         serde_json::from_str(&line).map_err(|error| broken(&error))
     }
+}
+
+/// What a line of the daemon's says of the command: its result, its refusal, or nothing.
+pub(crate) fn outcome(mut line: Value) -> Option<std::result::Result<Value, Refusal>> {
+    if let Some(value) = line.get_mut("return") {
+        return Some(Ok(value.take()));
+    }
+    let error = line.get("error")?;
+    Some(Err(error.get("desc").and_then(Value::as_str).unwrap_or("no reason given").to_owned()))
 }
 
 fn broken(error: &dyn std::fmt::Display) -> Error {

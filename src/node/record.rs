@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 
 /// A staged volume, or one being staged or unstaged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(crate) struct Record {
     version: u32,
     /// The CSI volume id.
     pub(super) volume_id: String,

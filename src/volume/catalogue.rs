@@ -234,7 +234,8 @@ pub struct Stored<R> {
     /// The record.
     pub record: R,
     key: String,
-    bytes: Vec<u8>,
+    /// As it is stored.
+    pub(crate) bytes: Vec<u8>,
 }
 
 fn shard_of(name: &str) -> u8 {
@@ -452,7 +453,8 @@ impl Catalogue {
     }
 }
 
-fn stored<R: Record>(key: String, record: R) -> Stored<R> {
+/// A record in the form it is written in.
+pub(crate) fn stored<R: Record>(key: String, record: R) -> Stored<R> {
     let versioned = Versioned { version: VERSION, record };
     #[expect(
         clippy::expect_used,
@@ -462,7 +464,8 @@ fn stored<R: Record>(key: String, record: R) -> Stored<R> {
     Stored { record: versioned.record, key, bytes }
 }
 
-fn parse<R: Record>(object: &str, key: String, bytes: Vec<u8>) -> Result<Stored<R>> {
+/// Reads a record.
+pub(crate) fn parse<R: Record>(object: &str, key: String, bytes: Vec<u8>) -> Result<Stored<R>> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,

@@ -85,6 +85,19 @@ struct Versioned {
     suspect: Suspect,
 }
 
+/// A suspect in the form it is written in.
+pub(crate) fn written(suspect: &Suspect) -> Vec<u8> {
+    let written = uuid::Uuid::new_v4().simple().to_string();
+    let versioned = Versioned { version: 1, written, suspect: suspect.clone() };
+    #[expect(clippy::expect_used, reason = "a plain struct of strings always serialises")]
+    serde_json::to_vec(&versioned).expect("a suspect serialises")
+}
+
+/// Reads a suspect.
+pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Suspect> {
+    serde_json::from_slice::<Versioned>(bytes).map(|versioned| versioned.suspect)
+}
+
 /// The journal of one driver instance in one pool and namespace.
 #[derive(Debug, Clone)]
 pub struct Journal {
@@ -105,13 +118,7 @@ impl Journal {
         }
         let mut set = Vec::new();
         for suspect in suspects {
-            let versioned = Versioned {
-                version: 1,
-                written: uuid::Uuid::new_v4().simple().to_string(),
-                suspect: suspect.clone(),
-            };
-            #[expect(clippy::expect_used, reason = "a plain struct of strings always serialises")]
-            set.push((suspect.key(), serde_json::to_vec(&versioned).expect("a suspect serialises")));
+            set.push((suspect.key(), written(suspect)));
         }
         Ok(self.pool.omap_update(&self.object, &OmapUpdate { set, ..OmapUpdate::default() })?)
     }
@@ -137,8 +144,8 @@ impl Journal {
                     return Ok(entries);
                 }
                 after.clone_from(&key);
-                match serde_json::from_slice::<Versioned>(&bytes) {
-                    Ok(versioned) => entries.push(Entry { suspect: versioned.suspect, key, bytes }),
+                match parse(&bytes) {
+                    Ok(suspect) => entries.push(Entry { suspect, key, bytes }),
                     // Left alone for the driver that wrote it: unknown is never treated as absent.
                     Err(error) => {
                         tracing::warn!(key, %error, "a journal entry cannot be read and is left alone");

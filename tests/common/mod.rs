@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test target uses a part of this")]
 
 pub mod driver;
+pub mod random;
 pub mod rpcs;
 
 use std::collections::BTreeSet;

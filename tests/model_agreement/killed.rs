@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use cinderblock::rbd::{CloneFormat, Cluster, Features};
 
+use super::common::random::Random;
 use super::common::{OwnLab, wait_until};
 use super::graph::Graph;
 use super::operation::{Action, At, ImageAction, Key, ORDER, Operation, Target};
 use super::pools::Pools;
-use super::random::Random;
 use super::side::Side;
 
 /// Kills in a normal run.

@@ -13,14 +13,13 @@ mod graph;
 mod killed;
 mod operation;
 mod pools;
-mod random;
 mod side;
 
 use cinderblock::rbd::model::{Model, PoolGraph};
 use common::Lab;
+use common::random::Random;
 use operation::{Operation, Present};
 use pools::Pools;
-use random::Random;
 use side::Side;
 
 /// Calls in one sequence.

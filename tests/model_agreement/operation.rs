@@ -3,7 +3,7 @@
 use cinderblock::rbd::model::{PoolGraph, SnapshotGraph};
 use cinderblock::rbd::{CloneFormat, Features, SnapshotKind};
 
-use super::random::Random;
+use super::common::random::Random;
 
 /// The names of images.
 pub(crate) const NAMES: [&str; 4] = ["a", "b", "c", "d"];

@@ -24,18 +24,18 @@ const READ_AHEAD: usize = 500;
 
 /// Where a listing goes on: in which pool, and after which record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
+pub(crate) struct Place {
     location: Location,
     cursor: Cursor,
 }
 
 impl Place {
     /// A token for [`Place::parse`]. A digest stands for the location, which can be long.
-    fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         format!("{}.{}", short_digest(&self.location), self.cursor.token())
     }
 
-    fn parse(token: &str, locations: &[Location]) -> Option<Place> {
+    pub(crate) fn parse(token: &str, locations: &[Location]) -> Option<Place> {
         let (digest, cursor) = token.split_once('.')?;
         let location = locations.iter().find(|location| short_digest(location) == digest)?;
         Some(Place { location: location.clone(), cursor: Cursor::parse(cursor)? })

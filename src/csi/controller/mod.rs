@@ -8,7 +8,7 @@ mod delete_volume;
 mod expand_volume;
 mod get_capacity;
 mod group_snapshots;
-mod list;
+pub(crate) mod list;
 mod modify_volume;
 mod publish_volume;
 mod snapshots;

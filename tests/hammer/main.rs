@@ -1,0 +1,101 @@
+//! Two drivers, one cluster, 64 clients, ten names: every answer is legal for what went before, and nothing is left.
+//!
+//! The clients create, clone, restore, delete and look at volumes and snapshots of the same few names; some hang up in the
+//! middle, some bring deadlines nobody can meet. Every few seconds all stand still: what is there is settled and read, byte for
+//! byte, and what was answered since is held against the rules in [`history`].
+//!
+//! Both drivers work at once, on one catalogue, on each other's sources and silent parents. Changes of one name go through one of
+//! them at a time, as leader election has it, and through the other after the next rest.
+//!
+//! `HAMMER_SECONDS` says for how long (20), `HAMMER_SEED` which numbers are drawn; the seed is printed. Which calls meet is the
+//! machine's affair, so a seed repeats the calls and not the run.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(unreachable_pub, reason = "a test has no outside")]
+#![allow(clippy::print_stdout, reason = "a report")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod clients;
+mod field;
+mod history;
+mod rest;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::driver::{Driver, lab_config_with_own_user};
+use common::random::Random;
+use common::{Lab, Namespace};
+use field::Field;
+
+/// Clients at once.
+const CLIENTS: u64 = 64;
+/// How long they work between two rests.
+const ROUND: Duration = Duration::from_secs(4);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_legal_and_nothing_is_left() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seconds = number("HAMMER_SECONDS").unwrap_or(20);
+    let seed = number("HAMMER_SEED").unwrap_or_else(Random::seed_of_now);
+    println!("hammer: HAMMER_SEED={seed}, {seconds} seconds");
+
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let config = lab_config_with_own_user(&lab, &namespace.name);
+    let drivers = [(); 2].map(|()| Driver::start(&config, &["--role", "controller"]));
+    let drivers = Drivers(drivers);
+    let field = Arc::new(Field::new(&lab, &namespace, &drivers.0).await);
+
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        clients.spawn(clients::work(field.clone(), Random::new(seed ^ (client << 32)), end));
+    }
+    let mut random = Random::new(!seed);
+    let mut total = history::Tally::default();
+    while Instant::now() < end {
+        tokio::time::sleep(ROUND.min(end.saturating_duration_since(Instant::now()))).await;
+        let _still = field.floor.write().await;
+        let events = std::mem::take(&mut *field.events.lock().unwrap());
+        total.add(&events);
+        history::check(&events);
+        let found = rest::settle(&field, &mut random).await;
+        *field.events.lock().unwrap() = found;
+        field.round.fetch_add(1, Ordering::Relaxed);
+    }
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    println!("hammer: {total}");
+    rest::delete_everything(&field).await;
+    drop(field);
+    drivers.stop();
+    namespace.assert_nothing_is_recorded();
+    namespace.assert_empty();
+}
+
+/// The drivers. When the test fails, the end of what each has logged is shown.
+struct Drivers([Driver; 2]);
+
+impl Drivers {
+    fn stop(mut self) {
+        for driver in &mut self.0 {
+            driver.terminate();
+        }
+    }
+}
+
+impl Drop for Drivers {
+    fn drop(&mut self) {
+        for driver in self.0.iter().filter(|_| std::thread::panicking()) {
+            let log = driver.log();
+            let last: Vec<_> = log.lines().rev().take(60).collect();
+            println!("the driver {} logged last:", driver.pid());
+            last.iter().rev().for_each(|line| println!("  {line}"));
+        }
+    }
+}
