@@ -85,6 +85,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     max_volumes_per_node: Option<u32>,
 
+    /// Offer what is alpha in CSI 1.13 and unknown to older sidecars: ControllerGetVolumeHealth.
+    #[arg(long)]
+    enable_alpha: bool,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -199,8 +203,9 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             Box::new(move |address| stuck.set_aside(address)),
         ));
         recovery::start(&clusters);
-        let controller =
-            ControllerService::new(clusters, nodes, timeout).with_volumes_per_node(args.max_volumes_per_node);
+        let controller = ControllerService::new(clusters, nodes, timeout)
+            .with_volumes_per_node(args.max_volumes_per_node)
+            .with_alpha(args.enable_alpha);
         let snapshot_metadata = SnapshotMetadataService::new(controller.clone());
         routes = routes
             .add_service(GroupControllerServer::new(controller.clone()))

@@ -13,6 +13,7 @@ mod modify_volume;
 mod publish_volume;
 mod snapshots;
 mod validate_capabilities;
+mod volume_health;
 
 use super::clusters::{Access, Clusters, Credentials};
 use super::deadline;
@@ -49,6 +50,9 @@ const CAPABILITIES: &[rpc::Type] = &[
     rpc::Type::SingleNodeMultiWriter,
 ];
 
+/// What it can do with `--enable-alpha`: csi-sanity takes a capability it does not know for a mistake.
+const ALPHA_CAPABILITIES: &[rpc::Type] = &[rpc::Type::GetVolumeHealth];
+
 /// The controller service of one driver.
 #[derive(Debug, Clone)]
 pub struct ControllerService {
@@ -56,6 +60,7 @@ pub struct ControllerService {
     operations: Operations,
     nodes: Arc<BTreeSet<String>>,
     volumes_per_node: Option<u32>,
+    alpha: bool,
     timeout: Duration,
 }
 
@@ -68,6 +73,7 @@ impl ControllerService {
             operations: Operations::default(),
             nodes: Arc::new(nodes),
             volumes_per_node: None,
+            alpha: false,
             timeout,
         }
     }
@@ -86,6 +92,12 @@ impl ControllerService {
     /// The time for requests that bring no deadline of their own.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// The same with the alpha capabilities that older orchestrators and csi-sanity do not know, if `enabled`.
+    #[must_use]
+    pub fn with_alpha(self, enabled: bool) -> ControllerService {
+        ControllerService { alpha: enabled, ..self }
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Duration {
@@ -198,7 +210,8 @@ impl Controller for ControllerService {
         };
         let with_own_user: &[_] =
             if self.clusters.own_pools().is_empty() { &[] } else { CAPABILITIES_WITH_OWN_USER };
-        let capabilities = CAPABILITIES.iter().chain(with_own_user).map(capability).collect();
+        let alpha: &[_] = if self.alpha { ALPHA_CAPABILITIES } else { &[] };
+        let capabilities = CAPABILITIES.iter().chain(with_own_user).chain(alpha).map(capability).collect();
         Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
 
@@ -218,9 +231,9 @@ impl Controller for ControllerService {
 
     async fn controller_get_volume_health(
         &self,
-        _request: Request<ControllerGetVolumeHealthRequest>,
+        request: Request<ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
-        Err(not_advertised("ControllerGetVolumeHealth"))
+        self.handle_get_volume_health(request).await
     }
 
     async fn get_capacity(

@@ -1,0 +1,60 @@
+//! What the driver offers with `--enable-alpha` alone, over the socket, on a real Ceph.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use cinderblock::csi::proto::controller_service_capability::{Type, rpc};
+use cinderblock::csi::proto::{
+    ControllerGetCapabilitiesRequest, ControllerGetVolumeHealthRequest, VolumeHealthErrorType,
+};
+use common::driver::{Class, Driver, MIB, lab_config};
+use common::{Lab, Namespace, POOL};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_of_a_volume_is_told_with_alpha_enabled_and_not_offered_without() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let class = Class::new(&lab, &namespace.name);
+    let health = |volume_id: &str| ControllerGetVolumeHealthRequest {
+        volume_id: volume_id.to_string(),
+        secrets: class.secrets.clone(),
+    };
+    for alpha in [false, true] {
+        let arguments: &[&str] = if alpha { &["--enable-alpha"] } else { &[] };
+        let arguments = [&["--role", "controller"], arguments].concat();
+        let driver = Driver::start(&lab_config(&lab), &arguments);
+        let mut controller = driver.controller().await;
+        let request = ControllerGetCapabilitiesRequest {};
+        let capabilities = controller.controller_get_capabilities(request).await.unwrap().into_inner();
+        let offered = capabilities.capabilities.iter().any(|capability| {
+            matches!(&capability.r#type, Some(Type::Rpc(rpc)) if rpc.r#type() == rpc::Type::GetVolumeHealth)
+        });
+        assert_eq!(offered, alpha);
+        let volume = controller.create_volume(class.create_volume("v", MIB)).await.unwrap().into_inner();
+        let id = volume.volume.unwrap().volume_id;
+        let answer = controller.controller_get_volume_health(health(&id)).await;
+        if !alpha {
+            assert_eq!(answer.unwrap_err().code(), Code::Unimplemented);
+            controller.delete_volume(class.delete_volume(&id)).await.unwrap();
+            continue;
+        }
+        let well = answer.unwrap().into_inner().volume_health.unwrap();
+        assert_eq!((well.volume_id.as_str(), well.health_statuses.len()), (id.as_str(), 0));
+        for missing in ["no id", &format!("{id}-other")] {
+            let missing = controller.controller_get_volume_health(health(missing)).await.unwrap_err();
+            assert_eq!(missing.code(), Code::NotFound);
+        }
+        lab.run("rbd", &["rm", "--no-progress", &format!("{POOL}/{}/csi-v", namespace.name)]);
+        let ill = controller.controller_get_volume_health(health(&id)).await.unwrap().into_inner();
+        let ill = ill.volume_health.unwrap().health_statuses;
+        assert_eq!(
+            (ill.len(), ill[0].status(), ill[0].reason.as_str()),
+            (1, VolumeHealthErrorType::Inaccessible, "ImageMissing")
+        );
+        controller.delete_volume(class.delete_volume(&id)).await.unwrap();
+    }
+    namespace.assert_nothing_is_recorded();
+    namespace.assert_empty();
+}
