@@ -30,6 +30,9 @@ test-hammer: build ## 64 clients and two drivers on the same ten names for a min
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
 
+manifests: .tools/bin/helm ## deploy/cinderblock.yaml, rendered anew from the chart
+	deploy/render.sh >deploy/cinderblock.yaml
+
 lab-up: ## a one-node Ceph in .lab/ceph; then: eval "$(lab/ceph env)"
 	lab/ceph up
 
@@ -46,12 +49,15 @@ packages:
 
 # `cargo install` does nothing when this version is there already. Unoptimised it takes half the time to build, and
 # checks this repository in four seconds.
-tools: .tools/bin/csi-sanity
+tools: .tools/bin/csi-sanity .tools/bin/helm
 	cargo install cargo-deny@0.20.2 --debug --locked --quiet --root .tools --target-dir .tools/target
 	rm -rf .tools/target
 
-# csi-sanity has a module of its own, see there; it is built again when that module changes.
+# Each has a module of its own, see there; it is built again when that module changes.
 .tools/bin/csi-sanity: tools/csi-sanity/go.mod tools/csi-sanity/go.sum
 	cd tools/csi-sanity && go build -buildvcs=false -o $(CURDIR)/$@ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 
-.PHONY: help setup packages tools build demo test test-kills test-fuzz test-hammer lint lab-up lab-down clean
+.tools/bin/helm: tools/helm/go.mod tools/helm/go.sum
+	cd tools/helm && go build -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
+
+.PHONY: help setup packages tools build demo test test-kills test-fuzz test-hammer lint manifests lab-up lab-down clean
