@@ -38,7 +38,7 @@ summary() {
 }
 
 check_scripts() {
-    git grep --untracked -lE '^(#!/usr/bin/env bash|# shellcheck shell=bash)' -- lab tests .ci |
+    git grep --untracked -lE '^(#!/usr/bin/env bash|# shellcheck shell=bash)' -- lab tests deploy .ci |
         xargs shellcheck --external-sources --source-path=.
 }
 
@@ -94,6 +94,7 @@ stage tools make --no-print-directory tools || summary
 lint
 if [[ ${1:-} != lint ]]; then
     stage build cargo build --workspace || summary
+    stage chart cargo test --test chart || true
     stage lab-test lab/test || true
     with_ceph
 fi

@@ -1,0 +1,110 @@
+{{- define "cinderblock.name" -}}
+{{- if contains "cinderblock" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-cinderblock" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end -}}
+{{- end }}
+
+{{- define "cinderblock.labels" -}}
+app.kubernetes.io/name: cinderblock
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Selectors never change, or upgrades fail. Takes (list root component). */}}
+{{- define "cinderblock.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: cinderblock
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Takes (list root component). */}}
+{{- define "cinderblock.serviceAccount" -}}
+{{- $root := index . 0 -}}
+{{- $account := get $root.Values.serviceAccount (index . 1) -}}
+{{- $account.name | default (printf "%s-%s" (include "cinderblock.name" $root) (index . 1)) -}}
+{{- end }}
+
+{{/* Takes (list image defaultTag). */}}
+{{- define "cinderblock.image" -}}
+{{- $image := index . 0 -}}
+{{- $image.repository }}:{{ $image.tag | default (index . 1) }}{{ with $image.digest }}@{{ . }}{{ end -}}
+{{- end }}
+
+{{- define "cinderblock.configMap" -}}
+{{- .Values.existingConfigMap | default (printf "%s-clusters" (include "cinderblock.name" .)) -}}
+{{- end }}
+
+{{/* The driver's configuration: the list of clusters. */}}
+{{- define "cinderblock.configuration" -}}
+{{- $clusters := list -}}
+{{- range $id, $cluster := .Values.clusters -}}
+{{- $entry := merge (dict "clusterID" $id) (omit $cluster "secret" "ownUser") -}}
+{{- with $cluster.ownUser -}}
+{{- $entry = merge $entry (dict "userID" .userID "keyFile" (printf "/etc/cinderblock/keys/%s" $id)) -}}
+{{- end -}}
+{{- $clusters = append $clusters $entry -}}
+{{- end -}}
+{{- toYaml $clusters -}}
+{{- end }}
+
+{{/* The Secret of a class, as JSON {name, namespace}: its own, else its cluster's. Takes (list root kind name class). */}}
+{{- define "cinderblock.secret" -}}
+{{- $root := index . 0 -}}
+{{- $class := index . 3 -}}
+{{- $cluster := get $root.Values.clusters $class.cluster | default dict -}}
+{{- if and $root.Values.clusters (not (hasKey $root.Values.clusters $class.cluster)) -}}
+{{- fail (printf "%s.%s: the cluster %q is not among clusters, which has %s" (index . 1) (index . 2) $class.cluster (keys $root.Values.clusters | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- $secret := $class.secret | default $cluster.secret -}}
+{{- if not $secret -}}
+{{- fail (printf "%s.%s: name an existing Secret with userID and userKey, as secret.name here or at the cluster %q" (index . 1) (index . 2) $class.cluster) -}}
+{{- end -}}
+{{- dict "name" $secret.name "namespace" ($secret.namespace | default $root.Release.Namespace) | toJson -}}
+{{- end }}
+
+{{/* Keys of a class that name its Secret. Takes (list secret kind…). */}}
+{{- define "cinderblock.secretParameters" -}}
+{{- $secret := first . -}}
+{{- range $kind := rest . }}
+csi.storage.k8s.io/{{ $kind }}-secret-name: {{ $secret.name | quote }}
+csi.storage.k8s.io/{{ $kind }}-secret-namespace: {{ $secret.namespace | quote }}
+{{- end }}
+{{- end }}
+
+{{/* Names of the Secrets that sidecars read, by namespace, as JSON. */}}
+{{- define "cinderblock.secretsByNamespace" -}}
+{{- $root := . -}}
+{{- $found := dict -}}
+{{- $secrets := list -}}
+{{- range $kind := list "storageClasses" "volumeSnapshotClasses" "volumeGroupSnapshotClasses" -}}
+{{- range $name, $class := get $root.Values $kind -}}
+{{- $secrets = append $secrets (include "cinderblock.secret" (list $root $kind $name $class) | fromJson) -}}
+{{- end -}}
+{{- end -}}
+{{- range $cluster := .Values.clusters -}}
+{{- with $cluster.secret -}}
+{{- $secrets = append $secrets (dict "name" .name "namespace" (.namespace | default $root.Release.Namespace)) -}}
+{{- end -}}
+{{- end -}}
+{{- range concat $secrets .Values.rbac.secrets -}}
+{{- $_ := set $found .namespace (append (get $found .namespace | default list) .name | uniq | sortAlpha) -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end }}
+
+{{/* What every container but the node plugin's driver is held to. */}}
+{{- define "cinderblock.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* A parameter as the string Kubernetes wants; numbers come as floats from YAML, and must not be written like 8e+06. */}}
+{{- define "cinderblock.parameter" -}}
+{{- if kindIs "float64" . }}{{ int64 . | toString | quote }}{{ else }}{{ toString . | quote }}{{ end -}}
+{{- end }}

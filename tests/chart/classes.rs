@@ -1,0 +1,79 @@
+//! Configurations, classes and examples, checked by the driver's own code.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use cinderblock::csi::config::Config;
+use cinderblock::csi::parameters::{GroupParameters, SnapshotParameters, VolumeParameters};
+use cinderblock::csi::qos;
+use serde_json::Value;
+
+use super::{RENDERINGS, parameters, text, yaml};
+
+/// Has the driver check the configuration and the classes among these objects. Classes without a configuration are an error.
+fn check_with_the_driver(objects: &[Value], at: &str) {
+    let config = objects.iter().find_map(|object| object["data"]["clusters.yaml"].as_str());
+    let config = config.map(|text| Config::parse(text).unwrap_or_else(|error| panic!("{at}: {error}")));
+    let config = || config.as_ref().unwrap_or_else(|| panic!("{at}: classes without a configuration"));
+    for class in objects {
+        let name = format!("{at}: {} {}", text(class, "/kind"), text(class, "/metadata/name"));
+        match text(class, "/kind") {
+            "StorageClass" => {
+                let parsed = VolumeParameters::parse(&parameters(class), config());
+                let parsed = parsed.unwrap_or_else(|status| panic!("{name}: {status}"));
+                assert_eq!(parsed.context["mounter"], "fuse", "{name}: nodes have no other mounter");
+            }
+            "VolumeSnapshotClass" => {
+                SnapshotParameters::parse(&parameters(class), config())
+                    .unwrap_or_else(|status| panic!("{name}: {status}"));
+            }
+            "VolumeGroupSnapshotClass" => {
+                GroupParameters::parse(&parameters(class), config())
+                    .unwrap_or_else(|status| panic!("{name}: {status}"));
+            }
+            "VolumeAttributesClass" => {
+                qos::settings(&parameters(class)).unwrap_or_else(|status| panic!("{name}: {status}"));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn the_driver_takes_its_configuration_and_the_parameters_of_every_class() {
+    for rendering in RENDERINGS.iter() {
+        check_with_the_driver(&rendering.objects, &format!("{:?}", rendering.values));
+    }
+    let depth = RENDERINGS[1].objects.iter().find(|o| text(o, "/kind") == "StorageClass").unwrap();
+    assert_eq!(text(depth, "/parameters/objectSize"), "8388608");
+}
+
+#[test]
+fn the_driver_takes_the_examples_and_they_fit_together() {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            all.extend(yaml(&fs::read_to_string(&path).unwrap()));
+        }
+    }
+    assert!(all.len() >= 12, "{} objects", all.len());
+    check_with_the_driver(&all, "deploy/examples");
+    let there: BTreeSet<_> = all.iter().map(|o| (text(o, "/kind"), text(o, "/metadata/name"))).collect();
+    assert_eq!(there.len(), all.len(), "two examples have one name");
+    for object in &all {
+        for (pointer, kind) in [
+            ("/spec/storageClassName", "StorageClass"),
+            ("/spec/volumeAttributesClassName", "VolumeAttributesClass"),
+            ("/spec/volumeSnapshotClassName", "VolumeSnapshotClass"),
+            ("/spec/volumeGroupSnapshotClassName", "VolumeGroupSnapshotClass"),
+            ("/spec/source/persistentVolumeClaimName", "PersistentVolumeClaim"),
+            ("/spec/dataSource/name", text(object, "/spec/dataSource/kind")),
+            ("/spec/volumes/0/persistentVolumeClaim/claimName", "PersistentVolumeClaim"),
+        ] {
+            let name = text(object, pointer);
+            assert!(name.is_empty() || there.contains(&(kind, name)), "{object}: no {kind} {name}");
+        }
+    }
+}
