@@ -17,8 +17,8 @@ use std::sync::{MutexGuard, PoisonError};
 pub(super) struct Suspected {
     /// The pools and namespaces in whose journals it wrote some, or an earlier attempt may have.
     places: BTreeSet<(String, String)>,
-    /// Those it wrote.
-    own: BTreeSet<Suspect>,
+    /// Ids of the images that must not be left to another operation: it wrote suspects about them, or has just set them free.
+    own: BTreeSet<String>,
 }
 
 /// What became of a suspect.
@@ -39,7 +39,7 @@ impl Volumes {
             let here: Vec<_> = suspects.iter().filter(|suspect| is_at(suspect, &place)).cloned().collect();
             home.journal.add(&here)?;
             let mut suspected = self.suspected();
-            suspected.own.extend(here);
+            suspected.own.extend(here.into_iter().map(|suspect| suspect.image_id));
             suspected.places.insert(place);
         }
         Ok(())
@@ -50,7 +50,7 @@ impl Volumes {
     /// cannot be read.
     ///
     /// Several operations of this process that collect at once do not open one image at the same time, for they would keep
-    /// taking its lock from each other. They wait for each other when the suspect is their own, and leave it alone otherwise.
+    /// taking its lock from each other. They wait for each other where the image is their own, and leave it to that one otherwise.
     pub fn collect(&self) -> Result<()> {
         let here = (self.pool.name().to_string(), self.pool.namespace().to_string());
         loop {
@@ -62,7 +62,7 @@ impl Volumes {
                 for entry in home.journal.entries()? {
                     let what = format!("suspects of {}", entry.suspect.image_id);
                     let turn = match self.turns.try_take(&what) {
-                        None if !self.suspected().own.contains(&entry.suspect) => continue,
+                        None if !self.suspected().own.contains(&entry.suspect.image_id) => continue,
                         None => {
                             let turn = self.turns.take(&what);
                             if !home.journal.holds(&entry)? {
@@ -99,6 +99,11 @@ impl Volumes {
         if let Some(link) = &record.link {
             places.insert((link.pool.clone(), link.namespace.clone()));
         }
+    }
+
+    /// Has this operation settle what others suspect of the image `id`: until now they found it busy.
+    pub(super) fn now_free(&self, id: &str) {
+        self.suspected().own.insert(id.to_string());
     }
 
     /// [`Volumes::collect`] after an operation whose own object is already as it should be: a failure is logged, and what

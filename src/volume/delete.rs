@@ -246,6 +246,7 @@ impl Volumes {
         }
         let silent = Silent { volume: stored.record.id.clone(), deleted: now() };
         self.catalogue.silence(image, stored, id, silent)?;
+        self.now_free(id);
         self.collect_leftovers();
         Ok(())
     }
