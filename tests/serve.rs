@@ -41,6 +41,7 @@ fn wrong_arguments_are_refused_at_once_in_words() {
             "possible values: controller, node, all",
         ),
         (vec!["--endpoint", endpoint, "--config", config, "--role", "node"], "--node-id <ID>"),
+        ([&controller[..], &["--endpoint", endpoint, "--topology", "zone"]].concat(), "expected KEY=VALUE"),
         (
             [&controller[..], &["--endpoint", endpoint, "--instance", "a/b"]].concat(),
             "an instance is 1 to 32",

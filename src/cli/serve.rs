@@ -20,7 +20,7 @@ use cinderblock::csi::proto::node_server::NodeServer;
 use cinderblock::csi::proto::snapshot_metadata_server::SnapshotMetadataServer;
 use cinderblock::csi::server::{CsiSocket, termination_signal};
 use cinderblock::csi::snapshot_metadata::SnapshotMetadataService;
-use cinderblock::csi::{ids, recovery};
+use cinderblock::csi::{ids, recovery, topology};
 use cinderblock::node::Node;
 use cinderblock::rbd::ceph::{Connections, Timeouts};
 use cinderblock::telemetry::LogArgs;
@@ -85,7 +85,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     max_volumes_per_node: Option<u32>,
 
-    /// Offer what is alpha in CSI 1.13 and unknown to older sidecars: ControllerGetVolumeHealth.
+    /// Where this node is, as KEY=VALUE; several times for several. Needed when a cluster of the configuration has a `topology`.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = topology::segment)]
+    topology: Vec<(String, String)>,
+
+    /// Offer what is alpha in CSI 1.13 and unknown to older sidecars: the health of volumes and of the storage.
     #[arg(long)]
     enable_alpha: bool,
 
@@ -132,6 +136,12 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if topology::is_used(&config) && args.role != Role::Controller && args.topology.is_empty() {
+        eprintln!(
+            "cinderblock serve: a cluster of the configuration has a topology, so this node must say where it is: --topology KEY=VALUE"
+        );
+        return ExitCode::from(2);
+    }
     raise_descriptor_limit();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // More than all bounded work can take, so that what hangs never fills the pool of blocking threads.
@@ -181,7 +191,8 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         Role::Node => IdentityService::always_ready(&args.driver_name),
         _ => IdentityService::watching(&args.driver_name, config.clusters.values().cloned().collect()),
     };
-    let mut routes = Routes::new(IdentityServer::new(identity));
+    let topology_used = topology::is_used(&config);
+    let mut routes = Routes::new(IdentityServer::new(identity.with_topology(topology_used)));
 
     if args.role != Role::Node {
         let connections = Arc::new(Connections::default());
@@ -221,7 +232,9 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             args.max_volumes_per_node.unwrap_or(0),
             monitors,
             timeout,
-        );
+        )
+        .with_topology(topology_used.then(|| args.topology.into_iter().collect()))
+        .with_alpha(args.enable_alpha);
         routes = routes.add_service(NodeServer::new(service));
     }
     socket.serve(routes, GRACE, shutdown).await?;

@@ -6,6 +6,7 @@
 
 use super::ids;
 use super::parameters::{Parameter, parameter};
+use super::topology::{self, Segments};
 use crate::volume::{DeleteWithSnapshots, FlattenTarget, Policy};
 use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -61,6 +62,11 @@ pub const CLUSTER_KEYS: &[Parameter] = &[
         "What DeleteVolume does with a volume that has snapshots: `retain` or `refuse`.",
     ),
     parameter("cloneFormat", "2", "The format of clones and their snapshots, 1 or 2."),
+    parameter(
+        "topology",
+        "none",
+        "A map of segments, such as `topology.kubernetes.io/zone: a`: nodes that are elsewhere do not reach the cluster.",
+    ),
     parameter("cephFS", "none", "Passed over: ceph-csi's."),
     parameter("nfs", "none", "Passed over: ceph-csi's."),
     parameter("readAffinity", "none", "Passed over: ceph-csi's."),
@@ -116,6 +122,9 @@ pub struct Cluster {
     /// Format of clones, 1 or 2, unless the class says otherwise.
     #[serde(default = "two")]
     pub clone_format: u8,
+    /// From where the cluster is reached; from everywhere when empty.
+    #[serde(default)]
+    pub topology: Segments,
     // Keys of ceph-csi's file that concern other file systems, or its own way of working.
     #[serde(default, rename = "cephFS")]
     _ceph_fs: IgnoredAny,
@@ -208,6 +217,11 @@ impl Cluster {
                 "maxSnapshotsPerImage is from 2 to {}: the kernel maps at most 510",
                 Policy::MOST_SNAPSHOTS
             ));
+        }
+        for (key, value) in &self.topology {
+            if let Err(why) = topology::check(key, value) {
+                return at(format!("topology: {why}"));
+            }
         }
         if !matches!(self.clone_format, 1 | 2) {
             return at(format!("cloneFormat is 1 or 2, not {}", self.clone_format));

@@ -31,12 +31,13 @@ const MONITOR_PORTS: [u16; 2] = [3300, 6789];
 pub struct IdentityService {
     name: String,
     ready: Arc<AtomicBool>,
+    topology: bool,
 }
 
 impl IdentityService {
     /// A service for the driver `name` that is always ready: a node plugin, which Ceph trouble must never restart.
     pub fn always_ready(name: &str) -> IdentityService {
-        IdentityService { name: name.to_string(), ready: Arc::new(AtomicBool::new(true)) }
+        IdentityService { name: name.to_string(), ready: Arc::new(AtomicBool::new(true)), topology: false }
     }
 
     /// A service for the driver `name` that is ready while monitors accept connections, those of any cluster: one that is away
@@ -59,7 +60,13 @@ impl IdentityService {
                 tokio::time::sleep(INTERVALS[usize::from(!any)]).await;
             }
         });
-        IdentityService { name: name.to_string(), ready }
+        IdentityService { name: name.to_string(), ready, topology: false }
+    }
+
+    /// The same, saying that not every node reaches every volume, if so.
+    #[must_use]
+    pub fn with_topology(self, used: bool) -> IdentityService {
+        IdentityService { topology: used, ..self }
     }
 }
 
@@ -67,7 +74,7 @@ impl IdentityService {
 async fn any_answers(clusters: &[Arc<Cluster>], silent: &mut BTreeSet<String>) -> bool {
     let mut tried = JoinSet::new();
     for cluster in clusters.iter().cloned() {
-        tried.spawn(async move { (answers(&cluster).await, cluster) });
+        tried.spawn(async move { (answers(&cluster.monitors).await, cluster) });
     }
     let mut any = false;
     for (answers, cluster) in tried.join_all().await {
@@ -82,10 +89,10 @@ async fn any_answers(clusters: &[Arc<Cluster>], silent: &mut BTreeSet<String>) -
     any
 }
 
-/// Whether a monitor of the cluster accepts a connection. A cluster known by its ceph.conf alone counts as answering: its
+/// Whether one of a cluster's monitors accepts a connection. A cluster known by its ceph.conf alone counts as answering: its
 /// monitors are librados' business.
-async fn answers(cluster: &Cluster) -> bool {
-    let addresses: Vec<_> = cluster.monitors.iter().flat_map(|monitor| addresses(monitor)).collect();
+pub(super) async fn answers(monitors: &[String]) -> bool {
+    let addresses: Vec<_> = monitors.iter().flat_map(|monitor| addresses(monitor)).collect();
     if addresses.is_empty() {
         return true;
     }
@@ -138,7 +145,7 @@ impl Identity for IdentityService {
         let service = |kind: service::Type| PluginCapability {
             r#type: Some(Type::Service(Service { r#type: kind.into() })),
         };
-        let capabilities = vec![
+        let mut capabilities = vec![
             service(service::Type::ControllerService),
             service(service::Type::GroupControllerService),
             service(service::Type::SnapshotMetadataService),
@@ -148,6 +155,9 @@ impl Identity for IdentityService {
                 })),
             },
         ];
+        if self.topology {
+            capabilities.push(service(service::Type::VolumeAccessibilityConstraints));
+        }
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 

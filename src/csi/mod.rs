@@ -28,4 +28,5 @@ mod rpc_log;
 pub mod server;
 pub mod snapshot_metadata;
 pub mod status;
+pub mod topology;
 pub mod validate;

@@ -39,7 +39,7 @@ pub use filesystem::FsType;
 pub use options::check_mkfs_options;
 pub use publish::Publish;
 pub use stage::Stage;
-pub use usage::{Inodes, Usage};
+pub use usage::{Illness, Inodes, Usage};
 
 use attach::Device;
 use mount::{Mount, MountTable};

@@ -99,6 +99,35 @@ impl Node {
     }
 }
 
+/// Why a volume cannot be used on this node, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Illness {
+    /// What served its device is gone.
+    DeviceGone(String),
+    /// Its filesystem was not mounted for reading alone, but is read-only: the kernel gave up on it.
+    ReadOnly(String),
+}
+
+impl Node {
+    /// What is wrong with a volume at a staging or target path, if anything is. `NotFound` when the volume is not there. Reads nothing
+    /// from the device, so a dead one does not hold it up.
+    pub fn illness(&self, volume_id: &str, path: &Path) -> Result<Option<Illness>> {
+        let (record, _, mount) = match locate(&self.volume(volume_id), volume_id, path) {
+            Err(Error::Unavailable(why)) => return Ok(Some(Illness::DeviceGone(why))),
+            other => other?,
+        };
+        let gave_up =
+            |mount: &Mount| mount.is_filesystem_read_only() && !record.capability.mounts_read_only();
+        Ok(mount.filter(gave_up).map(|mount| {
+            Illness::ReadOnly(format!(
+                "the filesystem at {} has become read-only after an error: end the pods that use the volume, and let it be \
+                 staged again",
+                mount.point.display()
+            ))
+        }))
+    }
+}
+
 /// The volume's record and device, and for a filesystem its mount at `path`. `NotFound` unless the volume is at `path`;
 /// `Unavailable` when its device is dead.
 fn locate(

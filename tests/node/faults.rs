@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 
-use cinderblock::node::{Access, Error};
+use cinderblock::node::{Access, Error, Illness};
 
 use crate::lab::{MIB, Volume, ext4, pattern, run, write, xfs};
 
@@ -39,7 +39,9 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         if access != Access::Block {
             write(&volume.path("target/data"), b"before");
         }
+        assert_eq!(volume.illness("target"), None);
         volume.end_daemon("KILL");
+        assert!(matches!(volume.illness("target"), Some(Illness::DeviceGone(_))));
         // While a pod has it, nobody can bring it back, and nothing pretends to work.
         assert!(matches!(volume.stage(), Err(Error::FailedPrecondition(_))));
         assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))));
@@ -68,6 +70,24 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         volume.unstage().unwrap();
         volume.finish();
     }
+}
+
+#[test]
+fn a_filesystem_that_has_become_read_only_is_told_as_ill_and_one_mounted_so_is_not() {
+    let volume = Volume::new(64, ext4());
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    volume.publish("reader", true).unwrap();
+    assert_eq!((volume.illness("target"), volume.illness("reader")), (None, None));
+    // As the kernel does after an error.
+    run("mount", &["-o", "remount,ro", volume.staging().to_str().unwrap()]);
+    for name in ["staging", "target"] {
+        assert!(matches!(volume.illness(name), Some(Illness::ReadOnly(_))), "{name}");
+    }
+    volume.unpublish("reader").unwrap();
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.finish();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cinderblock::node::attach::{Image, Mounter};
-use cinderblock::node::{Access, AccessMode, Capability, FsType, Node, Publish, Result, Stage};
+use cinderblock::node::{Access, AccessMode, Capability, FsType, Illness, Node, Publish, Result, Stage};
 use cinderblock::rbd::Key;
 use tempfile::TempDir;
 
@@ -180,6 +180,10 @@ impl Volume {
     /// Grows what the node has of it, as seen at the path `name`, to `mib` MiB.
     pub(crate) fn expand(&self, name: &str, mib: u64) -> Result<u64> {
         self.node.expand(&self.id(), &self.path(name), mib * MIB, 0)
+    }
+
+    pub(crate) fn illness(&self, name: &str) -> Option<Illness> {
+        self.node.illness(&self.id(), &self.path(name)).unwrap()
     }
 
     /// Forgets the node and takes up its work with a new one, as a restarted driver does.

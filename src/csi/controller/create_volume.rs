@@ -4,7 +4,7 @@ use crate::csi::ids::{Location, SnapshotId, VolumeId};
 use crate::csi::parameters::{self, VolumeParameters};
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource};
-use crate::csi::{qos, validate};
+use crate::csi::{qos, topology, validate};
 use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
 use crate::volume::{CreateVolume, Sizes, VolumeSource, names};
@@ -29,13 +29,14 @@ impl ControllerService {
             vec![format!("volume {}", create.id)],
             format!("{} {:?} {:?}", create.digest, create.sizes, create.source),
         );
+        let cluster = location.cluster.clone();
         let record = self
             .run(operation, deadline, location, credentials, move |access, clusters| {
                 clusters.check_namespace(access)?;
                 access.answer(access.volumes.create(&create))
             })
             .await?;
-        Ok(Response::new(CreateVolumeResponse { volume: Some(volume(&record)) }))
+        Ok(Response::new(CreateVolumeResponse { volume: Some(self.placed(&cluster, volume(&record))) }))
     }
 
     fn volume_to_create(&self, request: &CreateVolumeRequest) -> Result<(Location, CreateVolume), Status> {
@@ -46,6 +47,8 @@ impl ControllerService {
         let settings = qos::settings(&request.mutable_parameters)?;
         let sizes = whole_sectors(validate::sizes(request.capacity_range.as_ref())?)?;
         let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
+        let cluster = &class.location.cluster;
+        topology::require(cluster, self.reached_from(cluster), request.accessibility_requirements.as_ref())?;
         let source =
             request.volume_content_source.as_ref().map(|source| self::source(source, &class)).transpose()?;
         let image = names::rbd_name(&class.prefix, &request.name, class.location.room());

@@ -6,7 +6,7 @@ use crate::csi::deadline::left_until;
 use crate::csi::ids::Location;
 use crate::csi::parameters::VolumeParameters;
 use crate::csi::proto::{GetCapacityRequest, GetCapacityResponse};
-use crate::csi::validate;
+use crate::csi::{topology, validate};
 use crate::rbd::{ImageOptions, PoolStats};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -46,6 +46,10 @@ impl ControllerService {
         }
         let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
         let largest = largest(&class.options);
+        let elsewhere = |place| !topology::is_reached_from(self.reached_from(&class.location.cluster), place);
+        if request.accessible_topology.as_ref().is_some_and(elsewhere) {
+            return Ok(Response::new(answer(0, largest)));
+        }
         // The data pool is what fills.
         let location = match class.options.data_pool {
             Some(pool) => Location { pool, namespace: String::new(), ..class.location },

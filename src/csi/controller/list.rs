@@ -9,6 +9,7 @@ use crate::csi::deadline::left_until;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
 #[allow(clippy::wildcard_imports, reason = "most messages of the lists")]
 use crate::csi::proto::*;
+use crate::csi::topology;
 use crate::volume::State;
 use crate::volume::catalogue::{self, Catalogue, Cursor, Record};
 use crate::volume::names;
@@ -19,6 +20,8 @@ use tonic::{Request, Response, Status};
 
 /// Bytes of entries in one answer at the most; clients written in Go refuse messages above 4 MiB.
 const PAGE_BYTES: usize = 3 << 20;
+/// Volumes whose health one answer tells of at the most.
+const HEALTH_PAGE: usize = 200;
 /// Records read from the catalogue at once.
 const READ_AHEAD: usize = 500;
 
@@ -74,10 +77,50 @@ impl ControllerService {
         let request = request.into_inner();
         let bounds = Bounds::of(request.max_entries)?;
         let locations = self.clusters.own_pools();
-        let (entries, next_token) = self
-            .list(deadline, locations, &request.starting_token, bounds, BTreeMap::new(), volume_entry)
-            .await?;
+        let config = self.clusters.clone();
+        let entry = move |location: &Location, _: &str, record: &catalogue::Volume| {
+            let topology = config.config().clusters.get(&location.cluster).map(|cluster| &cluster.topology);
+            volume_entry(record, topology.map(topology::accessible_from).unwrap_or_default())
+        };
+        let (entries, next_token) =
+            self.list(deadline, locations, &request.starting_token, bounds, BTreeMap::new(), entry).await?;
         Ok(Response::new(ListVolumesResponse { entries, next_token }))
+    }
+
+    /// ControllerListVolumeHealth, with `--enable-alpha`: of a page of volumes, those that are not well. A page looks at no more than
+    /// 200, each of which is opened.
+    pub(super) async fn handle_list_volume_health(
+        &self,
+        request: Request<ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
+        if !self.alpha {
+            return Err(super::not_advertised("ControllerListVolumeHealth"));
+        }
+        let until = Instant::now() + self.deadline(&request);
+        let request = request.into_inner();
+        let bounds = Bounds::of(request.max_entries)?;
+        let bounds = Bounds { entries: bounds.entries.min(HEALTH_PAGE), ..bounds };
+        let locations = self.clusters.own_pools();
+        let ready = |_: &Location, _: &str, record: &catalogue::Volume| {
+            (record.state == State::Ready).then(|| record.id.clone())
+        };
+        let (volumes, next_token) = self
+            .list(
+                left_until(until),
+                locations,
+                &request.starting_token,
+                bounds,
+                request.secrets.clone(),
+                ready,
+            )
+            .await?;
+        let mut entries = Vec::new();
+        for volume in volumes {
+            // One that is deleted meanwhile has no health.
+            let health = self.volume_health(left_until(until), volume, &request.secrets).await?;
+            entries.extend(health.filter(|health| !health.health_statuses.is_empty()));
+        }
+        Ok(Response::new(ControllerListVolumeHealthResponse { entries, next_token }))
     }
 
     /// ListSnapshots: all, those of one volume, or one. A filter that matches nothing gives an empty list.
@@ -139,8 +182,9 @@ impl ControllerService {
         let request = request.into_inner();
         crate::csi::validate::required("volume_id", &request.volume_id)?;
         let record = self.find_volume(deadline, &request.volume_id, &BTreeMap::new()).await?;
+        let cluster = VolumeId::parse(&request.volume_id).map(|id| id.location.cluster).unwrap_or_default();
         Ok(Response::new(ControllerGetVolumeResponse {
-            volume: Some(super::create_volume::volume(&record)),
+            volume: Some(self.placed(&cluster, super::create_volume::volume(&record))),
             status: Some(controller_get_volume_response::VolumeStatus {
                 published_node_ids: record
                     .published
@@ -279,9 +323,12 @@ fn page_of<R: Record, T: Message>(
     }
 }
 
-fn volume_entry(_: &Location, _: &str, record: &catalogue::Volume) -> Option<list_volumes_response::Entry> {
+fn volume_entry(
+    record: &catalogue::Volume,
+    accessible_topology: Vec<Topology>,
+) -> Option<list_volumes_response::Entry> {
     (record.state == State::Ready).then(|| list_volumes_response::Entry {
-        volume: Some(super::create_volume::volume(record)),
+        volume: Some(Volume { accessible_topology, ..super::create_volume::volume(record) }),
         status: Some(list_volumes_response::VolumeStatus {
             published_node_ids: record.published.iter().map(|publication| publication.node.clone()).collect(),
         }),

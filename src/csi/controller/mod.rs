@@ -23,6 +23,7 @@ use super::proto::controller_server::Controller;
 use super::proto::controller_service_capability::{Rpc, Type, rpc};
 #[allow(clippy::wildcard_imports, reason = "the service speaks nearly every message there is")]
 use super::proto::*;
+use super::topology::{self, Segments};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +52,7 @@ const CAPABILITIES: &[rpc::Type] = &[
 ];
 
 /// What it can do with `--enable-alpha`: csi-sanity takes a capability it does not know for a mistake.
-const ALPHA_CAPABILITIES: &[rpc::Type] = &[rpc::Type::GetVolumeHealth];
+const ALPHA_CAPABILITIES: &[rpc::Type] = &[rpc::Type::GetVolumeHealth, rpc::Type::ListVolumeHealth];
 
 /// The controller service of one driver.
 #[derive(Debug, Clone)]
@@ -102,6 +103,17 @@ impl ControllerService {
 
     fn deadline<T>(&self, request: &Request<T>) -> Duration {
         deadline::of(request.metadata(), self.timeout)
+    }
+
+    /// From where a cluster is reached.
+    fn reached_from(&self, cluster: &str) -> &Segments {
+        static EVERYWHERE: Segments = Segments::new();
+        self.clusters.config().clusters.get(cluster).map_or(&EVERYWHERE, |cluster| &cluster.topology)
+    }
+
+    /// A volume of that cluster, with the places it is reached from.
+    fn placed(&self, cluster: &str, volume: Volume) -> Volume {
+        Volume { accessible_topology: topology::accessible_from(self.reached_from(cluster)), ..volume }
     }
 
     /// The clusters it works on.
@@ -224,9 +236,9 @@ impl Controller for ControllerService {
 
     async fn controller_list_volume_health(
         &self,
-        _request: Request<ControllerListVolumeHealthRequest>,
+        request: Request<ControllerListVolumeHealthRequest>,
     ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
-        Err(not_advertised("ControllerListVolumeHealth"))
+        self.handle_list_volume_health(request).await
     }
 
     async fn controller_get_volume_health(

@@ -8,6 +8,8 @@ use crate::csi::proto::{
 use crate::csi::validate;
 use crate::rbd::{Errno, ImageKey, OpenMode};
 use crate::volume::{Error, State};
+use std::collections::BTreeMap;
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
@@ -23,9 +25,22 @@ impl ControllerService {
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("volume_id", &request.volume_id)?;
-        let gone = || Status::not_found(format!("the volume {:?} does not exist", request.volume_id));
-        let id = VolumeId::parse(&request.volume_id).ok_or_else(gone)?;
-        let credentials = self.credentials(&id.location, &request.secrets)?;
+        let volume_health = self.volume_health(deadline, request.volume_id.clone(), &request.secrets).await?;
+        if volume_health.is_none() {
+            return Err(Status::not_found(format!("the volume {:?} does not exist", request.volume_id)));
+        }
+        Ok(Response::new(ControllerGetVolumeHealthResponse { volume_health }))
+    }
+
+    /// The health of a volume; `None` when there is no such volume.
+    pub(super) async fn volume_health(
+        &self,
+        deadline: Duration,
+        volume_id: String,
+        secrets: &BTreeMap<String, String>,
+    ) -> Result<Option<VolumeHealth>, Status> {
+        let Some(id) = VolumeId::parse(&volume_id) else { return Ok(None) };
+        let credentials = self.credentials(&id.location, secrets)?;
         // Reads only, so it shares no key with the operations that change the volume.
         let operation = operation("reading a volume's health", &id.location, Vec::new(), String::new());
         let volume = id.to_string();
@@ -47,9 +62,7 @@ impl ControllerService {
                     Err(error) => access.answer(Err(Error::from(error))),
                 }
             })
-            .await?
-            .ok_or_else(gone)?;
-        let volume_health = Some(VolumeHealth { volume_id: request.volume_id, health_statuses });
-        Ok(Response::new(ControllerGetVolumeHealthResponse { volume_health }))
+            .await?;
+        Ok(health_statuses.map(|health_statuses| VolumeHealth { volume_id, health_statuses }))
     }
 }

@@ -15,13 +15,16 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use super::operations::{Operation, Operations};
+use super::proto::node_get_storage_health_response::StorageBackendHealth;
 use super::proto::node_server::Node as NodeRpcs;
 use super::proto::node_service_capability::{Rpc, Type, rpc};
+use super::proto::volume_health::VolumeHealthEntry;
 use super::proto::volume_usage::Unit;
 #[allow(clippy::wildcard_imports, reason = "the service speaks every message there is")]
 use super::proto::*;
-use super::{deadline, validate};
-use crate::node::{Error, Node, Usage};
+use super::topology::Segments;
+use super::{deadline, identity, validate};
+use crate::node::{Error, Illness, Node, Usage};
 
 /// What the node service can do, all of it implemented here.
 const CAPABILITIES: &[rpc::Type] = &[
@@ -30,6 +33,9 @@ const CAPABILITIES: &[rpc::Type] = &[
     rpc::Type::ExpandVolume,
     rpc::Type::SingleNodeMultiWriter,
 ];
+
+/// What it can do with `--enable-alpha`.
+const ALPHA_CAPABILITIES: &[rpc::Type] = &[rpc::Type::GetVolumeHealth, rpc::Type::GetStorageHealth];
 
 /// Monitor addresses by cluster id, from the driver's configuration.
 pub type Monitors = HashMap<String, Vec<String>>;
@@ -42,6 +48,8 @@ pub struct NodeService {
     max_volumes: i64,
     monitors: Arc<Monitors>,
     operations: Operations,
+    topology: Option<Segments>,
+    alpha: bool,
     timeout: Duration,
 }
 
@@ -62,8 +70,22 @@ impl NodeService {
             max_volumes: max_volumes.into(),
             monitors: Arc::new(monitors),
             operations: Operations::default(),
+            topology: None,
+            alpha: false,
             timeout,
         }
+    }
+
+    /// The same on a node that is there, when topology is used.
+    #[must_use]
+    pub fn with_topology(self, segments: Option<Segments>) -> NodeService {
+        NodeService { topology: segments, ..self }
+    }
+
+    /// The same with the alpha capabilities that older orchestrators and csi-sanity do not know, if `enabled`.
+    #[must_use]
+    pub fn with_alpha(self, enabled: bool) -> NodeService {
+        NodeService { alpha: enabled, ..self }
     }
 
     /// Runs `work` on the node as the operation `rpc`, keyed by `key` and known again by `request`, which prints no
@@ -218,8 +240,9 @@ impl NodeRpcs for NodeService {
         let capability = |kind: &rpc::Type| NodeServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: (*kind).into() })),
         };
+        let alpha: &[_] = if self.alpha { ALPHA_CAPABILITIES } else { &[] };
         Ok(Response::new(NodeGetCapabilitiesResponse {
-            capabilities: CAPABILITIES.iter().map(capability).collect(),
+            capabilities: CAPABILITIES.iter().chain(alpha).map(capability).collect(),
         }))
     }
 
@@ -230,22 +253,71 @@ impl NodeRpcs for NodeService {
         Ok(Response::new(NodeGetInfoResponse {
             node_id: self.node_id.clone(),
             max_volumes_per_node: self.max_volumes,
-            accessible_topology: None,
+            accessible_topology: self.topology.clone().map(|segments| Topology { segments }),
         }))
     }
 
     async fn node_get_volume_health(
         &self,
-        _request: Request<NodeGetVolumeHealthRequest>,
+        request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
-        Err(not_advertised("NodeGetVolumeHealth"))
+        if !self.alpha {
+            return Err(not_advertised("NodeGetVolumeHealth"));
+        }
+        let deadline = self.deadline(&request);
+        let request = request.into_inner();
+        validate::required("volume_id", &request.volume_id)?;
+        let path = match request.volume_publish_path.as_str() {
+            "" => request.staging_target_path.clone(),
+            path => path.to_owned(),
+        };
+        request::volume_path(&path)?;
+        let key = format!("health of {} at {path}", request.volume_id);
+        let same = format!("{request:?}");
+        self.run("NodeGetVolumeHealth", key, same, deadline, move |node| {
+            let illness = node.illness(&request.volume_id, Path::new(&path))?;
+            let health_statuses = illness.iter().map(health_entry).collect();
+            let volume_health = Some(VolumeHealth { volume_id: request.volume_id, health_statuses });
+            Ok(NodeGetVolumeHealthResponse { volume_health })
+        })
+        .await
     }
 
     async fn node_get_storage_health(
         &self,
         _request: Request<NodeGetStorageHealthRequest>,
     ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
-        Err(not_advertised("NodeGetStorageHealth"))
+        if !self.alpha {
+            return Err(not_advertised("NodeGetStorageHealth"));
+        }
+        let mut backend_health = Vec::new();
+        for (cluster, monitors) in self.monitors.iter() {
+            if !identity::answers(monitors).await {
+                backend_health.push(StorageBackendHealth {
+                    status: StorageHealthErrorType::StorageUnreachable.into(),
+                    reason: "MonitorsUnreachable".to_owned(),
+                    message: format!(
+                        "this node reaches no monitor of the cluster {cluster}: {}",
+                        monitors.join(", ")
+                    ),
+                    volume_capability: None,
+                });
+            }
+        }
+        Ok(Response::new(NodeGetStorageHealthResponse { backend_health }))
+    }
+}
+
+/// What is wrong with a volume, as the wire has it.
+fn health_entry(illness: &Illness) -> VolumeHealthEntry {
+    let (reason, message) = match illness {
+        Illness::DeviceGone(why) => ("DeviceGone", why),
+        Illness::ReadOnly(why) => ("ReadOnlyFilesystem", why),
+    };
+    VolumeHealthEntry {
+        status: VolumeHealthErrorType::Inaccessible.into(),
+        reason: reason.to_owned(),
+        message: message.clone(),
     }
 }
 
