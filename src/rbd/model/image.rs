@@ -104,6 +104,13 @@ impl ModelImage {
         if matches!(self.mode, Mode::ReadWrite(_)) { Ok(()) } else { Err(Errno::EROFS) }
     }
 
+    /// Data goes to the image only with its exclusive lock, if it has that feature.
+    fn lockable(&self, state: &State) -> Outcome<()> {
+        let watches = &state.header(&self.image)?.watches;
+        let other = watches.iter().any(|watch| watch.keeps_lock && watch.session != self.session.client());
+        if other { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
     /// Changes the header in one step.
     fn write(
         &self,
@@ -363,6 +370,7 @@ impl Image for ModelImage {
             let mut state = call.state();
             self.check_range(&state, offset, data.len() as u64)?;
             self.writable()?;
+            self.lockable(&state)?;
             bytes::write(&mut state, &self.image, offset, data)?;
             call.step()
         })
@@ -373,6 +381,7 @@ impl Image for ModelImage {
             let mut state = call.state();
             self.check_range(&state, offset, length)?;
             self.writable()?;
+            self.lockable(&state)?;
             bytes::discard(&mut state, &self.image, offset, length)?;
             call.step()
         })

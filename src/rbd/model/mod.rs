@@ -100,6 +100,13 @@ impl Model {
         self.state().drop_watches(|watch| watch.session == client);
     }
 
+    /// From now on `session` keeps the exclusive lock of each image it has open for writing, until it closes it, as
+    /// `rbd map --exclusive` does. Others' writes fail with `EROFS`; what else they change it carries out for them. (Otherwise a
+    /// lock goes to whoever needs it, and nobody sees it.)
+    pub fn keep_locks(&self, session: &Session) {
+        self.state().keep_locks(session.client());
+    }
+
     /// Everything there is.
     pub fn graph(&self) -> Graph {
         Graph::of(&self.state())

@@ -14,12 +14,16 @@ use super::session::Call;
 use super::state::{ImageRef, Outcome, Place, SnapshotState, TrashItem, TrashState};
 use crate::rbd::{Errno, SnapshotKind};
 
-/// What librbd sees to before it removes an image: `ENOTEMPTY` when it has snapshots, `EBUSY` when somebody watches it.
+/// What librbd sees to before it removes an image: `EBUSY` when somebody keeps its lock, `ENOTEMPTY` when it has snapshots,
+/// `EBUSY` when somebody watches it.
 /// Parked snapshots without children are swept away here, also when another one with children refuses the removal. The
 /// remains of an image can always go.
 fn prepare(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     let state = call.state();
     let Ok(header) = state.opened(image) else { return Ok(()) };
+    if header.watches.iter().any(|watch| watch.keeps_lock) {
+        return Err(Errno::EBUSY);
+    }
     let parked = |snapshot: &SnapshotState| matches!(snapshot.kind, SnapshotKind::Trash { .. });
     if !header.snapshots.values().all(parked) {
         return Err(Errno::ENOTEMPTY);

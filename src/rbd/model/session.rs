@@ -177,7 +177,7 @@ impl Session {
     /// A new watch of this client.
     pub(super) fn new_watch(&self) -> Watch {
         let cookie = self.inner.cookies.fetch_add(1, Ordering::Relaxed);
-        Watch { session: self.client(), cookie, address: self.address() }
+        Watch { session: self.client(), cookie, address: self.address(), keeps_lock: false }
     }
 
     /// Makes one call: runs the hook, applies the fault planned for it, runs `body`, and writes the log.

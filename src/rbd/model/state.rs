@@ -89,6 +89,8 @@ pub(super) struct Watch {
     pub(super) session: u64,
     pub(super) cookie: u64,
     pub(super) address: String,
+    /// Whether its client has the exclusive lock and never gives it away.
+    pub(super) keeps_lock: bool,
 }
 
 /// An image header with the data that hangs on it.
@@ -298,6 +300,16 @@ impl State {
     pub(super) fn drop_watches(&mut self, gone: impl Fn(&Watch) -> bool) {
         for header in self.spaces.values_mut().flat_map(|space| space.headers.values_mut()) {
             header.watches.retain(|watch| !gone(watch));
+        }
+    }
+
+    /// Has `session` keep the exclusive locks of all images it has open for writing.
+    pub(super) fn keep_locks(&mut self, session: u64) {
+        for header in self.spaces.values_mut().flat_map(|space| space.headers.values_mut()) {
+            let lockable = header.features.contains(Features::EXCLUSIVE_LOCK);
+            for watch in header.watches.iter_mut().filter(|watch| watch.session == session) {
+                watch.keeps_lock = lockable;
+            }
         }
     }
 

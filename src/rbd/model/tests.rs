@@ -143,6 +143,26 @@ fn hooks_may_use_other_sessions() {
 }
 
 #[test]
+fn a_client_that_keeps_the_lock_keeps_others_from_writing_and_from_nothing_else() {
+    let (model, session, pool) = start();
+    create(&pool, "a");
+    let open = |pool: &Arc<dyn Pool>| pool.open_image(ImageKey::Name("a"), OpenMode::ReadWrite).unwrap();
+    let owner = open(&pool);
+    let others = model.connect().cluster().pool("rbd", "").unwrap();
+    let other = open(&others);
+    other.write_at(0, b"1").unwrap();
+    model.keep_locks(&session);
+    owner.write_at(0, b"2").unwrap();
+    assert_eq!(errno(other.write_at(0, b"3")), Errno::EROFS);
+    assert_eq!(errno(other.discard(0, 4096)), Errno::EROFS);
+    other.create_snapshot("s").unwrap();
+    other.resize(2 * MIB, false).unwrap();
+    assert_eq!(errno(others.remove_image("a")), Errno::EBUSY);
+    drop(owner);
+    other.write_at(0, b"4").unwrap();
+}
+
+#[test]
 fn a_guard_that_does_not_hold_writes_nothing() {
     let (_, _, pool) = start();
     let set = |value: &[u8], guard| OmapUpdate {
