@@ -7,7 +7,7 @@ use cinderblock::rbd::OpenMode;
 use cinderblock::volume::Policy;
 use tonic::Code;
 
-use crate::common::Lab;
+use crate::common::{Lab, OwnLab};
 use crate::family::{Family, From, refusal};
 
 /// Tells a story in both clone formats where an image may have so many snapshots.
@@ -136,7 +136,8 @@ async fn of_455_clones_of_format_1_too() {
 }
 
 async fn clone_455_times(format: &str) {
-    let lab = Lab::from_environment();
+    // A store of memory cannot take it: that of Ceph 16.2 crashes now and then while many snapshots are trimmed.
+    let lab = OwnLab::up_with(&["--monitor-round", "0.05", "--objectstore", "bluestore"]);
     let mut family = Family::new(&lab, "").await;
     family.set("cloneFormat", format);
     let most = Policy::default().max_snapshots;
