@@ -37,6 +37,21 @@ pub struct Image {
     pub user: Option<String>,
 }
 
+impl Image {
+    /// What to do for a user who lacks rights on the image.
+    pub(super) fn missing_capabilities(&self) -> String {
+        let user = self.user.as_deref().unwrap_or_default();
+        let namespace = match self.namespace.as_str() {
+            "" => String::new(),
+            namespace => format!(" namespace={namespace}"),
+        };
+        format!(
+            "give the user its rights with ceph auth caps client.{user} mon 'profile rbd' osd 'profile rbd pool={}{namespace}'",
+            self.pool
+        )
+    }
+}
+
 impl fmt::Display for Image {
     /// The image spec, as the `rbd` program takes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -126,6 +141,14 @@ impl Mounter {
     pub(super) fn find(self, directory: &Path) -> Result<Attachment> {
         match self {
             Mounter::Fuse => fuse::find(directory),
+        }
+    }
+
+    /// Asks the mounter itself whether it is `image` that `device` shows. `FailedPrecondition` when it is another one,
+    /// `Unavailable` when there is no telling.
+    pub(super) fn confirm(self, directory: &Path, image: &Image, device: &Device) -> Result<()> {
+        match self {
+            Mounter::Fuse => fuse::confirm(directory, image, device),
         }
     }
 

@@ -97,6 +97,39 @@ pub(super) fn find(directory: &Path) -> Result<Attachment> {
     Ok(if alive { Attachment::Live(device) } else { Attachment::Dead(device) })
 }
 
+pub(super) fn confirm(directory: &Path, image: &Image, device: &Device) -> Result<()> {
+    if find(directory)? != Attachment::Live(device.clone()) {
+        return Err(Error::Unavailable(format!("{} does not show the image {image} any more", device.name)));
+    }
+    let mut qmp = Qmp::connect(&socket(directory))?;
+    let opened = nodes(&mut qmp)?;
+    let shown = opened.iter().filter_map(opened_image).collect::<Vec<_>>();
+    match &shown[..] {
+        [shown] if *shown == image.to_string() => Ok(()),
+        _ => Err(Error::FailedPrecondition(format!(
+            "the storage daemon of {} shows {shown:?} and not {image}: unstage the volume and stage it again",
+            device.name
+        ))),
+    }
+}
+
+/// The spec of the image that a node of the daemon's is, if it is one.
+fn opened_image(node: &Value) -> Option<String> {
+    if node["drv"] != "rbd" {
+        return None;
+    }
+    let options: Value = serde_json::from_str(node["file"].as_str()?.strip_prefix("json:")?).ok()?;
+    let text = |key: &str| options[key].as_str().unwrap_or_default().to_owned();
+    let image = Image {
+        pool: text("pool"),
+        namespace: text("namespace"),
+        name: text("image"),
+        monitors: String::new(),
+        user: None,
+    };
+    Some(image.to_string())
+}
+
 pub(super) fn refresh(directory: &Path, image: &Image, read_only: bool, device: &Device) -> Result<()> {
     let mut qmp = Qmp::connect(&socket(directory))?;
     let size = reopen_image(&mut qmp, directory, image, read_only)?;
@@ -261,16 +294,7 @@ fn open_error(image: &Image, refusal: &Refusal) -> Error {
         return Error::NotFound(text);
     }
     if refusal.ends_with("Operation not permitted") || refusal.ends_with("Permission denied") {
-        let namespace = if image.namespace.is_empty() {
-            String::new()
-        } else {
-            format!(" namespace={}", image.namespace)
-        };
-        return Error::FailedPrecondition(format!(
-            "{text}: give the user its rights with ceph auth caps client.{user} mon 'profile rbd' osd 'profile rbd \
-             pool={}{namespace}'",
-            image.pool
-        ));
+        return Error::FailedPrecondition(format!("{text}: {}", image.missing_capabilities()));
     }
     Error::Unavailable(text)
 }

@@ -12,19 +12,24 @@
 //!   [`Error::Busy`], which no caller takes for final.
 //!
 //! - [`attach`]: the ways to attach an image, today `fuse` (with `qmp` and `loop_device`).
-//! - `filesystem`: probing, making, checking, growing. `mount`: the mount table, mounts and bind mounts.
+//! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's metadata remembers of it.
+//! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts.
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the grammar of options.
 //! - `programs`: the external programs and how they are run.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub mod attach;
+mod bounded;
 mod error;
 mod filesystem;
+mod format;
 mod fuse;
 mod loop_device;
+mod mark;
 pub(crate) mod mount;
 pub(crate) mod options;
 mod programs;
@@ -41,7 +46,10 @@ pub use publish::Publish;
 pub use stage::Stage;
 pub use usage::{Illness, Inodes, Usage};
 
-use attach::Device;
+use crate::rbd::Key;
+use crate::rbd::ceph::{ConnectOptions, Connections, Timeouts};
+use attach::{Device, Image};
+use mark::Marks;
 use mount::{Mount, MountTable};
 use record::{Record, VolumeDirectory};
 
@@ -130,6 +138,7 @@ impl Capability {
 #[derive(Debug)]
 pub struct Node {
     state_directory: PathBuf,
+    connections: Arc<Connections>,
 }
 
 impl Node {
@@ -143,7 +152,21 @@ impl Node {
         // The mount table and /sys spell paths without links.
         let state_directory =
             state_directory.canonicalize().map_err(|error| Error::io("resolve", state_directory, error))?;
-        Ok(Self { state_directory })
+        Ok(Self { state_directory, connections: Arc::default() })
+    }
+
+    /// The mark of `image`, read and written as its user.
+    fn marks(&self, image: &Image, key: Option<&Key>) -> Marks {
+        let connections = self.connections.clone();
+        let options = ConnectOptions {
+            monitors: vec![image.monitors.clone()],
+            ceph_conf: None,
+            // Where nobody is authenticated, any name will do.
+            user: image.user.clone().unwrap_or_else(|| "admin".to_owned()),
+            key: key.cloned(),
+            timeouts: Timeouts::default(),
+        };
+        Marks::new(image.clone(), Arc::new(move || connections.get(&options)))
     }
 
     fn volume(&self, volume_id: &str) -> VolumeDirectory {

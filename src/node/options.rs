@@ -59,11 +59,11 @@ enum Takes {
     Value,
 }
 
-/// The options of mkfs that describe a filesystem. Left out: force, dry runs, and all that names other devices or
-/// files.
+/// The options of mkfs that describe a filesystem. Left out: force, dry runs, all that names other devices or files, and
+/// the UUID, which the driver chooses to know its own work by.
 fn mkfs_option(fs_type: FsType, letter: char) -> Option<Takes> {
     let (flags, valued) = match fs_type {
-        FsType::Ext4 => ("j", "bCEgGiIJLmNOTU"),
+        FsType::Ext4 => ("j", "bCEgGiIJLmNOT"),
         FsType::Xfs => ("K", "bdilmnsL"),
     };
     match letter {
@@ -84,7 +84,9 @@ pub(crate) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<Strin
     let is_value = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '^')
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_=,.:^%-".contains(&b))
-            && !text.split(',').any(|part| ["name", "file", "device", "logdev", "rtdev"].contains(&key(part)))
+            && !text
+                .split(',')
+                .any(|part| ["name", "file", "device", "logdev", "rtdev", "uuid"].contains(&key(part)))
     };
     let mut arguments = Vec::new();
     let mut words = options.split_ascii_whitespace();

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::attach::{Attachment, Device, Image, Mounter};
 use super::error::{Error, Result};
-use super::filesystem::{self, Format, FsType};
+use super::filesystem::{self, FsType};
+use super::format::{self, Format};
+use super::mark::{Mark, Marks};
 use super::mount::{self, MountTable};
 use super::record::{Record, VolumeDirectory};
 use super::{Access, Capability, Node, targets_in_use};
@@ -41,7 +43,7 @@ impl Node {
     pub fn stage(&self, request: &Stage) -> Result<()> {
         request.capability.check()?;
         if let Access::Mount { fs_type, .. } = request.capability.access {
-            filesystem::check_mkfs_options(fs_type, request.mkfs_options.as_deref())?;
+            format::check_mkfs_options(fs_type, request.mkfs_options.as_deref())?;
         }
         let staging = staging_directory(&request.staging_path)?;
         let directory = self.volume(&request.volume_id);
@@ -71,7 +73,7 @@ impl Node {
         let outcome = match staged {
             // An earlier attempt may have stopped before this.
             Some(device) => grow(&wanted, &device),
-            None => bring_up(&directory, &wanted, request),
+            None => bring_up(&directory, &wanted, request, &self.marks(&request.image, request.key.as_ref())),
         };
         // Callers take most errors for final and forget the volume, so nothing of it may stay behind.
         outcome.map_err(|error| match take_down(&directory, &wanted) {
@@ -160,20 +162,24 @@ fn require_same(record: &Record, wanted: &Record) -> Result<()> {
     Ok(())
 }
 
-fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage) -> Result<()> {
+fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage, marks: &Marks) -> Result<()> {
     require_unused(&record.staging_path)?;
     directory.save(record)?;
     let read_only = record.capability.mode.is_read_only();
     let device = record.mounter.attach(directory.path(), &record.image, request.key.as_ref(), read_only)?;
-    let Access::Mount { fs_type, flags } = &record.capability.access else { return Ok(()) };
+    let Access::Mount { fs_type, flags } = &record.capability.access else {
+        return if read_only { Ok(()) } else { remember_raw_use(marks) };
+    };
     let path = device.path();
-    let fs_type = filesystem::find_or_make(
-        &path,
+    let fs_type = format::find_or_make(
+        &device,
         &Format {
             fs_type: *fs_type,
             mkfs_options: request.mkfs_options.as_deref(),
             created_empty: request.created_empty,
             read_only,
+            confirm: &|| record.mounter.confirm(directory.path(), &record.image, &device),
+            marks,
         },
     )?;
     if !read_only {
@@ -184,6 +190,15 @@ fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage) -> Re
     }
     mount::mount(&path, fs_type.name(), &mount_options(fs_type, flags, read_only), &record.staging_path)?;
     grow(record, &device)
+}
+
+/// Notes in the image, before it is handed out as a raw device, that it is: nobody may take what is written there for
+/// nothing because blkid does not know it.
+fn remember_raw_use(marks: &Marks) -> Result<()> {
+    match marks.read()? {
+        Some(Mark::Filesystem(..) | Mark::Block) => Ok(()),
+        None | Some(Mark::Making(..)) => marks.write(&Mark::Block),
+    }
 }
 
 /// The options of the staging mount. What the driver sets comes first, so that a StorageClass can take it back, but for

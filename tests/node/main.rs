@@ -9,6 +9,7 @@ mod faults;
 mod growth;
 mod kills;
 mod lab;
+mod marks;
 mod safety;
 mod service;
 mod use_of_volumes;
