@@ -85,7 +85,10 @@ impl LoopDevice {
         match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
-                return Err(busy("by a mount or another device, perhaps in another mount namespace"));
+                return Err(busy(&match mount::namespaces_with(device.number) {
+                    Some(names) => format!("by a mount in the mount namespace of {names}"),
+                    None => "by another device, or a mount that cannot be seen from here".to_owned(),
+                }));
             }
             Err(error) => return Err(Error::io("open", &path, error)),
         }

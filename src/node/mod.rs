@@ -13,7 +13,8 @@
 //!
 //! - [`attach`]: the ways to attach an image, today `fuse` (with `qmp` and `loop_device`).
 //! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's metadata remembers of it.
-//! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts.
+//! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts; `place`: paths, held
+//!   open.
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the grammar of options.
 //! - `programs`: the external programs and how they are run.
 
@@ -32,6 +33,7 @@ mod loop_device;
 mod mark;
 pub(crate) mod mount;
 pub(crate) mod options;
+mod place;
 mod programs;
 mod publish;
 pub(crate) mod qmp;

@@ -5,23 +5,32 @@
 //! that cannot be read is an error and never an empty table.
 //!
 //! A filesystem of a device is mounted and unmounted by the programs of util-linux, which may hang with the device
-//! and are given a deadline. Bind mounts touch no device and are plain system calls. There are no lazy unmounts:
+//! and are given a deadline. Bind mounts are plain system calls on what is held open ([`Place`]). There are no lazy unmounts:
 //! they would take a device away under its users.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::mount::MsFlags;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
 use nix::sys::stat::makedev;
 
+use super::bounded::bounded;
 use super::error::{Error, Result};
+use super::place::{self, Place};
 use super::programs::{self, Program};
 
 /// How long a busy mount is tried again. A process that is just being started holds copies of all open files of its
 /// parent for a moment.
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long taking a bind mount away may take.
+const UNBIND_PATIENCE: Duration = Duration::from_mins(5);
 
 /// The device number of a filesystem or of a device node.
 pub(super) type DeviceNumber = u64;
@@ -29,6 +38,8 @@ pub(super) type DeviceNumber = u64;
 /// One line of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
+    /// The kernel's number of this mount.
+    id: u64,
     /// The device number files of this mount report.
     pub(super) device: DeviceNumber,
     /// Which directory or file of its filesystem is mounted.
@@ -111,6 +122,11 @@ impl MountTable {
         self.0.iter().rfind(|mount| mount.point == point)
     }
 
+    /// The mount with this number.
+    pub(super) fn by_id(&self, id: u64) -> Option<&Mount> {
+        self.0.iter().find(|mount| mount.id == id)
+    }
+
     /// All mounts, in mount order.
     pub(super) fn iter(&self) -> std::slice::Iter<'_, Mount> {
         self.0.iter()
@@ -120,7 +136,8 @@ impl MountTable {
 /// Reads one line of mountinfo: `id parent major:minor root point options [tags...] - type source options`.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let number = std::str::from_utf8(fields.by_ref().nth(2)?).ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let number = std::str::from_utf8(fields.by_ref().nth(1)?).ok()?;
     let (major, minor) = number.split_once(':')?;
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
@@ -129,6 +146,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
     let filesystem_options = split_options(fields.nth(1)?);
     Some(Mount {
+        id,
         device: makedev(major.parse().ok()?, minor.parse().ok()?),
         root: PathBuf::from(root),
         point: PathBuf::from(point),
@@ -159,25 +177,6 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// `path` as the mount table spells it: links in its parent resolved, its last component untouched (looking at that
-/// could hang on a dead mount). `InvalidArgument` unless it is absolute and free of `.` and `..`; `None` when its
-/// parent is not there.
-pub(super) fn canonical(path: &Path) -> Result<Option<PathBuf>> {
-    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    let (Some(parent), Some(name), true, true) = (path.parent(), path.file_name(), path.is_absolute(), plain)
-    else {
-        return Err(Error::InvalidArgument(format!(
-            "{} is not an absolute path without . and ..",
-            path.display()
-        )));
-    };
-    match parent.canonicalize() {
-        Ok(parent) => Ok(Some(parent.join(name))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("resolve", parent, error)),
-    }
-}
-
 /// Mounts the filesystem of `device` on `point` with mount(8)'s `options`.
 pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Result<()> {
     let arguments: [&OsStr; 8] = [
@@ -203,19 +202,44 @@ pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -
     }
 }
 
-/// Binds the directory or file `source` to `target`, read-only if asked.
-pub(super) fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
-    let what = format!("bind {} to", source.display());
-    nix::mount::mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .map_err(|error| Error::io(&what, target, error))?;
+/// Binds the directory or file `source`, which is held open, to `target`, read-only if asked.
+pub(super) fn bind(source: &OwnedFd, target: &Place, read_only: bool) -> Result<()> {
+    let failed = |what: &str, error: Errno| Error::io(what, target.path(), error);
+    let below = target.hold()?.ok_or_else(|| failed("bind to", Errno::ENOENT))?;
+    let none = None::<&str>;
+    nix::mount::mount(Some(&place::pinned(source)), &place::pinned(&below), none, MsFlags::MS_BIND, none)
+        .map_err(|error| failed("bind to", error))?;
     if !read_only {
         return Ok(());
     }
     // The kernel ignores the read-only flag of the bind itself; it takes a second call.
-    let kept = MountTable::read()?.at(target).map_or(MsFlags::empty(), Mount::flags);
+    let kept = target.mount(&MountTable::read()?)?.map_or(MsFlags::empty(), Mount::flags);
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
-    nix::mount::mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
-        .map_err(|error| Error::io("make read-only", target, error))
+    nix::mount::mount(none, &target.pinned(), none, flags, none)
+        .map_err(|error| failed("make read-only", error))
+}
+
+/// Takes the topmost mount at `target` away. `FailedPrecondition` naming the processes that use it when it is busy.
+pub(super) fn unbind(target: &Arc<Place>) -> Result<()> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        let place = Arc::clone(target);
+        // Where a bind mount is the last mount of its filesystem, this writes back what is dirty.
+        let what = format!("cannot unmount {}", target.path().display());
+        let outcome = bounded(&what, UNBIND_PATIENCE, move || {
+            Ok(nix::mount::umount2(&place.pinned(), MntFlags::UMOUNT_NOFOLLOW))
+        })?;
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(Errno::EBUSY) if Instant::now() > deadline => return Err(busy(target.path())),
+            Err(Errno::EBUSY) => std::thread::sleep(Duration::from_millis(50)),
+            Err(error) => return Err(Error::io("unmount", target.path(), error)),
+        }
+    }
+}
+
+fn busy(point: &Path) -> Error {
+    Error::FailedPrecondition(format!("{} is in use {}: end what uses it", point.display(), holders(point)))
 }
 
 /// Unmounts the topmost mount on `point`. `FailedPrecondition` naming the processes that use it when it is busy.
@@ -233,11 +257,7 @@ pub(super) fn unmount(point: &Path) -> Result<()> {
             return Err(Error::Internal(programs::describe(Program::Umount, &finished)));
         }
         if Instant::now() > deadline {
-            return Err(Error::FailedPrecondition(format!(
-                "{} is in use {}: end what uses it",
-                point.display(),
-                holders(point)
-            )));
+            return Err(busy(point));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -262,6 +282,27 @@ pub(super) fn holders(path: &Path) -> String {
     } else {
         format!("by {}", found.join(", "))
     }
+}
+
+/// The processes in whose mount namespaces a filesystem of `device` is mounted, one for each namespace, for an error message.
+/// `None` when there are none that can be seen.
+pub(super) fn namespaces_with(device: DeviceNumber) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for process in procfs::process::all_processes().into_iter().flatten().flatten() {
+        let folder = PathBuf::from(format!("/proc/{}", process.pid));
+        // What cannot be read has just ended.
+        let Ok(namespace) = std::fs::read_link(folder.join("ns/mnt")) else { continue };
+        if !seen.insert(namespace) {
+            continue;
+        }
+        let table = std::fs::read(folder.join("mountinfo")).unwrap_or_default();
+        if MountTable::parse(&table).is_ok_and(|table| table.iter().any(|mount| mount.device == device)) {
+            let name = process.stat().map_or_else(|_| "?".to_owned(), |stat| stat.comm);
+            found.push(format!("{name} {}", process.pid));
+        }
+    }
+    (!found.is_empty()).then(|| found.join(", "))
 }
 
 #[cfg(test)]
@@ -331,23 +372,6 @@ mod tests {
     #[test]
     fn the_own_table_is_understood() {
         assert!(MountTable::read().unwrap().at(Path::new("/proc")).is_some());
-    }
-
-    #[test]
-    fn relative_and_dotted_paths_are_refused() {
-        for path in ["some/path", "", "/a/../b", "/", ".."] {
-            assert!(matches!(canonical(Path::new(path)), Err(Error::InvalidArgument(_))), "{path}");
-        }
-        assert_eq!(canonical(Path::new("/no such parent/x")).unwrap(), None);
-    }
-
-    #[test]
-    fn links_in_the_parent_are_resolved() {
-        let folder = tempfile::tempdir().unwrap();
-        let real = folder.path().canonicalize().unwrap().join("real");
-        std::fs::create_dir(&real).unwrap();
-        std::os::unix::fs::symlink(&real, folder.path().join("link")).unwrap();
-        assert_eq!(canonical(&folder.path().join("link/target")).unwrap(), Some(real.join("target")));
     }
 
     #[test]

@@ -11,10 +11,14 @@ use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sys::stat::SFlag;
 
 use super::attach::{Attachment, Device};
 use super::error::{Error, Result};
 use super::mount::{self, MountTable};
+use super::place::{self, Place, is_kind};
 use super::programs::{self, Program};
 use super::record::{Publication, Record, VolumeDirectory};
 use super::{Access, Capability, Node, is_of_volume};
@@ -49,28 +53,29 @@ impl Node {
             capability: request.capability.clone(),
             read_only: request.read_only || request.capability.mode.is_read_only(),
         };
-        let target = mount::canonical(&request.target_path)?.ok_or_else(|| {
+        let target = Place::find(&request.target_path)?.map(Arc::new).ok_or_else(|| {
             Error::FailedPrecondition(format!(
                 "the parent directory of {} is missing: the orchestrator has to create it first",
                 request.target_path.display()
             ))
         })?;
-        if let Some(mount) = table.at(&target) {
+        let path = target.path().to_owned();
+        if let Some(mount) = target.mount(&table)? {
             if !is_of_volume(&record, &device, mount) {
-                return Err(Error::foreign_mount(&target));
+                return Err(Error::foreign_mount(&path));
             }
             let as_mounted = record.is_block() || mount.is_read_only() == wanted.read_only;
-            match record.targets.get(&target) {
+            match record.targets.get(&path) {
                 Some(publication) if *publication != wanted => {
                     return Err(Error::AlreadyExists(format!(
                         "the volume is published at {} with another access mode, filesystem, read-only setting or other \
                          mount options: unpublish it there first",
-                        target.display()
+                        path.display()
                     )));
                 }
                 Some(_) if as_mounted => return Ok(()),
                 // A publish that stopped between the bind and making it read-only, or whose record is gone.
-                _ => mount::unmount(&target)?,
+                _ => mount::unbind(&target)?,
             }
         }
 
@@ -78,12 +83,12 @@ impl Node {
         let others: Vec<_> = record
             .targets
             .iter()
-            .filter(|(path, _)| **path != target && in_use(path))
+            .filter(|(other, _)| **other != path && in_use(other))
             .map(|(p, o)| (p.clone(), o.clone()))
             .collect();
         require_compatible(&record, &others, &wanted)?;
         record.targets = others.into_iter().collect();
-        record.targets.insert(target.clone(), wanted.clone());
+        record.targets.insert(path, wanted.clone());
         directory.save(&record)?;
         let made = make_target(&target, record.is_block())?;
         show(&record, &device, &target, wanted.read_only).map_err(|error| match unmake(&target, made) {
@@ -98,26 +103,25 @@ impl Node {
     pub fn unpublish(&self, volume_id: &str, target_path: &Path) -> Result<()> {
         let directory = self.volume(volume_id);
         let record = directory.load()?;
-        if let Some(target) = mount::canonical(target_path)? {
-            let device = match &record {
-                Some(record) => match record.mounter.find(directory.path())? {
-                    Attachment::Live(device) | Attachment::Dead(device) => Some((record, device)),
-                    Attachment::Absent => None,
-                },
-                None => None,
-            };
-            while let Some(mount) = MountTable::read()?.at(&target) {
-                if !device.as_ref().is_some_and(|(record, device)| is_of_volume(record, device, mount)) {
-                    return Err(Error::foreign_mount(&target));
-                }
-                mount::unmount(&target)?;
+        let Some(target) = Place::find(target_path)?.map(Arc::new) else { return Ok(()) };
+        let device = match &record {
+            Some(record) => match record.mounter.find(directory.path())? {
+                Attachment::Live(device) | Attachment::Dead(device) => Some((record, device)),
+                Attachment::Absent => None,
+            },
+            None => None,
+        };
+        while let Some(mount) = target.mount(&MountTable::read()?)? {
+            if !device.as_ref().is_some_and(|(record, device)| is_of_volume(record, device, mount)) {
+                return Err(Error::foreign_mount(target.path()));
             }
-            remove_target(&target)?;
-            if let Some(mut record) = record
-                && record.targets.remove(&target).is_some()
-            {
-                directory.save(&record)?;
-            }
+            mount::unbind(&target)?;
+        }
+        remove_target(&target)?;
+        if let Some(mut record) = record
+            && record.targets.remove(target.path()).is_some()
+        {
+            directory.save(&record)?;
         }
         Ok(())
     }
@@ -127,8 +131,8 @@ impl Node {
 fn staged(directory: &VolumeDirectory, request: &Publish) -> Result<(Record, Device)> {
     let refuse = |why: String| Error::FailedPrecondition(format!("volume {}: {why}", request.volume_id));
     let record = directory.load()?.ok_or_else(|| refuse("it is not staged on this node".to_owned()))?;
-    let staging = mount::canonical(&request.staging_path)?;
-    if staging.as_ref() != Some(&record.staging_path) {
+    let staging = Place::find(&request.staging_path)?;
+    if staging.is_none_or(|staging| staging.path() != record.staging_path) {
         return Err(refuse(format!(
             "it is staged at {}, not at {}",
             record.staging_path.display(),
@@ -205,64 +209,72 @@ enum Made {
 }
 
 /// Makes the directory or the file a volume is mounted on. One that is there must be empty.
-fn make_target(target: &Path, is_block: bool) -> Result<Made> {
+fn make_target(target: &Place, is_block: bool) -> Result<Made> {
     let refuse = |what: &str| {
         Err(Error::FailedPrecondition(format!(
             "the target path {} is {what}: move it away",
-            target.display()
+            target.path().display()
         )))
     };
-    let metadata = match target.symlink_metadata() {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let made = if is_block {
-                File::create_new(target).map(drop)
-            } else {
-                DirBuilder::new().mode(0o750).create(target)
-            };
-            return made.map(|()| Made::Target).map_err(|error| Error::io("create", target, error));
-        }
-        Err(error) => return Err(Error::io("look at", target, error)),
+    let Some(stat) = target.stat()? else {
+        let made = if is_block {
+            File::create_new(target.pinned()).map(drop)
+        } else {
+            DirBuilder::new().mode(0o750).create(target.pinned())
+        };
+        return made.map(|()| Made::Target).map_err(|error| Error::io("create", target.path(), error));
     };
     if is_block {
-        let is_empty_file = metadata.is_file() && metadata.len() == 0;
+        let is_empty_file = is_kind(Some(&stat), SFlag::S_IFREG) && stat.st_size == 0;
         return if is_empty_file { Ok(Made::Nothing) } else { refuse("something else than an empty file") };
     }
-    if !metadata.is_dir() {
+    if !is_kind(Some(&stat), SFlag::S_IFDIR) {
         return refuse("not a directory");
     }
-    let mut entries = std::fs::read_dir(target).map_err(|error| Error::io("list", target, error))?;
+    let list = |error: std::io::Error| Error::io("list", target.path(), error);
+    let Some(held) = target.hold()? else { return refuse("not there any more") };
+    let mut entries = std::fs::read_dir(place::pinned(&held)).map_err(list)?;
     if entries.next().is_some() { refuse("not empty") } else { Ok(Made::Nothing) }
 }
 
 /// Binds the volume to `target`, and looks whether that is what is there now.
-fn show(record: &Record, device: &Device, target: &Path, read_only: bool) -> Result<()> {
+fn show(record: &Record, device: &Device, target: &Place, read_only: bool) -> Result<()> {
+    let changed = || {
+        Error::FailedPrecondition(format!(
+            "what was to be bound to {} is not the volume: its staging path or device node changed meanwhile",
+            target.path().display()
+        ))
+    };
+    let source = if record.is_block() { device.path() } else { record.staging_path.clone() };
+    // What is looked at is what is bound, whatever its path comes to mean.
+    let source = Place::find(&source)?.and_then(|place| place.hold().transpose()).ok_or_else(changed)??;
+    let stat = nix::sys::stat::fstat(&source).map_err(|error| Error::io("look at", target.path(), error))?;
     if record.is_block() {
+        if !is_kind(Some(&stat), SFlag::S_IFBLK) || stat.st_rdev != device.number {
+            return Err(changed());
+        }
         if !record.capability.mode.is_read_only() {
             let change = if read_only { "--setro" } else { "--setrw" };
             programs::succeed(Program::Blockdev, &[change.as_ref(), device.path().as_ref()])?;
         }
-        mount::bind(&device.path(), target, false)?;
+        mount::bind(&source, target, false)?;
     } else {
-        mount::bind(&record.staging_path, target, read_only)?;
+        if stat.st_dev != device.number {
+            return Err(changed());
+        }
+        mount::bind(&source, target, read_only)?;
     }
     let table = MountTable::read()?;
-    let shown = table.at(target).is_some_and(|mount| {
+    let shown = target.mount(&table)?.is_some_and(|mount| {
         is_of_volume(record, device, mount) && (record.is_block() || !read_only || mount.is_read_only())
     });
-    if shown {
-        return Ok(());
-    }
-    Err(Error::FailedPrecondition(format!(
-        "something else than the volume was bound to {}: its staging path changed meanwhile",
-        target.display()
-    )))
+    if shown { Ok(()) } else { Err(changed()) }
 }
 
 /// Undoes a publish that failed.
-fn unmake(target: &Path, made: Made) -> Result<()> {
-    if MountTable::read()?.at(target).is_some() {
-        mount::unmount(target)?;
+fn unmake(target: &Arc<Place>, made: Made) -> Result<()> {
+    if target.mount(&MountTable::read()?)?.is_some() {
+        mount::unbind(target)?;
     }
     match made {
         Made::Target => remove_target(target),
@@ -271,24 +283,26 @@ fn unmake(target: &Path, made: Made) -> Result<()> {
 }
 
 /// Removes an empty directory or an empty file. What holds anything stays, and is `FailedPrecondition`.
-fn remove_target(target: &Path) -> Result<()> {
+fn remove_target(target: &Place) -> Result<()> {
     let not_ours = || {
         Error::FailedPrecondition(format!(
             "{} holds something, perhaps written while no volume was mounted there: move it away",
-            target.display()
+            target.path().display()
         ))
     };
-    let removed = match target.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir(target),
-        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => std::fs::remove_file(target),
-        Ok(_) => return Err(not_ours()),
-        Err(error) => Err(error),
+    let Some(stat) = target.stat()? else { return Ok(()) };
+    let removed = if is_kind(Some(&stat), SFlag::S_IFDIR) {
+        std::fs::remove_dir(target.pinned())
+    } else if is_kind(Some(&stat), SFlag::S_IFREG) && stat.st_size == 0 {
+        std::fs::remove_file(target.pinned())
+    } else {
+        return Err(not_ours());
     };
     match removed {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Err(not_ours()),
-        Err(error) => Err(Error::io("remove", target, error)),
+        Err(error) => Err(Error::io("remove", target.path(), error)),
     }
 }
 
@@ -300,6 +314,7 @@ mod tests {
     fn only_empty_targets_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
+        let place = |name: &str| Place::find(&path(name)).unwrap().unwrap();
         std::fs::create_dir(path("empty")).unwrap();
         std::fs::create_dir(path("full")).unwrap();
         std::fs::write(path("full/data"), "x").unwrap();
@@ -307,11 +322,11 @@ mod tests {
         std::fs::write(path("data"), "x").unwrap();
         std::os::unix::fs::symlink(path("data"), path("link")).unwrap();
         for name in ["empty", "file", "never made"] {
-            remove_target(&path(name)).unwrap();
+            remove_target(&place(name)).unwrap();
             assert!(!path(name).exists(), "{name}");
         }
         for name in ["full", "data", "link"] {
-            assert!(matches!(remove_target(&path(name)), Err(Error::FailedPrecondition(_))), "{name}");
+            assert!(matches!(remove_target(&place(name)), Err(Error::FailedPrecondition(_))), "{name}");
         }
         assert!(path("full/data").exists() && path("link").exists());
     }
@@ -320,17 +335,18 @@ mod tests {
     fn a_target_must_be_empty_and_of_the_right_kind() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        assert!(make_target(&path("directory"), false).unwrap() == Made::Target);
-        assert!(make_target(&path("directory"), false).unwrap() == Made::Nothing);
-        assert!(make_target(&path("file"), true).unwrap() == Made::Target);
-        assert!(make_target(&path("file"), true).unwrap() == Made::Nothing);
+        let place = |name: &str| Place::find(&path(name)).unwrap().unwrap();
+        assert!(make_target(&place("directory"), false).unwrap() == Made::Target);
+        assert!(make_target(&place("directory"), false).unwrap() == Made::Nothing);
+        assert!(make_target(&place("file"), true).unwrap() == Made::Target);
+        assert!(make_target(&place("file"), true).unwrap() == Made::Nothing);
         for (name, is_block) in [("directory", true), ("file", false)] {
             assert!(
-                matches!(make_target(&path(name), is_block), Err(Error::FailedPrecondition(_))),
+                matches!(make_target(&place(name), is_block), Err(Error::FailedPrecondition(_))),
                 "{name}"
             );
         }
         std::fs::write(path("directory/data"), "x").unwrap();
-        assert!(matches!(make_target(&path("directory"), false), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(make_target(&place("directory"), false), Err(Error::FailedPrecondition(_))));
     }
 }

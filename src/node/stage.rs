@@ -6,12 +6,15 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::sys::stat::SFlag;
+
 use super::attach::{Attachment, Device, Image, Mounter};
 use super::error::{Error, Result};
 use super::filesystem::{self, FsType};
 use super::format::{self, Format};
 use super::mark::{Mark, Marks};
 use super::mount::{self, MountTable};
+use super::place::{Place, is_kind};
 use super::record::{Record, VolumeDirectory};
 use super::{Access, Capability, Node, targets_in_use};
 use crate::rbd::Key;
@@ -86,7 +89,8 @@ impl Node {
     /// it is published or in use. A volume that is not staged there is fine.
     pub fn unstage(&self, volume_id: &str, staging_path: &Path) -> Result<()> {
         let directory = self.volume(volume_id);
-        let staging = mount::canonical(staging_path)?.unwrap_or_else(|| staging_path.to_owned());
+        let staging = Place::find(staging_path)?
+            .map_or_else(|| staging_path.to_owned(), |place| place.path().to_owned());
         let mounted = MountTable::read()?.at(&staging).map(|mount| mount.device);
         let Some(record) = directory.load()? else {
             if mounted.is_some() {
@@ -121,10 +125,14 @@ fn staging_directory(path: &Path) -> Result<PathBuf> {
             path.display()
         ))
     };
-    let path = mount::canonical(path)?.ok_or_else(missing)?;
-    let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+    let place = Place::find(path)?.ok_or_else(missing)?;
     // A mount that does not answer is no reason: the mount table says what it is.
-    if is_directory || MountTable::read()?.at(&path).is_some() { Ok(path) } else { Err(missing()) }
+    let is_mounted = place.mount(&MountTable::read()?)?.is_some();
+    if is_mounted || is_kind(place.stat()?.as_ref(), SFlag::S_IFDIR) {
+        Ok(place.path().to_owned())
+    } else {
+        Err(missing())
+    }
 }
 
 /// Refuses a staging path with something on it: another mount, or files, which a mount would hide.
@@ -205,10 +213,12 @@ fn remember_raw_use(marks: &Marks) -> Result<()> {
 /// reading alone.
 fn mount_options(fs_type: FsType, flags: &[String], read_only: bool) -> String {
     let mut options = vec!["nodev", "nosuid"];
-    if fs_type == FsType::Xfs {
+    options.push(match fs_type {
+        // Whatever the superblock says: nobody writes on after an error.
+        FsType::Ext4 => "errors=remount-ro",
         // A clone has its parent's UUID, and both may be on one node.
-        options.push("nouuid");
-    }
+        FsType::Xfs => "nouuid",
+    });
     options.extend(flags.iter().map(String::as_str));
     if read_only {
         // Several nodes may read the image, so none of them may replay its journal.
@@ -261,7 +271,10 @@ mod tests {
     #[test]
     fn mount_options_of_a_reader_cannot_be_taken_back() {
         let flags = ["rw".to_owned(), "suid".to_owned()];
-        assert_eq!(mount_options(FsType::Ext4, &flags, true), "nodev,nosuid,rw,suid,ro,norecovery");
+        assert_eq!(
+            mount_options(FsType::Ext4, &flags, true),
+            "nodev,nosuid,errors=remount-ro,rw,suid,ro,norecovery"
+        );
         assert_eq!(mount_options(FsType::Xfs, &[], false), "nodev,nosuid,nouuid");
     }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use super::attach::{Attachment, Device};
 use super::error::{Error, Result};
 use super::filesystem;
-use super::mount::{self, Mount, MountTable};
+use super::mount::{Mount, MountTable};
+use super::place::Place;
 use super::record::{Record, VolumeDirectory};
 use super::{Node, is_of_volume};
 
@@ -139,7 +140,7 @@ fn locate(
         || Error::NotFound(format!("volume {volume_id} is not at {} on this node", path.display()));
     let record = directory.load()?.ok_or_else(not_found)?;
     // A path that cannot be one of ours is one where the volume is not.
-    let path = mount::canonical(path).ok().flatten().ok_or_else(not_found)?;
+    let place = Place::find(path).ok().flatten().ok_or_else(not_found)?;
     let device = match record.mounter.find(directory.path())? {
         Attachment::Live(device) => device,
         Attachment::Absent => return Err(not_found()),
@@ -152,9 +153,9 @@ fn locate(
         }
     };
     let table = MountTable::read()?;
-    let mount = table.at(&path).filter(|mount| is_of_volume(&record, &device, mount)).cloned();
+    let mount = place.mount(&table)?.filter(|mount| is_of_volume(&record, &device, mount)).cloned();
     if record.is_block() {
-        let is_here = mount.is_some() || path == record.staging_path;
+        let is_here = mount.is_some() || place.path() == record.staging_path;
         return if is_here { Ok((record, device, None)) } else { Err(not_found()) };
     }
     let mount = mount.ok_or_else(not_found)?;

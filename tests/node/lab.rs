@@ -1,11 +1,11 @@
 //! What the tests of the node stand on: a real Ceph told by the environment, one image per test, and the proof that
 //! a test left nothing behind.
 
-use std::cell::RefCell;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,7 @@ pub(crate) struct Volume {
     pub(crate) mkfs_options: Option<String>,
     pub(crate) created_empty: bool,
     /// Name and sequence number of loop devices whose file is nowhere to be seen any more.
-    orphans: RefCell<Vec<(String, String)>>,
+    orphans: Mutex<Vec<(String, String)>>,
 }
 
 pub(crate) fn ext4() -> Access {
@@ -114,7 +114,7 @@ impl Volume {
             capability,
             mkfs_options: None,
             created_empty: true,
-            orphans: RefCell::default(),
+            orphans: Mutex::default(),
         }
     }
 
@@ -204,7 +204,7 @@ impl Volume {
     pub(crate) fn loop_devices(&self) -> Vec<String> {
         let folder = self.folder.path().canonicalize().unwrap();
         let by_file = loop_devices_in_use().filter(|(_, file)| Path::new(file).starts_with(&folder));
-        let orphans = self.orphans.borrow();
+        let orphans = self.orphans.lock().unwrap();
         let by_number = orphans.iter().filter(|(name, number)| sequence_number(name) == *number);
         by_file.map(|(name, _)| name).chain(by_number.map(|(name, _)| name.clone())).collect()
     }
@@ -225,7 +225,7 @@ impl Volume {
         // The kernel may have lost the name of what they stand on.
         let named: Vec<_> = self.loop_devices();
         let orphans = devices.into_iter().filter(|name| !named.contains(name));
-        self.orphans.borrow_mut().extend(orphans.map(|name| (name.clone(), sequence_number(&name))));
+        self.orphans.lock().unwrap().extend(orphans.map(|name| (name.clone(), sequence_number(&name))));
         self.end_watches();
     }
 

@@ -10,6 +10,7 @@ mod growth;
 mod kills;
 mod lab;
 mod marks;
+mod paths;
 mod safety;
 mod service;
 mod use_of_volumes;
