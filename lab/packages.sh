@@ -7,6 +7,9 @@ lab_packages=(
     qemu-system-common qemu-block-extra e2fsprogs xfsprogs util-linux
 )
 
+# What lab/guest takes besides: an emulator, what its initramfs is made of, and what a guest attaches with.
+guest_packages=(qemu-system-x86 qemu-system-common busybox-static cpio kmod iproute2 socat rbd-nbd)
+
 # A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers.
 build_packages=(gcc libc6-dev shellcheck jq)
 
