@@ -15,8 +15,8 @@ use crate::csi::endpoint::Endpoint;
 use crate::csi::ids::{GroupId, Location, SnapshotId, VolumeId, is_name};
 use crate::csi::parameters::{GroupParameters, Parameters, SnapshotParameters, VolumeParameters, compared};
 use crate::csi::proto::{ControllerPublishVolumeRequest, CreateVolumeRequest, NodeStageVolumeRequest};
-use crate::csi::{clusters, deadline, identity, map_options, qos, validate};
-use crate::node::{FsType, mount, options, qmp, record};
+use crate::csi::{clusters, deadline, identity, qos, validate};
+use crate::node::{FsType, MapOptions, check_unmap_options, monitors, mount, options, qmp, record};
 use crate::rbd::ceph::{monmap, pool};
 use crate::volume::catalogue::{self, Cursor, Record};
 use crate::volume::{journal, names};
@@ -75,10 +75,21 @@ pub const DECODERS: &[Decoder] = &[
         ],
         run: |input| {
             let text = text(input);
-            for key in ["mapOptions", "unmapOptions"] {
-                if map_options::check(key, &text).is_ok() {
-                    assert!(!text.contains(['/', '\0', '\n', '`', '$']), "{text:?}");
-                }
+            if MapOptions::parse(&text).is_ok() || check_unmap_options(&text).is_ok() {
+                assert!(!text.contains(['/', '\0', '\n', '`', '$']), "{text:?}");
+            }
+        },
+    },
+    Decoder {
+        name: "monitors",
+        seeds: &[
+            "[v2:10.0.0.1:3300/0,v1:10.0.0.1:6789/0]",
+            "10.0.0.1,[::1]:6789,ceph.example",
+            "v2:[fe80::1]:3300",
+        ],
+        run: |input| {
+            for monitor in monitors::parse(&text(input)).unwrap_or_default() {
+                assert!(monitor.v1.is_some() || monitor.v2.is_some());
             }
         },
     },

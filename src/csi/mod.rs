@@ -17,7 +17,6 @@ pub(crate) mod deadline;
 pub mod endpoint;
 pub mod identity;
 pub mod ids;
-pub(crate) mod map_options;
 pub mod node;
 pub mod operations;
 pub mod parameters;

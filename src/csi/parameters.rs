@@ -6,8 +6,7 @@
 
 use super::config::{Cluster, Config};
 use super::ids::{self, Location};
-use super::map_options;
-use crate::node;
+use crate::node::{self, MapOptions};
 use crate::rbd::{CloneFormat, Features, ImageOptions};
 use crate::volume::{DeleteWithSnapshots, FlattenTarget, Policy};
 use std::collections::BTreeMap;
@@ -59,9 +58,9 @@ pub const VOLUME_PARAMETERS: &[Parameter] = &[
     parameter(
         "mapOptions",
         "none",
-        "Options of `rbd map` that tune, as `[krbd:\\|nbd:]name[=value],…;…`; others are refused.",
+        "Options that tune what `rbd` (krbd) and `rbd-nbd` map, as `[krbd:\\|nbd:]name[=value],…;…`; others are refused.",
     ),
-    parameter("unmapOptions", "none", "Options of `rbd unmap`, as `mapOptions`."),
+    parameter("unmapOptions", "none", "Taken, and without effect: `force`, `reattach-timeout`."),
     parameter(
         "mkfsOptions",
         "none",
@@ -256,10 +255,11 @@ impl VolumeParameters {
                     )));
                 }
                 match key {
-                    "mkfsOptions" => node::check_mkfs_options(&options)
-                        .map_err(|error| Status::invalid_argument(error.to_string()))?,
-                    _ => map_options::check(key, &options)?,
+                    "mkfsOptions" => node::check_mkfs_options(&options),
+                    "mapOptions" => MapOptions::parse(&options).map(drop),
+                    _ => node::check_unmap_options(&options),
                 }
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
                 context.insert(key.to_string(), options);
             }
         }

@@ -18,9 +18,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
-use super::fuse;
+use super::map_options::MapOptions;
 use super::mount::DeviceNumber;
-use crate::rbd::Key;
+use super::{fuse, krbd};
+use crate::rbd::{Features, Key};
 
 /// An image, and how its cluster is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +63,10 @@ impl fmt::Display for Image {
 
 /// A way to attach images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Mounter {
+    /// The kernel's own client.
+    Rbd,
     /// A qemu-storage-daemon that shows the image as a file, and a loop device on it.
     Fuse,
 }
@@ -71,12 +74,13 @@ pub enum Mounter {
 impl FromStr for Mounter {
     type Err = Error;
 
-    /// `FailedPrecondition` for a mounter this node does not have, `InvalidArgument` for one nobody knows.
+    /// `InvalidArgument` for a mounter nobody knows. Whether this node has what it takes shows when it attaches.
     fn from_str(name: &str) -> Result<Self> {
         match name {
+            "rbd" => Ok(Mounter::Rbd),
             "fuse" => Ok(Mounter::Fuse),
-            "rbd" | "rbd-nbd" => Err(Error::FailedPrecondition(format!(
-                "the mounter {name:?} is not available on this node: set the StorageClass parameter mounter to fuse"
+            "rbd-nbd" => Err(Error::FailedPrecondition(format!(
+                "the mounter {name:?} is not available on this node: set the StorageClass parameter mounter to rbd or fuse"
             ))),
             _ => Err(Error::InvalidArgument(format!("there is no mounter {name:?}"))),
         }
@@ -124,15 +128,18 @@ pub(super) enum Attachment {
 impl Mounter {
     /// Attaches `image`. `directory` is the volume's own place for files; `key` is there when the image has a user.
     /// `NotFound` when there is no such image, `Unauthenticated` when Ceph refuses the user or the key,
-    /// `Unavailable` when the cluster does not answer.
+    /// `Unavailable` when the cluster does not answer, `FailedPrecondition` when the node lacks what the mounter or the image
+    /// takes.
     pub(super) fn attach(
         self,
         directory: &Path,
         image: &Image,
         key: Option<&Key>,
         read_only: bool,
+        options: &MapOptions,
     ) -> Result<Device> {
         match self {
+            Mounter::Rbd => krbd::attach(directory, image, key, read_only, options),
             Mounter::Fuse => fuse::attach(directory, image, key, read_only),
         }
     }
@@ -140,7 +147,20 @@ impl Mounter {
     /// What is attached for the volume of `directory`.
     pub(super) fn find(self, directory: &Path) -> Result<Attachment> {
         match self {
+            Mounter::Rbd => krbd::find(directory),
             Mounter::Fuse => fuse::find(directory),
+        }
+    }
+
+    /// Refuses (`FailedPrecondition`) an image with features, as `features` tells them, that this node cannot attach.
+    pub(super) fn require_features(
+        self,
+        image: &Image,
+        features: impl FnOnce() -> Result<Features>,
+    ) -> Result<()> {
+        match self {
+            Mounter::Rbd => krbd::require_features(image, features()?),
+            Mounter::Fuse => Ok(()),
         }
     }
 
@@ -148,6 +168,7 @@ impl Mounter {
     /// `Unavailable` when there is no telling.
     pub(super) fn confirm(self, directory: &Path, image: &Image, device: &Device) -> Result<()> {
         match self {
+            Mounter::Rbd => krbd::confirm(image, device),
             Mounter::Fuse => fuse::confirm(directory, image, device),
         }
     }
@@ -161,6 +182,7 @@ impl Mounter {
         device: &Device,
     ) -> Result<()> {
         match self {
+            Mounter::Rbd => krbd::refresh(directory, image, device),
             Mounter::Fuse => fuse::refresh(directory, image, read_only, device),
         }
     }
@@ -168,6 +190,7 @@ impl Mounter {
     /// Detaches the image of the volume of `directory` and removes the mounter's files there.
     pub(super) fn detach(self, directory: &Path) -> Result<()> {
         match self {
+            Mounter::Rbd => krbd::detach(directory),
             Mounter::Fuse => fuse::detach(directory),
         }
     }
@@ -194,7 +217,7 @@ mod tests {
     #[test]
     fn mounters_are_told_apart() {
         assert_eq!("fuse".parse::<Mounter>().unwrap(), Mounter::Fuse);
-        assert!(matches!("rbd".parse::<Mounter>(), Err(Error::FailedPrecondition(_))));
+        assert_eq!("rbd".parse::<Mounter>().unwrap(), Mounter::Rbd);
         assert!(matches!("nfs".parse::<Mounter>(), Err(Error::InvalidArgument(_))));
     }
 }

@@ -20,7 +20,7 @@ use super::attach::Image;
 use super::bounded::bounded;
 use super::error::{Error, Result};
 use super::filesystem::FsType;
-use crate::rbd::{self, Cluster, Errno, ImageKey, OpenMode};
+use crate::rbd::{self, Cluster, Errno, Features, ImageKey, OpenMode};
 
 /// The metadata key.
 pub(super) const KEY: &str = "cinderblock.content";
@@ -105,6 +105,11 @@ impl Marks {
     pub(super) fn write(&self, mark: &Mark) -> Result<()> {
         let text = mark.to_string();
         self.with_image(OpenMode::ReadWrite, move |image| image.metadata_set(KEY, &text))
+    }
+
+    /// The image's features. Errors as [`Marks::read`].
+    pub(super) fn features(&self) -> Result<Features> {
+        self.with_image(OpenMode::ReadOnly, |image| image.info().map(|info| info.features))
     }
 
     fn with_image<T: Send + 'static>(

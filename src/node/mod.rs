@@ -11,7 +11,8 @@
 //! - A [`Node::stage`] that fails has detached the image again. When even that failed, its error is
 //!   [`Error::Busy`], which no caller takes for final.
 //!
-//! - [`attach`]: the ways to attach an image, today `fuse` (with `qmp` and `loop_device`).
+//! - [`attach`]: the ways to attach an image: `krbd` (with `kernel_key` and `monitors`) and `fuse` (with `qmp` and
+//!   `loop_device`). `map_options`: what a StorageClass may ask of them.
 //! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's metadata remembers of it.
 //! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts; `place`: paths, held
 //!   open.
@@ -29,8 +30,12 @@ mod error;
 mod filesystem;
 mod format;
 mod fuse;
+mod kernel_key;
+mod krbd;
 mod loop_device;
+mod map_options;
 mod mark;
+pub(crate) mod monitors;
 pub(crate) mod mount;
 pub(crate) mod options;
 mod place;
@@ -43,6 +48,7 @@ mod usage;
 
 pub use error::{Error, Result};
 pub use filesystem::FsType;
+pub use map_options::{MapOptions, check_unmap_options};
 pub use options::check_mkfs_options;
 pub use publish::Publish;
 pub use stage::Stage;

@@ -3,7 +3,8 @@
 //! Promises:
 //!
 //! - A program is taken from a fixed list of directories; `PATH` has no say.
-//! - Arguments are passed as they are. No shell, an empty standard input, and an environment of `LC_ALL=C` alone.
+//! - Arguments are passed as they are. No shell, an environment of `LC_ALL=C` alone, and an empty standard input unless the
+//!   caller gives one ([`run_with`]).
 //! - Every run has a deadline. A program that passes it is killed; one that cannot be killed (it waits in the kernel
 //!   for a device that does not answer) is left behind, and the error names its process.
 //!
@@ -12,6 +13,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -34,11 +36,13 @@ const KILL_GRACE: Duration = Duration::from_secs(2);
 pub(super) enum Program {
     Blkid,
     Blockdev,
+    Dd,
     Dumpe2fs,
     E2fsck,
     Losetup,
     MkfsExt4,
     MkfsXfs,
+    Modprobe,
     Mount,
     QemuStorageDaemon,
     Resize2fs,
@@ -68,12 +72,15 @@ impl Program {
         match self {
             Program::Blkid => ("blkid", "util-linux", 60),
             Program::Blockdev => ("blockdev", "util-linux", 30),
+            // It writes to files of krbd's, which wait for the cluster.
+            Program::Dd => ("dd", "coreutils", 60),
             Program::Dumpe2fs => ("dumpe2fs", "e2fsprogs", 60),
             // A full check of a large filesystem after an unclean end takes its time.
             Program::E2fsck => ("e2fsck", "e2fsprogs", 3600),
             Program::Losetup => ("losetup", "util-linux", 30),
             Program::MkfsExt4 => ("mkfs.ext4", "e2fsprogs", 600),
             Program::MkfsXfs => ("mkfs.xfs", "xfsprogs", 600),
+            Program::Modprobe => ("modprobe", "kmod", 60),
             // Mounting replays the journal.
             Program::Mount => ("mount", "util-linux", 300),
             Program::QemuStorageDaemon => {
@@ -118,6 +125,16 @@ pub(super) fn check() -> Result<()> {
 
 /// Runs `program` and returns how it ended, whatever its exit code. `Unavailable` when it passed its deadline.
 pub(super) fn run(program: Program, arguments: &[&OsStr]) -> Result<Finished> {
+    run_with(program, arguments, Stdio::null(), OsStr::new(program.entry().0))
+}
+
+/// The same with a standard input. The process calls itself `title`, by which it is found in the process table.
+pub(super) fn run_with(
+    program: Program,
+    arguments: &[&OsStr],
+    input: Stdio,
+    title: &OsStr,
+) -> Result<Finished> {
     let (name, _, seconds) = program.entry();
     let path = program.path()?;
     let failed = |error: &dyn std::fmt::Display| Error::Internal(format!("cannot run {name}: {error}"));
@@ -126,11 +143,12 @@ pub(super) fn run(program: Program, arguments: &[&OsStr]) -> Result<Finished> {
     let mut output =
         File::from(memfd_create("output", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(&error))?);
     let mut child = Command::new(path)
+        .arg0(title)
         .args(arguments)
         .env_clear()
         .env("LC_ALL", "C")
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(output.try_clone().map_err(|error| failed(&error))?)
         .stderr(output.try_clone().map_err(|error| failed(&error))?)
         .spawn()

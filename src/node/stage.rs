@@ -12,6 +12,7 @@ use super::attach::{Attachment, Device, Image, Mounter};
 use super::error::{Error, Result};
 use super::filesystem::{self, FsType};
 use super::format::{self, Format};
+use super::map_options::MapOptions;
 use super::mark::{Mark, Marks};
 use super::mount::{self, MountTable};
 use super::place::{Place, is_kind};
@@ -30,6 +31,8 @@ pub struct Stage {
     pub key: Option<Key>,
     /// How to attach it.
     pub mounter: Mounter,
+    /// What the StorageClass asks of the mounter.
+    pub map_options: MapOptions,
     /// What for.
     pub capability: Capability,
     /// mkfs options of the StorageClass; `None` for the driver's.
@@ -174,7 +177,14 @@ fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage, marks
     require_unused(&record.staging_path)?;
     directory.save(record)?;
     let read_only = record.capability.mode.is_read_only();
-    let device = record.mounter.attach(directory.path(), &record.image, request.key.as_ref(), read_only)?;
+    record.mounter.require_features(&record.image, || marks.features())?;
+    let device = record.mounter.attach(
+        directory.path(),
+        &record.image,
+        request.key.as_ref(),
+        read_only,
+        &request.map_options,
+    )?;
     let Access::Mount { fs_type, flags } = &record.capability.access else {
         return if read_only { Ok(()) } else { remember_raw_use(marks) };
     };

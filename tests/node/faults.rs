@@ -110,7 +110,7 @@ fn an_attach_that_stopped_half_way_is_taken_up() {
     run("umount", &[export.split(' ').nth(4).unwrap()]);
     volume.restart();
     volume.stage().unwrap();
-    assert_eq!((volume.daemons().len(), volume.loop_devices().len()), (1, 1));
+    volume.assert_attached_once();
     // Stopped before the filesystem was mounted: everything half-done goes.
     lose_loop_device(&volume);
     volume.restart();

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cinderblock::node::attach::{Image, Mounter};
-use cinderblock::node::{Access, AccessMode, Capability, FsType, Illness, Node, Publish, Result, Stage};
+use cinderblock::node::{
+    Access, AccessMode, Capability, FsType, Illness, MapOptions, Node, Publish, Result, Stage,
+};
 use cinderblock::rbd::Key;
 use tempfile::TempDir;
 
@@ -26,6 +28,20 @@ pub(crate) fn variable(name: &str) -> String {
             "{name} is not set: run `lab/ceph up --namespace rbd/tests` and `eval \"$(lab/ceph env)\"` first"
         )
     })
+}
+
+/// How volumes are attached: as NODE_MOUNTER says, through FUSE without it.
+pub(crate) fn mounter() -> Mounter {
+    mounter_name().parse().unwrap()
+}
+
+/// The same as a StorageClass says it.
+pub(crate) fn mounter_name() -> &'static str {
+    match std::env::var("NODE_MOUNTER").as_deref() {
+        Err(_) | Ok("fuse") => "fuse",
+        Ok("rbd") => "rbd",
+        Ok(other) => panic!("NODE_MOUNTER is {other}"),
+    }
 }
 
 /// The lab's key, without its final newline.
@@ -139,7 +155,8 @@ impl Volume {
             volume_id: self.id(),
             image: self.image.clone(),
             key: Some(Key::new(key)),
-            mounter: Mounter::Fuse,
+            mounter: mounter(),
+            map_options: MapOptions::default(),
             capability: self.capability.clone(),
             mkfs_options: self.mkfs_options.clone(),
             created_empty: self.created_empty,
@@ -200,6 +217,39 @@ impl Volume {
             .collect()
     }
 
+    /// The block devices of this test, by name, whatever its mounter.
+    pub(crate) fn devices(&self) -> Vec<String> {
+        match mounter() {
+            Mounter::Fuse => self.loop_devices(),
+            Mounter::Rbd => self.krbd_devices(),
+        }
+    }
+
+    /// The one block device of this test.
+    pub(crate) fn device(&self) -> String {
+        let devices = self.devices();
+        let [device] = &devices[..] else { panic!("not one device: {devices:?}") };
+        device.clone()
+    }
+
+    /// Checks that the image is attached, and once.
+    pub(crate) fn assert_attached_once(&self) {
+        self.device();
+        if mounter() == Mounter::Fuse {
+            assert_eq!(self.daemons().len(), 1);
+        }
+    }
+
+    /// What krbd has mapped of this test's image.
+    fn krbd_devices(&self) -> Vec<String> {
+        let folder = std::fs::read_dir("/sys/bus/rbd/devices").into_iter().flatten().flatten();
+        let own = folder.filter(|entry| {
+            let name = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+            name.trim() == self.image.name
+        });
+        own.map(|entry| format!("rbd{}", entry.file_name().display())).collect()
+    }
+
     /// The loop devices of this test, by name.
     pub(crate) fn loop_devices(&self) -> Vec<String> {
         let folder = self.folder.path().canonicalize().unwrap();
@@ -244,7 +294,7 @@ impl Volume {
     /// Checks that nothing of the volume is left on the node.
     pub(crate) fn assert_nothing_on_the_node(&self) {
         assert_eq!(self.mounts(), Vec::<String>::new(), "mounts");
-        assert_eq!(self.loop_devices(), Vec::<String>::new(), "loop devices");
+        assert_eq!(self.devices(), Vec::<String>::new(), "devices");
         assert_eq!(self.daemons(), Vec::<u32>::new(), "daemons");
         let left: Vec<_> =
             std::fs::read_dir(self.path("state")).unwrap().flatten().map(|e| e.path()).collect();
@@ -269,6 +319,9 @@ impl Drop for Volume {
         }
         for mount in self.mounts().iter().rev().filter(|line| !line.contains(" - fuse ")) {
             let _ = Command::new("umount").arg(mount.split(' ').nth(4).unwrap_or_default()).status();
+        }
+        for device in self.krbd_devices() {
+            let _ = std::fs::write("/sys/bus/rbd/remove_single_major", device.trim_start_matches("rbd"));
         }
         for device in self.loop_devices() {
             let _ = Command::new("losetup").args(["--detach", &format!("/dev/{device}")]).status();

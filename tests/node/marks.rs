@@ -32,7 +32,7 @@ fn a_formatted_volume_is_marked_and_never_formatted_again() {
     for access in [ext4(), xfs()] {
         let volume = Volume::new(320, access.clone());
         volume.stage().unwrap();
-        let [device] = &volume.loop_devices()[..] else { panic!("no loop device") };
+        let device = volume.device();
         let device = format!("/dev/{device}");
         let uuid = run("blkid", &["-p", "-s", "UUID", "-o", "value", &device]);
         let name = if access == ext4() { "ext4" } else { "xfs" };
@@ -63,7 +63,7 @@ fn an_mkfs_that_never_began_or_did_not_end_is_done_again() {
             // The filesystem without what mkfs writes last.
             volume.capability.access = Access::Block;
             volume.stage().unwrap();
-            let device = format!("/dev/{}", volume.loop_devices()[0]);
+            let device = format!("/dev/{}", volume.device());
             let (identity, hole, bytes) = match name {
                 "ext4" => (format!("-U{intent}"), 1024, vec![0; 1024]),
                 _ => (format!("-muuid={intent}"), 126, vec![1]),
@@ -91,7 +91,7 @@ fn a_raw_device_is_marked_before_anybody_writes_to_it() {
     volume.stage().unwrap();
     assert_eq!(mark(&volume), "block");
     // Where no telling place is.
-    let device = OpenOptions::new().write(true).open(format!("/dev/{}", volume.loop_devices()[0])).unwrap();
+    let device = OpenOptions::new().write(true).open(format!("/dev/{}", volume.device())).unwrap();
     device.write_all_at(&pattern(4, 4096), 20 * MIB).unwrap();
     device.sync_all().unwrap();
     drop(device);
@@ -101,7 +101,7 @@ fn a_raw_device_is_marked_before_anybody_writes_to_it() {
     volume.capability.access = Access::Block;
     volume.stage().unwrap();
     let mut back = vec![0; 4096];
-    let device = fs::File::open(format!("/dev/{}", volume.loop_devices()[0])).unwrap();
+    let device = fs::File::open(format!("/dev/{}", volume.device())).unwrap();
     device.read_exact_at(&mut back, 20 * MIB).unwrap();
     assert!(back == pattern(4, 4096));
     drop(device);

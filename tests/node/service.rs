@@ -18,7 +18,7 @@ use cinderblock::csi::proto::{
 use cinderblock::node::{Access, Node};
 use tonic::{Code, Request, Status};
 
-use crate::lab::{Volume, ext4, key, variable, write};
+use crate::lab::{Volume, ext4, key, mounter_name, variable, write};
 
 /// A service on the state directory of `volume`, and the messages about it.
 struct Caller {
@@ -36,7 +36,8 @@ impl Caller {
         let monitors = HashMap::from([("lab".to_owned(), vec![variable("LAB_MONITORS")])]);
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let access_mode = Some(AccessMode { mode: Mode::SingleNodeMultiWriter.into() });
-        let context = [("mounter", "fuse"), ("contentSource", "none"), ("pool", "rbd"), ("unknown", "x")];
+        let context =
+            [("mounter", mounter_name()), ("contentSource", "none"), ("pool", "rbd"), ("unknown", "x")];
         Self {
             service: NodeService::new(node, "node-1".into(), 7, monitors, Duration::from_mins(1)),
             id: volume.id(),
@@ -160,7 +161,7 @@ async fn work_goes_on_when_its_caller_hangs_up_and_others_hear_of_it() {
     assert!(refusal.message().contains("NodeStageVolume holds volume"), "{}", refusal.message());
     // The same request joins what is still at work, and finds it done.
     caller.stage().await.unwrap();
-    assert_eq!((volume.daemons().len(), volume.loop_devices().len()), (1, 1));
+    volume.assert_attached_once();
     assert!(volume.mounts().iter().any(|line| line.contains("/staging ")));
     caller.unstage().await.unwrap();
     volume.finish();
@@ -178,7 +179,7 @@ async fn many_callers_with_one_request_stage_it_once() {
     for outcome in callers.join_all().await {
         outcome.unwrap();
     }
-    assert_eq!((volume.daemons().len(), volume.loop_devices().len()), (1, 1));
+    volume.assert_attached_once();
     caller.unstage().await.unwrap();
     volume.finish();
 }

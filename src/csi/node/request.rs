@@ -19,7 +19,7 @@ use crate::csi::proto::{
 };
 use crate::csi::validate;
 use crate::node::attach::{Image, Mounter};
-use crate::node::{Access, AccessMode, Capability, Publish, Stage};
+use crate::node::{Access, AccessMode, Capability, MapOptions, Publish, Stage};
 use crate::rbd::Key;
 use crate::volume::{Sizes, image_spec};
 
@@ -82,7 +82,9 @@ pub(super) fn stage(request: &NodeStageVolumeRequest, monitors: &Monitors) -> Re
     let context = |key: &str| request.volume_context.get(key).map(String::as_str);
     let mounter: Mounter =
         context("mounter").unwrap_or("rbd").parse().map_err(|error| super::status(&error))?;
+    let map_options = context("mapOptions").map_or_else(|| Ok(MapOptions::default()), MapOptions::parse);
     Ok(Stage {
+        map_options: map_options.map_err(|error| super::status(&error))?,
         image: Image {
             pool: id.location.pool,
             namespace: id.location.namespace,
