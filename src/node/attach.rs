@@ -152,14 +152,16 @@ impl Mounter {
         }
     }
 
-    /// Refuses (`FailedPrecondition`) an image with features, as `features` tells them, that this node cannot attach.
-    pub(super) fn require_features(
+    /// Refuses (`FailedPrecondition`) what this node cannot attach whatever the cluster does, before it is tried: an image with
+    /// these `features`, which are only asked for where they matter, or as a user with such a key.
+    pub(super) fn check(
         self,
         image: &Image,
+        key: Option<&Key>,
         features: impl FnOnce() -> Result<Features>,
     ) -> Result<()> {
         match self {
-            Mounter::Rbd => krbd::require_features(image, features()?),
+            Mounter::Rbd => krbd::check(image, key, features),
             Mounter::Fuse => Ok(()),
         }
     }

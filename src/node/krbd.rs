@@ -150,9 +150,16 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
     }
 }
 
-/// Refuses an image with features this kernel's krbd does not know.
-pub(super) fn require_features(image: &Image, features: Features) -> Result<()> {
+/// Refuses what this node cannot map: without krbd anything, a key of a kind it does not know, and an image with features it
+/// does not know.
+pub(super) fn check(
+    image: &Image,
+    key: Option<&Key>,
+    features: impl FnOnce() -> Result<Features>,
+) -> Result<()> {
     bus::require_krbd()?;
+    key.map(kernel_key::payload).transpose()?;
+    let features = features()?;
     // A kernel too old to say which it knows says so when it maps.
     let lacking = bus::supported_features().map_or(0, |known| features.0 & !known);
     if lacking == 0 {
@@ -190,10 +197,13 @@ fn unmap(directory: &Path, device: &Device) -> Result<()> {
             )));
         }
         if Instant::now() > deadline {
+            let holders = match mount::namespaces_with(device.number) {
+                Some(names) => format!("by a mount in the mount namespace of {names}"),
+                None => mount::holders(&device.path()),
+            };
             return Err(Error::FailedPrecondition(format!(
-                "{} is in use {}: end what uses it",
-                device.name,
-                mount::holders(&device.path())
+                "{} is in use {holders}: end what uses it",
+                device.name
             )));
         }
         thread::sleep(Duration::from_millis(100));

@@ -177,7 +177,7 @@ fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage, marks
     require_unused(&record.staging_path)?;
     directory.save(record)?;
     let read_only = record.capability.mode.is_read_only();
-    record.mounter.require_features(&record.image, || marks.features())?;
+    record.mounter.check(&record.image, request.key.as_ref(), || marks.features())?;
     let device = record.mounter.attach(
         directory.path(),
         &record.image,
