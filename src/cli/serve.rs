@@ -85,6 +85,12 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     max_volumes_per_node: Option<u32>,
 
+    /// Keep a node from writing to a volume that it is unpublished from before it closed it, as a lost node is: the controller
+    /// role puts the clients that still have the image open on Ceph's blocklist, for five years, and lets go of the volume after
+    /// that. A mounter whose volumes share a client (rbd) loses them all on that node.
+    #[arg(long)]
+    fence: bool,
+
     /// Where this node is, as KEY=VALUE; several times for several. Needed when a cluster of the configuration has a `topology`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = topology::segment)]
     topology: Vec<(String, String)>,
@@ -216,6 +222,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         recovery::start(&clusters);
         let controller = ControllerService::new(clusters, nodes, timeout)
             .with_volumes_per_node(args.max_volumes_per_node)
+            .with_fencing(args.fence)
             .with_alpha(args.enable_alpha);
         let snapshot_metadata = SnapshotMetadataService::new(controller.clone());
         routes = routes

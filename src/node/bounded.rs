@@ -1,6 +1,7 @@
 //! Calls that may never return: they get a thread of their own, and their callers a deadline.
 
-use std::sync::mpsc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use super::error::{Error, Result};
@@ -21,6 +22,48 @@ pub(super) fn bounded<T: Send + 'static>(
     receiver.recv_timeout(patience).unwrap_or_else(|_| {
         Err(Error::Unavailable(format!("{what}: there was no answer within {} s", patience.as_secs())))
     })
+}
+
+/// Looks at things that may not answer, one look at each thing at a time: what hangs keeps one thread, however often it is
+/// asked about.
+#[derive(Debug, Default)]
+pub(super) struct Looks(Arc<Mutex<BTreeSet<String>>>);
+
+impl Looks {
+    /// [`bounded`], and `Unavailable` at once while an earlier look at `what` has not come back.
+    pub(super) fn look<T: Send + 'static>(
+        &self,
+        what: &str,
+        patience: Duration,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let out = Arc::clone(&self.0);
+        if !lock(&out).insert(what.to_owned()) {
+            return Err(Error::Unavailable(format!("{what}: it has not answered since it was last asked")));
+        }
+        let back = Back { out, what: what.to_owned() };
+        bounded(what, patience, move || {
+            let outcome = work();
+            drop(back);
+            outcome
+        })
+    }
+}
+
+/// Notes that a look came back, also when it panicked or never began.
+struct Back {
+    out: Arc<Mutex<BTreeSet<String>>>,
+    what: String,
+}
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        lock(&self.out).remove(&self.what);
+    }
+}
+
+fn lock(out: &Mutex<BTreeSet<String>>) -> MutexGuard<'_, BTreeSet<String>> {
+    out.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -44,5 +87,25 @@ mod tests {
         assert!(matches!(&late, Err(Error::Unavailable(text)) if text.contains("looking at it")), "{late:?}");
         assert!(began.elapsed() < second);
         drop(release);
+    }
+
+    #[test]
+    fn what_hangs_keeps_one_thread_and_answers_again_later() {
+        let looks = Looks::default();
+        let (release, hold) = mpsc::channel::<()>();
+        let hang = move || {
+            let _released = hold.recv();
+            Ok(())
+        };
+        let soon = Duration::from_millis(20);
+        assert!(matches!(looks.look("this", soon, hang), Err(Error::Unavailable(_))));
+        let again = looks.look("this", soon, || Ok(()));
+        assert!(matches!(&again, Err(Error::Unavailable(text)) if text.contains("last asked")), "{again:?}");
+        looks.look("that", soon, || Ok(())).unwrap();
+        drop(release);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while looks.look("this", Duration::from_secs(1), || Ok(())).is_err() {
+            assert!(Instant::now() < deadline);
+        }
     }
 }

@@ -25,6 +25,7 @@
 //! the old one; QEMU flushes and holds I/O back meanwhile. The obvious `block_resize` is not used: it sets
 //! the image's size, and would shrink an image that the controller grew at the same moment.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::attach::{Attachment, Device, Image};
+use super::bounded::bounded;
 use super::error::{Error, Result};
 use super::loop_device::LoopDevice;
 use super::mount::{self, MountTable};
@@ -47,6 +49,9 @@ const MONITOR_PATIENCE: u32 = 20;
 
 /// How long a daemon may take to close its image and go.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a daemon may take to write back what it holds.
+const SYNC_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The longest path of `D/qmp`: the kernel's limit for socket addresses, with room for the final NUL.
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -319,9 +324,17 @@ fn stop_daemons(directory: &Path) -> Result<()> {
     // Once all is on disk, a daemon that does not end by itself can be killed without losing a write.
     let export = export(directory);
     if MountTable::read()?.at(&export).is_some() {
-        programs::succeed(Program::Sync, &[export.as_ref()]).map_err(|error| {
-            Error::Unavailable(format!("the storage daemon cannot write back what it holds: {error}"))
+        let what = "the storage daemon cannot write back what it holds";
+        let outcome = bounded(what, SYNC_PATIENCE, move || {
+            Ok(File::open(&export).and_then(|export| export.sync_all()))
         })?;
+        match outcome {
+            // The cluster takes no write of this client's any more, so there is nothing to wait for.
+            Err(error) if error.raw_os_error() == Some(Errno::ESHUTDOWN as i32) => {
+                tracing::warn!(directory = %directory.display(), "this node was fenced: what it had not written is lost");
+            }
+            other => other.map_err(|error| Error::Unavailable(format!("{what}: {error}")))?,
+        }
     }
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         for process in daemons(directory)? {

@@ -57,6 +57,7 @@ pub use usage::{Illness, Inodes, Usage};
 use crate::rbd::Key;
 use crate::rbd::ceph::{ConnectOptions, Connections, Timeouts};
 use attach::{Device, Image};
+use bounded::Looks;
 use mark::Marks;
 use mount::{Mount, MountTable};
 use record::{Record, VolumeDirectory};
@@ -147,6 +148,7 @@ impl Capability {
 pub struct Node {
     state_directory: PathBuf,
     connections: Arc<Connections>,
+    looks: Looks,
 }
 
 impl Node {
@@ -160,7 +162,7 @@ impl Node {
         // The mount table and /sys spell paths without links.
         let state_directory =
             state_directory.canonicalize().map_err(|error| Error::io("resolve", state_directory, error))?;
-        Ok(Self { state_directory, connections: Arc::default() })
+        Ok(Self { state_directory, connections: Arc::default(), looks: Looks::default() })
     }
 
     /// The mark of `image`, read and written as its user.

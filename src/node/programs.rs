@@ -46,14 +46,13 @@ pub(super) enum Program {
     Mount,
     QemuStorageDaemon,
     Resize2fs,
-    Sync,
     Umount,
     XfsGrowfs,
 }
 
 impl Program {
     /// What every node needs, whatever its mounter.
-    const ALWAYS: [Program; 11] = [
+    const ALWAYS: [Program; 10] = [
         Program::Blkid,
         Program::Blockdev,
         Program::Dumpe2fs,
@@ -62,7 +61,6 @@ impl Program {
         Program::MkfsXfs,
         Program::Mount,
         Program::Resize2fs,
-        Program::Sync,
         Program::Umount,
         Program::XfsGrowfs,
     ];
@@ -87,7 +85,6 @@ impl Program {
                 ("qemu-storage-daemon", "qemu-system-common and qemu-block-extra", 30)
             }
             Program::Resize2fs => ("resize2fs", "e2fsprogs", 600),
-            Program::Sync => ("sync", "coreutils", 60),
             // Unmounting writes back what is dirty.
             Program::Umount => ("umount", "util-linux", 300),
             Program::XfsGrowfs => ("xfs_growfs", "xfsprogs", 600),
@@ -217,12 +214,12 @@ mod tests {
 
     #[test]
     fn exit_code_and_output_are_reported() {
-        let finished = run(Program::Sync, &["/nowhere".as_ref()]).unwrap();
+        let finished = run(Program::Blockdev, &["--getsz".as_ref(), "/nowhere".as_ref()]).unwrap();
         assert_eq!(finished.code, Some(1));
         assert!(finished.output.contains("/nowhere"), "{}", finished.output);
-        let error = succeed(Program::Sync, &["/nowhere".as_ref()]).unwrap_err();
+        let error = succeed(Program::Blockdev, &["--getsz".as_ref(), "/nowhere".as_ref()]).unwrap_err();
         assert!(
-            matches!(&error, Error::Internal(text) if text.starts_with("sync ended with 1: ")),
+            matches!(&error, Error::Internal(text) if text.starts_with("blockdev ended with 1: ")),
             "{error}"
         );
     }

@@ -21,7 +21,7 @@ use super::mount::{self, MountTable};
 use super::place::{self, Place, is_kind};
 use super::programs::{self, Program};
 use super::record::{Publication, Record, VolumeDirectory};
-use super::{Access, Capability, Node, is_of_volume};
+use super::{Access, Capability, Node, is_of_volume, usage};
 
 /// What is to be published, and how.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ impl Node {
         let (mut record, device) = staged(&directory, request)?;
         let table = MountTable::read()?;
         require_healthy(&record, &device, &table)?;
+        self.look_at(&device, None)?
+            .map_err(|error| Error::FailedPrecondition(usage::failing(&device, &error)))?;
 
         let wanted = Publication {
             capability: request.capability.clone(),

@@ -1,6 +1,9 @@
 //! Growing a volume on the node, and measuring it.
 
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::attach::{Attachment, Device};
 use super::error::{Error, Result};
@@ -9,6 +12,9 @@ use super::mount::{Mount, MountTable};
 use super::place::Place;
 use super::record::{Record, VolumeDirectory};
 use super::{Node, is_of_volume};
+
+/// How long a filesystem or a device may take to answer a question about it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How much of a volume is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,12 +85,16 @@ impl Node {
         Ok(size)
     }
 
-    /// Measures a volume. `path` is a staging or target path; `NotFound` when the volume is not there.
+    /// Measures a volume. `path` is a staging or target path; `NotFound` when the volume is not there, `Unavailable` when its
+    /// filesystem does not answer in time.
     pub fn stats(&self, volume_id: &str, path: &Path) -> Result<Usage> {
         let (_, device, mount) = locate(&self.volume(volume_id), volume_id, path)?;
         let Some(mount) = mount else { return Ok(Usage::Block { total: device.size()? }) };
-        let found = nix::sys::statvfs::statvfs(&mount.point).map_err(|error| {
-            Error::Unavailable(format!("cannot measure {}: {error}", mount.point.display()))
+        let point = mount.point;
+        let what = format!("cannot measure {}", point.display());
+        let found = self.looks.look(&what.clone(), PATIENCE, move || {
+            let measured = nix::sys::statvfs::statvfs(&point);
+            measured.map_err(|error| Error::Unavailable(format!("{what}: {error}")))
         })?;
         let block = found.fragment_size();
         Ok(Usage::Filesystem {
@@ -107,26 +117,66 @@ pub enum Illness {
     DeviceGone(String),
     /// Its filesystem was not mounted for reading alone, but is read-only: the kernel gave up on it.
     ReadOnly(String),
+    /// Its device or filesystem answers with errors: the node was fenced, lost its cluster for too long, or the filesystem
+    /// shut itself down.
+    Failing(String),
+    /// Its device or filesystem does not answer in time: the cluster is away, or busy.
+    NotAnswering(String),
 }
 
 impl Node {
-    /// What is wrong with a volume at a staging or target path, if anything is. `NotFound` when the volume is not there. Reads nothing
-    /// from the device, so a dead one does not hold it up.
+    /// What is wrong with a volume at a staging or target path, if anything is. `NotFound` when the volume is not there. A dead
+    /// device holds it up for some seconds at most.
     pub fn illness(&self, volume_id: &str, path: &Path) -> Result<Option<Illness>> {
-        let (record, _, mount) = match locate(&self.volume(volume_id), volume_id, path) {
+        let (record, device, mount) = match locate(&self.volume(volume_id), volume_id, path) {
             Err(Error::Unavailable(why)) => return Ok(Some(Illness::DeviceGone(why))),
             other => other?,
         };
         let gave_up =
             |mount: &Mount| mount.is_filesystem_read_only() && !record.capability.mounts_read_only();
-        Ok(mount.filter(gave_up).map(|mount| {
-            Illness::ReadOnly(format!(
+        if let Some(mount) = mount.as_ref().filter(|mount| gave_up(mount)) {
+            return Ok(Some(Illness::ReadOnly(format!(
                 "the filesystem at {} has become read-only after an error: end the pods that use the volume, and let it be \
                  staged again",
                 mount.point.display()
-            ))
-        }))
+            ))));
+        }
+        Ok(match self.look_at(&device, mount.map(|mount| mount.point)) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Illness::Failing(failing(&device, &error))),
+            Err(error) => Some(Illness::NotAnswering(error.to_string())),
+        })
     }
+
+    /// Whether the device can be read, and the filesystem mounted at `point` too, if there is one. `Unavailable` when they do not
+    /// answer in time.
+    pub(super) fn look_at(&self, device: &Device, point: Option<PathBuf>) -> Result<std::io::Result<()>> {
+        let node = device.path();
+        self.looks.look(&format!("cannot look at {}", node.display()), PATIENCE, move || {
+            // A filesystem that has shut down answers statfs, but its root is not to be looked at.
+            let root = point.map_or(Ok(()), |point| std::fs::metadata(point).map(drop));
+            Ok(root.and_then(|()| read_past_the_cache(&node)))
+        })
+    }
+}
+
+/// What to tell of a device that answers with errors.
+pub(super) fn failing(device: &Device, error: &std::io::Error) -> String {
+    format!(
+        "{} cannot be read: {error}. If this node was taken for lost and fenced, that is how it has to be: end the pods that use \
+         the volume, and let it be staged again",
+        device.path().display()
+    )
+}
+
+/// Reads the first bytes of a device from where they are stored.
+fn read_past_the_cache(device: &Path) -> std::io::Result<()> {
+    const LENGTH: usize = 4096;
+    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECT).open(device)?;
+    // Direct reads go to aligned memory.
+    let mut memory = vec![0; 2 * LENGTH];
+    let start = memory.as_ptr().align_offset(LENGTH).min(LENGTH);
+    file.read_exact_at(&mut memory[start..start + LENGTH], 0)
 }
 
 /// The volume's record and device, and for a filesystem its mount at `path`. `NotFound` unless the volume is at `path`;

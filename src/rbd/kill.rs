@@ -109,6 +109,7 @@ impl Cluster for Wired<Arc<dyn Cluster>> {
         change monitor_command(command: &str) -> Result<Vec<u8>>;
         change manager_command(command: &str) -> Result<Vec<u8>>;
         local address() -> Result<String>;
+        change blocklist(address: &str, seconds: u32) -> Result<()>;
     }
 }
 

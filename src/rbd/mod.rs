@@ -52,6 +52,12 @@ pub trait Cluster: Send + Sync + std::fmt::Debug {
 
     /// This connection's own address as the cluster's blocklist would name it, `IP:PORT/NONCE`.
     fn address(&self) -> Result<String>;
+
+    /// Puts a client, by its address as in [`Watcher::address`], on the cluster's blocklist for `seconds`. When this
+    /// returns, this connection has the OSD map with that entry in it, so no OSD that is asked by it, or by a client that
+    /// connects from now on, takes another write of that client afterwards. Its watches are gone soon. `EINVAL` for what is
+    /// not the address of one client: Ceph would take a mere host for all its clients.
+    fn blocklist(&self, address: &str, seconds: u32) -> Result<()>;
 }
 
 /// One RADOS namespace of one pool: a directory of images, a trash, and plain RADOS objects with omap.
@@ -463,6 +469,13 @@ pub struct Watcher {
     pub client: u64,
     /// The watch's cookie.
     pub cookie: u64,
+}
+
+/// Whether this is the address of one client, `IP:PORT/NONCE`.
+fn is_client_address(address: &str) -> bool {
+    address
+        .split_once('/')
+        .is_some_and(|(socket, nonce)| socket.parse::<SocketAddr>().is_ok() && nonce.parse::<u32>().is_ok())
 }
 
 /// A monitor of the live monmap.

@@ -33,6 +33,7 @@ mod collect;
 mod create;
 mod delete;
 mod error;
+mod fence;
 mod group;
 mod grow;
 pub mod journal;

@@ -27,7 +27,8 @@ impl Volumes {
     /// Records the node and returns the volume's record.
     ///
     /// [`Error::NotFound`] when there is no such volume, [`Error::AlreadyExists`] when this node has it under another
-    /// capability, [`Error::FailedPrecondition`] naming the node that has it when it may not be shared,
+    /// capability, [`Error::FailedPrecondition`] naming the node that has it when it may not be shared, or the clients that
+    /// have its image open for writing,
     /// [`Error::Exhausted`] when the node has as many volumes as it may.
     pub fn publish(&self, request: &PublishVolume) -> Result<Volume> {
         let spec = self.spec(&request.image);
@@ -53,6 +54,9 @@ impl Volumes {
                     publication.node
                 )));
             }
+        }
+        if !wanted.shared {
+            self.refuse_if_written_to(&request.image)?;
         }
         if let Some(limit) = request.limit {
             self.count_in(&wanted.node, &request.image, limit)?;

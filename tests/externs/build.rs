@@ -142,6 +142,7 @@ fn c_type(ty: &Type) -> String {
                 "c_uint" => "unsigned int",
                 "c_void" => "void",
                 "u8" => "uint8_t",
+                "u32" => "uint32_t",
                 "u64" => "uint64_t",
                 "i64" => "int64_t",
                 "timespec" => "struct timespec",

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use cinderblock::node::{Access, Error, Illness};
 
-use crate::lab::{MIB, Volume, ext4, pattern, run, write, xfs};
+use crate::lab::{MIB, SOON, Volume, ext4, pattern, run, wait_until, write, xfs};
 
 #[test]
 fn a_restarted_driver_goes_on() {
@@ -168,4 +169,76 @@ fn an_interrupted_growth_is_taken_up() {
     assert_eq!(volume.expand("staging", 32).unwrap(), 32 * MIB);
     volume.unstage().unwrap();
     volume.finish();
+}
+
+#[test]
+fn a_fenced_node_is_told_as_ill_and_lets_go() {
+    for access in [ext4(), xfs(), Access::Block] {
+        let volume = Volume::new(320, access.clone());
+        volume.stage().unwrap();
+        volume.publish("target", false).unwrap();
+        if access != Access::Block {
+            write(&volume.path("target/kept"), b"before");
+        }
+        assert_eq!(volume.illness("target"), None);
+        volume.end_watches();
+        let file = if access == Access::Block { volume.path("target") } else { volume.path("target/late") };
+        let late =
+            fs::OpenOptions::new().write(true).create(access != Access::Block).truncate(false).open(file);
+        let written = late.and_then(|mut file| file.write_all(&[7; 8192]).and_then(|()| file.sync_all()));
+        assert!(written.is_err(), "a fenced node wrote");
+        let illness = volume.illness("target");
+        assert!(
+            matches!(illness, Some(Illness::Failing(_) | Illness::ReadOnly(_))),
+            "{access:?}: {illness:?}"
+        );
+        assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))), "{access:?}");
+        let began = Instant::now();
+        let _answers_in_time = volume.node.stats(&volume.id(), &volume.path("target"));
+        assert!(began.elapsed() < SOON);
+        volume.unpublish("target").unwrap();
+        volume.unstage().unwrap();
+        volume.assert_nothing_on_the_node();
+        volume.stage().unwrap();
+        if access != Access::Block {
+            assert_eq!(fs::read(volume.path("staging/kept")).unwrap(), b"before");
+        }
+        assert_eq!(volume.illness("staging"), None);
+        volume.unstage().unwrap();
+        volume.finish();
+    }
+}
+
+#[test]
+fn a_device_that_does_not_answer_holds_nobody_up() {
+    let volume = Volume::new(64, ext4());
+    volume.stage().unwrap();
+    let frozen = Frozen::new(volume.daemons()[0]);
+    for _ in 0..3 {
+        let began = Instant::now();
+        let illness = volume.illness("staging");
+        assert!(matches!(illness, Some(Illness::NotAnswering(_))), "{illness:?}");
+        let _whatever_is_known = volume.node.stats(&volume.id(), &volume.staging());
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
+    drop(frozen);
+    wait_until("the device to answer", || volume.illness("staging").is_none());
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+/// A stopped process, which goes on when this is dropped.
+struct Frozen(u32);
+
+impl Frozen {
+    fn new(process: u32) -> Self {
+        run("kill", &["-s", "STOP", &process.to_string()]);
+        Self(process)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run("kill", &["-s", "CONT", &self.0.to_string()]);
+    }
 }

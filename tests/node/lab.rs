@@ -279,8 +279,8 @@ impl Volume {
         self.end_watches();
     }
 
-    /// Has Ceph forget clients of the image that are dead. By itself it takes half a minute.
-    fn end_watches(&self) {
+    /// Has Ceph forget and refuse the clients of the image, dead or alive.
+    pub(crate) fn end_watches(&self) {
         let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         for watcher in status["watchers"].as_array().unwrap() {

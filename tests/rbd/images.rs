@@ -1,5 +1,7 @@
 //! Images as entries of a pool: made, opened, listed, renamed, resized, removed.
 
+use std::time::{Duration, Instant};
+
 use cinderblock::rbd::{Errno, Features, ImageEntry, ImageKey, ImageOptions, OpenMode};
 
 use crate::tools::{
@@ -199,6 +201,34 @@ pub(crate) fn watchers_are_the_others(place: &Place) {
     drop((read_only, second, third));
     assert_eq!(image.watchers().unwrap(), []);
     drop(image);
+    remove_all(&place.pool, &["image"]);
+}
+
+pub(crate) fn a_blocklisted_client_writes_no_more(place: &Place) {
+    let (keeper, lost) = (created(&place.pool, "image"), open(&place.other, "image"));
+    lost.write_at(0, b"before").unwrap();
+    let (cluster, address) = (place.pool.cluster(), place.other.cluster().address().unwrap());
+    for malformed in ["", "nobody", "192.0.2.1", "192.0.2.1:0", "192.0.2.1/7"] {
+        assert_eq!(cluster.blocklist(malformed, 60).unwrap_err().errno, Errno::EINVAL, "{malformed:?}");
+    }
+    cluster.blocklist(&address, 60).unwrap();
+    // Whoever is asked by us knows it now.
+    let mut back = [0; 6];
+    keeper.read_at(None, 0, &mut back).unwrap();
+    assert_eq!(lost.write_at(0, b"after!").unwrap_err().errno, Errno::ESHUTDOWN);
+    assert_eq!(place.other.create_image("other", MIB, &layout()).unwrap_err().errno, Errno::ESHUTDOWN);
+    // It does not watch any more, and others go on.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !keeper.watchers().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", keeper.watchers());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    keeper.read_at(None, 0, &mut back).unwrap();
+    assert_eq!(&back, b"before");
+    keeper.write_at(0, b"others").unwrap();
+    // Again is fine.
+    cluster.blocklist(&address, 60).unwrap();
+    drop((keeper, lost));
     remove_all(&place.pool, &["image"]);
 }
 

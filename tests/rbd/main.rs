@@ -80,6 +80,7 @@ behaviours! {
         removal_waits_for_watchers
         removal_waits_for_snapshots
         watchers_are_the_others
+        a_blocklisted_client_writes_no_more
         metadata_is_kept
         metadata_has_no_small_limits;
     data:

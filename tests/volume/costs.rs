@@ -162,7 +162,7 @@ fn grow_publish_and_unpublish() {
             volumes.publish(&request).unwrap();
         })
     };
-    assert_eq!(publish(), ["omap_get", "omap_update"]);
+    assert_eq!(publish(), ["omap_get", "address", "open_image", "watchers", "omap_update"]);
     assert_eq!(publish(), ["omap_get"], "asked again");
     let unpublish = || calls(&lab, |volumes| volumes.unpublish("A", None).unwrap());
     assert_eq!(unpublish(), ["omap_get", "omap_update"]);

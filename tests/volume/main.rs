@@ -12,6 +12,7 @@ mod chains;
 mod costs;
 mod defects;
 mod elsewhere;
+mod fence;
 mod foreign;
 mod lab;
 mod limits;

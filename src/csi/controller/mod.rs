@@ -61,6 +61,7 @@ pub struct ControllerService {
     operations: Operations,
     nodes: Arc<BTreeSet<String>>,
     volumes_per_node: Option<u32>,
+    fence: bool,
     alpha: bool,
     timeout: Duration,
 }
@@ -74,6 +75,7 @@ impl ControllerService {
             operations: Operations::default(),
             nodes: Arc::new(nodes),
             volumes_per_node: None,
+            fence: false,
             alpha: false,
             timeout,
         }
@@ -83,6 +85,12 @@ impl ControllerService {
     #[must_use]
     pub fn with_volumes_per_node(self, limit: Option<u32>) -> ControllerService {
         ControllerService { volumes_per_node: limit, ..self }
+    }
+
+    /// The same, with nodes that are unpublished before they closed a volume kept from writing to it, if `enabled`.
+    #[must_use]
+    pub fn with_fencing(self, enabled: bool) -> ControllerService {
+        ControllerService { fence: enabled, ..self }
     }
 
     /// The operations in flight, for what bounds them.

@@ -84,7 +84,8 @@ impl ControllerService {
         Ok(Response::new(ControllerPublishVolumeResponse { publish_context: context }))
     }
 
-    /// ControllerUnpublishVolume: fine when the volume is not there, or not published.
+    /// ControllerUnpublishVolume: fine when the volume is not there, or not published. With fencing, a node that has not closed
+    /// the image is kept from writing to it first.
     pub(super) async fn handle_unpublish_volume(
         &self,
         request: Request<ControllerUnpublishVolumeRequest>,
@@ -106,7 +107,19 @@ impl ControllerService {
             vec![format!("volume {id}")],
             format!("{node:?}"),
         );
+        let fence = self.fence;
         self.run(operation, deadline, id.location, credentials, move |access, _| {
+            if fence {
+                let fenced = access.answer(access.volumes.fence(&id.image, node.as_deref()))?;
+                if !fenced.is_empty() {
+                    tracing::warn!(
+                        image = id.image,
+                        ?node,
+                        ?fenced,
+                        "clients of a lost node are on Ceph's blocklist now"
+                    );
+                }
+            }
             access.answer(access.volumes.unpublish(&id.image, node.as_deref()))
         })
         .await?;

@@ -313,6 +313,8 @@ fn health_entry(illness: &Illness) -> VolumeHealthEntry {
     let (reason, message) = match illness {
         Illness::DeviceGone(why) => ("DeviceGone", why),
         Illness::ReadOnly(why) => ("ReadOnlyFilesystem", why),
+        Illness::Failing(why) => ("DeviceFailing", why),
+        Illness::NotAnswering(why) => ("DeviceNotAnswering", why),
     };
     VolumeHealthEntry {
         status: VolumeHealthErrorType::Inaccessible.into(),

@@ -8,8 +8,8 @@ use super::call::{c_string, text};
 use super::connection::Connection;
 use super::monmap;
 use super::pool::{CephPool, Ioctx};
-use super::sys::{rados, rados_mgr_command, size_t};
-use crate::rbd::{Cluster, Errno, Error, Monitor, Pool, Result};
+use super::sys::{rados, rados_blocklist_add, rados_mgr_command, rados_wait_for_latest_osdmap, size_t};
+use crate::rbd::{Cluster, Errno, Error, Monitor, Pool, Result, is_client_address};
 
 /// A [`Cluster`] over a librados connection. Cheap to clone: clones share the connection.
 #[derive(Debug, Clone)]
@@ -46,6 +46,21 @@ impl Cluster for CephCluster {
 
     fn address(&self) -> Result<String> {
         Ok(self.connection.address().to_owned())
+    }
+
+    fn blocklist(&self, address: &str, seconds: u32) -> Result<()> {
+        let call = "rados_blocklist_add";
+        if !is_client_address(address) {
+            return Err(Error::new(Errno::EINVAL, call, address));
+        }
+        let c_address = c_string(address, call)?;
+        // SAFETY: the handle is connected; the address is NUL-terminated, and librados reads it alone, `const` or not.
+        let code =
+            unsafe { rados_blocklist_add(self.connection.raw(), c_address.as_ptr().cast_mut(), seconds) };
+        self.connection.check(code, call, || address.to_owned())?;
+        // SAFETY: the handle is connected.
+        let code = unsafe { rados_wait_for_latest_osdmap(self.connection.raw()) };
+        self.connection.check(code, "rados_wait_for_latest_osdmap", || address.to_owned()).map(drop)
     }
 }
 

@@ -144,6 +144,8 @@ unsafe extern "C" {
         outs: *mut *mut c_char,
         outslen: *mut size_t,
     ) -> c_int;
+    pub fn rados_blocklist_add(cluster: rados_t, client_address: *mut c_char, expire_seconds: u32) -> c_int;
+    pub fn rados_wait_for_latest_osdmap(cluster: rados_t) -> c_int;
     pub fn rados_getaddrs(cluster: rados_t, addrs: *mut *mut c_char) -> c_int;
     pub fn rados_set_pool_full_try(io: rados_ioctx_t);
     pub fn rados_read_op_omap_get_vals2(

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::pool::ModelPool;
 use super::session::Session;
 use super::state::{Outcome, Place, State};
-use crate::rbd::{Cluster, Errno, Guard, Monitor, OmapPage, OmapUpdate, Pool, PoolStats, Result};
+use crate::rbd::{
+    Cluster, Errno, Guard, Monitor, OmapPage, OmapUpdate, Pool, PoolStats, Result, is_client_address,
+};
 
 /// The id of every model cluster.
 const FSID: &str = "6d6f6465-6c00-4000-8000-000000000001";
@@ -64,6 +66,20 @@ impl Cluster for ModelCluster {
 
     fn address(&self) -> Result<String> {
         self.session.call("address", "cluster", |_| Ok(self.session.address()))
+    }
+
+    fn blocklist(&self, address: &str, _seconds: u32) -> Result<()> {
+        self.session.call("blocklist", address, |call| {
+            if !is_client_address(address) {
+                return Err(Errno::EINVAL);
+            }
+            {
+                let mut state = call.state();
+                state.blocklist.insert(address.to_owned());
+                state.drop_watches(|watch| watch.address == address);
+            }
+            call.step()
+        })
     }
 }
 

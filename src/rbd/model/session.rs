@@ -226,9 +226,10 @@ impl Session {
 
     /// Numbers the call and runs the hook; the fault planned for it, or `ESHUTDOWN` when the session is dead.
     fn begin(&self, info: &mut CallInfo) -> Outcome<Option<Fault>> {
+        let blocklisted = self.state().blocklist.contains(&self.address());
         let hook = {
             let mut control = self.control();
-            if control.dead {
+            if control.dead || blocklisted {
                 return Err(Errno::ESHUTDOWN);
             }
             control.calls += 1;

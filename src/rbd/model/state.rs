@@ -164,13 +164,21 @@ pub(super) struct State {
     pub(super) pools: BTreeMap<String, PoolState>,
     pub(super) spaces: BTreeMap<Place, Space>,
     pub(super) now: SystemTime,
+    /// Addresses of clients whose calls are refused.
+    pub(super) blocklist: BTreeSet<String>,
     last_image: u64,
 }
 
 impl State {
     pub(super) fn new() -> State {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        State { pools: BTreeMap::new(), spaces: BTreeMap::new(), now, last_image: 0 }
+        State {
+            pools: BTreeMap::new(),
+            spaces: BTreeMap::new(),
+            now,
+            blocklist: BTreeSet::new(),
+            last_image: 0,
+        }
     }
 
     /// A new image id: hexadecimal as librbd's, never used twice.

@@ -546,6 +546,11 @@ impl Known {
                 wish.source.is_some() && self.contents(request).is_empty()
             }
             (Request::Create(wish), Error::Invalid(_)) => wish.format == CloneFormat::V1,
+            (Request::Publish(home, name), Error::FailedPrecondition(why)) => {
+                let key = (*home, name.clone());
+                let held = self.held.iter().any(|(held, _)| *held == key) || !self.lingering.is_empty();
+                held && why.contains("is open for writing")
+            }
             (Request::Delete(home, name), Error::FailedPrecondition(why)) => {
                 let key = (*home, name.clone());
                 let held = self.held.iter().any(|(held, _)| *held == key);
