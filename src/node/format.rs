@@ -19,15 +19,17 @@
 //! alone, whatever the intent says.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::attach::Device;
 use super::error::{Error, Result};
 use super::filesystem::FsType;
 use super::mark::{self, Mark, Marks};
+use super::mount;
 use super::options;
 use super::programs::{self, Finished, Program};
 
@@ -245,9 +247,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
 
 /// Opens the device for this process alone. `Unavailable` when somebody else has it so: a mount, or an mkfs whose driver died.
 fn exclusive(path: &Path) -> Result<File> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(nix::libc::O_EXCL).open(path);
-    file.map_err(|error| unreadable(path, &error))
+    mount::exclusive(path).map_err(|error| unreadable(path, &error))
 }
 
 /// Near which byte the device holds data in one of its telling places. `Unavailable` when that cannot be told.
@@ -324,7 +324,19 @@ fn make(path: &Path, format: &Format<'_>, fs_type: FsType, uuid: String, over: O
     let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
 
     format.marks.write(&Mark::Making(fs_type, uuid.clone()))?;
-    programs::succeed(program, &arguments)?;
+    let deadline = Instant::now() + mount::BUSY_PATIENCE;
+    loop {
+        let finished = programs::run(program, &arguments)?;
+        let words = programs::describe(program, &finished);
+        // Somebody had the device for himself, perhaps for an instant; nothing was written.
+        let is_busy = words.contains("in use by the system") || words.contains("resource busy");
+        match finished.code {
+            Some(0) => break,
+            _ if is_busy && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            _ if is_busy => return Err(Error::Unavailable(words)),
+            _ => return Err(Error::Internal(words)),
+        }
+    }
     format.marks.write(&Mark::Filesystem(fs_type, uuid))?;
     Ok(fs_type)
 }

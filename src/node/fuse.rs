@@ -38,6 +38,7 @@ use serde_json::{Value, json};
 use super::attach::{Attachment, Device, Image};
 use super::bounded::bounded;
 use super::error::{Error, Result};
+use super::kill::step;
 use super::loop_device::LoopDevice;
 use super::mount::{self, MountTable};
 use super::programs::{self, Program};
@@ -151,12 +152,13 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
     while MountTable::read()?.at(&export).is_some() {
         mount::unmount(&export)?;
     }
-    for path in [export, socket(directory), configuration(directory), loop_device.identity] {
+    let draft = loop_device.identity_draft();
+    for path in [export, socket(directory), configuration(directory), draft, loop_device.identity] {
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(Error::io("remove", &path, error));
             }
-            _ => {}
+            _ => step("file removed"),
         }
     }
     Ok(())
@@ -195,8 +197,10 @@ fn open_image(
         image.monitors
     );
     std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    step("configuration written");
     let export = export(directory);
     std::fs::write(&export, "").map_err(|error| Error::io("write", &export, error))?;
+    step("place of the export made");
 
     if let Some(key) = key {
         qmp.add_secret("key", key)?;
@@ -339,7 +343,7 @@ fn stop_daemons(directory: &Path) -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         for process in daemons(directory)? {
             match kill(process, signal) {
-                Ok(()) | Err(Errno::ESRCH) => {}
+                Ok(()) | Err(Errno::ESRCH) => step("daemon told to end"),
                 Err(error) => return Err(Error::Internal(format!("cannot end process {process}: {error}"))),
             }
         }

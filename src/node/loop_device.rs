@@ -8,21 +8,25 @@
 //!
 //! Crash point: between the binding and the writing of that file, the path is the only witness. The server is alive then.
 
-use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::makedev;
 
 use super::attach::Device;
 use super::error::{Error, Result};
+use super::kill;
 use super::mount;
 use super::programs::{self, Program};
 
 /// How long the kernel may take to let a device go, or to notice its size.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Two that are told of the same free device at once both claim it, and the one that comes too late keeps the other from its
+/// device for a moment.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const BLOCK_DEVICES: &str = "/sys/block";
 
@@ -52,6 +56,11 @@ impl LoopDevice {
         Ok(None)
     }
 
+    /// Where the identity is written before it is complete.
+    pub(super) fn identity_draft(&self) -> PathBuf {
+        self.identity.with_extension("new")
+    }
+
     /// Binds a free device to the file.
     pub(super) fn attach(&self, read_only: bool) -> Result<()> {
         let mut arguments = vec!["--find".as_ref(), "--show".as_ref(), "--direct-io=on".as_ref()];
@@ -59,13 +68,16 @@ impl LoopDevice {
             arguments.push("--read-only".as_ref());
         }
         arguments.push(self.file.as_os_str());
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let path = programs::succeed(Program::Losetup, &arguments)?;
+        drop(turn);
         let name = path.rsplit('/').next().unwrap_or_default();
         let device = device(name)?;
         match identity(name) {
             Ok(identity) => {
-                let draft = self.identity.with_extension("new");
+                let draft = self.identity_draft();
                 std::fs::write(&draft, identity).map_err(|error| Error::io("write", &draft, error))?;
+                kill::step("identity drafted");
                 std::fs::rename(&draft, &self.identity)
                     .map_err(|error| Error::io("write", &self.identity, error))?;
             }
@@ -82,7 +94,7 @@ impl LoopDevice {
             Error::FailedPrecondition(format!("{} is in use {who}: end what uses it", path.display()))
         };
         // A mount in any namespace holds the device exclusively. losetup would only mark it for later.
-        match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path) {
+        match mount::exclusive(&path) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
                 return Err(busy(&match mount::namespaces_with(device.number) {

@@ -20,6 +20,7 @@ use super::attach::Image;
 use super::bounded::bounded;
 use super::error::{Error, Result};
 use super::filesystem::FsType;
+use super::kill;
 use crate::rbd::{self, Cluster, Errno, Features, ImageKey, OpenMode};
 
 /// The metadata key.
@@ -104,7 +105,9 @@ impl Marks {
     /// Sets the image's mark. Errors as [`Marks::read`]; the mark may have been set then.
     pub(super) fn write(&self, mark: &Mark) -> Result<()> {
         let text = mark.to_string();
-        self.with_image(OpenMode::ReadWrite, move |image| image.metadata_set(KEY, &text))
+        self.with_image(OpenMode::ReadWrite, move |image| image.metadata_set(KEY, &text))?;
+        kill::step("image marked");
+        Ok(())
     }
 
     /// The image's features. Errors as [`Marks::read`].

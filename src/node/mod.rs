@@ -31,6 +31,7 @@ mod filesystem;
 mod format;
 mod fuse;
 mod kernel_key;
+mod kill;
 mod krbd;
 mod loop_device;
 mod map_options;

@@ -10,8 +10,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,12 +24,13 @@ use nix::sys::stat::makedev;
 
 use super::bounded::bounded;
 use super::error::{Error, Result};
+use super::kill;
 use super::place::{self, Place};
 use super::programs::{self, Program};
 
 /// How long a busy mount is tried again. A process that is just being started holds copies of all open files of its
 /// parent for a moment.
-const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long taking a bind mount away may take.
 const UNBIND_PATIENCE: Duration = Duration::from_mins(5);
@@ -209,6 +212,7 @@ pub(super) fn bind(source: &OwnedFd, target: &Place, read_only: bool) -> Result<
     let none = None::<&str>;
     nix::mount::mount(Some(&place::pinned(source)), &place::pinned(&below), none, MsFlags::MS_BIND, none)
         .map_err(|error| failed("bind to", error))?;
+    kill::step("bound");
     if !read_only {
         return Ok(());
     }
@@ -216,7 +220,9 @@ pub(super) fn bind(source: &OwnedFd, target: &Place, read_only: bool) -> Result<
     let kept = target.mount(&MountTable::read()?)?.map_or(MsFlags::empty(), Mount::flags);
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept;
     nix::mount::mount(none, &target.pinned(), none, flags, none)
-        .map_err(|error| failed("make read-only", error))
+        .map_err(|error| failed("make read-only", error))?;
+    kill::step("made read-only");
+    Ok(())
 }
 
 /// Takes the topmost mount at `target` away. `FailedPrecondition` naming the processes that use it when it is busy.
@@ -230,7 +236,10 @@ pub(super) fn unbind(target: &Arc<Place>) -> Result<()> {
             Ok(nix::mount::umount2(&place.pinned(), MntFlags::UMOUNT_NOFOLLOW))
         })?;
         match outcome {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                kill::step("unbound");
+                return Ok(());
+            }
             Err(Errno::EBUSY) if Instant::now() > deadline => return Err(busy(target.path())),
             Err(Errno::EBUSY) => std::thread::sleep(Duration::from_millis(50)),
             Err(error) => return Err(Error::io("unmount", target.path(), error)),
@@ -260,6 +269,20 @@ pub(super) fn unmount(point: &Path) -> Result<()> {
             return Err(busy(point));
         }
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Opens a device for this process alone. One that is busy is tried again for a moment: whoever looks for a free loop device
+/// claims others for an instant.
+pub(super) fn exclusive(device: &Path) -> std::io::Result<File> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(device) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::{Error, Result};
+use super::kill;
 
 /// Where programs are looked for, in this order.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -150,10 +151,12 @@ pub(super) fn run_with(
         .stderr(output.try_clone().map_err(|error| failed(&error))?)
         .spawn()
         .map_err(|error| failed(&error))?;
+    kill::step(&format!("{name} begun"));
 
     let Some(status) = wait(&mut child, Duration::from_secs(seconds)).map_err(|error| failed(&error))? else {
         return Err(give_up(name, seconds, child));
     };
+    kill::step(&format!("{name} ended"));
     let mut bytes = Vec::new();
     output.rewind().map_err(|error| failed(&error))?;
     output.take(OUTPUT_LIMIT).read_to_end(&mut bytes).map_err(|error| failed(&error))?;

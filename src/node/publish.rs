@@ -21,7 +21,7 @@ use super::mount::{self, MountTable};
 use super::place::{self, Place, is_kind};
 use super::programs::{self, Program};
 use super::record::{Publication, Record, VolumeDirectory};
-use super::{Access, Capability, Node, is_of_volume, usage};
+use super::{Access, Capability, Node, is_of_volume, kill, usage};
 
 /// What is to be published, and how.
 #[derive(Debug)]
@@ -224,7 +224,9 @@ fn make_target(target: &Place, is_block: bool) -> Result<Made> {
         } else {
             DirBuilder::new().mode(0o750).create(target.pinned())
         };
-        return made.map(|()| Made::Target).map_err(|error| Error::io("create", target.path(), error));
+        made.map_err(|error| Error::io("create", target.path(), error))?;
+        kill::step("target made");
+        return Ok(Made::Target);
     };
     if is_block {
         let is_empty_file = is_kind(Some(&stat), SFlag::S_IFREG) && stat.st_size == 0;
@@ -301,7 +303,10 @@ fn remove_target(target: &Place) -> Result<()> {
         return Err(not_ours());
     };
     match removed {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            kill::step("target removed");
+            Ok(())
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Err(not_ours()),
         Err(error) => Err(Error::io("remove", target.path(), error)),

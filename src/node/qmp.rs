@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::error::{Error, Result};
+use super::kill;
 use crate::rbd::Key;
 
 /// How long one command may take. Longer than the daemon waits for monitors that do not answer.
@@ -89,6 +90,7 @@ impl Qmp {
         loop {
             // Anything else is an event.
             if let Some(answer) = outcome(self.read_line()?) {
+                kill::step("daemon commanded");
                 return Ok(answer);
             }
         }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::attach::{Image, Mounter};
 use super::error::{Error, Result};
-use super::{Access, Capability};
+use super::{Access, Capability, kill};
 
 /// The version of the record's form that is written and understood.
 const VERSION: u32 = 1;
@@ -120,7 +120,9 @@ impl VolumeDirectory {
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&draft).map_err(failed)?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
+        kill::step("record drafted");
         std::fs::rename(&draft, self.record_path()).map_err(failed)?;
+        kill::step("record written");
         std::fs::File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 
@@ -133,6 +135,7 @@ impl VolumeDirectory {
                 return Err(Error::io("remove", &path, error));
             }
         }
+        kill::step("record removed");
         match std::fs::remove_dir(&self.0) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", &self.0, error)),
             _ => Ok(()),

@@ -8,27 +8,35 @@ use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, MountVolume};
+use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use cinderblock::csi::proto::{NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability};
+use cinderblock::node::Access;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::lab::{SOON, Volume, ext4, key, mounter_name, variable, wait_until, write};
 
-/// How many moments of one RPC a driver is killed at. Each takes its time in a guest.
-fn kills() -> u32 {
-    if mounter_name() == "fuse" { 10 } else { 3 }
-}
+/// How many moments of one RPC a driver is killed at; `steps` has all that can be named.
+const KILLS: u32 = 4;
 
 /// A driver of its own process, killed when dropped.
-struct Driver {
+pub(crate) struct Driver {
     process: Child,
     socket: PathBuf,
-    client: NodeClient<Channel>,
+    pub(crate) client: NodeClient<Channel>,
 }
 
 impl Driver {
-    async fn start(volume: &Volume) -> Self {
+    pub(crate) async fn start(volume: &Volume) -> Self {
+        Self::start_with(volume, &[]).await
+    }
+
+    /// One that dies by its own hand after its `step`-th step.
+    pub(crate) async fn start_to_die(volume: &Volume, step: u32) -> Self {
+        Self::start_with(volume, &[("CINDERBLOCK_KILL_AT_STEP", step.to_string())]).await
+    }
+
+    async fn start_with(volume: &Volume, environment: &[(&str, String)]) -> Self {
         let config = volume.path("clusters.yaml");
         let text = format!("- clusterID: lab\n  monitors: [\"{}\"]\n", variable("LAB_MONITORS"));
         std::fs::write(&config, text).unwrap();
@@ -39,7 +47,9 @@ impl Driver {
             .arg("--state-dir")
             .arg(volume.path("state"))
             .arg(format!("--endpoint=unix://{}", socket.display()))
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let client = connect(&socket).await;
@@ -47,10 +57,17 @@ impl Driver {
     }
 
     /// Ends the driver by SIGKILL. A program it was just starting has its listener for a moment longer.
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         let socket = self.socket.clone();
         drop(self);
         wait_until("the listener's end", || UnixStream::connect(&socket).is_err());
+    }
+}
+
+impl Driver {
+    /// Waits for it to end by its own hand.
+    pub(crate) fn wait(&mut self) {
+        wait_until("the driver's end", || self.process.try_wait().unwrap().is_some());
     }
 }
 
@@ -74,7 +91,7 @@ async fn connect(socket: &Path) -> NodeClient<Channel> {
     }
 }
 
-async fn stage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
+pub(crate) async fn stage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
     let text = |path: PathBuf| path.to_str().unwrap().to_owned();
     let context = [("mounter", mounter_name()), ("contentSource", "none")];
     let secrets = [("userID", variable("LAB_USER")), ("userKey", key())];
@@ -82,22 +99,31 @@ async fn stage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), 
         volume_id: volume.id(),
         publish_context: BTreeMap::new(),
         staging_target_path: text(volume.staging()),
-        volume_capability: Some(VolumeCapability {
-            access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
-            access_type: Some(AccessType::Mount(MountVolume::default())),
-        }),
+        volume_capability: Some(capability(volume)),
         secrets: secrets.map(|(name, value)| (name.to_owned(), value)).into(),
         volume_context: context.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
     };
     client.node_stage_volume(request).await.map(drop)
 }
 
-async fn unstage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
+pub(crate) async fn unstage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
     let request = NodeUnstageVolumeRequest {
         volume_id: volume.id(),
         staging_target_path: volume.staging().to_str().unwrap().to_owned(),
     };
     client.node_unstage_volume(request).await.map(drop)
+}
+
+/// For one pod, as what the volume is used as.
+pub(crate) fn capability(volume: &Volume) -> VolumeCapability {
+    let access_type = match volume.capability.access {
+        Access::Block => AccessType::Block(BlockVolume {}),
+        Access::Mount { .. } => AccessType::Mount(MountVolume::default()),
+    };
+    VolumeCapability {
+        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+        access_type: Some(access_type),
+    }
 }
 
 /// Asks again while the answer is one a caller asks again for.
@@ -129,10 +155,10 @@ async fn a_driver_killed_while_staging_leaves_nothing_that_cannot_be_taken_up() 
     volume.finish();
 
     let mut interrupted = 0;
-    for number in 0..kills() {
+    for number in 0..KILLS {
         let volume = Volume::new(64, ext4());
         let mut driver = Driver::start(&volume).await;
-        let asked = tokio::time::timeout(whole * number / kills(), stage(&mut driver.client, &volume)).await;
+        let asked = tokio::time::timeout(whole * number / KILLS, stage(&mut driver.client, &volume)).await;
         interrupted += u32::from(asked.is_err());
         driver.kill();
 
@@ -161,12 +187,12 @@ async fn a_driver_killed_while_unstaging_loses_nothing() {
     let began = Instant::now();
     unstage(&mut driver.client, &volume).await.unwrap();
     let whole = began.elapsed();
-    for number in 0..kills() {
+    for number in 0..KILLS {
         until_done!(stage(&mut driver.client, &volume).await, Code::Unavailable | Code::Aborted);
         let name = format!("staging/{number}");
         // Not made durable: an unmount does that.
         std::fs::write(volume.path(&name), b"kept").unwrap();
-        drop(tokio::time::timeout(whole * number / kills(), unstage(&mut driver.client, &volume)).await);
+        drop(tokio::time::timeout(whole * number / KILLS, unstage(&mut driver.client, &volume)).await);
         driver.kill();
         driver = Driver::start(&volume).await;
         if number % 2 == 0 {
@@ -178,7 +204,7 @@ async fn a_driver_killed_while_unstaging_loses_nothing() {
         }
     }
     until_done!(stage(&mut driver.client, &volume).await, Code::Unavailable | Code::Aborted);
-    for number in 0..kills() {
+    for number in 0..KILLS {
         let name = format!("staging/{number}");
         assert_eq!(std::fs::read(volume.path(&name)).unwrap(), b"kept", "{name}");
     }

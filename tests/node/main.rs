@@ -4,13 +4,16 @@
 //! Needs root, FUSE, loop devices, and the environment `lab/ceph env` prints.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(clippy::print_stdout, reason = "figures are for people, with --nocapture")]
 
 mod faults;
 mod growth;
 mod kills;
 mod lab;
+mod many;
 mod marks;
 mod paths;
 mod safety;
 mod service;
+mod steps;
 mod use_of_volumes;

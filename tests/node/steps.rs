@@ -1,0 +1,188 @@
+//! A driver that is killed after each step of each RPC: the next one goes on, the RPC asked again comes to its end, nothing is
+//! attached twice, what was written is there, and in the end nothing is left.
+
+use std::path::Path;
+
+use cinderblock::csi::proto::{
+    CapacityRange, NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest,
+};
+use cinderblock::node::Access;
+use tonic::{Code, Status};
+
+use crate::kills::{Driver, capability, stage, unstage};
+use crate::lab::{MIB, SOON, Volume, ext4, rbd};
+
+/// More steps than any RPC takes.
+const ENOUGH: u32 = 200;
+
+const KEPT: &[u8] = b"written before the driver died";
+
+/// The RPC in which a driver dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rpc {
+    Stage,
+    Publish,
+    Expand,
+    Unpublish,
+    Unstage,
+}
+
+async fn ask(rpc: Rpc, driver: &mut Driver, volume: &Volume) -> Result<(), Status> {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let target = text(&volume.path("target"));
+    let client = &mut driver.client;
+    match rpc {
+        Rpc::Stage => stage(client, volume).await,
+        Rpc::Unstage => unstage(client, volume).await,
+        Rpc::Publish => {
+            let request = NodePublishVolumeRequest {
+                volume_id: volume.id(),
+                staging_target_path: text(&volume.staging()),
+                target_path: target,
+                volume_capability: Some(capability(volume)),
+                readonly: true,
+                ..NodePublishVolumeRequest::default()
+            };
+            client.node_publish_volume(request).await.map(drop)
+        }
+        Rpc::Unpublish => {
+            let request = NodeUnpublishVolumeRequest { volume_id: volume.id(), target_path: target };
+            client.node_unpublish_volume(request).await.map(drop)
+        }
+        Rpc::Expand => {
+            let request = NodeExpandVolumeRequest {
+                volume_id: volume.id(),
+                volume_path: text(&volume.staging()),
+                capacity_range: Some(CapacityRange { required_bytes: 128 << 20, limit_bytes: 0 }),
+                ..NodeExpandVolumeRequest::default()
+            };
+            client.node_expand_volume(request).await.map(drop)
+        }
+    }
+}
+
+/// Asks until it is done, which kubelet does too.
+async fn insist(rpc: Rpc, driver: &mut Driver, volume: &Volume, what: &str) {
+    let deadline = tokio::time::Instant::now() + SOON;
+    while let Err(status) = ask(rpc, driver, volume).await {
+        let again = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::FailedPrecondition);
+        assert!(again && tokio::time::Instant::now() < deadline, "{what}: {rpc:?}: {status}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+fn check_kept(volume: &Volume, place: &str, what: &str) {
+    if volume.capability.access != Access::Block {
+        let kept = std::fs::read(volume.path(place).join("kept"));
+        assert_eq!(kept.ok().as_deref(), Some(KEPT), "{what}");
+    }
+}
+
+/// Has a driver die after step `number` of `rpc`. Whether it did.
+async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
+    let what = format!("{rpc:?} of {access:?}, step {number}");
+    let volume = Volume::new(64, access.clone());
+    let mut driver = Driver::start(&volume).await;
+    let is_staged = rpc != Rpc::Stage;
+    if is_staged {
+        ask(Rpc::Stage, &mut driver, &volume).await.unwrap();
+        if *access != Access::Block {
+            // Not made durable: taking the volume down in order does that.
+            std::fs::write(volume.path("staging/kept"), KEPT).unwrap();
+        }
+    }
+    if rpc == Rpc::Unpublish {
+        ask(Rpc::Publish, &mut driver, &volume).await.unwrap();
+    }
+    if rpc == Rpc::Expand {
+        volume.grow_image(128);
+    }
+    driver.kill();
+
+    let mut driver = Driver::start_to_die(&volume, number).await;
+    let answer = ask(rpc, &mut driver, &volume).await;
+    let died = answer.is_err();
+    if died {
+        driver.wait();
+    }
+    driver.kill();
+
+    let mut driver = Driver::start(&volume).await;
+    // An orchestrator may have changed its mind: then it takes down what it does not know to be there.
+    if rpc != Rpc::Stage || number.is_multiple_of(2) {
+        insist(rpc, &mut driver, &volume, &what).await;
+        match rpc {
+            Rpc::Stage => volume.assert_attached_once(),
+            Rpc::Publish => check_kept(&volume, "target", &what),
+            Rpc::Expand => {
+                assert!(volume.expand("staging", 128).is_ok_and(|size| size == 128 * MIB), "{what}");
+                check_kept(&volume, "staging", &what);
+            }
+            Rpc::Unpublish => assert!(!volume.path("target").exists(), "{what}"),
+            Rpc::Unstage => {
+                volume.assert_nothing_on_the_node();
+                insist(Rpc::Stage, &mut driver, &volume, &what).await;
+                check_kept(&volume, "staging", &what);
+            }
+        }
+    }
+    insist(Rpc::Unpublish, &mut driver, &volume, &what).await;
+    insist(Rpc::Unstage, &mut driver, &volume, &what).await;
+    driver.kill();
+    // A driver that died while it made a note in Ceph would watch the image for half a minute more.
+    if rbd(&["status", &volume.image.to_string()]).1.contains("watcher=") {
+        volume.end_watches();
+    }
+    volume.finish();
+    died
+}
+
+async fn sweep(rpc: Rpc, access: Access, at_least: u32) {
+    sweep_from(0, rpc, access, at_least).await;
+}
+
+/// The same without the first steps.
+async fn sweep_from(first: u32, rpc: Rpc, access: Access, at_least: u32) {
+    let mut steps = first;
+    while die(rpc, &access, steps + 1).await {
+        steps += 1;
+        assert!(steps < ENOUGH, "{rpc:?} of {access:?} does not come to its end");
+    }
+    println!("{rpc:?} of {access:?}: killed after each of {steps} steps");
+    assert!(
+        steps >= at_least,
+        "{rpc:?} of {access:?} has {steps} steps: the driver does not die where it should"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staging() {
+    // Attaching is the same for a raw device.
+    sweep_from(18, Rpc::Stage, ext4(), 28).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staging_a_raw_device() {
+    sweep(Rpc::Stage, Access::Block, 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing() {
+    sweep(Rpc::Publish, ext4(), 4).await;
+    sweep(Rpc::Publish, Access::Block, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expanding() {
+    sweep(Rpc::Expand, Access::Block, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unpublishing() {
+    sweep(Rpc::Unpublish, ext4(), 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unstaging() {
+    sweep(Rpc::Unstage, ext4(), 6).await;
+}
