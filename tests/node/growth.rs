@@ -183,3 +183,50 @@ fn a_reader_sees_the_new_size_of_a_device() {
     volume.unstage().unwrap();
     volume.finish();
 }
+
+#[test]
+fn images_are_cut_and_grown_while_they_are_written_to() {
+    let volume = Volume::new(64, Access::Block);
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    let snapshot = |number: u32| format!("{}@s{number}", volume.image);
+    under_io(&volume.path("target"), || {
+        for number in 0..3 {
+            let (done, text) = rbd(&["snap", "create", "--no-progress", &snapshot(number)]);
+            assert!(done, "{text}");
+            volume.grow_image(80 + u64::from(number));
+            volume.expand("target", 80 + u64::from(number)).unwrap();
+        }
+    });
+    for number in 0..3 {
+        let (done, text) = rbd(&["snap", "rm", "--no-progress", &snapshot(number)]);
+        assert!(done, "{text}");
+    }
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn a_full_filesystem_is_its_pods_affair() {
+    let volume = Volume::new(64, ext4());
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    let filled = fs::write(volume.path("target/everything"), pattern(3, 80 << 20));
+    assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    let Usage::Filesystem { total, available, .. } =
+        volume.node.stats(&volume.id(), &volume.path("target")).unwrap()
+    else {
+        panic!("not a filesystem")
+    };
+    assert!(available < total / 20, "{available} of {total}");
+    assert_eq!(volume.illness("target"), None);
+    volume.publish("target", false).unwrap();
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.stage().unwrap();
+    fs::remove_file(volume.path("staging/everything")).unwrap();
+    write(&volume.path("staging/data"), b"room again");
+    volume.unstage().unwrap();
+    volume.finish();
+}
