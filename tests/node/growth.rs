@@ -22,7 +22,7 @@ fn total(volume: &Volume, path: &str) -> u64 {
 
 /// Runs `work` while a thread writes to the first 8 MiB of `path`, reads each block back past the page cache, and checks
 /// at the end that all of it is there. Returns what `work` returned.
-fn under_io<T>(path: &Path, work: impl FnOnce() -> T) -> T {
+pub(crate) fn under_io<T>(path: &Path, work: impl FnOnce() -> T) -> T {
     const BLOCK: usize = 64 * 1024;
     const BLOCKS: usize = 128;
     let stop = AtomicBool::new(false);

@@ -14,6 +14,7 @@ use cinderblock::node::Access;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::growth::under_io;
 use crate::lab::{SOON, Volume, ext4, key, mounter_name, variable, wait_until, write};
 
 /// How many moments of one RPC a driver is killed at; `steps` has all that can be named.
@@ -211,4 +212,36 @@ async fn a_driver_killed_while_unstaging_loses_nothing() {
     unstage(&mut driver.client, &volume).await.unwrap();
     driver.kill();
     volume.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_write_on_while_their_driver_dies_and_comes_back() {
+    for access in [ext4(), Access::Block] {
+        let volume = Volume::new(64, access.clone());
+        let mut driver = Some(Driver::start(&volume).await);
+        stage(&mut driver.as_mut().unwrap().client, &volume).await.unwrap();
+        let file = if access == Access::Block {
+            PathBuf::from("/dev").join(volume.device())
+        } else {
+            volume.path("staging/data")
+        };
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| {
+            under_io(&file, || {
+                for _ in 0..3 {
+                    driver.take().unwrap().kill();
+                    driver = Some(runtime.block_on(async {
+                        let mut driver = Driver::start(&volume).await;
+                        stage(&mut driver.client, &volume).await.unwrap();
+                        driver
+                    }));
+                }
+            });
+        });
+        volume.assert_attached_once();
+        let mut driver = driver.unwrap();
+        unstage(&mut driver.client, &volume).await.unwrap();
+        driver.kill();
+        volume.finish();
+    }
 }
