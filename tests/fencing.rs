@@ -61,6 +61,7 @@ impl Volume<'_> {
 /// One node: a driver, and the paths its orchestrator would make.
 struct Node {
     name: &'static str,
+    state: PathBuf,
     driver: Driver,
     client: NodeClient<Channel>,
 }
@@ -69,14 +70,13 @@ impl Node {
     async fn start(lab: &Lab, name: &'static str, folder: &Path) -> Node {
         let state = folder.join(name);
         fs::create_dir_all(&state).unwrap();
-        let state = state.to_str().unwrap().to_owned();
         let arguments = [
             "--role",
             "node",
             "--node-id",
             name,
             "--state-dir",
-            &state,
+            state.to_str().unwrap(),
             "--enable-alpha",
             "--log-level",
             "warn",
@@ -84,7 +84,7 @@ impl Node {
         let driver = Driver::start(&lab_config(lab), &arguments);
         fs::create_dir_all(driver.folder().join("staging")).unwrap();
         let client = NodeClient::new(driver.channel().await);
-        Node { name, driver, client }
+        Node { name, state, driver, client }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -144,16 +144,44 @@ impl Node {
     }
 }
 
+/// After a failed test: takes down by hand what the node has.
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        if let Some(daemon) = daemons(&self.state).next() {
+            let _ = Command::new("kill").args(["-s", "KILL", &daemon.to_string()]).status();
+        }
+        for name in ["target", "staging"] {
+            let _ = Command::new("umount").arg(self.path(name)).status();
+        }
+        for entry in fs::read_dir("/sys/block").unwrap().flatten() {
+            let file = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+            if Path::new(&file).starts_with(&self.state) {
+                let device = Path::new("/dev").join(entry.file_name());
+                let _ = Command::new("losetup").arg("--detach").arg(device).status();
+            }
+        }
+        for volume in fs::read_dir(&self.state).into_iter().flatten().flatten() {
+            let _ = Command::new("umount").arg(volume.path().join("export")).status();
+        }
+    }
+}
+
 /// The storage daemon whose socket is below `folder`.
 fn daemon(folder: &Path) -> u32 {
-    let below = folder.to_str().unwrap();
-    let mut found = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+    daemons(folder).next().expect("no storage daemon runs")
+}
+
+fn daemons(folder: &Path) -> impl Iterator<Item = u32> {
+    let below = folder.to_str().unwrap().to_owned();
+    fs::read_dir("/proc").unwrap().flatten().filter_map(move |entry| {
         let line = fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).into_owned();
-        (line.contains("qemu-storage-daemon") && line.contains(below))
+        (line.contains("qemu-storage-daemon") && line.contains(&below))
             .then(|| entry.file_name().to_str()?.parse().ok())?
-    });
-    found.next().expect("no storage daemon runs")
+    })
 }
 
 fn signal(process: u32, signal: &str) {
