@@ -153,7 +153,7 @@ async fn a_driver_killed_while_staging_leaves_nothing_that_cannot_be_taken_up() 
     let whole = began.elapsed();
     unstage(&mut driver.client, &volume).await.unwrap();
     driver.kill();
-    volume.finish();
+    volume.finish_after_kills();
 
     let mut interrupted = 0;
     for number in 0..KILLS {
@@ -175,7 +175,7 @@ async fn a_driver_killed_while_staging_leaves_nothing_that_cannot_be_taken_up() 
             Code::Unavailable | Code::Aborted | Code::FailedPrecondition
         );
         driver.kill();
-        volume.finish();
+        volume.finish_after_kills();
     }
     assert!(interrupted > 0, "no kill came before the end of staging");
 }
@@ -211,7 +211,7 @@ async fn a_driver_killed_while_unstaging_loses_nothing() {
     }
     unstage(&mut driver.client, &volume).await.unwrap();
     driver.kill();
-    volume.finish();
+    volume.finish_after_kills();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,6 +242,6 @@ async fn pods_write_on_while_their_driver_dies_and_comes_back() {
         let mut driver = driver.unwrap();
         unstage(&mut driver.client, &volume).await.unwrap();
         driver.kill();
-        volume.finish();
+        volume.finish_after_kills();
     }
 }

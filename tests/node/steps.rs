@@ -10,7 +10,7 @@ use cinderblock::node::Access;
 use tonic::{Code, Status};
 
 use crate::kills::{Driver, capability, stage, unstage};
-use crate::lab::{MIB, SOON, Volume, ext4, rbd};
+use crate::lab::{MIB, SOON, Volume, ext4};
 
 /// More steps than any RPC takes.
 const ENOUGH: u32 = 200;
@@ -129,11 +129,7 @@ async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
     insist(Rpc::Unpublish, &mut driver, &volume, &what).await;
     insist(Rpc::Unstage, &mut driver, &volume, &what).await;
     driver.kill();
-    // A driver that died while it made a note in Ceph would watch the image for half a minute more.
-    if rbd(&["status", &volume.image.to_string()]).1.contains("watcher=") {
-        volume.end_watches();
-    }
-    volume.finish();
+    volume.finish_after_kills();
     died
 }
 
