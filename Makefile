@@ -20,6 +20,9 @@ test: ## everything: formats, lints, licences, unit and integration tests, csi-s
 test-kills: build ## the driver killed at every call it makes, on a real Ceph; more and longer than in `make test`
 	KILL_SWEEP=all cargo test --test kill_sweep
 
+test-guest: build ## all of the node's tests in a virtual machine, over rbd and rbd-nbd; more and longer than in `make test`
+	tests/guest.sh all
+
 test-fuzz: packages ## ten million inputs for everything that reads what comes from outside; minutes
 	FUZZ_CASES=10000000 cargo test --test fuzz
 
@@ -60,4 +63,4 @@ tools: .tools/bin/csi-sanity .tools/bin/helm
 .tools/bin/helm: tools/helm/go.mod tools/helm/go.sum
 	cd tools/helm && go build -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
 
-.PHONY: help setup packages tools build demo test test-kills test-fuzz test-hammer lint manifests lab-up lab-down clean
+.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer lint manifests lab-up lab-down clean

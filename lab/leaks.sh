@@ -33,6 +33,11 @@ loops_left() {
     losetup --list --noheadings --output NAME,BACK-FILE | awk -v folder="$1/" 'index($2, folder) == 1 { print "loop " $0 }'
 }
 
+# krbd_left NAMESPACE: images of that RADOS namespace that the kernel has mapped.
+krbd_left() {
+    grep -lxF -e "$1" /sys/bus/rbd/devices/*/pool_ns 2>/dev/null | sed 's/^/mapped image /' || true
+}
+
 # processes_left WORD: processes whose command line holds it, a folder's or a namespace's name.
 processes_left() {
     local file line

@@ -2,7 +2,10 @@
 # csi-sanity against the built driver on a real Ceph: once with filesystems, once with block devices. Volumes are really
 # attached, formatted and mounted, so it runs as root. It has a RADOS namespace of its own and leaves nothing.
 #
-#   eval "$(lab/ceph env)" && tests/csi-sanity.sh          CINDERBLOCK=path/to/the/binary takes another one
+#   eval "$(lab/ceph env)" && tests/csi-sanity.sh
+#
+# CINDERBLOCK=path/to/the/binary takes another one, SANITY_MOUNTER another mounter than fuse, SANITY_FOCUS the specs alone whose
+# names it matches, SANITY_ACCESS one of mount and block.
 set -euo pipefail
 umask 077
 
@@ -15,6 +18,7 @@ source "$here/lab/leaks.sh"
 # shellcheck source=lab/driver.sh
 source "$here/lab/driver.sh"
 
+mounter=${SANITY_MOUNTER:-fuse}
 sanity=$here/.tools/bin/csi-sanity
 [[ -x $sanity ]] || die "csi-sanity is not built; run: make tools"
 need_driver
@@ -44,14 +48,14 @@ write_secrets() {
 }
 
 write_parameters() {
-    printf '%s: "%s"\n' clusterID lab pool rbd radosNamespace "$namespace" mounter fuse >"$work/parameters.yaml"
+    printf '%s: "%s"\n' clusterID lab pool rbd radosNamespace "$namespace" mounter "$mounter" >"$work/parameters.yaml"
     printf '%s: "%s"\n' rbd_qos_iops_limit 5000 >"$work/mutable-parameters.yaml"
 }
 
 # run_sanity mount|block: one whole run. Its report is the line ginkgo ends with.
 run_sanity() {
     local log=$work/$1.log outcome=0 counts
-    say "$1: every spec, with real volumes"
+    say "$1: ${SANITY_FOCUS:-every spec}, with real volumes, over $mounter"
     "$sanity" --csi.endpoint="unix:$work/csi.sock" \
         --csi.testvolumeaccesstype="$1" \
         --csi.testvolumesize=$((64 << 20)) --csi.testvolumeexpandsize=$((128 << 20)) \
@@ -59,7 +63,7 @@ run_sanity() {
         --csi.testnodevolumeattachlimit \
         --csi.testvolumemutableparameters="$work/mutable-parameters.yaml" \
         --csi.mountdir="$work/target" --csi.stagingdir="$work/staging" \
-        --ginkgo.v --ginkgo.no-color --ginkgo.timeout=15m >"$log" 2>&1 || outcome=$?
+        --ginkgo.focus="${SANITY_FOCUS:-}" --ginkgo.v --ginkgo.no-color --ginkgo.timeout=15m >"$log" 2>&1 || outcome=$?
     counts=$(grep -oE '[0-9]+ Passed \| [0-9]+ Failed \| [0-9]+ Pending \| [0-9]+ Skipped' "$log" | tail -n 1) ||
         { tail -n 30 "$log" >&2; die "csi-sanity broke off; its last words are above"; }
     grep -E '^ *\[(FAIL|PANICKED!|TIMEDOUT)\]' "$log" | sort -u >&2 || true
@@ -81,6 +85,7 @@ left() {
     rbd_left rbd "$namespace" || echo "no answer about rbd/$namespace"
     mounts_left "$work"
     loops_left "$work"
+    krbd_left "$namespace"
     processes_left "$work/state/"
     find "$work/target" "$work/staging" -mindepth 1 2>/dev/null
 }
@@ -92,7 +97,7 @@ write_secrets
 write_parameters
 start_driver "$work" "rbd/$namespace" --max-volumes-per-node 4
 failures=0
-for access in mount block; do
+for access in ${SANITY_ACCESS:-mount block}; do
     run_sanity "$access" || failures=$((failures + 1))
     # The data of deleted snapshots goes when the OSD has trimmed it, in its own time.
     wait_until 60 "everything to be gone" nothing_left || { left | head -n 40 >&2; failures=$((failures + 1)); }

@@ -96,6 +96,7 @@ if [[ ${1:-} != lint ]]; then
     stage build cargo build --workspace || summary
     stage chart cargo test --test chart || true
     stage lab-test lab/test || true
+    stage guest tests/guest.sh || true
     with_ceph
 fi
 summary

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::map_options::MapOptions;
 use super::mount::DeviceNumber;
-use super::{fuse, krbd};
+use super::{fuse, krbd, nbd};
 use crate::rbd::{Features, Key};
 
 /// An image, and how its cluster is reached.
@@ -67,6 +67,8 @@ impl fmt::Display for Image {
 pub enum Mounter {
     /// The kernel's own client.
     Rbd,
+    /// A process of the rbd-nbd program, and a network block device of the kernel's in front of it.
+    RbdNbd,
     /// A qemu-storage-daemon that shows the image as a file, and a loop device on it.
     Fuse,
 }
@@ -79,9 +81,7 @@ impl FromStr for Mounter {
         match name {
             "rbd" => Ok(Mounter::Rbd),
             "fuse" => Ok(Mounter::Fuse),
-            "rbd-nbd" => Err(Error::FailedPrecondition(format!(
-                "the mounter {name:?} is not available on this node: set the StorageClass parameter mounter to rbd or fuse"
-            ))),
+            "rbd-nbd" => Ok(Mounter::RbdNbd),
             _ => Err(Error::InvalidArgument(format!("there is no mounter {name:?}"))),
         }
     }
@@ -140,6 +140,7 @@ impl Mounter {
     ) -> Result<Device> {
         match self {
             Mounter::Rbd => krbd::attach(directory, image, key, read_only, options),
+            Mounter::RbdNbd => nbd::attach(directory, image, key, read_only, options),
             Mounter::Fuse => fuse::attach(directory, image, key, read_only),
         }
     }
@@ -148,7 +149,24 @@ impl Mounter {
     pub(super) fn find(self, directory: &Path) -> Result<Attachment> {
         match self {
             Mounter::Rbd => krbd::find(directory),
+            Mounter::RbdNbd => nbd::find(directory),
             Mounter::Fuse => fuse::find(directory),
+        }
+    }
+
+    /// Brings a dead `device` back to life under its users, where the mounter can; what is attached afterwards.
+    pub(super) fn revive(
+        self,
+        directory: &Path,
+        image: &Image,
+        key: Option<&Key>,
+        read_only: bool,
+        options: &MapOptions,
+        device: Device,
+    ) -> Result<Attachment> {
+        match self {
+            Mounter::RbdNbd => nbd::revive(directory, image, key, read_only, options, &device),
+            Mounter::Rbd | Mounter::Fuse => Ok(Attachment::Dead(device)),
         }
     }
 
@@ -162,6 +180,7 @@ impl Mounter {
     ) -> Result<()> {
         match self {
             Mounter::Rbd => krbd::check(image, key, features),
+            Mounter::RbdNbd => nbd::check(key, features),
             Mounter::Fuse => Ok(()),
         }
     }
@@ -171,20 +190,23 @@ impl Mounter {
     pub(super) fn confirm(self, directory: &Path, image: &Image, device: &Device) -> Result<()> {
         match self {
             Mounter::Rbd => krbd::confirm(image, device),
+            Mounter::RbdNbd => nbd::confirm(directory, image, device),
             Mounter::Fuse => fuse::confirm(directory, image, device),
         }
     }
 
-    /// Takes up the image's present size. `Unavailable` when the cluster or the device's server does not answer.
+    /// Takes up the image's present size, which the caller takes to be `wanted` bytes at least. `Unavailable` when the cluster or the device's server does not answer.
     pub(super) fn refresh(
         self,
         directory: &Path,
         image: &Image,
         read_only: bool,
         device: &Device,
+        wanted: u64,
     ) -> Result<()> {
         match self {
             Mounter::Rbd => krbd::refresh(directory, image, device),
+            Mounter::RbdNbd => nbd::refresh(image, device, wanted),
             Mounter::Fuse => fuse::refresh(directory, image, read_only, device),
         }
     }
@@ -193,6 +215,7 @@ impl Mounter {
     pub(super) fn detach(self, directory: &Path) -> Result<()> {
         match self {
             Mounter::Rbd => krbd::detach(directory),
+            Mounter::RbdNbd => nbd::detach(directory),
             Mounter::Fuse => fuse::detach(directory),
         }
     }
@@ -218,6 +241,7 @@ mod tests {
 
     #[test]
     fn mounters_are_told_apart() {
+        assert_eq!("rbd-nbd".parse::<Mounter>().unwrap(), Mounter::RbdNbd);
         assert_eq!("fuse".parse::<Mounter>().unwrap(), Mounter::Fuse);
         assert_eq!("rbd".parse::<Mounter>().unwrap(), Mounter::Rbd);
         assert!(matches!("nfs".parse::<Mounter>(), Err(Error::InvalidArgument(_))));

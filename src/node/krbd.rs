@@ -199,7 +199,7 @@ fn unmap(directory: &Path, device: &Device) -> Result<()> {
         if Instant::now() > deadline {
             let holders = match mount::namespaces_with(device.number) {
                 Some(names) => format!("by a mount in the mount namespace of {names}"),
-                None => mount::holders(&device.path()),
+                None => mount::holders(&device.path(), &[]),
             };
             return Err(Error::FailedPrecondition(format!(
                 "{} is in use {holders}: end what uses it",

@@ -110,7 +110,7 @@ impl LoopDevice {
         let deadline = Instant::now() + PATIENCE;
         while self.find()?.as_ref() == Some(device) {
             if Instant::now() > deadline {
-                return Err(busy(&mount::holders(&path)));
+                return Err(busy(&mount::holders(&path, &[])));
             }
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -11,7 +11,7 @@
 //! - A [`Node::stage`] that fails has detached the image again. When even that failed, its error is
 //!   [`Error::Busy`], which no caller takes for final.
 //!
-//! - [`attach`]: the ways to attach an image: `krbd` (with `kernel_key` and `monitors`) and `fuse` (with `qmp` and
+//! - [`attach`]: the ways to attach an image: `krbd` (with `kernel_key` and `monitors`), `nbd` and `fuse` (with `qmp` and
 //!   `loop_device`). `map_options`: what a StorageClass may ask of them.
 //! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's metadata remembers of it.
 //! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts; `place`: paths, held
@@ -38,6 +38,7 @@ mod map_options;
 mod mark;
 pub(crate) mod monitors;
 pub(crate) mod mount;
+mod nbd;
 pub(crate) mod options;
 mod place;
 mod programs;

@@ -248,7 +248,11 @@ pub(super) fn unbind(target: &Arc<Place>) -> Result<()> {
 }
 
 fn busy(point: &Path) -> Error {
-    Error::FailedPrecondition(format!("{} is in use {}: end what uses it", point.display(), holders(point)))
+    Error::FailedPrecondition(format!(
+        "{} is in use {}: end what uses it",
+        point.display(),
+        holders(point, &[])
+    ))
 }
 
 /// Unmounts the topmost mount on `point`. `FailedPrecondition` naming the processes that use it when it is busy.
@@ -287,11 +291,21 @@ pub(super) fn exclusive(device: &Path) -> std::io::Result<File> {
 }
 
 /// The processes that hold a file at or below `path` open or work there, for an error message. Processes of other
-/// mount namespaces may not be seen.
-pub(super) fn holders(path: &Path) -> String {
+/// mount namespaces may not be seen. The processes `besides` do not count.
+pub(super) fn holders(path: &Path, besides: &[i32]) -> String {
+    known_holders(path, besides).unwrap_or_else(|| {
+        "by no process that can be seen from here, perhaps in another mount namespace".to_owned()
+    })
+}
+
+/// The same; `None` when none is seen.
+pub(super) fn known_holders(path: &Path, besides: &[i32]) -> Option<String> {
     let uses = |link: std::io::Result<PathBuf>| link.is_ok_and(|target| target.starts_with(path));
     let mut found = Vec::new();
     for process in procfs::process::all_processes().into_iter().flatten().flatten() {
+        if besides.contains(&process.pid) {
+            continue;
+        }
         let folder = PathBuf::from(format!("/proc/{}", process.pid));
         let places = ["cwd", "root", "exe"].iter().any(|name| uses(std::fs::read_link(folder.join(name))));
         let files = std::fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
@@ -300,11 +314,7 @@ pub(super) fn holders(path: &Path) -> String {
             found.push(format!("{name} {}", process.pid));
         }
     }
-    if found.is_empty() {
-        "by no process that can be seen from here, perhaps in another mount namespace".to_owned()
-    } else {
-        format!("by {}", found.join(", "))
-    }
+    (!found.is_empty()).then(|| format!("by {}", found.join(", ")))
 }
 
 /// The processes in whose mount namespaces a filesystem of `device` is mounted, one for each namespace, for an error message.
@@ -402,9 +412,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap();
         let open = std::fs::File::create(path.join("file")).unwrap();
-        assert!(holders(&path).contains(&std::process::id().to_string()));
+        assert!(holders(&path, &[]).contains(&std::process::id().to_string()));
         drop(open);
-        assert!(holders(&path).contains("no process"));
+        assert!(holders(&path, &[]).contains("no process"));
     }
 
     proptest! {

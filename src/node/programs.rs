@@ -46,6 +46,7 @@ pub(super) enum Program {
     Modprobe,
     Mount,
     QemuStorageDaemon,
+    RbdNbd,
     Resize2fs,
     Umount,
     XfsGrowfs,
@@ -85,6 +86,7 @@ impl Program {
             Program::QemuStorageDaemon => {
                 ("qemu-storage-daemon", "qemu-system-common and qemu-block-extra", 30)
             }
+            Program::RbdNbd => ("rbd-nbd", "rbd-nbd", 60),
             Program::Resize2fs => ("resize2fs", "e2fsprogs", 600),
             // Unmounting writes back what is dirty.
             Program::Umount => ("umount", "util-linux", 300),

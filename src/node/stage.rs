@@ -62,7 +62,18 @@ impl Node {
         );
         let mut staged = None;
         if let Some(record) = directory.load()? {
-            match record.mounter.find(directory.path())? {
+            let found = match record.mounter.find(directory.path())? {
+                Attachment::Dead(device) => record.mounter.revive(
+                    directory.path(),
+                    &record.image,
+                    request.key.as_ref(),
+                    record.capability.mode.is_read_only(),
+                    &request.map_options,
+                    device,
+                )?,
+                found => found,
+            };
+            match found {
                 Attachment::Live(device) => {
                     require_same(&record, &wanted)?;
                     wanted.targets.clone_from(&record.targets);
@@ -71,7 +82,7 @@ impl Node {
                         .is_some_and(|m| m.device == device.number)
                         .then_some(device);
                 }
-                // Pods that still use a dead device have to go first; nobody can bring it back under them.
+                // Pods that still use it have to go first; nobody can bring it back under them.
                 Attachment::Dead(_) => take_down(&directory, &record)?,
                 Attachment::Absent => {}
             }

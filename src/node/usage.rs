@@ -58,7 +58,7 @@ impl Node {
         let (record, device, mount) = locate(&directory, volume_id, path)?;
         if required == 0 || device.size()? < required {
             let read_only = record.capability.mode.is_read_only();
-            record.mounter.refresh(directory.path(), &record.image, read_only, &device)?;
+            record.mounter.refresh(directory.path(), &record.image, read_only, &device, required)?;
         }
         let size = device.size()?;
         if size < required - required % 512 {

@@ -14,6 +14,7 @@ use cinderblock::node::{
     Access, AccessMode, Capability, FsType, Illness, MapOptions, Node, Publish, Result, Stage,
 };
 use cinderblock::rbd::Key;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -40,6 +41,7 @@ pub(crate) fn mounter_name() -> &'static str {
     match std::env::var("NODE_MOUNTER").as_deref() {
         Err(_) | Ok("fuse") => "fuse",
         Ok("rbd") => "rbd",
+        Ok("rbd-nbd") => "rbd-nbd",
         Ok(other) => panic!("NODE_MOUNTER is {other}"),
     }
 }
@@ -87,6 +89,7 @@ pub(crate) struct Volume {
     pub(crate) image: Image,
     pub(crate) capability: Capability,
     pub(crate) mkfs_options: Option<String>,
+    pub(crate) map_options: Option<String>,
     pub(crate) created_empty: bool,
     /// Name and sequence number of loop devices whose file is nowhere to be seen any more.
     orphans: Mutex<Vec<(String, String)>>,
@@ -129,6 +132,7 @@ impl Volume {
             image,
             capability,
             mkfs_options: None,
+            map_options: None,
             created_empty: true,
             orphans: Mutex::default(),
         }
@@ -156,7 +160,10 @@ impl Volume {
             image: self.image.clone(),
             key: Some(Key::new(key)),
             mounter: mounter(),
-            map_options: MapOptions::default(),
+            map_options: self
+                .map_options
+                .as_deref()
+                .map_or_else(MapOptions::default, |text| MapOptions::parse(text).unwrap()),
             capability: self.capability.clone(),
             mkfs_options: self.mkfs_options.clone(),
             created_empty: self.created_empty,
@@ -222,6 +229,7 @@ impl Volume {
         match mounter() {
             Mounter::Fuse => self.loop_devices(),
             Mounter::Rbd => self.krbd_devices(),
+            Mounter::RbdNbd => self.nbd_devices(),
         }
     }
 
@@ -235,8 +243,10 @@ impl Volume {
     /// Checks that the image is attached, and once.
     pub(crate) fn assert_attached_once(&self) {
         self.device();
-        if mounter() == Mounter::Fuse {
-            assert_eq!(self.daemons().len(), 1);
+        match mounter() {
+            Mounter::Fuse => assert_eq!(self.daemons().len(), 1),
+            Mounter::Rbd => {}
+            Mounter::RbdNbd => assert_eq!(self.nbd_servers().len(), 1),
         }
     }
 
@@ -248,6 +258,24 @@ impl Volume {
             name.trim() == self.image.name
         });
         own.map(|entry| format!("rbd{}", entry.file_name().display())).collect()
+    }
+
+    /// The network block devices of this test, by name.
+    fn nbd_devices(&self) -> Vec<String> {
+        let digest = Sha256::digest(self.id().as_bytes());
+        let digits = format!("{:032x}", u128::from_be_bytes(digest[..16].try_into().unwrap()));
+        let folder = std::fs::read_dir("/sys/block").unwrap().flatten();
+        let own = folder.filter(|entry| {
+            let backend = std::fs::read_to_string(entry.path().join("backend")).unwrap_or_default();
+            backend.trim_end().ends_with(&digits)
+        });
+        own.map(|entry| entry.file_name().display().to_string()).collect()
+    }
+
+    /// The processes of rbd-nbd that serve this test's image.
+    pub(crate) fn nbd_servers(&self) -> Vec<u32> {
+        let processes = processes_about(Path::new(&self.image.to_string())).into_iter();
+        processes.filter(|(_, line)| line.starts_with("rbd-nbd")).map(|(process, _)| process).collect()
     }
 
     /// The loop devices of this test, by name.
@@ -305,7 +333,7 @@ impl Volume {
     pub(crate) fn assert_nothing_on_the_node(&self) {
         assert_eq!(self.mounts(), Vec::<String>::new(), "mounts");
         assert_eq!(self.devices(), Vec::<String>::new(), "devices");
-        assert_eq!(self.daemons(), Vec::<u32>::new(), "daemons");
+        assert_eq!([self.daemons(), self.nbd_servers()].concat(), Vec::<u32>::new(), "daemons");
         let left: Vec<_> =
             std::fs::read_dir(self.path("state")).unwrap().flatten().map(|e| e.path()).collect();
         assert_eq!(left, Vec::<PathBuf>::new(), "records");
@@ -332,6 +360,10 @@ impl Drop for Volume {
         }
         for device in self.krbd_devices() {
             let _ = std::fs::write("/sys/bus/rbd/remove_single_major", device.trim_start_matches("rbd"));
+        }
+        for device in self.nbd_devices() {
+            let _ =
+                Command::new("rbd-nbd").args(["unmap", "--try-netlink", &format!("/dev/{device}")]).status();
         }
         for device in self.loop_devices() {
             let _ = Command::new("losetup").args(["--detach", &format!("/dev/{device}")]).status();

@@ -270,7 +270,7 @@ fn the_key_is_in_no_argument_environment_file_or_message() {
             let _depends_on_capabilities = volume.expand("target", 128);
             let mut files = Vec::new();
             files_below(&volume.path("state"), &mut files);
-            assert!(files.len() >= 2, "a record and a configuration, at least");
+            assert!(!files.is_empty(), "a record, at least");
             assert!(files.iter().all(|file| !holds_key(file)));
             volume.unpublish("target").unwrap();
             volume.unstage().unwrap();
