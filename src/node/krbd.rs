@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 use super::attach::{Attachment, Device, Image};
 use super::error::{Error, Result};
 use super::kernel_key;
+use super::kill::step;
 use super::map_options::MapOptions;
 use super::mount;
 use crate::rbd::{Features, Key};
@@ -146,7 +147,10 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(Error::io("remove", &line_file(directory), error))
         }
-        _ => Ok(()),
+        _ => {
+            step("the line of a mapping removed");
+            Ok(())
+        }
     }
 }
 
@@ -215,6 +219,7 @@ fn unmap(directory: &Path, device: &Device) -> Result<()> {
 fn map(directory: &Path, line: &str, key: Option<&Key>) -> Result<std::result::Result<(), Refusal>> {
     let path = line_file(directory);
     fs::write(&path, line).map_err(|error| Error::io("write", &path, error))?;
+    step("the line of a mapping written");
     let whole = Zeroizing::new(match key {
         None => line.to_owned(),
         Some(key) => line.replacen(&format!("secret={HIDDEN}"), &format!("secret={}", key.expose()), 1),

@@ -29,6 +29,7 @@ use nix::unistd::Pid;
 use zeroize::Zeroizing;
 
 use super::attach::{Attachment, Device, Image};
+use super::bounded::bounded;
 use super::error::{Error, Result};
 use super::map_options::MapOptions;
 use super::mount;
@@ -42,6 +43,9 @@ const MONITOR_PATIENCE: u32 = 20;
 
 /// How long a process may take to close its image and end.
 const STOP_PATIENCE: Duration = Duration::from_secs(40);
+
+/// How long writing back what the kernel's cache holds of a device may take.
+const SYNC_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long a device may take to follow its image's size.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -156,9 +160,15 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
             Attachment::Live(device) => {
                 require_unused(directory, device)?;
                 // What is in the kernel's cache goes to the process while there is one.
-                programs::succeed(Program::Sync, &[device.path().as_ref()]).map_err(|error| {
-                    Error::Unavailable(format!("{} cannot be written back: {error}", device.name))
-                })?;
+                let path = device.path();
+                let what = format!("{} cannot be written back", device.name);
+                let outcome = bounded(&what, SYNC_PATIENCE, move || {
+                    Ok(File::open(&path).and_then(|file| file.sync_all()))
+                });
+                if let Err(error) = outcome? {
+                    // As when this node was fenced: there is nothing to wait for.
+                    tracing::warn!("{what}: {error}; what it had not written is lost");
+                }
                 unmap(device)?;
             }
             Attachment::Dead(device) => {
