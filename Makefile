@@ -22,6 +22,7 @@ test-kills: build ## the driver killed at every call it makes, on a real Ceph; m
 
 test-guest: build ## all of the node's tests in a virtual machine, over rbd and rbd-nbd; more and longer than in `make test`
 	tests/guest.sh all
+	tests/guest-faults.sh
 
 test-fuzz: packages ## ten million inputs for everything that reads what comes from outside; minutes
 	FUZZ_CASES=10000000 cargo test --test fuzz
