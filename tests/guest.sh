@@ -51,6 +51,9 @@ of_rbd_nbd=(a_driver_killed_while_unstaging data_on_ext4 data_on_a_block a_block
 skipped=(
     # A storage daemon that dies or is interrupted: the mounter fuse.
     --skip a_volume_whose_daemon --skip an_attach_that_stopped_half_way --skip an_interrupted_growth
+    --skip a_device_that_does_not_answer
+    # Fencing one volume of krbd's fences those of the other tests, which share its client: tests/guest-faults.sh.
+    --skip a_fenced_node
     # `rbd du` counts whole objects; the kernel trims them to pieces.
     --skip trimmed_space_goes_back
 )
