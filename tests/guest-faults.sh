@@ -15,7 +15,7 @@ writer=
 
 end() {
     set +e
-    [[ -z $writer ]] || kill "$writer" 2>/dev/null
+    stop_writer
     [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph" >&2
     lab/guest --dir "$work/guest" down
     rm -rf "$work"
@@ -30,8 +30,15 @@ ceph() { machine 1 net env CEPH_CONF="$work/ceph/ceph.conf" "$@"; }
 # write_in_background N: guest N writes; what is durable is named in $work/written.
 write_in_background() {
     : >"$work/written"
-    on "$1" write >"$work/written" 2>"$work/writer.log" &
+    setsid lab/guest --dir "$work/guest" --guest "$1" run env "${variables[@]}" "$here/tests/guest-node.sh" write \
+        >"$work/written" 2>"$work/writer.log" &
     writer=$!
+}
+
+# stop_writer: who listens to a guest that is gone listens for ever.
+stop_writer() {
+    [[ -z $writer ]] || kill -- "-$writer" 2>/dev/null || true
+    writer=
 }
 
 durable() { grep -cE '^[0-9]+$' "$work/written" || true; }
@@ -67,7 +74,7 @@ expect "$(machine 1 run ls /sys/bus/rbd/devices | wc -l)" 1 "mapped images"
 
 say "the plug is pulled after $(durable) durable files"
 machine 1 reset
-wait "$writer" || true
+stop_writer
 count=$(durable)
 on 1 start
 on 1 stage reset
