@@ -46,8 +46,8 @@ in_guest() {
 
 # What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of it is for
 # `make test-guest`.
-of_rbd=(kills:: growth:: data_on a_restarted_driver a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in)
-of_rbd_nbd=(a_driver_killed_while_unstaging data_on_ext4 data_on_a_block a_block_device_in_use a_refused_attach the_key_is_in)
+of_rbd=(kills:: growth:: a_restarted_driver a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in)
+of_rbd_nbd=(a_driver_killed_while_unstaging data_on_a_block a_block_device_in_use a_refused_attach the_key_is_in)
 skipped=(
     # A storage daemon that dies or is interrupted: the mounter fuse.
     --skip a_volume_whose_daemon --skip an_attach_that_stopped_half_way --skip an_interrupted_growth
@@ -83,13 +83,14 @@ sanity() {
 
 case ${1:-} in
 '' | all)
-    if [[ ${1:-} == all ]]; then of_rbd=() of_rbd_nbd=(); fi
+    nbd_access=block
+    if [[ ${1:-} == all ]]; then of_rbd=() of_rbd_nbd=() nbd_access='mount block'; fi
     over_rbd "${of_rbd[@]}"
     in_guest "tests/guest over rbd" NODE_MOUNTER=rbd "$own" --test-threads 1 krbd::
     sanity rbd mount block
     over_rbd_nbd "${of_rbd_nbd[@]}"
     in_guest "tests/guest over rbd-nbd" NODE_MOUNTER=rbd-nbd "$own" --test-threads 1 nbd::
-    sanity rbd-nbd mount block
+    sanity rbd-nbd "$nbd_access"
     ;;
 *)
     over_rbd "$@"
