@@ -89,30 +89,44 @@ struct Running {
 
 type Sender<T> = Arc<watch::Sender<Option<Result<T, Status>>>>;
 type Answer<T> = watch::Receiver<Option<Result<T, Status>>>;
+/// An operation, its answer to come, and work that was not needed for it.
+type Started<T, F> = (Arc<Running>, Answer<T>, Option<F>);
 
 impl Operations {
     /// Runs `work`, or joins the same operation that is running, and answers within `deadline`.
+    ///
+    /// One that was running before this request came may have taken its effect before, and another controller may have undone that
+    /// since. So its failure is this one's, but after its success the work is run once more, or the next to do so is joined.
     pub async fn run<T, F>(&self, operation: Operation, deadline: Duration, work: F) -> Result<T, Status>
     where
         T: Clone + Send + Sync + 'static,
         F: FnOnce(Arc<Activity>) -> Result<T, Status> + Send + 'static,
     {
-        let (running, mut answer) = self.start(operation, work)?;
-        let answered = tokio::time::timeout(deadline, answer.wait_for(Option::is_some)).await;
-        match answered {
-            Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| {
-                Err(Status::unavailable("the operation ended without an answer; try again"))
-            }),
-            Ok(Err(_)) => Err(Status::unavailable(format!(
-                "{} ended without an answer; try again",
-                running.operation.rpc
-            ))),
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "{} goes on, for {} s now: {}; ask again",
-                running.operation.rpc,
-                running.since.elapsed().as_secs(),
-                running.activity
-            ))),
+        let asked = Instant::now();
+        let mut work = work;
+        loop {
+            let (running, mut answer, unused) = self.start(operation.clone(), work)?;
+            let left = deadline.saturating_sub(asked.elapsed());
+            let answered = tokio::time::timeout(left, answer.wait_for(Option::is_some)).await;
+            let outcome = match answered {
+                Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| {
+                    Err(Status::unavailable("the operation ended without an answer; try again"))
+                }),
+                Ok(Err(_)) => Err(Status::unavailable(format!(
+                    "{} ended without an answer; try again",
+                    running.operation.rpc
+                ))),
+                Err(_) => Err(Status::deadline_exceeded(format!(
+                    "{} goes on, for {} s now: {}; ask again",
+                    running.operation.rpc,
+                    running.since.elapsed().as_secs(),
+                    running.activity
+                ))),
+            };
+            match unused {
+                Some(unused) if outcome.is_ok() && running.since < asked => work = unused,
+                _ => return outcome,
+            }
         }
     }
 
@@ -133,7 +147,8 @@ impl Operations {
         })
     }
 
-    fn start<T, F>(&self, operation: Operation, work: F) -> Result<(Arc<Running>, Answer<T>), Status>
+    /// Starts `work`, or joins the same operation that is running: then `work` is given back.
+    fn start<T, F>(&self, operation: Operation, work: F) -> Result<Started<T, F>, Status>
     where
         T: Clone + Send + Sync + 'static,
         F: FnOnce(Arc<Activity>) -> Result<T, Status> + Send + 'static,
@@ -145,7 +160,7 @@ impl Operations {
                 && holder.operation.keys == operation.keys
                 && holder.operation.request == operation.request;
             return match holder.answer.downcast_ref::<Sender<T>>() {
-                Some(sender) if same => Ok((holder.clone(), sender.subscribe())),
+                Some(sender) if same => Ok((holder.clone(), sender.subscribe(), Some(work))),
                 _ => Err(Status::aborted(format!(
                     "{} holds {key} for {} s now: {}; try again",
                     holder.operation.rpc,
@@ -190,7 +205,7 @@ impl Operations {
             drop(held);
             sender.send_replace(Some(result));
         });
-        Ok((running, answer))
+        Ok((running, answer, None))
     }
 }
 
@@ -252,7 +267,7 @@ mod tests {
                 wait.recv().unwrap();
                 Ok(7)
             });
-        let (running, _) = first.unwrap();
+        let (running, ..) = first.unwrap();
         while running.activity.to_string() != "flattening rbd/a (37 %)" {
             tokio::task::yield_now().await;
         }
@@ -272,10 +287,43 @@ mod tests {
             counted.fetch_add(1, Ordering::SeqCst);
             Ok(0)
         });
-        let (_, mut again) = again.unwrap();
+        let (_, mut again, unused) = again.unwrap();
+        assert!(unused.is_some());
         release.send(()).unwrap();
         assert_eq!(again.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 7);
         assert_eq!(runs.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn who_joins_hears_of_nothing_that_was_over_when_he_asked() {
+        let operations = Operations::default();
+        let (release, wait) = mpsc::channel::<()>();
+        let deleting = operation("DeleteVolume", "volume a", "1");
+        let first = operations.start(deleting.clone(), move |_| {
+            wait.recv().unwrap();
+            Ok(1_usize)
+        });
+        let (running, ..) = first.unwrap();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let joining: Vec<_> = (0..5)
+            .map(|_| {
+                let (operations, runs, deleting) = (operations.clone(), runs.clone(), deleting.clone());
+                let work = move |_: Arc<Activity>| Ok(2 + runs.fetch_add(1, Ordering::SeqCst));
+                tokio::spawn(async move { operations.run(deleting, LONG, work).await })
+            })
+            .collect();
+        let waiting = |running: &Running| {
+            let sender = running.answer.downcast_ref::<Sender<usize>>().unwrap();
+            sender.receiver_count()
+        };
+        while waiting(&running) < joining.len() {
+            tokio::task::yield_now().await;
+        }
+        release.send(()).unwrap();
+        for answer in joining {
+            assert!(answer.await.unwrap().unwrap() >= 2);
+        }
+        assert!(runs.load(Ordering::SeqCst) >= 1);
     }
 
     #[tokio::test]
@@ -364,8 +412,8 @@ mod tests {
         while operations.running.lock().unwrap().contains_key("a") {
             tokio::task::yield_now().await;
         }
-        let (_, first) = operations.start(operation("X", "b", ""), count(10)).unwrap();
-        let (_, mut second) = operations.start(operation("X", "b", ""), count(100)).unwrap();
+        let (_, first, _) = operations.start(operation("X", "b", ""), count(10)).unwrap();
+        let (_, mut second, _) = operations.start(operation("X", "b", ""), count(100)).unwrap();
         drop(first);
         drop(stuck);
         assert_eq!(second.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 10);
