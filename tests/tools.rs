@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use cinderblock::csi::proto::CreateVolumeRequest;
 use cinderblock::volume::catalogue::{self, State};
-use cinderblock::volume::{Activity, Volumes};
+use cinderblock::volume::{Activity, Process, Volumes};
 use common::driver::{Class, Driver, MIB, from_volume, lab_config};
 use common::{Lab, Namespace, POOL};
 use serde_json::Value;
@@ -93,7 +93,8 @@ async fn gc_shows_first_and_clears_only_what_is_the_drivers_own() {
     lab.run("rbd", &["snap", "create", "--no-progress", &spec("csi-a@csi-gone.clone_snap")]);
     lab.run("rbd", &["create", "--size", "1M", &spec("theirs.deleted")]);
     let cluster = lab.connect();
-    let volumes = Volumes::new(namespace.pool(&*cluster), "default", Arc::new(Activity::default()));
+    let volumes =
+        Volumes::new(namespace.pool(&*cluster), "default", Process::default(), Arc::new(Activity::default()));
     let half = volumes.catalogue().volume("csi-half").unwrap().unwrap();
     let unfinished = catalogue::Volume { state: State::Creating, created: 0, ..half.record.clone() };
     volumes.catalogue().replace("csi-half", &half, unfinished).unwrap();

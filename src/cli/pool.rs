@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cinderblock::csi::config::{Cluster, Config};
 use cinderblock::rbd::Key;
 use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
-use cinderblock::volume::{Activity, Volumes};
+use cinderblock::volume::{Activity, Process, Volumes};
 use clap::Args;
 
 /// Which pool to look at, and as whom.
@@ -65,7 +65,7 @@ impl PoolArgs {
             timeouts: Timeouts::default(),
         })?;
         let pool = cluster.pool(&self.pool, &self.namespace)?;
-        Ok(Volumes::new(pool, &self.instance, Arc::new(Activity::default())))
+        Ok(Volumes::new(pool, &self.instance, Process::default(), Arc::new(Activity::default())))
     }
 
     fn choose<'a>(&self, config: &'a Config) -> Result<&'a Cluster, String> {

@@ -6,7 +6,7 @@ use super::operations::Operation;
 use super::status::Scope;
 use crate::rbd::ceph::{ConnectOptions, Timeouts};
 use crate::rbd::{self, Errno, Key, Monitor, Pool};
-use crate::volume::{Activity, Turns, Volumes};
+use crate::volume::{Activity, Process, Volumes};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ pub struct Clusters {
     monitors: Mutex<HashMap<String, (Instant, Vec<Monitor>)>>,
     /// Where a namespace was seen to be registered; asked once.
     registered: Mutex<HashSet<Location>>,
-    turns: Turns,
+    process: Process,
 }
 
 impl std::fmt::Debug for Clusters {
@@ -86,7 +86,7 @@ impl Clusters {
             at_work: Mutex::default(),
             monitors: Mutex::default(),
             registered: Mutex::default(),
-            turns: Turns::default(),
+            process: Process::default(),
         }
     }
 
@@ -155,7 +155,8 @@ impl Clusters {
             )),
             _ => scope.connection_status(&error),
         })?;
-        Ok(Access { scope, volumes: Volumes::new(pool, &self.instance, activity).taking(self.turns.clone()) })
+        let volumes = Volumes::new(pool, &self.instance, self.process.clone(), activity);
+        Ok(Access { scope, volumes })
     }
 
     /// Sets aside each connection on which an operation has been quiet for `long`. Whoever works on it goes on; all others get

@@ -27,10 +27,12 @@ mod key;
 #[cfg(debug_assertions)]
 pub mod kill;
 pub mod model;
+pub(crate) mod turns;
 
 pub use error::{Error, Result, Tolerate};
 pub use key::Key;
 pub use nix::errno::Errno;
+pub use turns::Turns;
 
 /// A connection to one Ceph cluster as one user.
 pub trait Cluster: Send + Sync + std::fmt::Debug {
@@ -224,7 +226,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// All image metadata.
     fn metadata_list(&self) -> Result<BTreeMap<String, String>>;
 
-    /// Who has this image open for writing (or holds another watch on its header), this handle left out.
+    /// Which clients have this image open for writing, or hold another watch on its header. A client has one watch, however often it
+    /// has the image open. This one is left out where this image is open for writing.
     fn watchers(&self) -> Result<Vec<Watcher>>;
 
     /// Reads at `offset` bytes of the head, or of the snapshot `at`, into `buffer`. The count is short only at the end,
@@ -518,6 +521,22 @@ pub enum Guard {
     Absent(String),
     /// The key has exactly this value, which must not be empty.
     Equals(String, Vec<u8>),
+}
+
+impl Guard {
+    /// The key it is about.
+    pub fn key(&self) -> &str {
+        let (Guard::Absent(key) | Guard::Equals(key, _)) = self;
+        key
+    }
+
+    /// Whether it holds when this is the key's value.
+    pub fn holds(&self, found: Option<&[u8]>) -> bool {
+        match self {
+            Guard::Absent(_) => found.is_none(),
+            Guard::Equals(_, value) => found == Some(value),
+        }
+    }
 }
 
 /// One page of an omap.

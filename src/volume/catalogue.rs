@@ -11,11 +11,15 @@
 //! - `deleting` is written before the first call that destroys;
 //! - the record is removed after the last one.
 //!
+//! A record that says `creating` or `deleting` has a [lease](super::lease) while somebody is at work on it, which is taken and given back
+//! in the writes that make the record so and otherwise. Whoever comes to it meanwhile is told so ([`Error::Conflict`]).
+//!
 //! A group snapshot has a record beside those of its members, and is ready when its own says so.
 //!
 //! Silent parents have an entry of their own ([`Silent`]), written in the same atomic change that removes the volume's
 //! record, so that only images this driver made silent are ever collected.
 
+use super::lease::{self, Lease, Leases};
 use super::names;
 use super::{Error, Result};
 use crate::rbd::{Guard, OmapUpdate, Pool};
@@ -203,16 +207,34 @@ pub struct Silent {
 pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq {
     /// What the keys of this kind begin with.
     const KIND: &'static str;
+
+    /// Whether it says that somebody is at work, who holds its lease.
+    fn is_unfinished(&self) -> bool {
+        false
+    }
 }
 
 impl Record for Volume {
     const KIND: &'static str = "volume/";
+
+    fn is_unfinished(&self) -> bool {
+        self.state != State::Ready
+    }
 }
 impl Record for Snapshot {
     const KIND: &'static str = "snapshot/";
+
+    /// Who works on a member holds the lease of its group.
+    fn is_unfinished(&self) -> bool {
+        self.state != State::Ready && self.group.is_none()
+    }
 }
 impl Record for Group {
     const KIND: &'static str = "group/";
+
+    fn is_unfinished(&self) -> bool {
+        self.state != State::Ready
+    }
 }
 impl Record for Node {
     const KIND: &'static str = "node/";
@@ -229,13 +251,15 @@ struct Versioned<R> {
 }
 
 /// A record as it was read or written, which later writes are guarded by.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Stored<R> {
     /// The record.
     pub record: R,
     key: String,
     /// As it is stored.
     pub(crate) bytes: Vec<u8>,
+    /// Its lease, where that is held. It is given back with the last clone of this.
+    lease: Option<Arc<Lease>>,
 }
 
 fn shard_of(name: &str) -> u8 {
@@ -277,12 +301,13 @@ pub type Page<R> = (Vec<(String, Stored<R>)>, Option<Cursor>);
 pub struct Catalogue {
     pool: Arc<dyn Pool>,
     instance: String,
+    leases: Leases,
 }
 
 impl Catalogue {
-    /// The catalogue of `instance` in `pool`.
-    pub fn new(pool: Arc<dyn Pool>, instance: &str) -> Catalogue {
-        Catalogue { pool, instance: instance.to_string() }
+    /// The catalogue of `instance` in `pool`, whose leases are taken among `leases`.
+    pub fn new(pool: Arc<dyn Pool>, instance: &str, leases: Leases) -> Catalogue {
+        Catalogue { pool, instance: instance.to_string(), leases }
     }
 
     fn object(&self, shard: u8) -> String {
@@ -347,30 +372,47 @@ impl Catalogue {
     }
 
     fn insert<R: Record>(&self, home: &str, key: &str, record: R) -> Result<Stored<R>> {
-        let stored = stored(format!("{}{key}", R::KIND), record);
+        let new = stored(format!("{}{key}", R::KIND), record);
         let update = OmapUpdate {
-            guards: vec![Guard::Absent(stored.key.clone())],
-            set: vec![(stored.key.clone(), stored.bytes.clone())],
+            guards: vec![Guard::Absent(new.key.clone())],
+            set: vec![(new.key.clone(), new.bytes.clone())],
             remove: vec![],
         };
-        self.change(home, &stored.key, &update)?;
-        Ok(stored)
+        let lease = self.change(home, &new.key, None, new.record.is_unfinished(), &update)?;
+        Ok(Stored { lease, ..new })
     }
 
-    /// Looks whether a record is still as it was read or written: [`Error::Conflict`] when it is not.
+    /// Looks whether a record is still as it was read or written, and its lease still held if it was: [`Error::Conflict`] when
+    /// not.
     pub fn confirm<R: Record>(&self, home: &str, stored: &Stored<R>) -> Result<()> {
-        let found = self.pool.omap_get(&self.home(home), &[&stored.key])?;
-        if found.get(&stored.key) == Some(&stored.bytes) {
-            Ok(())
+        let holds = if let Some(lease) = &stored.lease {
+            lease.holds_with(&stored.key, &stored.bytes)?
         } else {
-            Err(self.conflict(home, &stored.key))
-        }
+            let found = self.pool.omap_get(&self.home(home), &[&stored.key])?;
+            found.get(&stored.key) == Some(&stored.bytes)
+        };
+        if holds { Ok(()) } else { Err(self.conflict(home, &stored.key)) }
     }
 
-    /// Replaces a record that must still be as it was read. Nothing is written when nothing changes.
+    /// Takes the lease of a record that must still be as it was read, unless it is held. [`Error::Conflict`] when somebody else
+    /// is at work on it.
+    pub fn claim<R: Record>(&self, home: &str, old: &Stored<R>) -> Result<Stored<R>> {
+        if old.lease.is_some() {
+            return Ok(old.clone());
+        }
+        let update = OmapUpdate {
+            guards: vec![Guard::Equals(old.key.clone(), old.bytes.clone())],
+            ..OmapUpdate::default()
+        };
+        let lease = self.change(home, &old.key, None, true, &update)?;
+        Ok(Stored { lease, ..old.clone() })
+    }
+
+    /// Replaces a record that must still be as it was read, and takes or gives back its lease as the new one asks for. Nothing
+    /// is written when nothing changes.
     pub fn replace<R: Record>(&self, home: &str, old: &Stored<R>, record: R) -> Result<Stored<R>> {
         if old.record == record {
-            return Ok(old.clone());
+            return if record.is_unfinished() { self.claim(home, old) } else { Ok(old.clone()) };
         }
         let new = stored(old.key.clone(), record);
         let update = OmapUpdate {
@@ -378,8 +420,8 @@ impl Catalogue {
             set: vec![(new.key.clone(), new.bytes.clone())],
             remove: vec![],
         };
-        self.change(home, &old.key, &update)?;
-        Ok(new)
+        let lease = self.change(home, &old.key, old.lease.as_ref(), new.record.is_unfinished(), &update)?;
+        Ok(Stored { lease, ..new })
     }
 
     /// Removes a record that must still be as it was read.
@@ -389,7 +431,7 @@ impl Catalogue {
             set: vec![],
             remove: vec![old.key.clone()],
         };
-        self.change(home, &old.key, &update)
+        self.change(home, &old.key, old.lease.as_ref(), false, &update).map(drop)
     }
 
     /// Removes a volume's record and notes, in the same atomic change, that its image lives on as a silent parent.
@@ -400,17 +442,30 @@ impl Catalogue {
             set: vec![(silent.key, silent.bytes)],
             remove: vec![old.key.clone()],
         };
-        self.change(image, &old.key, &update)
+        self.change(image, &old.key, old.lease.as_ref(), false, &update).map(drop)
     }
 
-    /// Forgets a silent parent that is gone; absent is fine.
-    pub fn forget_silent(&self, image: &str, image_id: &str) -> Result<()> {
-        let remove = vec![format!("{}{image_id}", Silent::KIND)];
-        Ok(self.pool.omap_update(&self.home(image), &OmapUpdate { remove, ..OmapUpdate::default() })?)
-    }
-
-    fn change(&self, home: &str, key: &str, update: &OmapUpdate) -> Result<()> {
-        match self.pool.omap_update(&self.home(home), update) {
+    /// Changes the record `key` by `update`, under the lease `held` if there is one. `unfinished` says whether it has a lease
+    /// afterwards, which is returned.
+    fn change(
+        &self,
+        home: &str,
+        key: &str,
+        held: Option<&Arc<Lease>>,
+        unfinished: bool,
+        update: &OmapUpdate,
+    ) -> Result<Option<Arc<Lease>>> {
+        let object = self.home(home);
+        let changed = match held {
+            Some(lease) => lease.change(update, !unfinished).map(|()| unfinished.then(|| Arc::clone(lease))),
+            None if unfinished => {
+                let key = format!("{}{key}", lease::KIND);
+                let taken = self.leases.take(&self.pool, &object, &key, update)?;
+                return taken.map(Some).ok_or_else(|| self.conflict(home, &key));
+            }
+            None => self.pool.omap_update(&object, update).map(|()| None),
+        };
+        match changed {
             Err(error) if error.errno == Errno::ECANCELED => Err(self.conflict(home, key)),
             other => Ok(other?),
         }
@@ -461,7 +516,7 @@ pub(crate) fn stored<R: Record>(key: String, record: R) -> Stored<R> {
         reason = "records are plain structs with string keys, which always serialise"
     )]
     let bytes = serde_json::to_vec(&versioned).expect("a record serialises");
-    Stored { record: versioned.record, key, bytes }
+    Stored { record: versioned.record, key, bytes, lease: None }
 }
 
 /// Reads a record.
@@ -485,5 +540,5 @@ pub(crate) fn parse<R: Record>(object: &str, key: String, bytes: Vec<u8>) -> Res
     }
     let versioned: Versioned<R> =
         serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("cannot be read ({error})")))?;
-    Ok(Stored { record: versioned.record, key, bytes })
+    Ok(Stored { record: versioned.record, key, bytes, lease: None })
 }

@@ -7,10 +7,16 @@
 use super::catalogue::{State, Volume};
 use super::journal::{Child, Suspect};
 use super::names;
-use super::{Result, Volumes};
+use super::{Error, Result, Volumes};
 use crate::rbd::{Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate};
 use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// For how long an operation waits for an image that somebody has open.
+const IN_USE: Duration = Duration::from_secs(1);
+/// How long before an operation that waits for another controller looks again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The suspects of one operation.
 #[derive(Debug, Default)]
@@ -19,6 +25,8 @@ pub(super) struct Suspected {
     places: BTreeSet<(String, String)>,
     /// Ids of the images that must not be left to another operation: it wrote suspects about them, or has just set them free.
     own: BTreeSet<String>,
+    /// The image that it removes, whose lease it holds.
+    destroyed: Option<String>,
 }
 
 /// What became of a suspect.
@@ -28,6 +36,8 @@ enum Verdict {
     /// The link that is to be dropped still stands, or something holds it just now. Or it hangs on a creation, which may let
     /// go of it before it is finished: a clone is flattened while its record says `creating`.
     Busy,
+    /// It is to go, and somebody has it open just now.
+    InUse,
 }
 
 impl Volumes {
@@ -61,10 +71,10 @@ impl Volumes {
                 let Some(home) = self.elsewhere(&pool, &namespace)? else { continue };
                 for entry in home.journal.entries()? {
                     let what = format!("suspects of {}", entry.suspect.image_id);
-                    let turn = match self.turns.try_take(&what) {
+                    let turn = match self.process.turns.try_take(&what) {
                         None if !self.suspected().own.contains(&entry.suspect.image_id) => continue,
                         None => {
-                            let turn = self.turns.take(&what);
+                            let turn = self.process.turns.take(&what, self.process.patience);
                             if !home.journal.holds(&entry)? {
                                 continue;
                             }
@@ -72,12 +82,12 @@ impl Volumes {
                         }
                         turn => turn,
                     };
-                    match home.settle(&entry.suspect) {
+                    match home.settle_in_turn(&entry.suspect) {
                         Ok(Verdict::Settled) => {
                             home.journal.forget(&entry)?;
                             settled_some = true;
                         }
-                        Ok(Verdict::Busy) => {}
+                        Ok(Verdict::Busy | Verdict::InUse) => {}
                         Err(error) => {
                             tracing::warn!(suspect = ?entry.suspect, %error, "a suspect stays in the journal");
                         }
@@ -123,6 +133,37 @@ impl Volumes {
 
     fn suspected(&self) -> MutexGuard<'_, Suspected> {
         self.suspected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a DeleteVolume that is not this operation has the image `id` to remove.
+    fn is_destroyed_by_another(&self, record: &Volume, id: &str) -> bool {
+        record.state == State::Deleting
+            && record.image_id.as_deref() == Some(id)
+            && self.suspected().destroyed.as_deref() != Some(id)
+    }
+
+    /// Has this operation finish the removal of the image `id` itself.
+    pub(super) fn destroys(&self, id: &str) {
+        self.suspected().destroyed = Some(id.to_string());
+    }
+
+    /// Settles a suspect that lives here. Waits for another controller that has it open or is removing it, if it is this
+    /// operation's own: nobody else might come back to it.
+    fn settle_in_turn(&self, suspect: &Suspect) -> Result<Verdict> {
+        let begun = Instant::now();
+        loop {
+            let verdict = self.settle(suspect);
+            let patience = match verdict {
+                Err(Error::Conflict(_)) => self.process.patience,
+                // A client that died has it open for half a minute.
+                Ok(Verdict::InUse) => self.process.patience.min(IN_USE),
+                _ => return verdict,
+            };
+            if begun.elapsed() >= patience || !self.suspected().own.contains(&suspect.image_id) {
+                return verdict;
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Settles a suspect that lives here.
@@ -262,14 +303,17 @@ impl Volumes {
         }
         self.suspect(&self.links(&*image, id, &[])?)?;
         drop(image);
-        self.catalogue.confirm(volume, &silent)?;
+        // librbd does not stand two removals of one image at once.
+        let silent = self.catalogue.claim(volume, &silent)?;
         match self.pool.remove_image(&name) {
             Ok(()) => {}
             Err(error) if error.errno == Errno::ENOENT => {}
-            Err(error) if matches!(error.errno, Errno::EBUSY | Errno::ENOTEMPTY) => return Ok(Verdict::Busy),
+            Err(error) if error.errno == Errno::EBUSY => return Ok(Verdict::InUse),
+            // A clone was made meanwhile.
+            Err(error) if error.errno == Errno::ENOTEMPTY => return Ok(Verdict::Busy),
             Err(error) => return Err(error.into()),
         }
-        self.catalogue.forget_silent(volume, id)?;
+        self.catalogue.remove(volume, &silent)?;
         Ok(Verdict::Settled)
     }
 
@@ -277,19 +321,28 @@ impl Volumes {
     /// parents by the names they may have; a volume's own is its DeleteVolume's to finish.
     fn finish_removal(&self, suspect: &Suspect) -> Result<Verdict> {
         let id = suspect.image_id.as_str();
+        let volume = names::before_silence(&suspect.image, id);
+        let silent = self.catalogue.silent(volume, id)?;
+        // librbd does not stand two removals of one image at once: whoever is at it holds a lease.
+        let silent = silent.map(|silent| self.catalogue.claim(volume, &silent)).transpose()?;
         if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing) {
+            let _claimed = match self.catalogue.volume(volume)? {
+                Some(stored) if self.is_destroyed_by_another(&stored.record, id) => {
+                    Some(self.catalogue.claim(volume, &stored)?)
+                }
+                _ => None,
+            };
             self.pool.trash_remove(id, true).tolerate(Errno::ENOENT)?;
         }
-        let volume = names::before_silence(&suspect.image, id);
-        if self.catalogue.silent(volume, id)?.is_none() {
+        let Some(silent) = silent else {
             return Ok(Verdict::Settled);
-        }
+        };
         for name in [names::silent(volume), names::silent_with_id(volume, id)] {
             if self.pool.image_id(&name)?.is_none_or(|found| found == id) {
                 self.pool.remove_image(&name).tolerate(Errno::ENOENT)?;
             }
         }
-        self.catalogue.forget_silent(volume, id)?;
+        self.catalogue.remove(volume, &silent)?;
         Ok(Verdict::Settled)
     }
 }

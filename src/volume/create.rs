@@ -159,7 +159,7 @@ impl Volumes {
             published: Vec::new(),
         };
         // Before the record is written: a retry that finds the record takes the image to be its own.
-        if self.pool.image_id(&request.image)?.is_some() {
+        if self.is_foreign(&request.image)? {
             return Err(self.foreign(&request.image));
         }
         let mut stored = self.catalogue.insert_volume(&request.image, record)?;
@@ -190,6 +190,17 @@ impl Volumes {
             }
             other => other.after_a_change(),
         })
+    }
+
+    /// Whether there is an image of this name that no record knows. [`Error::Conflict`] when another controller has just made it or is
+    /// about to have removed it: it had a record before, or has one by now.
+    pub(super) fn is_foreign(&self, image: &str) -> Result<bool> {
+        let Some(id) = self.pool.image_id(image)? else { return Ok(false) };
+        // A record goes after its image, so an image that outlives the look had none.
+        if self.catalogue.volume(image)?.is_none() && self.pool.image_id(image)? == Some(id) {
+            return Ok(true);
+        }
+        Err(Error::Conflict(format!("another controller is at work on {}", self.spec(image))))
     }
 
     fn foreign(&self, image: &str) -> Error {

@@ -23,9 +23,17 @@ impl Volumes {
     /// snapshots, or when an image of that name exists which the catalogue does not know.
     pub fn delete(&self, image: &str) -> Result<()> {
         match self.catalogue.volume(image)? {
-            Some(stored) if stored.record.state == State::Ready => self.destroy(image, &stored)?,
+            Some(stored) if stored.record.state == State::Ready => {
+                self.destroy(image, &stored).map_err(|error| match error {
+                    // Its record is read before its image.
+                    Error::Rbd(gone) if gone.errno == Errno::ENOENT => {
+                        Error::Conflict(format!("another controller is deleting it: {gone}"))
+                    }
+                    other => other,
+                })?;
+            }
             Some(stored) => self.destroy(image, &stored).map_err(Error::after_a_change)?,
-            None if self.pool.image_id(image)?.is_some() => {
+            None if self.is_foreign(image)? => {
                 return Err(Error::FailedPrecondition(format!(
                     "the image {} exists, but the catalogue of instance {} does not know it: it was made by somebody \
                      else and is not deleted",
@@ -40,9 +48,18 @@ impl Volumes {
     }
 
     /// Takes away all that a volume is, whatever its record says, collects what that sets free, and ends the record.
-    /// [`Error::FailedPrecondition`] when it is in use, or its name is somebody else's.
+    /// [`Error::FailedPrecondition`] when it is in use, or its name is somebody else's, [`Error::Conflict`] when somebody is at work
+    /// on it.
     pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         self.take_up(&stored.record);
+        // A ready one is claimed when it is marked: until then it may be refused, and nothing has changed.
+        let claimed;
+        let stored = if stored.record.state == State::Ready {
+            stored
+        } else {
+            claimed = self.catalogue.claim(image, stored)?;
+            &claimed
+        };
         let opened = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => opened,
             Err(error) if error.errno == Errno::ENOENT => {
@@ -63,6 +80,7 @@ impl Volumes {
         self.refuse_if_in_use(image, &stored.record, &*opened, &snapshots)?;
         let begun_before = stored.record.state == State::Deleting;
         let stored = self.mark_deleting(image, stored, Some(id.clone()))?;
+        self.destroys(&id);
         let silent_name = if begun_before { self.begun_silent_name(image, &id)? } else { None };
         self.destroy_opened(image, &stored, opened, &id, &snapshots, silent_name)
             .map_err(Error::after_a_change)
@@ -179,6 +197,7 @@ impl Volumes {
     /// No image has the volume's name, or only remains of one: what a killed create, remove or rename left, or nothing.
     fn destroy_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         let stored = self.mark_deleting(image, stored, None)?;
+        stored.record.image_id.iter().for_each(|id| self.destroys(id));
         if self.settle_by_id(image, &stored)? {
             return Ok(());
         }

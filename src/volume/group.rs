@@ -137,9 +137,7 @@ impl Volumes {
         }
         let image_id = image.id()?;
         let snapshots = image.snapshots()?;
-        if find(&snapshots, &source.snapshot).is_some() {
-            return Err(self.foreign_snapshot(&source.image, &source.snapshot));
-        }
+        self.refuse_foreign_snapshot(&*image, &snapshots, &source.image, &source.snapshot)?;
         if snapshots.len() >= request.max_snapshots {
             self.make_room(&image_id, &spec, request.max_snapshots)?;
         }

@@ -14,17 +14,18 @@
 //!   reason to exist, all the way up.
 //!
 //! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of its own, and an old leader's
-//! operation may go on for an hour. Every write to a record is guarded by what was read, so exactly one of them gets its
-//! way, and the other stops at its next write. Directly before each call that makes, renames or removes an image by its
+//! operation may go on for an hour. Who makes or destroys something holds its [lease], and the other is told so until it is
+//! done, dead, or was not heard of for half a minute. Every write to a record is guarded by what was read, so exactly one of
+//! them gets its way, and the other stops at its next write. Directly before each call that makes, renames or removes an image by its
 //! name, or cuts or renames a snapshot, a controller writes its record or looks whether it is still as it wrote it; everything else
-//! goes by ids, which are never used twice. What remains is a controller that stands still between that look and the
-//! call, for as long as another needs to finish the same work and begin anew. RBD offers nothing to close that gap with:
-//! it removes by name only.
+//! goes by ids, which are never used twice. What remains is a controller whose threads all stand still between that look and the
+//! call, for longer than its lease lasts. RBD offers nothing to close that gap with: it removes by name only.
 //!
 //! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
 
-use crate::rbd::{Cluster, Errno, Pool};
+use crate::rbd::{Cluster, Errno, Pool, Turns};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 mod activity;
 pub mod catalogue;
@@ -37,16 +38,15 @@ mod fence;
 mod group;
 mod grow;
 pub mod journal;
+mod lease;
 pub mod leftovers;
 mod lineage;
-
 mod modify;
 pub mod names;
 mod publish;
 mod recover;
 mod snapshot;
 pub mod survey;
-mod turns;
 
 use collect::Suspected;
 
@@ -56,9 +56,9 @@ pub use create::{CreateVolume, Sizes, VolumeSource, largest};
 pub use error::{Error, Result};
 pub use group::{CreateGroup, GroupSource};
 pub use journal::{Journal, Suspect};
+pub use lease::Leases;
 pub use publish::PublishVolume;
 pub use snapshot::CreateSnapshot;
-pub use turns::Turns;
 
 /// Which image a clone is rid of its ancestors by, when the chain is as deep as it may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,27 +112,38 @@ pub struct Volumes {
     instance: String,
     activity: Arc<Activity>,
     suspected: Arc<Mutex<Suspected>>,
-    turns: Turns,
+    process: Process,
+}
+
+/// What the operations of one process share.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// The leases it holds.
+    pub leases: Leases,
+    /// The turns it takes.
+    pub turns: Turns,
+    /// For how long one of them waits for another, here or elsewhere, that is at work on what it must see settled.
+    pub patience: Duration,
+}
+
+impl Default for Process {
+    fn default() -> Process {
+        Process { leases: Leases::default(), turns: Turns::default(), patience: Duration::from_secs(20) }
+    }
 }
 
 impl Volumes {
-    /// The volumes of `instance` in `pool`. `activity` is told what long work is doing.
-    pub fn new(pool: Arc<dyn Pool>, instance: &str, activity: Arc<Activity>) -> Volumes {
+    /// The volumes of `instance` in `pool`, for one operation of `process`. `activity` is told what long work is doing.
+    pub fn new(pool: Arc<dyn Pool>, instance: &str, process: Process, activity: Arc<Activity>) -> Volumes {
         Volumes {
-            catalogue: Catalogue::new(pool.clone(), instance),
+            catalogue: Catalogue::new(pool.clone(), instance, process.leases.clone()),
             journal: Journal::new(pool.clone(), instance),
             pool,
             instance: instance.to_string(),
             activity,
             suspected: Arc::default(),
-            turns: Turns::default(),
+            process,
         }
-    }
-
-    /// The same, waiting for turns with all others that share `turns`: the operations of one process on one cluster.
-    #[must_use]
-    pub fn taking(self, turns: Turns) -> Volumes {
-        Volumes { turns, ..self }
     }
 
     /// The volumes of the same instance in the namespace `namespace` of pool `pool`. `None` when that pool is gone.
@@ -143,8 +154,7 @@ impl Volumes {
         match self.pool.cluster().pool(pool, namespace) {
             Ok(pool) => Ok(Some(Volumes {
                 suspected: self.suspected.clone(),
-                turns: self.turns.clone(),
-                ..Volumes::new(pool, &self.instance, self.activity.clone())
+                ..Volumes::new(pool, &self.instance, self.process.clone(), self.activity.clone())
             })),
             Err(error) if error.errno == Errno::ENOENT => Ok(None),
             Err(error) => Err(error.into()),

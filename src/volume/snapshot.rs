@@ -69,9 +69,7 @@ impl Volumes {
         };
         let id = image.id()?;
         let snapshots = image.snapshots()?;
-        if find(&snapshots, &request.snapshot).is_some() {
-            return Err(self.foreign_snapshot(&request.image, &request.snapshot));
-        }
+        self.refuse_foreign_snapshot(&*image, &snapshots, &request.image, &request.snapshot)?;
         if snapshots.len() >= request.max_snapshots {
             self.make_room(&id, &self.spec(&request.image), request.max_snapshots)?;
         }
@@ -105,7 +103,28 @@ impl Volumes {
         }
     }
 
-    pub(super) fn foreign_snapshot(&self, image: &str, snapshot: &str) -> Error {
+    /// Refuses a name that one of the image's `snapshots` has which no record knows. [`Error::Conflict`] when another controller has
+    /// just cut it or is about to have removed it: it had a record before, or has one by now.
+    pub(super) fn refuse_foreign_snapshot(
+        &self,
+        image: &dyn Image,
+        snapshots: &[Snapshot],
+        name: &str,
+        snapshot: &str,
+    ) -> Result<()> {
+        let Some(found) = find(snapshots, snapshot) else { return Ok(()) };
+        // A record goes after its snapshot, so a snapshot that outlives the look had none.
+        if self.catalogue.snapshot(snapshot)?.is_none() {
+            // One that is open for long may not have heard of the latest changes.
+            let again = self.pool.open_image(ImageKey::Id(&image.id()?), OpenMode::ReadOnly)?;
+            if find(&again.snapshots()?, snapshot).is_some_and(|still| still.id == found.id) {
+                return Err(self.foreign_snapshot(name, snapshot));
+            }
+        }
+        Err(Error::Conflict(format!("another controller is at work on {}@{snapshot}", self.spec(name))))
+    }
+
+    fn foreign_snapshot(&self, image: &str, snapshot: &str) -> Error {
         Error::AlreadyExists(format!(
             "{}@{snapshot} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is left \
              alone; use another snapshotNamePrefix, or remove it",

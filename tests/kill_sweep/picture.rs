@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use cinderblock::rbd::{Errno, Image, ImageKey, OpenMode, Pool, Snapshot, SnapshotId, SnapshotKind};
+use cinderblock::volume::Leases;
 use cinderblock::volume::catalogue::{self, Catalogue, Cursor, Silent};
 use cinderblock::volume::journal::{Journal, Suspect};
 
@@ -91,7 +92,7 @@ fn content(image: &dyn Image, at: Option<SnapshotId>) -> String {
 
 fn records(pool: &Arc<dyn Pool>, names: &BTreeMap<String, String>) -> Vec<String> {
     let name = |id: &str| names.get(id).cloned().unwrap_or_else(|| format!("the lost image {id}"));
-    let catalogue = Catalogue::new(pool.clone(), "default");
+    let catalogue = Catalogue::new(pool.clone(), "default", Leases::default());
     let start = Cursor::default();
     let mut lines = Vec::new();
     for (key, stored) in catalogue.list::<catalogue::Volume>(&start, 0).unwrap().0 {

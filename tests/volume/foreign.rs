@@ -2,7 +2,7 @@
 
 use cinderblock::rbd::ImageOptions;
 use cinderblock::rbd::model::Fault;
-use cinderblock::volume::{Error, Sizes};
+use cinderblock::volume::{Error, Process, Sizes};
 
 use crate::lab::{BLOCK, Controller, Lab, RBD};
 use crate::rest::Exempt;
@@ -190,7 +190,8 @@ fn two_instances_in_one_pool_leave_each_other_alone() {
     let lab = Lab::new();
     lab.create("A");
     let pool = lab.controller.session.cluster().pool("rbd", "").unwrap();
-    let other = cinderblock::volume::Volumes::new(pool, "other", std::sync::Arc::default());
+    let other =
+        cinderblock::volume::Volumes::new(pool, "other", Process::default(), std::sync::Arc::default());
     let before = lab.graph();
     let error = other.create(&lab.wish("A").request()).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists(_)), "{error:?}");

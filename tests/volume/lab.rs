@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cinderblock::rbd::model::{Graph, Model, Session};
-use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OpenMode, Pool};
+use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool};
 use cinderblock::volume::catalogue::{self, Publication};
 use cinderblock::volume::{
     Activity, CreateGroup, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget,
-    GroupSource, Policy, PublishVolume, Result, Sizes, VolumeSource, Volumes, image_spec,
+    GroupSource, Leases, Policy, Process, PublishVolume, Result, Sizes, VolumeSource, Volumes, image_spec,
 };
 
 /// Bytes in a block, and in an object of every image here: a flatten or a copy takes one step for each.
@@ -172,17 +173,26 @@ pub(crate) fn volume_id(home: Home, name: &str) -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct Controller {
     pub(crate) session: Session,
+    leases: Leases,
 }
 
 impl Controller {
+    /// One for which the leases of all others have expired: they have stood still for long, or are dead.
     pub(crate) fn new(model: &Model) -> Controller {
-        Controller { session: model.connect() }
+        Controller::patient(model, Duration::ZERO)
+    }
+
+    /// One for which a lease expires after `patience`.
+    pub(crate) fn patient(model: &Model, patience: Duration) -> Controller {
+        Controller { session: model.connect(), leases: Leases::new(patience) }
     }
 
     /// The volumes of `home`, as a single RPC sees them.
     pub(crate) fn volumes(&self, home: Home) -> Result<Volumes> {
         let pool = self.session.cluster().pool(home.pool, home.namespace)?;
-        Ok(Volumes::new(pool, "test", Arc::new(Activity::default())))
+        // The other controllers of a test stand still while one waits.
+        let process = Process { leases: self.leases.clone(), patience: Duration::ZERO, ..Process::default() };
+        Ok(Volumes::new(pool, "test", process, Arc::new(Activity::default())))
     }
 
     pub(crate) fn create(&self, wish: &Wish) -> Result<catalogue::Volume> {
@@ -299,6 +309,21 @@ impl Lab {
         let mut lab = Lab::new();
         lab.plain.format = CloneFormat::V1;
         lab
+    }
+
+    /// Takes away all leases, as if those whom they are of had given them back.
+    pub(crate) fn forget_leases(&self) {
+        for (place, pool) in self.graph().pools {
+            let leases = pool.objects.iter().flat_map(|(object, omap)| {
+                let keys = omap.keys().filter(|key| key.starts_with("lease/"));
+                keys.map(move |key| (object, key.clone()))
+            });
+            for (object, key) in leases {
+                let update = OmapUpdate { remove: vec![key], ..OmapUpdate::default() };
+                let pool = self.outsider.cluster().pool(&place.0, &place.1).unwrap();
+                pool.omap_update(object, &update).unwrap();
+            }
+        }
     }
 
     /// A wish as this lab makes them.

@@ -15,6 +15,7 @@ mod elsewhere;
 mod fence;
 mod foreign;
 mod lab;
+mod leases;
 mod limits;
 mod picture;
 mod properties;

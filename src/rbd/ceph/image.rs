@@ -9,6 +9,7 @@ use super::cluster::CephCluster;
 use super::flatten;
 use super::handle::Handle;
 use super::pool::{CephPool, Ioctx};
+use super::shared::{self, Share};
 use super::sys::{
     rados, rbd_flush, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list,
     rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect, rbd_snap_remove,
@@ -29,6 +30,8 @@ use crate::rbd::{
 #[derive(Debug)]
 pub(super) struct CephImage {
     head: Arc<Handle>,
+    /// Dropped after `head`: the last of its shares closes it.
+    share: Option<Share>,
     mode: OpenMode,
     /// The snapshot read last, to not open it again for every block. What a snapshot holds never changes.
     reader: Mutex<Option<(SnapshotId, Arc<Handle>)>>,
@@ -36,8 +39,11 @@ pub(super) struct CephImage {
 
 impl CephImage {
     pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>, mode: OpenMode) -> Result<CephImage> {
-        let head = Arc::new(Handle::open(ioctx, image, mode)?);
-        Ok(CephImage { head, mode, reader: Mutex::new(None) })
+        let (head, share) = match mode {
+            OpenMode::ReadOnly => (Arc::new(Handle::open(ioctx, image, mode)?), None),
+            OpenMode::ReadWrite => shared::open(ioctx, image).map(|(head, share)| (head, Some(share)))?,
+        };
+        Ok(CephImage { head, share, mode, reader: Mutex::new(None) })
     }
 
     /// Runs `act` on the head or on a handle set to the snapshot `at`.
@@ -135,6 +141,11 @@ impl Image for CephImage {
     }
 
     fn parent(&self, at: Option<SnapshotId>) -> Result<Option<Parent>> {
+        if at.is_none() && self.share.as_ref().is_some_and(Share::joined) {
+            // librbd reads the names of parent and snapshot when it opens the image, and never again.
+            let id = ImageKey::Id(self.head.id());
+            return Handle::open(self.head.ioctx(), id, OpenMode::ReadOnly)?.parent();
+        }
         self.with(at, Handle::parent)
     }
 

@@ -31,9 +31,9 @@ pub(crate) mod monmap;
 mod omap;
 mod options;
 pub(crate) mod pool;
+mod shared;
 mod sys;
 mod together;
-mod turn;
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int};
 use std::ptr::null_mut;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -18,11 +19,14 @@ use super::sys::{
     rbd_trash_get, rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup,
     rbd_trash_move, rbd_trash_remove, rbd_trash_restore,
 };
-use super::turn::Turn;
+use crate::rbd::turns::Turn;
 use crate::rbd::{
     Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
-    OpenMode, Pool, PoolStats, Result, SnapshotSpec, TrashEntry,
+    OpenMode, Pool, PoolStats, Result, SnapshotSpec, TrashEntry, Turns,
 };
+
+/// For how long a removal waits for another of the same image.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An I/O context: one namespace of one pool. It is destroyed when dropped and keeps its connection alive. The
 /// namespace never changes, so it can be used from several threads.
@@ -76,6 +80,11 @@ impl Ioctx {
     /// The connection the context belongs to.
     pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    /// What tells the image with this id from all others of this process's connections.
+    pub(super) fn key(&self, id: &str) -> (usize, String, String, String) {
+        (Arc::as_ptr(&self.connection).addr(), self.pool.clone(), self.namespace.clone(), id.to_owned())
     }
 
     /// The spec of an image or object here, for messages.
@@ -144,9 +153,12 @@ impl CephPool {
         self.ioctx.check(code, call, || self.ioctx.spec(name)).map(drop)
     }
 
-    /// The turn at removing or renaming the image `name`.
-    fn turn(&self, name: &str) -> Result<Turn> {
-        Ok(Turn::at(format!("{} {}", self.cluster().fsid()?, self.ioctx.spec(name))))
+    /// The turn at removing or renaming the image `name`, among all of this process: librbd does not stand two removals of one
+    /// image at once (one of them may never return, or leave the image's name in the directory). `EBUSY` when it does not come.
+    fn turn(&self, name: &str, call: &'static str) -> Result<Turn> {
+        static REMOVALS: LazyLock<Turns> = LazyLock::new(Turns::default);
+        let image = format!("{} {}", self.cluster().fsid()?, self.ioctx.spec(name));
+        REMOVALS.take(&image, PATIENCE).ok_or_else(|| Error::new(Errno::EBUSY, call, self.ioctx.spec(name)))
     }
 
     /// A call that moves the image `name` to the trash. In a full pool librbd says `ENOENT` when it cannot make the
@@ -225,13 +237,13 @@ impl Pool for CephPool {
     }
 
     fn remove_image(&self, name: &str) -> Result<()> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turn(name, "rbd_remove")?;
         // SAFETY: context and name are valid for the call.
         self.remove("rbd_remove", name, |io, name| unsafe { rbd_remove(io, name) })
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
-        let _turn = self.turn(from)?;
+        let _turn = self.turn(from, "rename")?;
         directory::rename(&self.ioctx, from, to)
     }
 

@@ -124,11 +124,8 @@ pub(super) fn omap_update(
     }
     let objects = &mut state.space(place).objects;
     let omap = objects.get(object);
-    let holds = |guard: &Guard| match guard {
-        Guard::Absent(key) => omap.is_none_or(|omap| !omap.contains_key(key)),
-        Guard::Equals(key, value) => omap.and_then(|omap| omap.get(key)) == Some(value),
-    };
-    if !update.guards.iter().all(holds) {
+    let value = |key: &str| omap?.get(key).map(Vec::as_slice);
+    if !update.guards.iter().all(|guard| guard.holds(value(guard.key()))) {
         return Err(Errno::ECANCELED);
     }
     let omap = objects.entry(object.to_owned()).or_default();

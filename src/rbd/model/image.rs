@@ -1,6 +1,6 @@
 //! An open image: the model's [`Image`]. Its bytes are in `bytes`, the long calls in `transfer`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::ControlFlow;
 
@@ -346,12 +346,12 @@ impl Image for ModelImage {
 
     fn watchers(&self) -> Result<Vec<Watcher>> {
         self.read("watchers", |state| {
-            let own = match self.mode {
-                Mode::ReadOnly(_) => None,
-                Mode::ReadWrite(cookie) => Some((self.session.client(), cookie)),
+            let mut seen = match self.mode {
+                Mode::ReadOnly(_) => BTreeSet::new(),
+                Mode::ReadWrite(_) => BTreeSet::from([self.session.client()]),
             };
             let watches = &state.header(&self.image)?.watches;
-            let others = watches.iter().filter(|watch| Some((watch.session, watch.cookie)) != own);
+            let others = watches.iter().filter(|watch| seen.insert(watch.session));
             let describe = |watch: &Watch| Watcher {
                 address: watch.address.clone(),
                 client: watch.session,

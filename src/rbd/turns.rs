@@ -7,9 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// For how long one waits for a turn: nobody is to hang on a call of somebody else that does.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// Who has a turn at what. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Turns(Arc<Mutex<HashMap<String, Arc<Place>>>>);
@@ -22,11 +19,11 @@ struct Place {
 
 /// A turn, over when dropped.
 #[derive(Debug)]
-pub(super) struct Turn(Arc<Place>);
+pub(crate) struct Turn(Arc<Place>);
 
 impl Turns {
     /// Takes the turn at `what` if nobody has it.
-    pub(super) fn try_take(&self, what: &str) -> Option<Turn> {
+    pub(crate) fn try_take(&self, what: &str) -> Option<Turn> {
         let place = self.at(what);
         let mut taken = place.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if *taken {
@@ -37,13 +34,14 @@ impl Turns {
         Some(Turn(place))
     }
 
-    /// Waits for the turn at `what`, and takes it. `None` after having waited for long.
-    pub(super) fn take(&self, what: &str) -> Option<Turn> {
+    /// Waits for the turn at `what`, and takes it. `None` when it did not come for as long as `patience`: nobody is to hang on a
+    /// call of somebody else that does.
+    pub(crate) fn take(&self, what: &str, patience: Duration) -> Option<Turn> {
         let place = self.at(what);
         let taken = place.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut taken, waited) = place
             .free
-            .wait_timeout_while(taken, PATIENCE, |taken| *taken)
+            .wait_timeout_while(taken, patience, |taken| *taken)
             .unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() {
             return None;
@@ -79,10 +77,12 @@ mod tests {
         assert!(turns.try_take("another").is_some());
         let next = std::thread::spawn({
             let turns = turns.clone();
-            move || turns.take("image").is_some()
+            move || turns.take("image", Duration::from_mins(1)).is_some()
         });
         drop(first);
         assert!(next.join().unwrap());
-        assert!(turns.try_take("image").is_some());
+        let last = turns.try_take("image").unwrap();
+        assert!(turns.take("image", Duration::ZERO).is_none());
+        drop(last);
     }
 }

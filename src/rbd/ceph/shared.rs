@@ -1,0 +1,73 @@
+//! Images open for writing: one handle of an image on a connection, shared by all who have it open there at the same time.
+//!
+//! Several handles would take the image's lock from each other, and have each other carry out their operations. librbd 16.2 aborts
+//! the process (`AsyncOpTracker.cc`) when a handle is closed after it has carried one out and before all clients have heard of that.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use super::directory;
+use super::handle::Handle;
+use super::pool::Ioctx;
+use crate::rbd::{Errno, Error, ImageKey, OpenMode, Result};
+
+/// A connection (the address of its `Connection`, which lives as long as a handle on it does), pool, namespace and image id.
+type Key = (usize, String, String, String);
+
+static PLACES: LazyLock<Mutex<HashMap<Key, Arc<Place>>>> = LazyLock::new(Mutex::default);
+
+/// Where the handle of one image is. Locked while it is opened and closed, so that there are never two.
+#[derive(Debug, Default)]
+struct Place(Mutex<Option<(Arc<Handle>, usize)>>);
+
+/// A share in an open image. The last one closes it when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    place: Arc<Place>,
+    joined: bool,
+}
+
+impl Share {
+    /// Whether somebody else had opened the image before.
+    pub(super) fn joined(&self) -> bool {
+        self.joined
+    }
+}
+
+/// Opens the image for writing, or takes a share in it where it is open already. The handle must be dropped before the share.
+pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>) -> Result<(Arc<Handle>, Share)> {
+    let id = match image {
+        ImageKey::Id(id) => id.to_owned(),
+        ImageKey::Name(name) => directory::image_id(ioctx, name)?
+            .ok_or_else(|| Error::new(Errno::ENOENT, "rbd_open", ioctx.spec(name)))?,
+    };
+    let place = {
+        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|_, place| Arc::strong_count(place) > 1);
+        places.entry(ioctx.key(&id)).or_default().clone()
+    };
+    let mut open = place.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let joined = open.is_some();
+    let handle = if let Some((handle, users)) = &mut *open {
+        *users += 1;
+        Arc::clone(handle)
+    } else {
+        let handle = Arc::new(Handle::open(ioctx, ImageKey::Id(&id), OpenMode::ReadWrite)?);
+        *open = Some((Arc::clone(&handle), 1));
+        handle
+    };
+    drop(open);
+    Ok((handle, Share { place, joined }))
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut open = self.place.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, users)) = &mut *open {
+            *users -= 1;
+            if *users == 0 {
+                *open = None;
+            }
+        }
+    }
+}
