@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::{CapacityRange, CreateVolumeRequest};
@@ -10,10 +11,12 @@ use cinderblock::rbd::{ImageKey, OpenMode, Pool};
 use tokio::sync::RwLock;
 use tonic::transport::Channel;
 
-use super::common::driver::{Class, Driver, MIB, from_snapshot, from_volume};
+use super::common::driver::{Class, Driver, MIB, from_snapshot, from_volume, lab_config_with_own_user};
 use super::common::{Lab, Namespace};
 use super::history::Event;
 
+/// Drivers at work.
+pub const DRIVERS: usize = 2;
 /// Names of volumes, and as many of snapshots.
 pub const NAMES: usize = 10;
 /// Bytes of the golden volume, and of the smaller empty ones.
@@ -22,7 +25,10 @@ pub const SMALL: i64 = 4 * MIB;
 pub const LARGE: i64 = 8 * MIB;
 
 pub struct Field {
-    pub channels: Vec<Channel>,
+    drivers: Mutex<Vec<(Driver, Channel)>>,
+    config: String,
+    /// How often a driver was started anew.
+    pub restarts: AtomicUsize,
     pub class: Class,
     /// Held by each client while it asks, and by whoever wants all to stand still.
     pub floor: RwLock<()>,
@@ -33,8 +39,7 @@ pub struct Field {
     pub golden_snapshot: String,
     /// For looking at images without the driver.
     pub pool: Arc<dyn Pool>,
-    /// How often all have stood still.
-    pub round: AtomicUsize,
+    turn: AtomicUsize,
     prefix: String,
 }
 
@@ -48,14 +53,15 @@ pub enum Origin {
 
 impl Field {
     /// With a golden volume that holds a pattern, and a snapshot of it.
-    pub async fn new(lab: &Lab, namespace: &Namespace<'_>, drivers: &[Driver]) -> Field {
+    pub async fn new(lab: &Lab, namespace: &Namespace<'_>) -> Field {
         let class = Class::new(lab, &namespace.name);
         let pool = namespace.pool(&*lab.connect());
-        let mut channels = Vec::new();
-        for driver in drivers {
-            channels.push(driver.channel().await);
+        let config = lab_config_with_own_user(lab, &namespace.name);
+        let mut drivers = Vec::new();
+        for _ in 0..DRIVERS {
+            drivers.push(start(&config).await);
         }
-        let mut controller = ControllerClient::new(channels[0].clone());
+        let mut controller = ControllerClient::new(drivers[0].1.clone());
         let golden = controller.create_volume(class.create_volume("golden", SMALL)).await.unwrap();
         let golden = golden.into_inner().volume.unwrap().volume_id;
         let image = pool.open_image(ImageKey::Name("csi-golden"), OpenMode::ReadWrite).unwrap();
@@ -63,11 +69,13 @@ impl Field {
         drop(image);
         let snapshot = controller.create_snapshot(class.create_snapshot("golden", &golden)).await.unwrap();
         Field {
-            channels,
+            drivers: Mutex::new(drivers),
+            config,
+            restarts: AtomicUsize::new(0),
             prefix: golden.strip_suffix("golden").unwrap().to_string(),
             floor: RwLock::default(),
             events: Mutex::default(),
-            round: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
             snapshots: Mutex::default(),
             golden_snapshot: snapshot.into_inner().snapshot.unwrap().snapshot_id,
             golden,
@@ -76,10 +84,40 @@ impl Field {
         }
     }
 
-    /// The driver that has this number until the next rest.
-    pub fn controller(&self, number: usize) -> ControllerClient<Channel> {
-        let round = self.round.load(Ordering::Relaxed);
-        ControllerClient::new(self.channels[(number + round) % self.channels.len()].clone())
+    /// Each driver in turn.
+    pub fn controller(&self) -> ControllerClient<Channel> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.controller_of(turn % DRIVERS)
+    }
+
+    /// The driver of that number.
+    pub fn controller_of(&self, number: usize) -> ControllerClient<Channel> {
+        ControllerClient::new(self.drivers.lock().unwrap()[number].1.clone())
+    }
+
+    /// Starts drivers anew that librbd has aborted: one handle of an image is closed while it works for one of the other driver, see
+    /// `src/rbd/ceph/shared.rs`. No other end is forgiven.
+    pub async fn keep_alive(&self) {
+        loop {
+            for number in 0..DRIVERS {
+                if !self.drivers.lock().unwrap()[number].0.has_ended() {
+                    continue;
+                }
+                let fresh = start(&self.config).await;
+                let (old, _) = std::mem::replace(&mut self.drivers.lock().unwrap()[number], fresh);
+                assert!(old.log().contains("AsyncOpTracker.cc: 13: FAILED"), "{}", old.log());
+                self.restarts.fetch_add(1, Ordering::Relaxed);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends the drivers in order.
+    pub fn stop(self) {
+        for (driver, channel) in self.drivers.into_inner().unwrap() {
+            drop(channel);
+            driver.stop();
+        }
     }
 
     /// The id the volume of that number has whenever it is there.
@@ -106,4 +144,10 @@ pub fn pattern() -> Vec<u8> {
     (0..u32::try_from(SMALL / 4).unwrap())
         .flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes())
         .collect()
+}
+
+async fn start(config: &str) -> (Driver, Channel) {
+    let driver = Driver::start(config, &["--role", "controller"]);
+    let channel = driver.channel().await;
+    (driver, channel)
 }

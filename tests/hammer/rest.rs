@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::*;
 use cinderblock::rbd::{ImageKey, OpenMode, SnapshotKind};
-use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use super::clients::is_gone;
 use super::common::random::Random;
-use super::field::{Field, NAMES, Origin, SMALL, pattern};
+use super::field::{DRIVERS, Field, NAMES, Origin, SMALL, pattern};
 use super::history::{Event, Name, What};
 
 /// What a volume or snapshot holds.
@@ -38,21 +37,19 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
             continue;
         }
         let request = field.create_volume(number, &Origin::Empty(SMALL));
-        for channel in &field.channels {
-            let mut controller = ControllerClient::new(channel.clone());
+        for driver in 0..DRIVERS {
             // Or another request has made it.
             let _ = finally(&format!("CreateVolume v{number}"), async || {
-                controller.create_volume(request.clone()).await
+                field.controller_of(driver).create_volume(request.clone()).await
             })
             .await;
         }
     }
     for number in 0..NAMES {
         let request = field.class.create_snapshot(&format!("s{number}"), &field.golden);
-        for channel in &field.channels {
-            let mut controller = ControllerClient::new(channel.clone());
+        for driver in 0..DRIVERS {
             let _ = finally(&format!("CreateSnapshot s{number}"), async || {
-                controller.create_snapshot(request.clone()).await
+                field.controller_of(driver).create_snapshot(request.clone()).await
             })
             .await;
         }
@@ -104,9 +101,9 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
 /// A volume restored from a snapshot holds what the snapshot does.
 async fn restore_one(field: &Field, snapshot: &Snapshot) {
     let request = field.create_volume(NAMES, &Origin::Snapshot(snapshot.snapshot_id.clone()));
-    let mut controller = ControllerClient::new(field.channels[0].clone());
-    let answer =
-        finally("CreateVolume", async || controller.create_volume(request.clone()).await).await.unwrap();
+    let answer = finally("CreateVolume", async || field.controller().create_volume(request.clone()).await)
+        .await
+        .unwrap();
     let volume = answer.volume.unwrap();
     let restored = content_of_volume(field, &volume.volume_id, volume.capacity_bytes);
     assert_eq!(restored, content_of_snapshot(field, snapshot), "restored from {}", snapshot.snapshot_id);
@@ -156,29 +153,28 @@ fn content(id: &str, bytes: &[u8]) -> Content {
 }
 
 async fn volumes(field: &Field) -> Vec<Volume> {
-    let mut controller = ControllerClient::new(field.channels[0].clone());
-    let list = controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
+    let list =
+        finally("ListVolumes", async || field.controller().list_volumes(ListVolumesRequest::default()).await);
+    let list = list.await.unwrap();
     assert_eq!(list.next_token, "");
     list.entries.into_iter().map(|entry| entry.volume.unwrap()).collect()
 }
 
 async fn snapshots(field: &Field) -> Vec<Snapshot> {
-    let mut controller = ControllerClient::new(field.channels[0].clone());
     let request =
         ListSnapshotsRequest { secrets: field.class.secrets.clone(), ..ListSnapshotsRequest::default() };
-    let list = controller.list_snapshots(request).await.unwrap().into_inner();
+    let list = finally("ListSnapshots", async || field.controller().list_snapshots(request.clone()).await);
+    let list = list.await.unwrap();
     assert_eq!(list.next_token, "");
     list.entries.into_iter().map(|entry| entry.snapshot.unwrap()).collect()
 }
 
 /// Deletes a volume through each driver in turn: after that none of them is at work on it, and it is gone.
 async fn delete_volume(field: &Field, id: &str) {
-    for channel in &field.channels {
-        let mut controller = ControllerClient::new(channel.clone());
-        let request = field.class.delete_volume(id);
-        finally(&format!("DeleteVolume {id}"), async || controller.delete_volume(request.clone()).await)
-            .await
-            .unwrap();
+    let request = field.class.delete_volume(id);
+    for driver in 0..DRIVERS {
+        let delete = async || field.controller_of(driver).delete_volume(request.clone()).await;
+        finally(&format!("DeleteVolume {id}"), delete).await.unwrap();
     }
 }
 
@@ -189,12 +185,10 @@ pub async fn delete_everything(field: &Field) {
         delete_volume(field, &field.volume_id(number)).await;
     }
     for snapshot in snapshots(field).await {
-        for channel in &field.channels {
-            let mut controller: ControllerClient<Channel> = ControllerClient::new(channel.clone());
-            let request = field.class.delete_snapshot(&snapshot.snapshot_id);
-            finally("DeleteSnapshot", async || controller.delete_snapshot(request.clone()).await)
-                .await
-                .unwrap();
+        let request = field.class.delete_snapshot(&snapshot.snapshot_id);
+        for driver in 0..DRIVERS {
+            let delete = async || field.controller_of(driver).delete_snapshot(request.clone()).await;
+            finally("DeleteSnapshot", delete).await.unwrap();
         }
     }
     delete_volume(field, &field.golden).await;
@@ -202,7 +196,7 @@ pub async fn delete_everything(field: &Field) {
     assert_eq!(snapshots(field).await, []);
 }
 
-/// Asks until the answer is final. A client that died lets go of an image after 30 seconds; none does here.
+/// Asks until the answer is final. A driver that died lets go of an image after 30 seconds.
 async fn finally<T>(
     what: &str,
     mut call: impl AsyncFnMut() -> Result<Response<T>, Status>,
@@ -213,7 +207,8 @@ async fn finally<T>(
             Ok(answer) => return Ok(answer.into_inner()),
             Err(status) => status,
         };
-        let open = matches!(status.code(), Code::Aborted)
+        let open = status.code() == Code::Aborted
+            || is_gone(&status)
             || status.code() == Code::FailedPrecondition && status.message().contains("is open at");
         if !open {
             assert_eq!(status.code(), Code::AlreadyExists, "{what}: {status:?}");
