@@ -10,8 +10,9 @@ lab_packages=(
 # What lab/guest takes besides: an emulator, what its initramfs is made of, and what a guest attaches with.
 guest_packages=(qemu-system-x86 qemu-system-common busybox-static cpio kmod iproute2 socat rbd-nbd)
 
-# A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers.
-build_packages=(gcc libc6-dev shellcheck jq)
+# A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers; what tests look at
+# scripts and answers with, and make hosts odd with.
+build_packages=(gcc libc6-dev shellcheck jq socat faketime)
 
 # missing_packages NAME…: those of the named packages that are not installed, one a line.
 missing_packages() {

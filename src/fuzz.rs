@@ -19,7 +19,7 @@ use crate::csi::{clusters, deadline, identity, qos, validate};
 use crate::node::{FsType, MapOptions, check_unmap_options, monitors, mount, options, qmp, record};
 use crate::rbd::ceph::{monmap, pool};
 use crate::volume::catalogue::{self, Cursor, Record};
-use crate::volume::{journal, names};
+use crate::volume::{journal, lease, names};
 
 /// One decoder.
 #[derive(Debug, Clone, Copy)]
@@ -231,6 +231,18 @@ pub const DECODERS: &[Decoder] = &[
         name: "catalogue-silent-parent",
         seeds: &[r#"{"version":1,"volume":"lab/rbd/v","deleted":17}"#, r#"{"version":2}"#],
         run: stored::<catalogue::Silent>,
+    },
+    Decoder {
+        name: "lease",
+        seeds: &[concat!(
+            r#"{"version":1,"id":"a","holder":{"host":"h","boot":"b","namespace":1,"pid":2,"started":3,"id":"c"},"#,
+            r#""since":4,"renewed":5}"#
+        )],
+        run: |input| {
+            if let Ok(stored) = lease::parse(input) {
+                assert_eq!(lease::parse(&stored.bytes()).ok(), Some(stored));
+            }
+        },
     },
     Decoder {
         name: "journal",

@@ -81,7 +81,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         #[expect(clippy::expect_used, reason = "a plain struct of strings and numbers always serialises")]
         serde_json::to_vec(self).expect("a lease serialises")
     }

@@ -38,7 +38,7 @@ mod fence;
 mod group;
 mod grow;
 pub mod journal;
-mod lease;
+pub(crate) mod lease;
 pub mod leftovers;
 mod lineage;
 mod modify;

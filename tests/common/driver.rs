@@ -38,17 +38,26 @@ impl Driver {
 
     /// The same, with these variables added to its environment.
     pub fn start_in(environment: &[(&str, &str)], config: &str, arguments: &[&str]) -> Driver {
+        let command = |_: &Path| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_cinderblock"));
+            command.envs(environment.iter().copied());
+            command
+        };
+        Driver::start_by(command, config, arguments)
+    }
+
+    /// The same, by a command that ends up as the driver, made for the folder its socket will be in.
+    pub fn start_by(command: impl FnOnce(&Path) -> Command, config: &str, arguments: &[&str]) -> Driver {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.yaml"), config).unwrap();
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        let process = command(directory.path())
             .arg("serve")
             .arg("--endpoint")
             .arg(format!("unix://{}/csi.sock", directory.path().display()))
             .arg("--config")
             .arg(directory.path().join("config.yaml"))
             .args(arguments)
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()

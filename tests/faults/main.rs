@@ -9,6 +9,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod hosts;
 mod lab;
 mod limits;
 mod outages;
