@@ -17,7 +17,7 @@ const AMPLE: Duration = Duration::from_mins(2);
 /// Whether there is no driver that could answer.
 pub fn is_gone(status: &Status) -> bool {
     let cause = std::error::Error::source(status);
-    cause.is_some_and(|cause| cause.is::<tonic::transport::Error>())
+    cause.is_some_and(<dyn std::error::Error>::is::<tonic::transport::Error>)
 }
 
 /// How long a client waits for an answer.
