@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test target uses a part of this")]
 
+pub mod bytes;
 pub mod driver;
 pub mod random;
 pub mod rpcs;

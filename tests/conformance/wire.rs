@@ -5,9 +5,9 @@ use cinderblock::csi::proto::group_controller_client::GroupControllerClient;
 use cinderblock::csi::proto::identity_client::IdentityClient;
 use cinderblock::csi::proto::*;
 use prost::Message;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 
+use super::common::bytes::Bytes;
 use super::session::{Session, answer, refused};
 use super::target::{Controller, Service};
 use super::{Check, check};
@@ -22,44 +22,6 @@ pub fn checks() -> Vec<Check> {
         check!(a_request_above_the_limit_is_refused_and_harms_nobody),
         check!(a_plugin_says_the_same_of_itself_each_time),
     ]
-}
-
-/// Bytes instead of messages.
-struct Bytes;
-
-impl Encoder for Bytes {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, bytes: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        bytes::BufMut::put_slice(buffer, &bytes);
-        Ok(())
-    }
-}
-
-impl Decoder for Bytes {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        let length = bytes::Buf::remaining(buffer);
-        Ok(Some(bytes::Buf::copy_to_bytes(buffer, length).to_vec()))
-    }
-}
-
-impl Codec for Bytes {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Bytes;
-    type Decoder = Bytes;
-
-    fn encoder(&mut self) -> Bytes {
-        Bytes
-    }
-
-    fn decoder(&mut self) -> Bytes {
-        Bytes
-    }
 }
 
 async fn send(session: &Session, method: &'static str, bytes: Vec<u8>) -> Result<Vec<u8>, Status> {
