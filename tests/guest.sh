@@ -66,6 +66,7 @@ own=$(test_binary guest)
 guest up
 guest net lab/ceph up --dir "$work/ceph" --address 10.77.0.1 --monitor-round 0.05 --namespace rbd/tests
 mapfile -t variables < <(lab/ceph env --dir "$work/ceph" | sed 's/^export //' | xargs -n 1 printf '%s\n')
+variables+=("NODE_VOLUMES=${NODE_VOLUMES:-20}")
 guest run mkdir -p /tmp/guest
 
 over_rbd() {

@@ -89,14 +89,14 @@ struct Running {
 
 type Sender<T> = Arc<watch::Sender<Option<Result<T, Status>>>>;
 type Answer<T> = watch::Receiver<Option<Result<T, Status>>>;
-/// An operation, its answer to come, and work that was not needed for it.
+/// An operation, its answer to come, and the work that is to be done after it.
 type Started<T, F> = (Arc<Running>, Answer<T>, Option<F>);
 
 impl Operations {
     /// Runs `work`, or joins the same operation that is running, and answers within `deadline`.
     ///
-    /// One that was running before this request came may have taken its effect before, and another controller may have undone that
-    /// since. So its failure is this one's, but after its success the work is run once more, or the next to do so is joined.
+    /// One that is tidying up when this request comes may have taken its effect before, and another controller may have undone that
+    /// since. So its failure is this one's, but after its success the work is run, or the next to do so is joined.
     pub async fn run<T, F>(&self, operation: Operation, deadline: Duration, work: F) -> Result<T, Status>
     where
         T: Clone + Send + Sync + 'static,
@@ -105,7 +105,7 @@ impl Operations {
         let asked = Instant::now();
         let mut work = work;
         loop {
-            let (running, mut answer, unused) = self.start(operation.clone(), work)?;
+            let (running, mut answer, again) = self.start(operation.clone(), work)?;
             let left = deadline.saturating_sub(asked.elapsed());
             let answered = tokio::time::timeout(left, answer.wait_for(Option::is_some)).await;
             let outcome = match answered {
@@ -123,8 +123,8 @@ impl Operations {
                     running.activity
                 ))),
             };
-            match unused {
-                Some(unused) if outcome.is_ok() && running.since < asked => work = unused,
+            match again {
+                Some(again) if outcome.is_ok() => work = again,
                 _ => return outcome,
             }
         }
@@ -147,7 +147,7 @@ impl Operations {
         })
     }
 
-    /// Starts `work`, or joins the same operation that is running: then `work` is given back.
+    /// Starts `work`, or joins the same operation that is running. One that is tidying up gives `work` back.
     fn start<T, F>(&self, operation: Operation, work: F) -> Result<Started<T, F>, Status>
     where
         T: Clone + Send + Sync + 'static,
@@ -160,7 +160,10 @@ impl Operations {
                 && holder.operation.keys == operation.keys
                 && holder.operation.request == operation.request;
             return match holder.answer.downcast_ref::<Sender<T>>() {
-                Some(sender) if same => Ok((holder.clone(), sender.subscribe(), Some(work))),
+                Some(sender) if same => {
+                    let again = holder.activity.is_tidying_up().then_some(work);
+                    Ok((holder.clone(), sender.subscribe(), again))
+                }
                 _ => Err(Status::aborted(format!(
                     "{} holds {key} for {} s now: {}; try again",
                     holder.operation.rpc,
@@ -287,23 +290,26 @@ mod tests {
             counted.fetch_add(1, Ordering::SeqCst);
             Ok(0)
         });
-        let (_, mut again, unused) = again.unwrap();
-        assert!(unused.is_some());
+        let (_, mut again, _) = again.unwrap();
         release.send(()).unwrap();
         assert_eq!(again.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 7);
         assert_eq!(runs.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]
-    async fn who_joins_hears_of_nothing_that_was_over_when_he_asked() {
+    async fn who_joins_what_is_tidying_up_has_it_looked_at_again() {
         let operations = Operations::default();
         let (release, wait) = mpsc::channel::<()>();
         let deleting = operation("DeleteVolume", "volume a", "1");
-        let first = operations.start(deleting.clone(), move |_| {
+        let first = operations.start(deleting.clone(), move |activity: Arc<Activity>| {
+            activity.tidies_up();
             wait.recv().unwrap();
             Ok(1_usize)
         });
         let (running, ..) = first.unwrap();
+        while !running.activity.is_tidying_up() {
+            tokio::task::yield_now().await;
+        }
         let runs = Arc::new(AtomicUsize::new(0));
         let joining: Vec<_> = (0..5)
             .map(|_| {

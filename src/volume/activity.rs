@@ -12,18 +12,35 @@ struct State {
     step: String,
     percent: Option<u8>,
     changed: Instant,
+    tidying: bool,
 }
 
 impl Default for Activity {
     fn default() -> Activity {
-        Activity(Mutex::new(State { step: String::new(), percent: None, changed: Instant::now() }))
+        Activity(Mutex::new(State {
+            step: String::new(),
+            percent: None,
+            changed: Instant::now(),
+            tidying: false,
+        }))
     }
 }
 
 impl Activity {
     /// Says which step begins.
     pub fn begin(&self, step: impl Into<String>) {
-        *self.lock() = State { step: step.into(), percent: None, changed: Instant::now() };
+        let mut state = self.lock();
+        *state = State { step: step.into(), percent: None, changed: Instant::now(), tidying: state.tidying };
+    }
+
+    /// Says that what was asked for may be done, and that what it left behind is tidied up.
+    pub fn tidies_up(&self) {
+        self.lock().tidying = true;
+    }
+
+    /// Whether what was asked for may be done.
+    pub fn is_tidying_up(&self) -> bool {
+        self.lock().tidying
     }
 
     /// Says how far the step is, in the form [`crate::rbd::Progress`] wants. Never asks to stop.

@@ -70,6 +70,7 @@ impl Volumes {
             for (pool, namespace) in places {
                 let Some(home) = self.elsewhere(&pool, &namespace)? else { continue };
                 for entry in home.journal.entries()? {
+                    self.activity.tidies_up();
                     let what = format!("suspects of {}", entry.suspect.image_id);
                     let turn = match self.process.turns.try_take(&what) {
                         None if !self.suspected().own.contains(&entry.suspect.image_id) => continue,
