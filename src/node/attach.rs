@@ -138,6 +138,10 @@ impl Mounter {
         read_only: bool,
         options: &MapOptions,
     ) -> Result<Device> {
+        if let Attachment::Live(device) = self.find(directory)? {
+            return Ok(device);
+        }
+        self.detach(directory)?;
         match self {
             Mounter::Rbd => krbd::attach(directory, image, key, read_only, options),
             Mounter::RbdNbd => nbd::attach(directory, image, key, read_only, options),

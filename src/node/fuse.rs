@@ -80,12 +80,8 @@ fn socket_argument(directory: &Path) -> String {
     format!("socket,id=qmp,path={path},server=on,wait=off")
 }
 
-/// See [`super::attach`] for what this and the functions below promise.
+/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what this and the functions below promise.
 pub(super) fn attach(directory: &Path, image: &Image, key: Option<&Key>, read_only: bool) -> Result<Device> {
-    if let Attachment::Live(device) = find(directory)? {
-        return Ok(device);
-    }
-    detach(directory)?;
     start_daemon(directory)?;
     let mut qmp = Qmp::connect(&socket(directory))?;
     open_image(&mut qmp, directory, image, key, read_only)?;

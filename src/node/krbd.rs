@@ -48,7 +48,7 @@ fn key_name(directory: &Path) -> String {
     format!("cinderblock-{volume}")
 }
 
-/// See [`super::attach`] for what this and the functions below promise.
+/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what this and the functions below promise.
 pub(super) fn attach(
     directory: &Path,
     image: &Image,
@@ -56,10 +56,6 @@ pub(super) fn attach(
     read_only: bool,
     options: &MapOptions,
 ) -> Result<Device> {
-    if let Attachment::Live(device) = find(directory)? {
-        return Ok(device);
-    }
-    detach(directory)?;
     bus::require_krbd()?;
     let key = key.map(kernel_key::payload).transpose()?.zip(key);
     let name = key_name(directory);

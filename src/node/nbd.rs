@@ -65,7 +65,7 @@ pub(super) fn check(key: Option<&Key>, features: impl FnOnce() -> Result<Feature
     features().map(drop)
 }
 
-/// See [`super::attach`] for what this and the functions below promise.
+/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what this and the functions below promise.
 pub(super) fn attach(
     directory: &Path,
     image: &Image,
@@ -73,10 +73,6 @@ pub(super) fn attach(
     read_only: bool,
     options: &MapOptions,
 ) -> Result<Device> {
-    if let Attachment::Live(device) = find(directory)? {
-        return Ok(device);
-    }
-    detach(directory)?;
     serve(directory, image, key, read_only, options, None)?;
     match find(directory)? {
         Attachment::Live(device) => Ok(device),
