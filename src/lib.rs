@@ -5,11 +5,13 @@
 //! - [`csi`]: the wire. Generated types, the socket, one file per CSI service, ids, parameters, one error table.
 //! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
 //! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
+//! - [`kube`]: Kubernetes, as a client, for those who have it.
 //! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
 
 pub mod csi;
 #[cfg(debug_assertions)]
 pub mod fuzz;
+pub mod kube;
 pub mod node;
 pub mod rbd;
 pub mod telemetry;

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a command line talks to its user")]
 
 mod call;
+mod find;
 mod gc;
 mod pool;
 mod serve;
@@ -27,6 +28,7 @@ enum Command {
     Call(call::CallArgs),
     Tree(tree::TreeArgs),
     Gc(gc::GcArgs),
+    Find(find::FindArgs),
 }
 
 /// Runs the program. Bad arguments are reported by clap, which exits with 2.
@@ -36,5 +38,6 @@ pub(crate) fn run() -> ExitCode {
         Command::Call(args) => call::run(args),
         Command::Tree(args) => tree::run(&args),
         Command::Gc(args) => gc::run(&args),
+        Command::Find(args) => find::run(&args),
     }
 }

@@ -21,6 +21,7 @@ use cinderblock::csi::proto::snapshot_metadata_server::SnapshotMetadataServer;
 use cinderblock::csi::server::{CsiSocket, termination_signal};
 use cinderblock::csi::snapshot_metadata::SnapshotMetadataService;
 use cinderblock::csi::{ids, recovery, topology};
+use cinderblock::kube::{self, Nodes, Recorder};
 use cinderblock::node::Node;
 use cinderblock::rbd::ceph::{Connections, Timeouts};
 use cinderblock::telemetry::LogArgs;
@@ -94,6 +95,11 @@ pub(crate) struct ServeArgs {
     /// Where this node is, as KEY=VALUE; several times for several. Needed when a cluster of the configuration has a `topology`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = topology::segment)]
     topology: Vec<(String, String)>,
+
+    /// Speak to Kubernetes too, as the pod's service account, or as KUBECONFIG says outside a pod: the controller role records events on
+    /// claims, volumes and snapshots, and fences nodes with the taint node.kubernetes.io/out-of-service as --fence would.
+    #[arg(long)]
+    kubernetes: bool,
 
     /// Offer what is alpha in CSI 1.13 and unknown to older sidecars: the health of volumes and of the storage.
     #[arg(long)]
@@ -191,6 +197,9 @@ fn blocking_threads(config: &Config) -> usize {
 async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let timeout = Duration::from_secs(args.rpc_timeout);
     let shutdown = termination_signal()?;
+    // Before the socket is there: whoever finds it may rely on what the arguments promise.
+    let wanted = args.kubernetes && args.role != Role::Node;
+    let kubernetes = if wanted { Some(kube::connect().await?) } else { None };
     let socket = CsiSocket::bind(&args.endpoint).await?;
 
     let identity = match args.role {
@@ -220,10 +229,18 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             Box::new(move |address| stuck.set_aside(address)),
         ));
         recovery::start(&clusters);
-        let controller = ControllerService::new(clusters, nodes, timeout)
+        let mut controller = ControllerService::new(clusters, nodes, timeout)
             .with_volumes_per_node(args.max_volumes_per_node)
             .with_fencing(args.fence)
             .with_alpha(args.enable_alpha);
+        if let Some(client) = kubernetes {
+            let recorder = Recorder::new(client.clone(), &args.driver_name);
+            controller = controller.with_kubernetes(recorder, Nodes::new(client, &args.driver_name));
+        } else {
+            tracing::info!(
+                "runs without Kubernetes (--kubernetes): no events are recorded, and the taint node.kubernetes.io/out-of-service is not read"
+            );
+        }
         let snapshot_metadata = SnapshotMetadataService::new(controller.clone());
         routes = routes
             .add_service(GroupControllerServer::new(controller.clone()))

@@ -130,6 +130,12 @@ impl Operations {
         }
     }
 
+    /// What the operation that holds `key` is doing, if one does.
+    pub fn activity(&self, key: &str) -> Option<Arc<Activity>> {
+        let table = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(key).map(|running| running.activity.clone())
+    }
+
     /// A worker for a stream over `pool`, when one is free within `deadline`. Streams are bounded like operations but apart
     /// from them: long readings keep nobody from making a volume.
     pub async fn stream_worker(

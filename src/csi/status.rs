@@ -27,7 +27,9 @@ impl Scope {
             Error::AlreadyExists(_) => Status::already_exists(message),
             Error::Invalid(_) => Status::invalid_argument(message),
             Error::OutOfRange(_) => Status::out_of_range(message),
-            Error::FailedPrecondition(_) => Status::failed_precondition(message),
+            Error::FailedPrecondition(_) | Error::InUse(_) | Error::HasSnapshots { .. } => {
+                Status::failed_precondition(message)
+            }
             Error::Exhausted(_) => Status::resource_exhausted(message),
             Error::Conflict(_) => Status::aborted(message),
             Error::Rbd(cause) => Status::new(code(cause.errno), self.advise(cause, message)),
@@ -300,6 +302,8 @@ mod tests {
             Error::Invalid(words()),
             Error::OutOfRange(words()),
             Error::FailedPrecondition(words()),
+            Error::InUse(words()),
+            Error::HasSnapshots { volume: words(), image_id: words(), snapshots: vec![words()] },
             Error::Exhausted(words()),
             Error::Conflict(words()),
         ];

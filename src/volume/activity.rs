@@ -10,6 +10,8 @@ pub struct Activity(Mutex<State>);
 #[derive(Debug)]
 struct State {
     step: String,
+    /// Why an image is flattened, while one is.
+    why: Option<String>,
     percent: Option<u8>,
     changed: Instant,
     tidying: bool,
@@ -19,6 +21,7 @@ impl Default for Activity {
     fn default() -> Activity {
         Activity(Mutex::new(State {
             step: String::new(),
+            why: None,
             percent: None,
             changed: Instant::now(),
             tidying: false,
@@ -29,8 +32,23 @@ impl Default for Activity {
 impl Activity {
     /// Says which step begins.
     pub fn begin(&self, step: impl Into<String>) {
+        self.set(step.into(), None);
+    }
+
+    /// Says that the image `spec` is flattened from now on, and why.
+    pub fn begin_flattening(&self, spec: &str, why: &str) {
+        self.set(format!("flattening {spec}"), Some(why.to_string()));
+    }
+
+    fn set(&self, step: String, why: Option<String>) {
         let mut state = self.lock();
-        *state = State { step: step.into(), percent: None, changed: Instant::now(), tidying: state.tidying };
+        *state = State { step, why, percent: None, changed: Instant::now(), tidying: state.tidying };
+    }
+
+    /// What it is doing, if that is flattening an image.
+    pub fn flattening(&self) -> Option<String> {
+        let state = self.lock();
+        state.why.is_some().then(|| state.to_string())
     }
 
     /// Says that what was asked for may be done, and that what it left behind is tidied up.
@@ -66,11 +84,20 @@ impl Activity {
 
 impl fmt::Display for Activity {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
-        match (state.step.as_str(), state.percent) {
-            ("", _) => write!(formatter, "waiting for Ceph"),
-            (step, None) => write!(formatter, "{step}"),
-            (step, Some(percent)) => write!(formatter, "{step} ({percent} %)"),
+        self.lock().fmt(formatter)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.step.as_str(), self.percent) {
+            ("", _) => write!(formatter, "waiting for Ceph")?,
+            (step, None) => write!(formatter, "{step}")?,
+            (step, Some(percent)) => write!(formatter, "{step} ({percent} %)")?,
+        }
+        match &self.why {
+            Some(why) => write!(formatter, ", because {why}"),
+            None => Ok(()),
         }
     }
 }

@@ -70,7 +70,7 @@ impl Volumes {
             Err(error) => return Err(error.into()),
         }
         let grows = size > snapshot.size;
-        let changes = grows || flatten || request.has_metadata();
+        let changes = grows || flatten.is_some() || request.has_metadata();
         let image = if changes {
             self.open_to_change(&request.image, stored)?
         } else {
@@ -84,10 +84,10 @@ impl Volumes {
                 _ => error.into(),
             })?;
         }
-        if flatten {
+        if let Some(why) = flatten {
             let known = Volume { image_id: Some(id.clone()), ..stored.record.clone() };
             *stored = self.catalogue.replace(&request.image, stored, known)?;
-            self.flatten(&*image, &self.spec(&request.image))?;
+            self.flatten(&*image, &self.spec(&request.image), &why)?;
         }
         if request.has_metadata() {
             describe(&*image, request)?;
@@ -109,17 +109,22 @@ impl Volumes {
         }
     }
 
-    /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers whether
-    /// the clone must be flattened instead, or anyhow. A depth of 0 is a full copy: a clone that is flattened.
-    fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<bool> {
+    /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers why the
+    /// clone must be flattened instead, or anyhow, if it must. A depth of 0 is a full copy: a clone that is flattened.
+    fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<Option<String>> {
         let policy = &request.policy;
-        if policy.max_clone_depth == 0 || parent.snapshot.is_some() && policy.flatten_on_restore {
-            return Ok(true);
+        if policy.max_clone_depth == 0 {
+            return Ok(Some("maxCloneDepth is 0 and every clone a full copy".to_string()));
+        }
+        if parent.snapshot.is_some() && policy.flatten_on_restore {
+            return Ok(Some("flattenOnRestore is on".to_string()));
         }
         let at = parent.snapshot.as_ref().map(|snapshot| snapshot.id);
         if self.depth(&*parent.image, at)? < policy.max_clone_depth {
-            return Ok(false);
+            return Ok(None);
         }
+        let why =
+            format!("its chain of clones is as long as maxCloneDepth ({}) allows", policy.max_clone_depth);
         // A snapshot keeps its own link, which only a deep flatten cuts.
         let helps = at.is_none() || parent.image.info()?.features.contains(Features::DEEP_FLATTEN);
         let wanted = match policy.flatten_target {
@@ -128,14 +133,14 @@ impl Volumes {
             FlattenTarget::Auto => !parent.is_attached()?,
         };
         if !(helps && wanted) {
-            return Ok(true);
+            return Ok(Some(why));
         }
         let source = parent.open(OpenMode::ReadWrite)?;
-        parent.home.flatten(&*source, &parent.home.spec(&source.name()?))?;
+        parent.home.flatten(&*source, &parent.home.spec(&source.name()?), &why)?;
         drop(source);
         self.collect_leftovers();
         let source = parent.open(OpenMode::ReadOnly)?;
-        Ok(self.depth(&*source, at)? >= policy.max_clone_depth)
+        Ok((self.depth(&*source, at)? >= policy.max_clone_depth).then_some(why))
     }
 
     /// The snapshot to clone, ready for that: the one asked for, or one newly cut.

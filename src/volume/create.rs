@@ -184,9 +184,9 @@ impl Volumes {
 
     /// Removes what an unfinished creation or deletion of `image` left. Its errors are never final: something is left.
     fn clear_away(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
-        self.destroy(image, stored).map_err(|error| match error {
-            Error::FailedPrecondition(why) => {
-                Error::Conflict(format!("an unfinished volume of this name is in the way: {why}"))
+        self.destroy(image, stored).map(drop).map_err(|error| match error {
+            Error::FailedPrecondition(_) | Error::InUse(_) | Error::HasSnapshots { .. } => {
+                Error::Conflict(format!("an unfinished volume of this name is in the way: {error}"))
             }
             other => other.after_a_change(),
         })

@@ -16,12 +16,32 @@ use super::{Error, Result, Volumes, now};
 use crate::rbd::{Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
 use std::ops::ControlFlow;
 
+/// What the data of a deleted volume stay for, until it is gone: the image is a silent parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retained {
+    /// The image's id.
+    pub image_id: String,
+    /// The RBD names of the snapshots that somebody asked for.
+    pub snapshots: Vec<String>,
+    /// How many snapshots more there are, for clones.
+    pub for_clones: usize,
+}
+
+/// What became of an image that does not have its volume's name.
+enum Settled {
+    /// It is a silent parent, and the record has gone.
+    Silent(Option<Retained>),
+    /// Nothing of it is left, or about to be.
+    Unmade,
+}
+
 impl Volumes {
     /// Deletes the volume whose image is named `image`; fine when it is gone.
     ///
-    /// [`Error::FailedPrecondition`], and nothing changed, when it is attached, when it may not be deleted with its
-    /// snapshots, or when an image of that name exists which the catalogue does not know.
-    pub fn delete(&self, image: &str) -> Result<()> {
+    /// Returns what its data stay for, if they do. Nothing is changed with [`Error::InUse`] when it is attached,
+    /// [`Error::HasSnapshots`] when it may not be deleted with them, [`Error::FailedPrecondition`] when an image of that name exists
+    /// which the catalogue does not know.
+    pub fn delete(&self, image: &str) -> Result<Option<Retained>> {
         match self.catalogue.volume(image)? {
             Some(stored) if stored.record.state == State::Ready => {
                 self.destroy(image, &stored).map_err(|error| match error {
@@ -30,27 +50,27 @@ impl Volumes {
                         Error::Conflict(format!("another controller is deleting it: {gone}"))
                     }
                     other => other,
-                })?;
+                })
             }
-            Some(stored) => self.destroy(image, &stored).map_err(Error::after_a_change)?,
-            None if self.is_foreign(image)? => {
-                return Err(Error::FailedPrecondition(format!(
-                    "the image {} exists, but the catalogue of instance {} does not know it: it was made by somebody \
+            Some(stored) => self.destroy(image, &stored).map_err(Error::after_a_change),
+            None if self.is_foreign(image)? => Err(Error::FailedPrecondition(format!(
+                "the image {} exists, but the catalogue of instance {} does not know it: it was made by somebody \
                      else and is not deleted",
-                    self.spec(image),
-                    self.instance
-                )));
-            }
+                self.spec(image),
+                self.instance
+            ))),
             // A killed deletion may have come as far as this.
-            None => self.collect_leftovers(),
+            None => {
+                self.collect_leftovers();
+                Ok(None)
+            }
         }
-        Ok(())
     }
 
     /// Takes away all that a volume is, whatever its record says, collects what that sets free, and ends the record.
-    /// [`Error::FailedPrecondition`] when it is in use, or its name is somebody else's, [`Error::Conflict`] when somebody is at work
-    /// on it.
-    pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+    /// Returns what its data stay for, if they do. [`Error::InUse`] or [`Error::HasSnapshots`] when it may not go,
+    /// [`Error::FailedPrecondition`] when its name is somebody else's, [`Error::Conflict`] when somebody is at work on it.
+    pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
         self.take_up(&stored.record);
         // A ready one is claimed when it is marked: until then it may be refused, and nothing has changed.
         let claimed;
@@ -77,7 +97,7 @@ impl Volumes {
                 self.spec(image)
             )));
         }
-        self.refuse_if_in_use(image, &stored.record, &*opened, &snapshots)?;
+        self.refuse_if_in_use(image, &stored.record, &*opened, &id, &snapshots)?;
         let begun_before = stored.record.state == State::Deleting;
         let stored = self.mark_deleting(image, stored, Some(id.clone()))?;
         self.destroys(&id);
@@ -91,11 +111,12 @@ impl Volumes {
         image: &str,
         record: &Volume,
         opened: &dyn Image,
+        id: &str,
         snapshots: &[Snapshot],
     ) -> Result<()> {
         let spec = self.spec(image);
         if let Some(publication) = record.published.first() {
-            return Err(Error::FailedPrecondition(format!(
+            return Err(Error::InUse(format!(
                 "{spec} is published to node {}: unpublish it first",
                 publication.node
             )));
@@ -103,21 +124,20 @@ impl Volumes {
         let watchers = opened.watchers()?;
         if !watchers.is_empty() {
             let addresses: Vec<_> = watchers.iter().map(|watcher| watcher.address.as_str()).collect();
-            return Err(Error::FailedPrecondition(format!(
+            return Err(Error::InUse(format!(
                 "{spec} is open at {}: detach it there; a client that died lets go after 30 seconds",
                 addresses.join(", ")
             )));
         }
-        let kept = snapshots.iter().find(|snapshot| is_a_users(snapshot));
-        match kept {
-            Some(snapshot) if record.delete_with_snapshots == DeleteWithSnapshots::Refuse => {
-                Err(Error::FailedPrecondition(format!(
-                    "{spec} still has the snapshot {}: delete its snapshots first, or use deleteWithSnapshots=retain",
-                    snapshot.name
-                )))
-            }
-            _ => Ok(()),
+        let kept: Vec<_> = snapshots.iter().filter(|snapshot| is_a_users(snapshot)).collect();
+        if kept.is_empty() || record.delete_with_snapshots == DeleteWithSnapshots::Retain {
+            return Ok(());
         }
+        Err(Error::HasSnapshots {
+            volume: spec,
+            image_id: id.to_string(),
+            snapshots: kept.into_iter().map(|snapshot| snapshot.name.clone()).collect(),
+        })
     }
 
     /// From here on the volume is being destroyed. `id` is kept so that a retry finds the image under its silent name.
@@ -154,7 +174,7 @@ impl Volumes {
         id: &str,
         snapshots: &[Snapshot],
         silent_name: Option<String>,
-    ) -> Result<()> {
+    ) -> Result<Option<Retained>> {
         let mut unneeded = Vec::new();
         for snapshot in snapshots {
             if self.goes_with_the_volume(&*opened, id, snapshot)? {
@@ -176,7 +196,7 @@ impl Volumes {
             drop(opened);
             self.catalogue.confirm(image, stored)?;
             match self.pool.remove_image(image).tolerate(Errno::ENOENT) {
-                Ok(()) => return self.forget(image, stored),
+                Ok(()) => return self.forget(image, stored).map(|()| None),
                 // A snapshot came meanwhile.
                 Err(error) if error.errno == Errno::ENOTEMPTY => {}
                 Err(error) => return Err(error.into()),
@@ -195,15 +215,15 @@ impl Volumes {
     }
 
     /// No image has the volume's name, or only remains of one: what a killed create, remove or rename left, or nothing.
-    fn destroy_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+    fn destroy_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
         let stored = self.mark_deleting(image, stored, None)?;
         stored.record.image_id.iter().for_each(|id| self.destroys(id));
-        if self.settle_by_id(image, &stored)? {
-            return Ok(());
+        if let Settled::Silent(retained) = self.settle_by_id(image, &stored)? {
+            return Ok(retained);
         }
         self.catalogue.confirm(image, &stored)?;
         self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
-        self.forget(image, &stored)
+        self.forget(image, &stored).map(|()| None)
     }
 
     /// Ends the record of a volume that is gone. What that set free is collected first: while the record is there, a retry
@@ -215,7 +235,7 @@ impl Volumes {
 
     /// Ends an unfinished volume whose name is somebody else's: what it planned is a suspect, and its record goes.
     pub(super) fn forget_unmade(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
-        if self.settle_by_id(image, stored)? {
+        if let Settled::Silent(_) = self.settle_by_id(image, stored)? {
             return Ok(());
         }
         self.catalogue.remove(image, stored)?;
@@ -224,13 +244,13 @@ impl Volumes {
     }
 
     /// Looks for the volume's image by its id, where it is known, since no image of ours has its name. One that was made
-    /// silent is noted as such in place of the record: `true`. Whatever else stands of its links is in the journal then.
-    fn settle_by_id(&self, image: &str, stored: &Stored<Volume>) -> Result<bool> {
+    /// silent is noted as such in place of the record. Whatever else stands of its links is in the journal then.
+    fn settle_by_id(&self, image: &str, stored: &Stored<Volume>) -> Result<Settled> {
         if let Some(id) = &stored.record.image_id {
             match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
                 Ok(opened) if opened.name()?.ends_with(names::SILENT_SUFFIX) => {
-                    self.note_silent(image, stored, &*opened, id)?;
-                    return Ok(true);
+                    let retained = self.note_silent(image, stored, &*opened, id)?;
+                    return Ok(Settled::Silent(retained));
                 }
                 // In the trash on its way out, links still standing.
                 Ok(opened) => {
@@ -242,7 +262,7 @@ impl Volumes {
             }
         }
         self.suspect(self.planned_link(&stored.record, None)?.as_slice())?;
-        Ok(false)
+        Ok(Settled::Unmade)
     }
 
     /// Removes the snapshots that a creation has cut for its clone while the image was already on its way out, too late to
@@ -259,15 +279,27 @@ impl Volumes {
 
     /// Puts the note of a silent parent in place of the record. `renamed` was opened after the rename: if its last snapshot
     /// went before that, nobody who removed it saw a silent parent, and it is a suspect.
-    fn note_silent(&self, image: &str, stored: &Stored<Volume>, renamed: &dyn Image, id: &str) -> Result<()> {
-        if renamed.snapshots()?.is_empty() {
+    fn note_silent(
+        &self,
+        image: &str,
+        stored: &Stored<Volume>,
+        renamed: &dyn Image,
+        id: &str,
+    ) -> Result<Option<Retained>> {
+        let snapshots = renamed.snapshots()?;
+        if snapshots.is_empty() {
             self.suspect(&[self.as_suspect(image, id)])?;
         }
         let silent = Silent { volume: stored.record.id.clone(), deleted: now() };
         self.catalogue.silence(image, stored, id, silent)?;
         self.now_free(id);
         self.collect_leftovers();
-        Ok(())
+        let (of_users, others): (Vec<_>, Vec<_>) = snapshots.into_iter().partition(is_a_users);
+        Ok((!of_users.is_empty() || !others.is_empty()).then(|| Retained {
+            image_id: id.to_string(),
+            snapshots: of_users.into_iter().map(|snapshot| snapshot.name).collect(),
+            for_clones: others.len(),
+        }))
     }
 
     /// The image `id` itself as a suspect: it may turn out to be a silent parent nobody needs.

@@ -19,9 +19,25 @@ pub enum Error {
     /// The size asked for is outside what can be had.
     #[error("{0}")]
     OutOfRange(String),
-    /// Something must happen first: the volume is in use, has snapshots it may not be deleted with, or is foreign.
+    /// Something must happen first, such as an image of somebody else's being taken out of the way.
     #[error("{0}")]
     FailedPrecondition(String),
+    /// The volume is in use: published to a node, or open somewhere.
+    #[error("{0}")]
+    InUse(String),
+    /// The volume may not be deleted with the snapshots it has.
+    #[error(
+        "{volume} still has the snapshots {}: delete its snapshots first, or use deleteWithSnapshots=retain",
+        snapshots.join(", ")
+    )]
+    HasSnapshots {
+        /// Its image spec.
+        volume: String,
+        /// The id of its image.
+        image_id: String,
+        /// The RBD names of the snapshots.
+        snapshots: Vec<String>,
+    },
     /// No room is left, and what was begun has been undone.
     #[error("{0}")]
     Exhausted(String),

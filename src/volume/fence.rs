@@ -21,6 +21,15 @@ const SECONDS: u32 = 5 * 365 * 24 * 3600;
 /// happens to cut, or of a note that the node makes.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Clients that have a volume open which the nodes it is published to were to let go of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lingering {
+    /// The ids of the nodes.
+    pub nodes: BTreeSet<String>,
+    /// The addresses of the clients.
+    pub addresses: BTreeSet<String>,
+}
+
 impl Volumes {
     /// The addresses of the clients that have the image open for writing, this connection's left out. None when there is no
     /// such image.
@@ -34,29 +43,33 @@ impl Volumes {
         Ok(watchers.into_iter().map(|watcher| watcher.address).filter(|address| *address != own).collect())
     }
 
-    /// Keeps the clients of `node`, or of any node when `None`, from writing to the volume, if it is published there and they
-    /// have not closed it. Returns their addresses. Whoever opens the volume from then on sees no later write of theirs. Where
-    /// several nodes have the volume, nobody can say whose client is whose, and none is touched.
-    pub fn fence(&self, image: &str, node: Option<&str>) -> Result<BTreeSet<String>> {
-        let nobody = BTreeSet::new();
-        let Some(stored) = self.catalogue.volume(image)? else { return Ok(nobody) };
-        let is_meant = |name: &str| node.is_none_or(|node| node == name);
-        let published = &stored.record.published;
-        if published.is_empty() || !published.iter().all(|publication| is_meant(&publication.node)) {
-            return Ok(nobody);
+    /// Who still has the image open that `node`, or any node when `None`, was to let go of, once they had the time to close it.
+    /// `None` when nobody has, or the volume is not published there. Where several nodes have the volume, nobody can say whose
+    /// client is whose, and none is named.
+    pub fn lingering(&self, image: &str, node: Option<&str>) -> Result<Option<Lingering>> {
+        let Some(stored) = self.catalogue.volume(image)? else { return Ok(None) };
+        let nodes: BTreeSet<_> =
+            stored.record.published.into_iter().map(|published| published.node).collect();
+        if nodes.is_empty() || node.is_some_and(|node| nodes.iter().any(|published| published != node)) {
+            return Ok(None);
         }
         let before = self.writers(image)?;
         if before.is_empty() {
-            return Ok(nobody);
+            return Ok(None);
         }
         self.activity.begin(format!("waiting for the clients of {} to let go", self.spec(image)));
         std::thread::sleep(GRACE);
-        let lost: BTreeSet<_> = self.writers(image)?.intersection(&before).cloned().collect();
-        for address in &lost {
+        let addresses: BTreeSet<_> = self.writers(image)?.intersection(&before).cloned().collect();
+        Ok((!addresses.is_empty()).then_some(Lingering { nodes, addresses }))
+    }
+
+    /// Keeps these clients from writing to anything. Whoever opens the volume from then on sees no later write of theirs.
+    pub fn fence(&self, lingering: &Lingering) -> Result<()> {
+        for address in &lingering.addresses {
             self.activity.begin(format!("fencing {address}"));
             self.cluster().blocklist(address, SECONDS)?;
         }
-        Ok(lost)
+        Ok(())
     }
 
     /// Refuses a volume for one node that somebody has open for writing, whatever the catalogue says.
@@ -64,7 +77,7 @@ impl Volumes {
         let writers = self.writers(image)?;
         let Some(first) = writers.first() else { return Ok(()) };
         let all: Vec<_> = writers.iter().map(String::as_str).collect();
-        Err(Error::FailedPrecondition(format!(
+        Err(Error::InUse(format!(
             "{} is open for writing at {}, and its access mode allows one node at a time: detach it there. A client that died \
              lets go after 30 seconds. One on a node that is lost is kept from writing by a controller with --fence, or by \
              hand: ceph osd blocklist add {first} {SECONDS}",

@@ -204,7 +204,7 @@ impl Volumes {
     /// Destroys an unfinished volume if its record is still such a one.
     fn clear_volume(&self, image: &str, is_still: impl Fn(&Volume) -> bool) -> Result<()> {
         match self.catalogue.volume(image)? {
-            Some(stored) if is_still(&stored.record) => self.destroy(image, &stored),
+            Some(stored) if is_still(&stored.record) => self.destroy(image, &stored).map(drop),
             _ => Ok(()),
         }
     }

@@ -53,16 +53,16 @@ impl Volumes {
         }
     }
 
-    /// Cuts `image`, which is here, off its ancestors. Fine when it has none. What it lets go of is in the journal first; the
-    /// caller collects.
-    pub(super) fn flatten(&self, image: &dyn Image, spec: &str) -> Result<()> {
+    /// Cuts `image`, which is here, off its ancestors, and tells those who wait `why`. Fine when it has none. What it lets go of is
+    /// in the journal first; the caller collects.
+    pub(super) fn flatten(&self, image: &dyn Image, spec: &str, why: &str) -> Result<()> {
         let id = image.id()?;
         let mut links = self.links(image, &id, &image.snapshots()?)?;
         for child in links.iter_mut().filter_map(|link| link.child.as_mut()) {
             child.flattened = true;
         }
         self.suspect(&links)?;
-        self.activity.begin(format!("flattening {spec}"));
+        self.activity.begin_flattening(spec, why);
         self.flatten_noted(image)
     }
 
@@ -90,7 +90,8 @@ impl Volumes {
                 continue;
             }
             self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&name, id) }])?;
-            self.flatten_clones(&*image, &snapshot)?;
+            let why = format!("{spec} has as many snapshots as it may ({most}), one of them for this clone");
+            self.flatten_clones(&*image, &snapshot, &why)?;
             self.collect()?;
             count = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?.snapshots()?.len();
         }
@@ -103,7 +104,7 @@ impl Volumes {
     }
 
     /// Flattens the clones of a snapshot, but for those whose creation is not finished.
-    fn flatten_clones(&self, image: &dyn Image, snapshot: &Snapshot) -> Result<()> {
+    fn flatten_clones(&self, image: &dyn Image, snapshot: &Snapshot, why: &str) -> Result<()> {
         for child in image.children(Some(snapshot.id))? {
             let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { continue };
             let record = home.catalogue.volume(&child.image)?;
@@ -111,7 +112,7 @@ impl Volumes {
                 continue;
             }
             let clone = home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite)?;
-            home.flatten(&*clone, &home.spec(&child.image))?;
+            home.flatten(&*clone, &home.spec(&child.image), why)?;
         }
         Ok(())
     }

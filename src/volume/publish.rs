@@ -27,7 +27,7 @@ impl Volumes {
     /// Records the node and returns the volume's record.
     ///
     /// [`Error::NotFound`] when there is no such volume, [`Error::AlreadyExists`] when this node has it under another
-    /// capability, [`Error::FailedPrecondition`] naming the node that has it when it may not be shared, or the clients that
+    /// capability, [`Error::InUse`] naming the node that has it when it may not be shared, or the clients that
     /// have its image open for writing,
     /// [`Error::Exhausted`] when the node has as many volumes as it may.
     pub fn publish(&self, request: &PublishVolume) -> Result<Volume> {
@@ -49,7 +49,7 @@ impl Volumes {
                 )));
             }
             if !(publication.shared && wanted.shared) {
-                return Err(Error::FailedPrecondition(format!(
+                return Err(Error::InUse(format!(
                     "{spec} is published to node {} and its access mode allows one node at a time: unpublish it there first",
                     publication.node
                 )));

@@ -117,7 +117,7 @@ fn take_and_delete_a_snapshot() {
 fn delete_a_volume() {
     let lab = cluster(Lab::new());
     lab.create("C");
-    let delete = |name: &'static str| calls(&lab, |volumes| volumes.delete(name).unwrap());
+    let delete = |name: &'static str| calls(&lab, |volumes| drop(volumes.delete(name).unwrap()));
     let wanted = ["omap_get", "open_image", "watchers", "omap_update", "parent", "omap_get", "remove_image"]
         .into_iter()
         // The record goes last: a retry reads in it where to collect.
@@ -136,7 +136,7 @@ fn delete_a_volume_with_a_snapshot() {
         ["omap_get", "open_image", "watchers", "omap_update", "omap_get", "rename_image", "open_image"]
             .into_iter()
             .chain(["omap_update", "omap_list"]);
-    assert_eq!(calls(&lab, |volumes| volumes.delete("A").unwrap()), wanted.collect::<Vec<_>>());
+    assert_eq!(calls(&lab, |volumes| drop(volumes.delete("A").unwrap())), wanted.collect::<Vec<_>>());
 }
 
 #[test]

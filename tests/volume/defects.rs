@@ -443,7 +443,7 @@ fn d05_the_watch_of_a_dead_client_is_not_for_ever() {
     drop(open);
     let error = lab.refused(|controller| controller.delete(RBD, "A"));
     let address = "192.0.2.3:0/3";
-    assert!(matches!(&error, Error::FailedPrecondition(why) if why.contains(address)), "{error:?}");
+    assert!(matches!(&error, Error::InUse(why) if why.contains(address)), "{error:?}");
     lab.model.expire_watchers(&client);
     lab.delete("A");
     lab.assert_empty();
@@ -531,7 +531,7 @@ fn d09_a_mapped_volume_with_clones_is_not_deleted() {
     let lab = chain(Lab::new());
     let held = lab.open(RBD, "B");
     let error = lab.refused(|controller| controller.delete(RBD, "B"));
-    assert!(matches!(error, Error::FailedPrecondition(_)), "{error:?}");
+    assert!(matches!(error, Error::InUse(_)), "{error:?}");
     drop(held);
     lab.delete("B");
 }

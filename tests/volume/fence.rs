@@ -28,7 +28,10 @@ impl Node {
 }
 
 fn fence(controller: &Controller, name: &str, node: Option<&str>) -> Vec<String> {
-    controller.volumes(RBD).unwrap().fence(name, node).unwrap().into_iter().collect()
+    let volumes = controller.volumes(RBD).unwrap();
+    let Some(lingering) = volumes.lingering(name, node).unwrap() else { return Vec::new() };
+    volumes.fence(&lingering).unwrap();
+    lingering.addresses.into_iter().collect()
 }
 
 #[test]
@@ -38,7 +41,7 @@ fn a_volume_for_one_node_is_not_published_while_somebody_writes_to_it() {
     let node = Node::opening(&lab.model.connect(), "A");
     let error = lab.refused(|controller| controller.publish(RBD, "A", "n"));
     let text = error.to_string();
-    assert!(matches!(error, Error::FailedPrecondition(_)), "{text}");
+    assert!(matches!(error, Error::InUse(_)), "{text}");
     assert!(text.contains(&format!("osd blocklist add {}", node.address)), "{text}");
     // Several may share it all the same.
     lab.controller.publish_limited(RBD, "A", "n", 5).unwrap();
@@ -112,7 +115,9 @@ fn a_controller_killed_while_fencing_fences_when_asked_again() {
     };
     let ask = |controller: &Controller| {
         let volumes = controller.volumes(RBD)?;
-        volumes.fence("A", Some("lost"))?;
+        if let Some(lingering) = volumes.lingering("A", Some("lost"))? {
+            volumes.fence(&lingering)?;
+        }
         volumes.unpublish("A", Some("lost"))
     };
     let points = {

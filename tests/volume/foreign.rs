@@ -236,13 +236,13 @@ fn a_refused_request_changes_nothing() {
     assert!(matches!(error, Error::OutOfRange(_)), "{error:?}");
     lab.controller.publish(RBD, "A", "n").unwrap();
     let error = lab.refused(|controller| controller.publish(RBD, "A", "m"));
-    assert!(matches!(&error, Error::FailedPrecondition(why) if why.contains("node n")), "{error:?}");
+    assert!(matches!(&error, Error::InUse(why) if why.contains("node n")), "{error:?}");
     let error = lab.refused(|controller| controller.delete(RBD, "A"));
-    assert!(matches!(&error, Error::FailedPrecondition(why) if why.contains("node n")), "{error:?}");
+    assert!(matches!(&error, Error::InUse(why) if why.contains("node n")), "{error:?}");
     lab.controller.unpublish(RBD, "A").unwrap();
     let held = lab.open(RBD, "A");
     let error = lab.refused(|controller| controller.delete(RBD, "A"));
-    assert!(matches!(&error, Error::FailedPrecondition(why) if why.contains("192.0.2.")), "{error:?}");
+    assert!(matches!(&error, Error::InUse(why) if why.contains("192.0.2.")), "{error:?}");
     drop(held);
     lab.assert_at_rest();
 }

@@ -200,7 +200,7 @@ impl Controller {
     }
 
     pub(crate) fn delete(&self, home: Home, name: &str) -> Result<()> {
-        self.volumes(home)?.delete(name)
+        self.volumes(home)?.delete(name).map(drop)
     }
 
     pub(crate) fn snapshot(&self, home: Home, volume: &str, name: &str, max_snapshots: usize) -> Result<Cut> {

@@ -5,6 +5,7 @@ use crate::csi::parameters::{self, VolumeParameters};
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource};
 use crate::csi::{qos, topology, validate};
+use crate::kube::Subject;
 use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
 use crate::volume::{CreateVolume, Sizes, VolumeSource, names};
@@ -30,10 +31,15 @@ impl ControllerService {
             format!("{} {:?} {:?}", create.digest, create.sizes, create.source),
         );
         let cluster = location.cluster.clone();
+        let subject = Subject::of_new_volume(&request.parameters, &create.id);
+        let (recorder, looks, about) = (self.recorder.clone(), self.looks.clone(), subject.clone());
         let record = self
-            .run(operation, deadline, location, credentials, move |access, clusters| {
+            .run_for(&subject, operation, deadline, location, credentials, move |access, clusters| {
                 clusters.check_namespace(access)?;
-                access.answer(access.volumes.create(&create))
+                let made = access.answer(access.volumes.create(&create))?;
+                let data_pool = create.options.data_pool.as_deref();
+                looks.look(&recorder, &about, &access.scope.location, access.volumes.pool(), data_pool);
+                Ok(made)
             })
             .await?;
         Ok(Response::new(CreateVolumeResponse { volume: Some(self.placed(&cluster, volume(&record))) }))

@@ -1,8 +1,9 @@
-use super::ControllerService;
+use super::{ControllerService, snapshot_ids, tell_refusal};
 use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
 use crate::csi::proto::{DeleteVolumeRequest, DeleteVolumeResponse};
 use crate::csi::validate;
+use crate::kube::{Event, Subject};
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
@@ -19,8 +20,22 @@ impl ControllerService {
         };
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let operation = operation("DeleteVolume", &id.location, vec![format!("volume {id}")], String::new());
+        let (recorder, subject) = (self.recorder.clone(), Subject::Volume(request.volume_id));
+        // Its PersistentVolume goes as soon as this is answered.
+        recorder.expect(&subject);
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            access.answer(access.volumes.delete(&id.image))
+            let location = &access.scope.location;
+            let deleted = access.volumes.delete(&id.image);
+            match &deleted {
+                Ok(Some(retained)) => {
+                    let snapshots = snapshot_ids(location, &retained.image_id, &retained.snapshots);
+                    let clones = retained.for_clones;
+                    recorder.tell(&subject, Event::VolumeDataRetained { snapshots, clones });
+                }
+                Ok(None) => {}
+                Err(error) => tell_refusal(&recorder, &subject, location, error),
+            }
+            access.answer(deleted.map(drop))
         })
         .await?;
         Ok(Response::new(DeleteVolumeResponse {}))

@@ -3,6 +3,7 @@ use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
 use crate::csi::proto::{ControllerExpandVolumeRequest, ControllerExpandVolumeResponse};
 use crate::csi::validate;
+use crate::kube::Subject;
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
@@ -30,9 +31,13 @@ impl ControllerService {
             vec![format!("volume {id}")],
             format!("{sizes:?}"),
         );
+        let subject = Subject::Volume(request.volume_id);
+        let (recorder, looks) = (self.recorder.clone(), self.looks.clone());
         let size = self
             .run(operation, deadline, id.location, credentials, move |access, _| {
-                access.answer(access.volumes.grow(&id.image, sizes))
+                let size = access.answer(access.volumes.grow(&id.image, sizes))?;
+                looks.look(&recorder, &subject, &access.scope.location, access.volumes.pool(), None);
+                Ok(size)
             })
             .await?;
         Ok(Response::new(ControllerExpandVolumeResponse {

@@ -72,7 +72,7 @@ impl ControllerService {
 }
 
 /// Bytes the pool still takes: what the fullest OSD leaves, within the quota.
-fn room(stats: &PoolStats) -> i64 {
+pub(super) fn room(stats: &PoolStats) -> i64 {
     let quota = stats.quota.map_or(u64::MAX, |quota| quota.saturating_sub(stats.stored));
     i64::try_from(stats.max_available.min(quota)).unwrap_or(i64::MAX)
 }

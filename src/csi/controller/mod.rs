@@ -10,6 +10,7 @@ mod get_capacity;
 mod group_snapshots;
 pub(crate) mod list;
 mod modify_volume;
+mod nearly_full;
 mod publish_volume;
 mod snapshots;
 mod validate_capabilities;
@@ -17,17 +18,19 @@ mod volume_health;
 
 use super::clusters::{Access, Clusters, Credentials};
 use super::deadline;
-use super::ids::Location;
+use super::ids::{Location, SnapshotId};
 use super::operations::{Operation, Operations};
 use super::proto::controller_server::Controller;
 use super::proto::controller_service_capability::{Rpc, Type, rpc};
 #[allow(clippy::wildcard_imports, reason = "the service speaks nearly every message there is")]
 use super::proto::*;
 use super::topology::{self, Segments};
+use crate::kube::{Event, Nodes, Recorder, Subject};
+use crate::volume::Error;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// What needs a user of the driver's own, because the requests carry no secrets or no pool.
 const CAPABILITIES_WITH_OWN_USER: &[rpc::Type] = &[
@@ -64,6 +67,10 @@ pub struct ControllerService {
     fence: bool,
     alpha: bool,
     timeout: Duration,
+    recorder: Recorder,
+    /// The nodes as Kubernetes knows them, if it is asked.
+    kubernetes_nodes: Option<Nodes>,
+    looks: Arc<nearly_full::Looks>,
 }
 
 impl ControllerService {
@@ -78,6 +85,9 @@ impl ControllerService {
             fence: false,
             alpha: false,
             timeout,
+            recorder: Recorder::default(),
+            kubernetes_nodes: None,
+            looks: Arc::default(),
         }
     }
 
@@ -91,6 +101,12 @@ impl ControllerService {
     #[must_use]
     pub fn with_fencing(self, enabled: bool) -> ControllerService {
         ControllerService { fence: enabled, ..self }
+    }
+
+    /// The same with `recorder` told what people should hear of, and with nodes fenced that `nodes` says are out of service.
+    #[must_use]
+    pub fn with_kubernetes(self, recorder: Recorder, nodes: Nodes) -> ControllerService {
+        ControllerService { recorder, kubernetes_nodes: Some(nodes), ..self }
     }
 
     /// The operations in flight, for what bounds them.
@@ -160,6 +176,34 @@ impl ControllerService {
                 work(&access, &clusters)
             })
             .await
+    }
+
+    /// [`ControllerService::run`]; and when that answers that the work goes on, because an image is flattened, `subject` is told.
+    async fn run_for<T, F>(
+        &self,
+        subject: &Subject,
+        operation: Operation,
+        deadline: Duration,
+        location: Location,
+        credentials: Credentials,
+        work: F,
+    ) -> Result<T, Status>
+    where
+        T: Clone + Send + Sync + 'static,
+        F: FnOnce(&Access, &Clusters) -> Result<T, Status> + Send + 'static,
+    {
+        let keys = operation.keys.clone();
+        let outcome = self.run(operation, deadline, location, credentials, work).await;
+        if outcome
+            .as_ref()
+            .is_err_and(|status| matches!(status.code(), Code::DeadlineExceeded | Code::Aborted))
+        {
+            let flattening = |key: &String| self.operations.activity(key)?.flattening();
+            if let Some(progress) = keys.iter().find_map(flattening) {
+                self.recorder.tell(subject, Event::FlattenInProgress { progress });
+            }
+        }
+        outcome
     }
 }
 
@@ -290,6 +334,28 @@ impl Controller for ControllerService {
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
         self.handle_modify_volume(request).await
     }
+}
+
+/// Tells `subject` why it is refused something, where somebody can do something about that.
+fn tell_refusal(recorder: &Recorder, subject: &Subject, location: &Location, error: &Error) {
+    match error {
+        Error::InUse(why) => recorder.tell(subject, Event::VolumeInUse { why: why.clone() }),
+        Error::HasSnapshots { volume, image_id, snapshots } => {
+            let snapshots = snapshot_ids(location, image_id, snapshots);
+            recorder.tell(subject, Event::DeletionWaitsForSnapshots { volume: volume.clone(), snapshots });
+        }
+        _ => {}
+    }
+}
+
+/// The ids of snapshots of one image.
+fn snapshot_ids(location: &Location, image_id: &str, snapshots: &[String]) -> Vec<String> {
+    let id = |snapshot: &String| SnapshotId {
+        location: location.clone(),
+        image_id: image_id.to_string(),
+        snapshot: snapshot.clone(),
+    };
+    snapshots.iter().map(|snapshot| id(snapshot).to_string()).collect()
 }
 
 /// The answer for RPCs whose capability this driver does not advertise.

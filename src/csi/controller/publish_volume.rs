@@ -1,17 +1,19 @@
 //! The seed's `initialize_connection`: what a node needs to attach the volume, and never a key.
 
-use super::ControllerService;
-use crate::csi::clusters::operation;
+use super::{ControllerService, tell_refusal};
+use crate::csi::clusters::{Access, operation};
 use crate::csi::ids::VolumeId;
 use crate::csi::proto::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
     ControllerUnpublishVolumeResponse,
 };
 use crate::csi::validate;
+use crate::kube::{Event, Nodes, Subject};
 use crate::rbd::Monitor;
 use crate::volume::catalogue::Publication;
-use crate::volume::{PublishVolume, image_spec, names};
+use crate::volume::{Lingering, PublishVolume, image_spec, names};
 use std::collections::BTreeMap;
+use tokio::runtime::Handle;
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
@@ -62,12 +64,16 @@ impl ControllerService {
             format!("{:?}", publish.publication),
         );
         let location = id.location.clone();
+        let (recorder, subject) = (self.recorder.clone(), Subject::Volume(request.volume_id));
         let context = self
             .run(operation, deadline, id.location, credentials, move |access, clusters| {
                 let monitors = clusters
                     .monitors(&location.cluster, &**access.volumes.pool())
                     .map_err(|error| access.scope.connection_status(&error))?;
-                access.answer(access.volumes.publish(&publish))?;
+                let published = access.volumes.publish(&publish);
+                access.answer(
+                    published.inspect_err(|error| tell_refusal(&recorder, &subject, &location, error)),
+                )?;
                 let mut context = monitor_context(&monitors);
                 let image = image_spec(&location.pool, &location.namespace, &publish.image);
                 context.insert("image".to_string(), image);
@@ -84,8 +90,8 @@ impl ControllerService {
         Ok(Response::new(ControllerPublishVolumeResponse { publish_context: context }))
     }
 
-    /// ControllerUnpublishVolume: fine when the volume is not there, or not published. With fencing, a node that has not closed
-    /// the image is kept from writing to it first.
+    /// ControllerUnpublishVolume: fine when the volume is not there, or not published. With fencing, and from a node that is out of
+    /// service, a node that has not closed the image is kept from writing to it first.
     pub(super) async fn handle_unpublish_volume(
         &self,
         request: Request<ControllerUnpublishVolumeRequest>,
@@ -107,24 +113,59 @@ impl ControllerService {
             vec![format!("volume {id}")],
             format!("{node:?}"),
         );
-        let fence = self.fence;
+        let (always, nodes) = (self.fence, self.kubernetes_nodes.clone());
+        let (recorder, subject) = (self.recorder.clone(), Subject::Volume(request.volume_id));
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            if fence {
-                let fenced = access.answer(access.volumes.fence(&id.image, node.as_deref()))?;
-                if !fenced.is_empty() {
-                    tracing::warn!(
-                        image = id.image,
-                        ?node,
-                        ?fenced,
-                        "clients of a lost node are on Ceph's blocklist now"
-                    );
-                }
+            if (always || nodes.is_some())
+                && let Some(lingering) =
+                    access.answer(access.volumes.lingering(&id.image, node.as_deref()))?
+                && (always || are_out_of_service(nodes.as_ref(), &lingering, access)?)
+            {
+                access.answer(access.volumes.fence(&lingering))?;
+                let Lingering { nodes, addresses } = lingering;
+                tracing::warn!(
+                    image = id.image,
+                    ?nodes,
+                    ?addresses,
+                    "clients of a lost node are on Ceph's blocklist now"
+                );
+                let event = Event::NodeFenced {
+                    nodes: nodes.into_iter().collect(),
+                    clients: addresses.into_iter().collect(),
+                };
+                recorder.tell(&subject, event);
             }
             access.answer(access.volumes.unpublish(&id.image, node.as_deref()))
         })
         .await?;
         Ok(Response::new(ControllerUnpublishVolumeResponse {}))
     }
+}
+
+/// Whether all nodes that have not let go of the volume were declared out of service. `UNAVAILABLE` when that cannot be told: a node
+/// that may be lost is not let go without being kept from writing.
+fn are_out_of_service(nodes: Option<&Nodes>, lingering: &Lingering, access: &Access) -> Result<bool, Status> {
+    let Some(nodes) = nodes else { return Ok(false) };
+    for node in &lingering.nodes {
+        let answer = Handle::current().block_on(nodes.is_out_of_service(node));
+        let out_of_service = answer.map_err(|why| {
+            let addresses: Vec<_> = lingering.addresses.iter().map(String::as_str).collect();
+            Status::unavailable(format!(
+                "the node {node} has not let go of the volume, which is open at {}, and whether it is out of service and to be kept from                  writing cannot be told, since Kubernetes does not say: {why}; try again",
+                addresses.join(", ")
+            ))
+        })?;
+        if !out_of_service {
+            tracing::warn!(
+                node,
+                pool = %access.scope.location,
+                addresses = ?lingering.addresses,
+                "a node is unpublished from a volume that it has open, and nobody says that it is lost: it is not kept from writing"
+            );
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The monitors in two forms: `hosts` and `ports` as parallel lists, the seed's, for one address of each; and `monitors`, a

@@ -6,6 +6,7 @@ use crate::csi::proto::{
     CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, Snapshot,
 };
 use crate::csi::validate;
+use crate::kube::Subject;
 use crate::volume::{CreateSnapshot, catalogue, names};
 use tonic::{Request, Response, Status};
 
@@ -41,8 +42,9 @@ impl ControllerService {
             create.name.clone(),
         );
         let location = id.location.clone();
+        let subject = Subject::of_new_snapshot(&request.parameters, &create.volume_id);
         let record = self
-            .run(operation, deadline, id.location, credentials, move |access, _| {
+            .run_for(&subject, operation, deadline, id.location, credentials, move |access, _| {
                 access.answer(access.volumes.create_snapshot(&create))
             })
             .await?;

@@ -76,5 +76,7 @@ pub(super) fn is_refusal(error: &Error) -> bool {
             | Error::Invalid(_)
             | Error::OutOfRange(_)
             | Error::FailedPrecondition(_)
+            | Error::InUse(_)
+            | Error::HasSnapshots { .. }
     )
 }

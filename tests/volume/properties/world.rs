@@ -537,7 +537,8 @@ impl Known {
     fn may_refuse(&self, request: &Request, error: &Error) -> bool {
         match (request, error) {
             (Request::Create(_), Error::Exhausted(_))
-            | (Request::Snapshot { most: 2, .. }, Error::Exhausted(_)) => true,
+            | (Request::Snapshot { most: 2, .. }, Error::Exhausted(_))
+            | (Request::Delete(..), Error::HasSnapshots { .. }) => true,
             (Request::Create(wish), Error::AlreadyExists(_)) => {
                 let key = (wish.home, wish.name.clone());
                 self.volumes.contains_key(&key) || self.foreign.contains_key(&key)
@@ -546,18 +547,18 @@ impl Known {
                 wish.source.is_some() && self.contents(request).is_empty()
             }
             (Request::Create(wish), Error::Invalid(_)) => wish.format == CloneFormat::V1,
-            (Request::Publish(home, name), Error::FailedPrecondition(why)) => {
+            (Request::Publish(home, name), Error::InUse(why)) => {
                 let key = (*home, name.clone());
                 let held = self.held.iter().any(|(held, _)| *held == key) || !self.lingering.is_empty();
                 held && why.contains("is open for writing")
             }
-            (Request::Delete(home, name), Error::FailedPrecondition(why)) => {
+            (Request::Delete(home, name), Error::InUse(why)) => {
                 let key = (*home, name.clone());
                 let held = self.held.iter().any(|(held, _)| *held == key);
-                held && why.contains("is open at")
-                    || why.contains("is published")
-                    || why.contains("still has the snapshot")
-                    || self.foreign.contains_key(&key)
+                held && why.contains("is open at") || why.contains("is published")
+            }
+            (Request::Delete(home, name), Error::FailedPrecondition(_)) => {
+                self.foreign.contains_key(&(*home, name.clone()))
             }
             (Request::Snapshot { home, volume, .. }, Error::NotFound(_)) => {
                 !self.volumes.contains_key(&(*home, volume.clone()))

@@ -117,7 +117,7 @@ impl Scenario {
             Then::RetryWatched => {
                 if let Err(error) = (self.ask)(&lab, &next) {
                     assert!(
-                        !is_final(&error) || matches!(error, Error::FailedPrecondition(_)),
+                        !is_final(&error) || matches!(error, Error::InUse(_)),
                         "{}: {what}: {error}",
                         self.name
                     );

@@ -1,0 +1,100 @@
+//! Pools that fill: looked at when volumes are made and grown, in the background and not often, for those who made them to be told.
+
+use crate::csi::ids::Location;
+use crate::kube::{Event, Recorder, Subject};
+use crate::rbd::{self, Pool, PoolStats};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How soon a pool is not looked at again.
+const SOON: Duration = Duration::from_mins(1);
+/// Per cent from which a pool is nearly full: where Ceph's own warning begins.
+const NEARLY: u64 = 85;
+
+/// Which pools were looked at when, by cluster and pool.
+#[derive(Debug, Default)]
+pub(super) struct Looks(Mutex<HashMap<(String, String), Look>>);
+
+/// The last look at a pool.
+#[derive(Debug)]
+struct Look {
+    begun: Instant,
+    /// Alive while it lasts, so that one which hangs is not followed by more.
+    lasting: Weak<()>,
+}
+
+impl Looks {
+    /// Looks at the pool at `location`, or at the data pool where it has one, unless that was done just now or nobody wants to hear
+    /// of it; and tells `subject` when it is nearly full. Returns at once. `pool` is any of that cluster's.
+    pub(super) fn look(
+        &self,
+        recorder: &Recorder,
+        subject: &Subject,
+        location: &Location,
+        pool: &Arc<dyn Pool>,
+        data_pool: Option<&str>,
+    ) {
+        let name = data_pool.unwrap_or(&location.pool).to_string();
+        let Some(looking) = self.begin(recorder, &location.cluster, &name) else { return };
+        let (recorder, subject, cluster) = (recorder.clone(), subject.clone(), location.cluster.clone());
+        let pool = pool.clone();
+        tokio::task::spawn_blocking(move || {
+            match stats(&pool, &name) {
+                Ok(stats) if percent(&stats) >= NEARLY => {
+                    let left = format!("{} MiB", super::get_capacity::room(&stats) >> 20);
+                    recorder.tell(
+                        &subject,
+                        Event::PoolNearlyFull { pool: name, cluster, percent: percent(&stats), left },
+                    );
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "how full the pool is cannot be told"),
+            }
+            drop(looking);
+        });
+    }
+
+    fn begin(&self, recorder: &Recorder, cluster: &str, pool: &str) -> Option<Arc<()>> {
+        if !recorder.is_on() {
+            return None;
+        }
+        let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (cluster.to_string(), pool.to_string());
+        if looks.get(&key).is_some_and(|look| look.begun.elapsed() < SOON || look.lasting.strong_count() > 0)
+        {
+            return None;
+        }
+        let looking = Arc::new(());
+        looks.insert(key, Look { begun: Instant::now(), lasting: Arc::downgrade(&looking) });
+        Some(looking)
+    }
+}
+
+fn stats(pool: &Arc<dyn Pool>, name: &str) -> rbd::Result<PoolStats> {
+    if pool.name() == name { pool.stats() } else { pool.cluster().pool(name, "")?.stats() }
+}
+
+/// How much of what the pool can hold it holds.
+fn percent(stats: &PoolStats) -> u64 {
+    let room = super::get_capacity::room(stats).unsigned_abs();
+    let whole = u128::from(stats.stored) + u128::from(room);
+    let percent = (u128::from(stats.stored) * 100).checked_div(whole).unwrap_or(0);
+    u64::try_from(percent).unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_as_full_as_its_disks_or_its_quota_have_it() {
+        let stats = |stored, max_available, quota| percent(&PoolStats { stored, max_available, quota });
+        assert_eq!(stats(0, 0, None), 0);
+        assert_eq!(stats(10, 90, None), 10);
+        assert_eq!(stats(10, 90, Some(12)), 83);
+        assert_eq!(stats(85, 15, Some(1000)), 85);
+        assert_eq!(stats(20, 80, Some(10)), 100);
+        assert_eq!(stats(u64::MAX / 2, u64::MAX / 2, None), 50);
+    }
+}

@@ -1,0 +1,390 @@
+//! A controller with Kubernetes: what it tells when it refuses, waits or leaves something behind, and whom it fences.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use cinderblock::csi::clusters::Clusters;
+use cinderblock::csi::config::Config;
+use cinderblock::csi::controller::ControllerService;
+use cinderblock::csi::proto::controller_server::Controller;
+use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, access_mode};
+use cinderblock::csi::proto::{
+    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteVolumeRequest,
+    VolumeCapability, VolumeContentSource, volume_content_source,
+};
+use cinderblock::kube::nodes::OUT_OF_SERVICE;
+use cinderblock::kube::{Nodes, Recorder};
+use cinderblock::rbd::ceph::Timeouts;
+use cinderblock::rbd::model::{Model, Session};
+use cinderblock::rbd::{Errno, Image, ImageKey, OpenMode};
+use serde_json::Value;
+use tonic::{Code, Request, Status};
+
+use crate::api::{Api, Mood};
+use crate::{DRIVER, until};
+
+const MIB: i64 = 1 << 20;
+
+struct Lab {
+    model: Model,
+    session: Session,
+    api: Api,
+    service: ControllerService,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let lab = Lab::without_kubernetes();
+        let client = lab.api.client();
+        let service = lab
+            .service
+            .clone()
+            .with_kubernetes(Recorder::new(client.clone(), DRIVER), Nodes::new(client, DRIVER));
+        Lab { service, ..lab }
+    }
+
+    fn without_kubernetes() -> Lab {
+        let model = Model::new();
+        model.create_pool("rbd");
+        let session = model.connect();
+        let cluster = session.cluster();
+        let clusters = Clusters::new(
+            Config::parse("- {clusterID: lab, monitors: [m]}").unwrap(),
+            "default",
+            Timeouts::default(),
+            Box::new(move |_| Ok(cluster.clone())),
+            Box::new(|_| {}),
+        );
+        let service = ControllerService::new(Arc::new(clusters), BTreeSet::new(), Duration::from_mins(1));
+        Lab { model, session, api: Api::new(), service }
+    }
+
+    /// A volume as the provisioner makes one for a claim, and its PersistentVolume. Returns its id.
+    async fn volume(&self, claim: &str) -> String {
+        let id = self.create(create_volume(claim)).await.unwrap();
+        self.api.volume(&format!("pvc-{claim}"), DRIVER, &id, Some(("shop", claim)));
+        id
+    }
+
+    async fn create(&self, request: CreateVolumeRequest) -> Result<String, Status> {
+        let made = self.service.create_volume(Request::new(request)).await?;
+        Ok(made.into_inner().volume.unwrap().volume_id)
+    }
+
+    async fn snapshot(&self, name: &str, volume_id: &str) {
+        let request = CreateSnapshotRequest {
+            name: name.to_string(),
+            source_volume_id: volume_id.to_string(),
+            secrets: secrets(),
+            ..CreateSnapshotRequest::default()
+        };
+        self.service.create_snapshot(Request::new(request)).await.unwrap();
+    }
+
+    async fn delete(&self, volume_id: &str) -> Result<(), Status> {
+        let request = DeleteVolumeRequest { volume_id: volume_id.to_string(), secrets: secrets() };
+        self.service.delete_volume(Request::new(request)).await.map(drop)
+    }
+
+    async fn publish(&self, volume_id: &str, node: &str) -> Result<(), Status> {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: volume_id.to_string(),
+            node_id: node.to_string(),
+            volume_capability: Some(block()),
+            secrets: secrets(),
+            ..ControllerPublishVolumeRequest::default()
+        };
+        self.service.controller_publish_volume(Request::new(request)).await.map(drop)
+    }
+
+    async fn unpublish(&self, volume_id: &str, node: &str) -> Result<(), Status> {
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: volume_id.to_string(),
+            node_id: node.to_string(),
+            secrets: secrets(),
+        };
+        self.service.controller_unpublish_volume(Request::new(request)).await.map(drop)
+    }
+
+    /// A client that has the volume of the claim open.
+    fn client_of(&self, claim: &str) -> Box<dyn Image> {
+        let pool = self.model.connect().cluster().pool("rbd", "").unwrap();
+        pool.open_image(ImageKey::Name(&format!("csi-pvc-{claim}")), OpenMode::ReadWrite).unwrap()
+    }
+
+    async fn event(&self, reason: &str) -> Value {
+        until(reason, || self.api.event(reason)).await
+    }
+}
+
+fn secrets() -> BTreeMap<String, String> {
+    [("userID", "csi"), ("userKey", "AQDAQDAQDAQDAQDAQDAQDAQDAQDAQDAQDAQDAA==")]
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .into()
+}
+
+fn block() -> VolumeCapability {
+    let mode = access_mode::Mode::SingleNodeWriter.into();
+    VolumeCapability {
+        access_type: Some(AccessType::Block(BlockVolume {})),
+        access_mode: Some(AccessMode { mode }),
+    }
+}
+
+fn create_volume(claim: &str) -> CreateVolumeRequest {
+    let parameters = [
+        ("clusterID", "lab"),
+        ("pool", "rbd"),
+        ("csi.storage.k8s.io/pvc/namespace", "shop"),
+        ("csi.storage.k8s.io/pvc/name", claim),
+    ];
+    CreateVolumeRequest {
+        name: format!("pvc-{claim}"),
+        capacity_range: Some(CapacityRange { required_bytes: MIB, limit_bytes: 0 }),
+        volume_capabilities: vec![block()],
+        parameters: parameters.map(|(key, value)| (key.to_string(), value.to_string())).into(),
+        secrets: secrets(),
+        ..CreateVolumeRequest::default()
+    }
+}
+
+fn message(event: &Value) -> &str {
+    event["message"].as_str().unwrap()
+}
+
+fn writes(image: &dyn Image) -> Result<(), Errno> {
+    image.write_at(0, b"from the node").map_err(|error| error.errno)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_out_of_service_is_fenced_without_being_told_to() {
+    let lab = Lab::new();
+    let id = lab.volume("data").await;
+    // The id is no name of a node.
+    lab.api.node("worker-1", DRIVER, "i-0815", &[OUT_OF_SERVICE]);
+    lab.publish(&id, "i-0815").await.unwrap();
+    let client = lab.client_of("data");
+    writes(&*client).unwrap();
+    lab.unpublish(&id, "i-0815").await.unwrap();
+    assert_eq!(writes(&*client), Err(Errno::ESHUTDOWN));
+    lab.publish(&id, "other").await.unwrap();
+    let event = lab.event("NodeFenced").await;
+    assert_eq!(event["involvedObject"]["name"], "data");
+    assert!(message(&event).starts_with("node i-0815 had not let go"), "{event:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_nobody_gave_up_is_let_go_as_before() {
+    let lab = Lab::new();
+    let id = lab.volume("data").await;
+    lab.api.node("worker-1", DRIVER, "worker-1", &["node.kubernetes.io/unreachable"]);
+    lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.client_of("data");
+    lab.unpublish(&id, "worker-1").await.unwrap();
+    writes(&*client).unwrap();
+    // It is not handed on while it is written to, and the claim says why.
+    assert_eq!(lab.publish(&id, "other").await.unwrap_err().code(), Code::FailedPrecondition);
+    let event = lab.event("VolumeInUse").await;
+    assert!(message(&event).contains("is open for writing at 192.0.2."), "{event:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_let_go_while_kubernetes_does_not_say() {
+    let lab = Lab::new();
+    let id = lab.volume("data").await;
+    lab.api.node("worker-1", DRIVER, "worker-1", &[OUT_OF_SERVICE]);
+    lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.client_of("data");
+    for mood in [Mood::Refusing(403), Mood::Hanging] {
+        lab.api.set_mood(mood);
+        let began = Instant::now();
+        let refusal = lab.unpublish(&id, "worker-1").await.unwrap_err();
+        assert_eq!(refusal.code(), Code::Unavailable, "{mood:?}: {refusal}");
+        let message = refusal.message();
+        assert!(message.contains("worker-1") && message.contains("Kubernetes does not say"), "{message}");
+        assert!(began.elapsed() < Duration::from_secs(12), "{mood:?}: {:?}", began.elapsed());
+        writes(&*client).unwrap();
+        let published = lab.publish(&id, "other").await.unwrap_err();
+        assert!(published.message().contains("published to node worker-1"), "{published}");
+    }
+    lab.api.set_mood(Mood::Up);
+    lab.unpublish(&id, "worker-1").await.unwrap();
+    assert_eq!(writes(&*client), Err(Errno::ESHUTDOWN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lets_go_in_good_order_depends_on_no_api_server() {
+    let lab = Lab::new();
+    let id = lab.volume("data").await;
+    lab.publish(&id, "worker-1").await.unwrap();
+    drop(lab.client_of("data"));
+    lab.api.set_mood(Mood::Hanging);
+    lab.unpublish(&id, "worker-1").await.unwrap();
+    let asked: Vec<_> = lab.api.requests().into_iter().filter(|request| request.contains("node")).collect();
+    assert!(asked.is_empty(), "{asked:?}");
+    lab.delete(&id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_in_use_says_where() {
+    let lab = Lab::new();
+    let id = lab.volume("data").await;
+    lab.publish(&id, "worker-1").await.unwrap();
+    lab.publish(&id, "worker-2").await.unwrap_err();
+    let event = lab.event("VolumeInUse").await;
+    assert_eq!(event["involvedObject"]["name"], "data");
+    assert!(message(&event).contains("published to node worker-1"), "{event:#}");
+    lab.delete(&id).await.unwrap_err();
+    let event =
+        until("the second", || lab.api.event("VolumeInUse").filter(|event| event["count"] == 2)).await;
+    assert!(message(&event).contains("published to node worker-1"), "{event:#}");
+    lab.unpublish(&id, "worker-1").await.unwrap();
+    let client = lab.client_of("data");
+    lab.delete(&id).await.unwrap_err();
+    let event = until("the third", || lab.api.event("VolumeInUse").filter(|event| event["count"] == 3)).await;
+    assert!(message(&event).contains("is open at 192.0.2."), "{event:#}");
+    drop(client);
+    lab.delete(&id).await.unwrap();
+    assert_eq!(lab.api.events().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_volume_tells_for_what_its_data_stay() {
+    let lab = Lab::new();
+    let id = lab.volume("data").await;
+    lab.snapshot("snapshot-1", &id).await;
+    let mut clone = create_volume("clone");
+    let source = volume_content_source::VolumeSource { volume_id: id.clone() };
+    clone.volume_content_source =
+        Some(VolumeContentSource { r#type: Some(volume_content_source::Type::Volume(source)) });
+    let clone = lab.create(clone).await.unwrap();
+    lab.delete(&id).await.unwrap();
+    let event = lab.event("VolumeDataRetained").await;
+    assert_eq!((&event["involvedObject"]["name"], &event["type"]), (&"data".into(), &"Normal".into()));
+    assert!(message(&event).contains("@csi-snap-snapshot-1, and the volumes made from it (1)"), "{event:#}");
+    // Nothing stays of one that nothing depends on.
+    lab.delete(&clone).await.unwrap();
+    assert_eq!(lab.api.events().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_waits_for_snapshots_tells_for_which() {
+    let lab = Lab::new();
+    let mut request = create_volume("data");
+    request.parameters.insert("deleteWithSnapshots".to_string(), "refuse".to_string());
+    let id = lab.create(request).await.unwrap();
+    lab.api.volume("pvc-data", DRIVER, &id, Some(("shop", "data")));
+    lab.snapshot("snapshot-1", &id).await;
+    lab.snapshot("snapshot-2", &id).await;
+    assert_eq!(lab.delete(&id).await.unwrap_err().code(), Code::FailedPrecondition);
+    let event = lab.event("DeletionWaitsForSnapshots").await;
+    let message = message(&event);
+    assert!(
+        message.contains("@csi-snap-snapshot-1") && message.contains("@csi-snap-snapshot-2"),
+        "{message}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_flatten_is_told_of_it() {
+    let lab = Lab::new();
+    lab.api.claim("shop", "copy");
+    let source = lab.volume("data").await;
+    let (release, wait) = mpsc::channel::<()>();
+    lab.session.on_call(move |call| {
+        if call.method == "flatten" {
+            // Ends when the test does.
+            let _ = wait.recv();
+        }
+    });
+    let mut copy = create_volume("copy");
+    copy.parameters.insert("maxCloneDepth".to_string(), "0".to_string());
+    let of = volume_content_source::VolumeSource { volume_id: source };
+    copy.volume_content_source =
+        Some(VolumeContentSource { r#type: Some(volume_content_source::Type::Volume(of)) });
+    let mut request = Request::new(copy.clone());
+    request.set_timeout(Duration::from_millis(500));
+    assert_eq!(lab.service.create_volume(request).await.unwrap_err().code(), Code::DeadlineExceeded);
+    let event = lab.event("FlattenInProgress").await;
+    assert_eq!(event["involvedObject"]["name"], "copy");
+    assert!(message(&event).starts_with("flattening rbd/csi-pvc-copy"), "{event:#}");
+    assert!(message(&event).contains("because maxCloneDepth is 0"), "{event:#}");
+    drop(release);
+    lab.create(copy).await.unwrap();
+    // Waiting for anything else is told in the answer alone.
+    assert_eq!(lab.api.events().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_fills_is_told_of_once_a_minute() {
+    let lab = Lab::new();
+    for claim in ["a", "b", "c"] {
+        lab.api.claim("shop", claim);
+    }
+    let looks = || lab.session.log().iter().filter(|record| record.info.method == "stats").count();
+    let id = lab.volume("a").await;
+    until("the first look", || (looks() == 1).then_some(())).await;
+    // Not again so soon, whoever asks.
+    lab.model.set_quota("rbd", Some(1));
+    lab.volume("b").await;
+    assert_eq!(looks(), 1);
+
+    // A pool that is full when it is looked at first.
+    let lab = Lab::new();
+    lab.api.claim("shop", "c");
+    lab.model.set_quota("rbd", Some(10));
+    let pool = lab.session.cluster().pool("rbd", "").unwrap();
+    pool.create_image("filling", 1 << 20, &cinderblock::rbd::ImageOptions::default()).unwrap();
+    let filling = pool.open_image(ImageKey::Name("filling"), OpenMode::ReadWrite).unwrap();
+    filling.write_at(0, &[1; 4096]).unwrap();
+    drop(filling);
+    lab.volume("c").await;
+    let event = lab.event("PoolNearlyFull").await;
+    assert_eq!((&event["involvedObject"]["name"], &event["type"]), (&"c".into(), &"Warning".into()));
+    assert!(
+        message(&event).starts_with("the pool rbd of the cluster lab is 100 % full, 0 MiB are left"),
+        "{event:#}"
+    );
+    let _ = id;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_hangs_slows_no_request() {
+    let lab = Lab::new();
+    lab.api.set_mood(Mood::Hanging);
+    let began = Instant::now();
+    for round in 0..20 {
+        let id = lab.volume(&format!("v{round}")).await;
+        let grow = ControllerExpandVolumeRequest {
+            volume_id: id.clone(),
+            capacity_range: Some(CapacityRange { required_bytes: 2 * MIB, limit_bytes: 0 }),
+            secrets: secrets(),
+            ..ControllerExpandVolumeRequest::default()
+        };
+        lab.service.controller_expand_volume(Request::new(grow)).await.unwrap();
+        lab.publish(&id, "a").await.unwrap();
+        lab.publish(&id, "b").await.unwrap_err();
+        lab.delete(&id).await.unwrap_err();
+        lab.unpublish(&id, "a").await.unwrap();
+        lab.delete(&id).await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_kubernetes_nothing_is_asked_and_nobody_is_waited_for() {
+    let lab = Lab::without_kubernetes();
+    let id = lab.volume("data").await;
+    lab.api.node("worker-1", DRIVER, "worker-1", &[OUT_OF_SERVICE]);
+    lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.client_of("data");
+    let calls = lab.session.calls();
+    lab.unpublish(&id, "worker-1").await.unwrap();
+    // It reads the record and writes it, and does not look who has the image.
+    assert!(lab.session.calls() - calls <= 4, "{:#?}", &lab.session.log()[calls..]);
+    writes(&*client).unwrap();
+    lab.publish(&id, "other").await.unwrap_err();
+    assert!(lab.api.requests().is_empty());
+}
