@@ -242,6 +242,6 @@ fn found(code: u16, object: &Value) -> Response<Body> {
 
 fn status(code: u16, message: &str) -> Response<Body> {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                        "message": message, "reason": "Test", "code": code});
+                        "message": message, "reason": if code == 404 { "NotFound" } else { "Test" }, "code": code});
     found(code, &status)
 }

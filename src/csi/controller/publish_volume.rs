@@ -151,7 +151,8 @@ fn are_out_of_service(nodes: Option<&Nodes>, lingering: &Lingering, access: &Acc
         let out_of_service = answer.map_err(|why| {
             let addresses: Vec<_> = lingering.addresses.iter().map(String::as_str).collect();
             Status::unavailable(format!(
-                "the node {node} has not let go of the volume, which is open at {}, and whether it is out of service and to be kept from                  writing cannot be told, since Kubernetes does not say: {why}; try again",
+                "the node {node} has not let go of the volume, which is open at {}, and whether it is out of service and to be kept from \
+                 writing cannot be told, since Kubernetes does not say: {why}; try again",
                 addresses.join(", ")
             ))
         })?;
