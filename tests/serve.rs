@@ -86,6 +86,73 @@ fn a_wrong_configuration_is_refused_at_once_in_words() {
     }
 }
 
+/// Starts the driver and waits until `log` has a line with these words.
+fn serve_until(words: &str, kubeconfig: Option<&Path>) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    std::fs::write(&config, CONFIG).unwrap();
+    let log = directory.path().join("log");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cinderblock"));
+    command.args(["serve", "--role", "controller", "--endpoint", &endpoint(directory.path()), "--config"]);
+    command.arg(&config).stderr(std::fs::File::create(&log).unwrap()).env_remove("KUBERNETES_SERVICE_HOST");
+    if let Some(kubeconfig) = kubeconfig {
+        command.arg("--kubernetes").env("KUBECONFIG", kubeconfig);
+    }
+    let mut driver = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let text = loop {
+        let text = std::fs::read_to_string(&log).unwrap();
+        if text.contains(words) && text.contains("serving CSI") || Instant::now() > deadline {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    driver.kill().unwrap();
+    driver.wait().unwrap();
+    assert!(text.contains(words) && text.contains("serving CSI"), "no {words:?}: {text}");
+}
+
+#[test]
+fn it_says_whether_it_speaks_to_kubernetes_and_needs_no_api_server_for_that() {
+    serve_until("runs without Kubernetes", None);
+    let directory = tempfile::tempdir().unwrap();
+    let kubeconfig = directory.path().join("kubeconfig");
+    let cluster = "clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]";
+    let context = "contexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c";
+    std::fs::write(&kubeconfig, format!("apiVersion: v1\nkind: Config\n{cluster}\n{context}\n")).unwrap();
+    serve_until("https://127.0.0.1:1/", Some(&kubeconfig));
+}
+
+#[test]
+fn without_a_way_to_kubernetes_nothing_that_needs_it_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.yaml");
+    std::fs::write(&config, CONFIG).unwrap();
+    let endpoint = endpoint(directory.path());
+    let serve = [
+        "serve",
+        "--kubernetes",
+        "--role",
+        "controller",
+        "--endpoint",
+        &endpoint,
+        "--config",
+        config.to_str().unwrap(),
+    ];
+    for arguments in [&serve[..], &["find", "shop/data"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+            .args(arguments)
+            .env("KUBECONFIG", directory.path().join("missing"))
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+        assert!(error.contains("set KUBECONFIG"), "{arguments:?}: {error}");
+    }
+}
+
 #[test]
 fn it_serves_without_a_cluster_refuses_a_second_and_leaves_no_socket() {
     let directory = tempfile::tempdir().unwrap();

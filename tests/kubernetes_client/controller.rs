@@ -18,7 +18,7 @@ use cinderblock::kube::nodes::OUT_OF_SERVICE;
 use cinderblock::kube::{Nodes, Recorder};
 use cinderblock::rbd::ceph::Timeouts;
 use cinderblock::rbd::model::{Model, Session};
-use cinderblock::rbd::{Errno, Image, ImageKey, OpenMode};
+use cinderblock::rbd::{Errno, Image, ImageKey, ImageOptions, OpenMode, Pool};
 use serde_json::Value;
 use tonic::{Code, Request, Status};
 
@@ -148,6 +148,13 @@ fn create_volume(claim: &str) -> CreateVolumeRequest {
         secrets: secrets(),
         ..CreateVolumeRequest::default()
     }
+}
+
+/// Makes an image that holds something.
+fn fill(pool: &dyn Pool) {
+    pool.create_image("filling", 1 << 20, &ImageOptions::default()).unwrap();
+    let filling = pool.open_image(ImageKey::Name("filling"), OpenMode::ReadWrite).unwrap();
+    filling.write_at(0, &[1; 4096]).unwrap();
 }
 
 fn message(event: &Value) -> &str {
@@ -324,7 +331,7 @@ async fn a_pool_that_fills_is_told_of_once_a_minute() {
         lab.api.claim("shop", claim);
     }
     let looks = || lab.session.log().iter().filter(|record| record.info.method == "stats").count();
-    let id = lab.volume("a").await;
+    lab.volume("a").await;
     until("the first look", || (looks() == 1).then_some(())).await;
     // Not again so soon, whoever asks.
     lab.model.set_quota("rbd", Some(1));
@@ -336,10 +343,7 @@ async fn a_pool_that_fills_is_told_of_once_a_minute() {
     lab.api.claim("shop", "c");
     lab.model.set_quota("rbd", Some(10));
     let pool = lab.session.cluster().pool("rbd", "").unwrap();
-    pool.create_image("filling", 1 << 20, &cinderblock::rbd::ImageOptions::default()).unwrap();
-    let filling = pool.open_image(ImageKey::Name("filling"), OpenMode::ReadWrite).unwrap();
-    filling.write_at(0, &[1; 4096]).unwrap();
-    drop(filling);
+    fill(&*pool);
     lab.volume("c").await;
     let event = lab.event("PoolNearlyFull").await;
     assert_eq!((&event["involvedObject"]["name"], &event["type"]), (&"c".into(), &"Warning".into()));
@@ -347,7 +351,16 @@ async fn a_pool_that_fills_is_told_of_once_a_minute() {
         message(&event).starts_with("the pool rbd of the cluster lab is 100 % full, 0 MiB are left"),
         "{event:#}"
     );
-    let _ = id;
+    // One that takes nothing any more.
+    let lab = Lab::new();
+    lab.api.claim("shop", "d");
+    lab.model.set_quota("rbd", Some(0));
+    let pool = lab.session.cluster().pool("rbd", "").unwrap();
+    fill(&*pool);
+    lab.model.set_full("rbd", Some(Errno::EDQUOT));
+    let refusal = lab.create(create_volume("d")).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal}");
+    assert_eq!(lab.event("PoolNearlyFull").await["involvedObject"]["name"], "d");
 }
 
 #[tokio::test(flavor = "multi_thread")]

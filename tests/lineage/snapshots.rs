@@ -149,7 +149,7 @@ async fn a_class_may_refuse_to_delete_a_volume_with_snapshots() {
         family.assert(drawn);
         let (code, message) = refusal(family.try_delete("A").await);
         assert_eq!(code, Code::FailedPrecondition, "{message}");
-        assert!(message.contains("still has the snapshot csi-snap-s1"), "{message}");
+        assert!(message.contains("still has the snapshots csi-snap-s1"), "{message}");
         family.assert(drawn);
         family.delete_snapshot("s1").await;
         // A clone is no snapshot of its user's.

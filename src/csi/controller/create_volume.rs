@@ -36,10 +36,11 @@ impl ControllerService {
         let record = self
             .run_for(&subject, operation, deadline, location, credentials, move |access, clusters| {
                 clusters.check_namespace(access)?;
-                let made = access.answer(access.volumes.create(&create))?;
+                let made = access.volumes.create(&create);
+                let (location, pool) = (&access.scope.location, access.volumes.pool());
                 let data_pool = create.options.data_pool.as_deref();
-                looks.look(&recorder, &about, &access.scope.location, access.volumes.pool(), data_pool);
-                Ok(made)
+                looks.look_after(&made, &recorder, &about, location, pool, data_pool);
+                access.answer(made)
             })
             .await?;
         Ok(Response::new(CreateVolumeResponse { volume: Some(self.placed(&cluster, volume(&record))) }))

@@ -35,9 +35,10 @@ impl ControllerService {
         let (recorder, looks) = (self.recorder.clone(), self.looks.clone());
         let size = self
             .run(operation, deadline, id.location, credentials, move |access, _| {
-                let size = access.answer(access.volumes.grow(&id.image, sizes))?;
-                looks.look(&recorder, &subject, &access.scope.location, access.volumes.pool(), None);
-                Ok(size)
+                let size = access.volumes.grow(&id.image, sizes);
+                let (location, pool) = (&access.scope.location, access.volumes.pool());
+                looks.look_after(&size, &recorder, &subject, location, pool, None);
+                access.answer(size)
             })
             .await?;
         Ok(Response::new(ControllerExpandVolumeResponse {

@@ -3,6 +3,7 @@
 use crate::csi::ids::Location;
 use crate::kube::{Event, Recorder, Subject};
 use crate::rbd::{self, Pool, PoolStats};
+use crate::volume;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -25,16 +26,21 @@ struct Look {
 }
 
 impl Looks {
-    /// Looks at the pool at `location`, or at the data pool where it has one, unless that was done just now or nobody wants to hear
-    /// of it; and tells `subject` when it is nearly full. Returns at once. `pool` is any of that cluster's.
-    pub(super) fn look(
+    /// After work that filled the pool at `location`, or its data pool where it has one, or found no room there: looks at it, unless
+    /// that was done just now or nobody wants to hear of it, and tells `subject` when it is nearly full. Returns at once. `pool` is any
+    /// of that cluster's.
+    pub(super) fn look_after<T>(
         &self,
+        outcome: &volume::Result<T>,
         recorder: &Recorder,
         subject: &Subject,
         location: &Location,
         pool: &Arc<dyn Pool>,
         data_pool: Option<&str>,
     ) {
+        if !matches!(outcome, Ok(_) | Err(volume::Error::Exhausted(_))) {
+            return;
+        }
         let name = data_pool.unwrap_or(&location.pool).to_string();
         let Some(looking) = self.begin(recorder, &location.cluster, &name) else { return };
         let (recorder, subject, cluster) = (recorder.clone(), subject.clone(), location.cluster.clone());
