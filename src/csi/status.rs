@@ -246,7 +246,12 @@ pub const ANSWERS: &[Answer] = &[
         "The caller's deadline came first. The work goes on; the message says how far it is.",
         "Nothing: the same request joins it. Give sidecars a longer `--timeout` where this is the rule.",
     ),
-    answer(Code::Unavailable, AWAY, COME_BACK),
+    answer(
+        Code::Unavailable,
+        "The cluster cannot be reached, or does not answer; or, with `--kubernetes`, Kubernetes does not say whether a node is out of \
+         service that has not let go of a volume.",
+        COME_BACK,
+    ),
     answer(
         Code::Unauthenticated,
         "The secret is missing or incomplete, or the cluster refuses its user or key.",
