@@ -1,9 +1,19 @@
 # The driver's image: `docker build -t localhost/cinderblock:0.1.0 .`, or the same with buildah or podman. The architecture is that of the
-# builder; nothing below names one.
+# builder, or what --platform says; nothing below names one. image/rootfs.sh makes the same root filesystem without an engine.
+#
+# Bases are pinned by tag; a release pins them by digest as well, as whoever builds it trusts:
+#   docker build --build-arg DEBIAN=debian:12.11-slim@sha256:… --build-arg RUST=rust:1.95.0-slim-bookworm@sha256:… .
+# (`docker buildx imagetools inspect debian:12.11-slim` prints the digest.) Neither base is in the image.
+ARG DEBIAN=debian:12.11-slim
+ARG RUST=rust:1.95.0-slim-bookworm
 
-FROM rust:1.95.0-slim-bookworm AS build
+FROM ${DEBIAN} AS debian
+COPY image /src/image
+RUN apt-get update && /src/image/debian.sh /rootfs
+
+FROM ${RUST} AS build
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev librados-dev librbd-dev \
+    && apt-get install --yes --no-install-recommends gcc jq libc6-dev librados-dev librbd-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # What the binary is made of, and no more: a change of a test or a document builds nothing anew.
@@ -12,17 +22,18 @@ COPY proto proto
 COPY tests/externs tests/externs
 COPY src src
 RUN cargo build --release --locked --bin cinderblock
+COPY image image
+COPY --from=debian /rootfs/var/lib/dpkg /rootfs/var/lib/dpkg
+RUN image/sbom.sh /rootfs >/sbom.cdx.json
 
-FROM debian:12.11-slim
-# librados and librbd are the driver. For nodes: mkfs, fsck and grow of ext4 and xfs; mount, blkid and losetup; modprobe for krbd and nbd; rbd-nbd; and for the mounter
-# fuse, qemu-storage-daemon with its rbd driver (qemu-utils only keeps that driver's package from bringing a whole emulator). tini reaps
-# the daemon when it ends, since nobody else would.
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends \
-        librados2 librbd1 e2fsprogs xfsprogs mount util-linux kmod rbd-nbd qemu-system-common qemu-block-extra qemu-utils tini \
-    && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
+FROM scratch
+COPY --from=debian /rootfs /
 COPY --from=build /src/target/release/cinderblock /usr/local/bin/cinderblock
+# What is inside: Debian's packages and the crates of the binary.
+COPY --from=build /sbom.cdx.json /usr/share/cinderblock/sbom.cdx.json
+ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin
 # The controller's user. The node plugin is run as root, by the chart.
 USER 65532:65532
+# tini reaps the daemons of the mounter fuse when they end, since nobody else would.
 ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/cinderblock"]
 CMD ["--help"]

@@ -4,7 +4,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 setup: packages tools ## Debian's packages and the tools the tests use
 
@@ -33,6 +33,19 @@ test-hammer: build ## 64 clients and two drivers on the same ten names for a min
 
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
+
+test-image: packages ## the image's root filesystem: its size, its programs, and a volume's life with the driver inside it
+	tests/image.sh
+
+image-rootfs: packages ## the root filesystem of the image in target/image, made anew without a container engine
+	rm -rf target/image
+	image/rootfs.sh target/image
+
+image-sbom: target/image/usr/share/cinderblock/sbom.cdx.json ## what is inside the image, as CycloneDX
+	@cat $<
+
+target/image/usr/share/cinderblock/sbom.cdx.json:
+	$(MAKE) image-rootfs
 
 manifests: .tools/bin/helm ## deploy/cinderblock.yaml, rendered anew from the chart
 	deploy/render.sh >deploy/cinderblock.yaml
@@ -64,4 +77,4 @@ tools: .tools/bin/csi-sanity .tools/bin/helm
 .tools/bin/helm: tools/helm/go.mod tools/helm/go.sum
 	cd tools/helm && go build -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
 
-.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer lint manifests lab-up lab-down clean
+.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-image image-rootfs image-sbom lint manifests lab-up lab-down clean

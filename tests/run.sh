@@ -38,7 +38,7 @@ summary() {
 }
 
 check_scripts() {
-    git grep --untracked -lE '^(#!/usr/bin/env bash|# shellcheck shell=bash)' -- lab tests deploy .ci |
+    git grep --untracked -lE '^(#!/usr/bin/env bash|# shellcheck shell=bash)' -- lab tests image deploy .ci |
         xargs shellcheck --external-sources --source-path=.
 }
 
