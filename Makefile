@@ -66,7 +66,7 @@ packages:
 
 # `cargo install` does nothing when this version is there already. Unoptimised it takes half the time to build, and
 # checks this repository in four seconds.
-tools: .tools/bin/csi-sanity .tools/bin/helm
+tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/python
 	cargo install cargo-deny@0.20.2 --debug --locked --quiet --root .tools --target-dir .tools/target
 	rm -rf .tools/target
 
@@ -76,5 +76,12 @@ tools: .tools/bin/csi-sanity .tools/bin/helm
 
 .tools/bin/helm: tools/helm/go.mod tools/helm/go.sum
 	cd tools/helm && go build -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
+
+# In an environment of its own; it is made anew when the list changes.
+.tools/kubernetes-validate/bin/python: tools/kubernetes-validate/requirements.txt
+	rm -rf .tools/kubernetes-validate
+	python3 -m venv .tools/kubernetes-validate
+	.tools/kubernetes-validate/bin/pip --quiet --disable-pip-version-check install --require-hashes --requirement $<
+	touch $@
 
 .PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-image image-rootfs image-sbom lint manifests lab-up lab-down clean

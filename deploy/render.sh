@@ -11,4 +11,4 @@ helm=$here/.tools/bin/helm
 }
 cd "$here"
 echo "# Rendered from charts/cinderblock with deploy/values.yaml; change those, then run: make manifests"
-"$helm" template cinderblock charts/cinderblock --namespace cinderblock --values deploy/values.yaml --skip-tests
+"$helm" template cinderblock charts/cinderblock --namespace cinderblock --values deploy/values.yaml --skip-tests --kube-version 1.34.0

@@ -11,8 +11,8 @@ lab_packages=(
 guest_packages=(qemu-system-x86 qemu-system-common busybox-static cpio kmod iproute2 socat rbd-nbd)
 
 # A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers; what tests look at
-# scripts and answers with, and make hosts odd with.
-build_packages=(gcc libc6-dev shellcheck jq socat faketime)
+# scripts and answers with, and make hosts odd with; Python, for what checks objects against Kubernetes' schemas.
+build_packages=(gcc libc6-dev shellcheck jq socat faketime python3-venv)
 
 # missing_packages NAME…: those of the named packages that are not installed, one a line.
 missing_packages() {

@@ -50,9 +50,9 @@ run_inside() {
     mkdir "$root/csi"
     for folder in csi run; do mount -t tmpfs -o mode=1777 tmpfs "$root/$folder"; done
     for folder in proc sys dev; do mount --rbind "/$folder" "$root/$folder"; done
-    # The one folder that is the same within and without.
-    mkdir -p "$work/shared" "$root$work/shared"
-    mount --bind "$work/shared" "$root$work/shared"
+    # The one folder that is the same within and without. Its name is short, as sockets in it must be.
+    mkdir -p "$work/tmp" "$root$work/tmp"
+    mount --bind "$work/tmp" "$root$work/tmp"
     mount -o remount,bind,ro "$root"
 
     say "every program"
@@ -63,21 +63,21 @@ run_inside() {
         "${as_root[@]}" "$tool" -V >/dev/null 2>&1 || die "$tool does not run"
     done
     for type in ext4 xfs; do
-        truncate --size 512M "$work/shared/$type"
-        "${as_root[@]}" "mkfs.$type" "$work/shared/$type" >/dev/null
-        says "TYPE=\"$type\"" "${as_root[@]}" blkid --probe "$work/shared/$type"
+        truncate --size 512M "$work/tmp/$type"
+        "${as_root[@]}" "mkfs.$type" "$work/tmp/$type" >/dev/null
+        says "TYPE=\"$type\"" "${as_root[@]}" blkid --probe "$work/tmp/$type"
     done
-    "${as_root[@]}" e2fsck -fn "$work/shared/ext4" >/dev/null 2>&1 || die "e2fsck finds errors in what mkfs.ext4 made"
-    "${as_root[@]}" xfs_repair -n "$work/shared/xfs" >/dev/null 2>&1 || die "xfs_repair finds errors in what mkfs.xfs made"
+    "${as_root[@]}" e2fsck -fn "$work/tmp/ext4" >/dev/null 2>&1 || die "e2fsck finds errors in what mkfs.ext4 made"
+    "${as_root[@]}" xfs_repair -n "$work/tmp/xfs" >/dev/null 2>&1 || die "xfs_repair finds errors in what mkfs.xfs made"
     # Only a driver that was loaded goes looking for a cluster.
     says 'error connecting' "${as_root[@]}" qemu-storage-daemon --blockdev driver=rbd,node-name=image,pool=none,image=none,conf=/dev/null
 
     say "the controller"
-    mkdir --mode 755 "$work/shared/config"
-    printf -- '- clusterID: none\n  monitors: ["192.0.2.1"]\n' >"$work/shared/config/clusters.yaml"
-    chmod 644 "$work/shared/config/clusters.yaml"
+    mkdir --mode 755 "$work/tmp/config"
+    printf -- '- clusterID: none\n  monitors: ["192.0.2.1"]\n' >"$work/tmp/config/clusters.yaml"
+    chmod 644 "$work/tmp/config/clusters.yaml"
     "${as_user[@]}" tini -s -- cinderblock serve --role controller --endpoint unix:///csi/driver/csi.sock \
-        --config "$work/shared/config/clusters.yaml" >"$work/controller.log" 2>&1 &
+        --config "$work/tmp/config/clusters.yaml" >"$work/controller.log" 2>&1 &
     controller=$!
     wait_until 20 "the controller" "${as_user[@]}" cinderblock call info --endpoint unix:///csi/driver/csi.sock >"$work/info" 2>&1 || { cat "$work/controller.log" >&2; exit 1; }
     kill "$controller"
@@ -86,7 +86,7 @@ run_inside() {
     say "a volume's life, with the driver inside"
     printf '#!/bin/sh\nexec chroot "%s" /usr/local/bin/cinderblock "$@"\n' "$root" >"$work/cinderblock"
     chmod 755 "$work/cinderblock"
-    TMPDIR=$work/shared CINDERBLOCK=$work/cinderblock lab/demo
+    TMPDIR=$work/tmp CINDERBLOCK=$work/cinderblock lab/demo
 }
 
 if [[ ${1:-} == --inside ]]; then
@@ -96,7 +96,7 @@ if [[ ${1:-} == --inside ]]; then
 fi
 
 budget=$((200 << 20))
-work=$(mktemp -d --tmpdir cinderblock-image-test.XXXXXX)
+work=$(mktemp -d --tmpdir image-test.XXXXXX)
 root=$work/root
 chmod 755 "$work"
 

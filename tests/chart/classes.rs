@@ -9,7 +9,7 @@ use cinderblock::csi::parameters::{GroupParameters, SnapshotParameters, VolumePa
 use cinderblock::csi::qos;
 use serde_json::Value;
 
-use super::{RENDERINGS, parameters, text, yaml};
+use super::{RENDERINGS, parameters, rendering, text, yaml};
 
 /// Has the driver check the configuration and the classes among these objects. Classes without a configuration are an error.
 fn check_with_the_driver(objects: &[Value], at: &str) {
@@ -46,8 +46,27 @@ fn the_driver_takes_its_configuration_and_the_parameters_of_every_class() {
     for rendering in RENDERINGS.iter() {
         check_with_the_driver(&rendering.objects, &format!("{:?}", rendering.values));
     }
-    let depth = RENDERINGS[1].objects.iter().find(|o| text(o, "/kind") == "StorageClass").unwrap();
-    assert_eq!(text(depth, "/parameters/objectSize"), "8388608");
+    let class =
+        rendering(&["available"]).objects.iter().find(|o| text(o, "/kind") == "StorageClass").unwrap();
+    assert_eq!(text(class, "/parameters/objectSize"), "8388608");
+}
+
+#[test]
+fn volumes_of_a_cluster_with_a_topology_wait_for_a_node_that_reaches_it() {
+    let class = |name: &str| {
+        let objects = &rendering(&["everything"]).objects;
+        let is_it = |object: &&Value| {
+            text(object, "/kind") == "StorageClass" && text(object, "/metadata/name") == name
+        };
+        objects.iter().find(is_it).unwrap()
+    };
+    assert_eq!(text(class("near"), "/volumeBindingMode"), "WaitForFirstConsumer");
+    let here = serde_json::json!([{"matchLabelExpressions": [
+        {"key": "topology.kubernetes.io/region", "values": ["here"]},
+        {"key": "topology.kubernetes.io/zone", "values": ["a"]},
+    ]}]);
+    assert_eq!(class("near")["allowedTopologies"], here);
+    assert!(class("far").get("allowedTopologies").is_none());
 }
 
 #[test]

@@ -1,23 +1,29 @@
-//! The Helm chart, rendered by Helm over a matrix of values, and what must hold of every rendering. Configurations and
-//! parameters are checked by the driver's own code, arguments by its own binary. Needs `.tools/bin/helm` (`make tools`) and
-//! no Ceph.
+//! The Helm chart, rendered by Helm over a matrix of values and versions of Kubernetes, and what must hold of every rendering.
+//! Configurations and parameters are checked by the driver's own code, arguments by its own binary, objects by the schemas of every
+//! version. Needs what `make tools` builds, and no Ceph.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod classes;
 mod pods;
 mod rights;
+mod schemas;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
+use std::thread;
 
 use cinderblock::csi::parameters::Parameters;
 use serde_json::Value;
 
 const NAMESPACE: &str = "storage-system";
+
+/// The versions of Kubernetes the chart is for.
+const VERSIONS: &[&str] = &["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"];
+const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
 
 /// Mistakes the schema and the templates find: a file of values, what is set beside it, and a word of what is said.
 const REFUSED: &[(&str, &str, &str)] = &[
@@ -36,22 +42,106 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("one", "volumeAttributesClasses.slow.parameters.iops=5", "iops"),
     ("available", "volumeSnapshotClasses.rbd.parameters.volumeGroupNamePrefix=g", "volumeGroupNamePrefix"),
     ("one", "image.digest=latest", "digest"),
+    ("one", "storageCapacity=maybe", "storageCapacity"),
+    ("everything", "node.topology=null", "nodes have to say where they are"),
+    ("everything", "snapshotMetadata.tlsSecret=", "snapshotMetadata.tlsSecret"),
+    ("everything", "snapshotMetadata.caCert=", "snapshotMetadata.caCert"),
+    ("one", "node.topologyLabels={kubernetes.io/hostname}", "topologyLabels"),
 ];
 
-/// One rendering of the matrix: what it was made with, and its objects.
+/// One rendering of the matrix: what it was made with, the versions of Kubernetes it comes out the same for, and its objects.
 struct Rendering {
     values: Vec<String>,
+    versions: Vec<&'static str>,
     objects: Vec<Value>,
 }
 
-static RENDERINGS: LazyLock<Vec<Rendering>> = LazyLock::new(|| {
-    let file = |name: &str| vec!["-f".to_owned(), format!("tests/chart/{name}.yaml")];
-    let mut matrix: Vec<_> = ["one", "available", "three", "off"].map(file).into();
-    for (path, value) in booleans(&yaml(&read("charts/cinderblock/values.yaml"))[0], "") {
-        matrix.push([file("available"), vec!["--set".to_owned(), format!("{path}={}", !value)]].concat());
+impl Rendering {
+    /// Whether it was made with this file of values, or this one set.
+    fn has(&self, value: &str) -> bool {
+        self.values.iter().any(|given| given == value || *given == file_of(value))
     }
-    matrix.into_iter().map(|values| Rendering { objects: render(&values), values }).collect()
+}
+
+fn file_of(name: &str) -> String {
+    format!("tests/chart/{name}.yaml")
+}
+
+/// The values of the matrix, with the versions each is for: files; and every boolean the other way round, beside a file that has most
+/// things off and beside one that has them on.
+fn matrix() -> Vec<(Vec<String>, &'static [&'static str])> {
+    let file = |name: &str| vec!["-f".to_owned(), file_of(name)];
+    let since = |version: &str| &VERSIONS[VERSIONS.iter().position(|known| *known == version).unwrap()..];
+    let mut matrix: Vec<_> = ["one", "available", "minimal", "three", "off", "everything"]
+        .map(|name| (file(name), VERSIONS))
+        .into();
+    for (name, version) in [("since-1.34", "1.34"), ("since-1.35", "1.35")] {
+        matrix.push(([file("available"), file(name)].concat(), since(version)));
+    }
+    for (path, values) in switches(&yaml(&read("charts/cinderblock/values.yaml"))[0], "") {
+        for value in values {
+            let set = vec!["--set".to_owned(), format!("{path}={value}")];
+            matrix.push(([file("available"), set.clone()].concat(), VERSIONS));
+            matrix.push(([file("everything"), set].concat(), VERSIONS));
+        }
+    }
+    matrix
+}
+
+static RENDERINGS: LazyLock<Vec<Rendering>> = LazyLock::new(|| {
+    let matrix = matrix();
+    let jobs: Vec<_> = matrix
+        .iter()
+        .flat_map(|(values, versions)| versions.iter().map(move |version| (values, *version)))
+        .collect();
+    let texts = in_parallel(&jobs, |(values, version)| {
+        let output =
+            template(&[&["--kube-version".to_owned(), (*version).to_owned()], values.as_slice()].concat());
+        assert!(
+            output.status.success(),
+            "{values:?} on {version}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    });
+    let mut same: BTreeMap<(&Vec<String>, &str), Vec<&'static str>> = BTreeMap::new();
+    for ((values, version), text) in jobs.iter().zip(&texts) {
+        same.entry((values, text)).or_default().push(version);
+    }
+    same.into_iter()
+        .map(|((values, text), versions)| Rendering { values: values.clone(), versions, objects: yaml(text) })
+        .collect()
 });
+
+/// The results of `work` for each job, in their order, by as many threads as there are processors.
+fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> Vec<R> {
+    let next = Mutex::new(jobs.iter().enumerate());
+    let results = Mutex::new(Vec::new());
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let Some((index, job)) = next.lock().unwrap().next() else { return };
+                    let result = work(job);
+                    results.lock().unwrap().push((index, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap();
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The one rendering of these files alone, for the newest Kubernetes.
+fn rendering(names: &[&str]) -> &'static Rendering {
+    let values: Vec<_> = names.iter().flat_map(|name| ["-f".to_owned(), file_of(name)]).collect();
+    RENDERINGS
+        .iter()
+        .find(|rendering| rendering.values == values && rendering.versions.contains(&NEWEST))
+        .unwrap_or_else(|| panic!("{names:?} are not in the matrix"))
+}
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
@@ -64,14 +154,15 @@ fn yaml(text: &str) -> Vec<Value> {
     documents.into_iter().filter(|document| !document.is_null()).collect()
 }
 
-/// Every boolean among the values, by its path.
-fn booleans(values: &Value, at: &str) -> Vec<(String, bool)> {
+/// Every boolean among the values by its path, with what it is not by default. `auto` is neither.
+fn switches(values: &Value, at: &str) -> Vec<(String, Vec<bool>)> {
     match values {
-        Value::Bool(value) => vec![(at.to_owned(), *value)],
+        Value::Bool(value) => vec![(at.to_owned(), vec![!value])],
+        Value::String(value) if value == "auto" => vec![(at.to_owned(), vec![false, true])],
         Value::Object(fields) => fields
             .iter()
             .flat_map(|(name, value)| {
-                booleans(value, &if at.is_empty() { name.clone() } else { format!("{at}.{name}") })
+                switches(value, &if at.is_empty() { name.clone() } else { format!("{at}.{name}") })
             })
             .collect(),
         _ => Vec::new(),
@@ -93,12 +184,6 @@ fn template(values: &[impl AsRef<str>]) -> Output {
     helm(&["template", "cinderblock", "charts/cinderblock", "--namespace", NAMESPACE], values)
 }
 
-fn render(values: &[String]) -> Vec<Value> {
-    let output = template(values);
-    assert!(output.status.success(), "{values:?}: {}", String::from_utf8_lossy(&output.stderr));
-    yaml(&String::from_utf8(output.stdout).unwrap())
-}
-
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
@@ -117,39 +202,55 @@ fn objects() -> impl Iterator<Item = (&'static Rendering, &'static Value)> {
 }
 
 #[test]
-fn every_rendering_lints() {
-    assert!(RENDERINGS.len() > 12, "the matrix has {} renderings", RENDERINGS.len());
-    for rendering in RENDERINGS.iter() {
-        let output = helm(&["lint", "--strict", "charts/cinderblock"], &rendering.values);
-        assert!(
-            output.status.success(),
-            "{:?}: {}",
-            rendering.values,
-            String::from_utf8_lossy(&output.stdout)
-        );
+fn everything_lints() {
+    let matrix = matrix();
+    assert!(matrix.len() > 40, "the matrix has {} values", matrix.len());
+    let outputs = in_parallel(&matrix, |(values, versions)| {
+        helm(&["lint", "--strict", "charts/cinderblock", "--kube-version", versions[0]], values)
+    });
+    for ((values, _), output) in matrix.iter().zip(outputs) {
+        assert!(output.status.success(), "{values:?}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }
 
 #[test]
 fn with_everything_on_every_part_is_there_and_with_everything_off_nothing_is() {
-    let kinds =
-        |at: usize| -> BTreeSet<_> { RENDERINGS[at].objects.iter().map(|o| text(o, "/kind")).collect() };
-    let all = "CSIDriver ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PersistentVolumeClaim Pod \
-               PodDisruptionBudget Role RoleBinding ServiceAccount StorageClass VolumeAttributesClass VolumeSnapshotClass";
-    assert_eq!(kinds(1), all.split_whitespace().collect());
-    assert_eq!(kinds(3), BTreeSet::new());
-    let classes = |kind: &str| RENDERINGS[2].objects.iter().filter(|o| text(o, "/kind") == kind).count();
+    let kinds = |names: &[&str]| -> BTreeSet<_> {
+        rendering(names).objects.iter().map(|object| text(object, "/kind")).collect()
+    };
+    let always = "CSIDriver ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PersistentVolumeClaim Pod \
+                  PodDisruptionBudget Role RoleBinding ServiceAccount StorageClass VolumeSnapshotClass";
+    let always: BTreeSet<_> = always.split_whitespace().collect();
+    let with = |more: &[&'static str]| -> BTreeSet<_> { always.iter().chain(more).copied().collect() };
+    assert_eq!(kinds(&["available"]), always);
+    assert_eq!(kinds(&["available", "since-1.34"]), with(&["VolumeAttributesClass"]));
+    let asked_for = [
+        "PrometheusRule",
+        "Service",
+        "ServiceMonitor",
+        "SnapshotMetadataService",
+        "VolumeGroupSnapshotClass",
+    ];
+    assert_eq!(kinds(&["everything"]), with(&asked_for));
+    assert_eq!(kinds(&["off"]), BTreeSet::new());
+    let three = &rendering(&["three"]).objects;
+    let classes = |kind: &str| three.iter().filter(|object| text(object, "/kind") == kind).count();
     assert_eq!((classes("StorageClass"), classes("VolumeSnapshotClass")), (3, 3));
 }
 
 #[test]
 fn mistakes_are_refused_with_words() {
-    let with = |file: &str, option: &str, value: &str| {
-        template(&["-f", &format!("tests/chart/{file}.yaml"), option, value])
-    };
+    let with = |file: &str, option: &str, value: &str| template(&["-f", &file_of(file), option, value]);
     let mistakes = REFUSED.iter().map(|(file, values, words)| (*values, with(file, "--set", values), *words));
-    let old = ("Kubernetes 1.33", with("one", "--kube-version", "1.33.9"), "kubeVersion");
-    for (values, output, words) in mistakes.chain([old]) {
+    let on = |file: &str, version: &str| {
+        template(&["-f", &file_of("available"), "-f", &file_of(file), "--kube-version", version])
+    };
+    let old = [
+        ("Kubernetes 1.29", on("available", "1.29.9"), "kubeVersion"),
+        ("VolumeAttributesClasses on 1.33", on("since-1.34", "1.33.9"), "Kubernetes 1.34 or newer"),
+        ("labels of nodes on 1.34", on("since-1.35", "1.34.9"), "Kubernetes 1.35 or newer"),
+    ];
+    for (values, output, words) in mistakes.chain(old) {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{values:?} is rendered");
         assert!(said.contains(words), "{values:?} gave {said:?}, which lacks {words:?}");

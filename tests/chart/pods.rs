@@ -5,21 +5,30 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Rendering, list, objects, strings, text};
+use super::{RENDERINGS, Rendering, list, objects, rendering, strings, text};
 
 /// The flags of Kubernetes' sidecars that the chart uses, at the versions of values.yaml.
 const SIDECAR_FLAGS: &[(&str, &str)] = &[
     (
         "provisioner",
-        "csi-address timeout leader-election leader-election-namespace v default-fstype extra-create-metadata \
-         prevent-volume-mode-conversion",
+        "csi-address timeout leader-election leader-election-namespace kube-api-qps kube-api-burst http-endpoint v feature-gates \
+         default-fstype extra-create-metadata prevent-volume-mode-conversion enable-capacity capacity-ownerref-level",
     ),
-    ("attacher", "csi-address timeout leader-election leader-election-namespace v default-fstype"),
-    ("resizer", "csi-address timeout leader-election leader-election-namespace v handle-volume-inuse-error"),
+    (
+        "attacher",
+        "csi-address timeout leader-election leader-election-namespace kube-api-qps kube-api-burst http-endpoint v default-fstype",
+    ),
+    (
+        "resizer",
+        "csi-address timeout leader-election leader-election-namespace kube-api-qps kube-api-burst http-endpoint v feature-gates \
+         handle-volume-inuse-error",
+    ),
     (
         "snapshotter",
-        "csi-address timeout leader-election leader-election-namespace v extra-create-metadata feature-gates",
+        "csi-address timeout leader-election leader-election-namespace kube-api-qps kube-api-burst http-endpoint v feature-gates \
+         extra-create-metadata",
     ),
+    ("snapshot-metadata", "csi-address port tls-cert tls-key audience http-endpoint v"),
     ("registrar", "csi-address kubelet-registration-path v"),
     ("livenessprobe", "csi-address http-endpoint probe-timeout v"),
 ];
@@ -90,7 +99,11 @@ fn every_container_says_what_it_needs_and_which_image_it_is() {
 fn tokens_reach_only_those_who_talk_to_kubernetes() {
     for (rendering, kind, container) in containers() {
         let token = list(container, "/volumeMounts").iter().any(|mount| text(mount, "/name") == "token");
-        let talks = ["provisioner", "attacher", "resizer", "snapshotter"].contains(&text(container, "/name"));
+        let talks = match text(container, "/name") {
+            "provisioner" | "attacher" | "resizer" | "snapshotter" | "snapshot-metadata" => true,
+            "driver" => strings(container, "/args").iter().any(|argument| argument == "--kubernetes"),
+            _ => false,
+        };
         assert_eq!(token, talks, "{:?}: {kind} {}", rendering.values, text(container, "/name"));
     }
 }
@@ -154,8 +167,7 @@ fn liveness_asks_the_process_and_readiness_asks_about_ceph() {
         let at = format!("{:?}: {kind}", rendering.values);
         assert_eq!(text(container, "/readinessProbe/httpGet/path"), "/healthz", "{at}");
         let alive = container.get("livenessProbe");
-        let asked_for = rendering.values.iter().any(|value| value == "node.livenessProbe.enabled=true");
-        assert_eq!(alive.is_some(), kind == "Deployment" || asked_for, "{at}");
+        assert_eq!(alive.is_some(), kind == "Deployment" || restartable(rendering), "{at}");
         if let Some(alive) = alive {
             assert!(alive.get("exec").is_some() && alive.get("httpGet").is_none(), "{at}");
         }
@@ -184,5 +196,127 @@ fn selectors_are_what_they_always_were() {
                 rendering.values
             );
         }
+    }
+}
+
+/// Whether this rendering may restart node plugins under volumes.
+fn restartable(rendering: &Rendering) -> bool {
+    if rendering.has("node.restartable=true") || rendering.has("node.restartable=false") {
+        return rendering.has("node.restartable=true");
+    }
+    let classes: Vec<_> =
+        rendering.objects.iter().filter(|object| text(object, "/kind") == "StorageClass").collect();
+    !classes.is_empty() && classes.iter().all(|class| text(class, "/parameters/mounter") == "rbd")
+}
+
+#[test]
+fn node_plugins_are_rolled_out_only_where_volumes_outlive_them() {
+    let mut seen = BTreeSet::new();
+    for (rendering, object) in objects().filter(|(_, object)| text(object, "/kind") == "DaemonSet") {
+        let strategy = text(object, "/spec/updateStrategy/type");
+        let expected = if restartable(rendering) { "RollingUpdate" } else { "OnDelete" };
+        assert_eq!(strategy, expected, "{:?}", rendering.values);
+        seen.insert(strategy);
+    }
+    assert_eq!(seen.len(), 2);
+}
+
+#[test]
+fn sidecars_leave_volume_attributes_classes_alone_where_kubernetes_has_no_version_they_know() {
+    for (rendering, _, container) in containers() {
+        if !["provisioner", "resizer"].contains(&text(container, "/name")) {
+            continue;
+        }
+        let off =
+            strings(container, "/args").contains(&"--feature-gates=VolumeAttributesClass=false".to_owned());
+        for version in &rendering.versions {
+            assert_eq!(off, *version < "1.34", "{:?} on {version}", rendering.values);
+        }
+    }
+}
+
+#[test]
+fn the_room_is_asked_for_where_it_is_published_and_where_the_driver_can_tell() {
+    let is = |object: &&Value, kind: &str| text(object, "/kind") == kind;
+    for rendering in RENDERINGS.iter() {
+        let at = &rendering.values;
+        let Some(driver) = rendering.objects.iter().find(|object| is(object, "CSIDriver")) else { continue };
+        let Some(deployment) = rendering.objects.iter().find(|object| is(object, "Deployment")) else {
+            continue;
+        };
+        let publishes = deployment.to_string().contains("--enable-capacity");
+        assert_eq!(driver["spec"]["storageCapacity"], publishes, "{at:?}");
+        let forced = rendering.has("storageCapacity=true") || rendering.has("storageCapacity=false");
+        let all = rendering.has("available") || rendering.has("everything");
+        assert_eq!(publishes, if forced { rendering.has("storageCapacity=true") } else { all }, "{at:?}");
+        let may = rendering.objects.iter().any(|object| {
+            is(&object, "Role") && text(object, "/metadata/name").ends_with("-storage-capacity")
+        });
+        assert_eq!(may, publishes && !rendering.has("rbac.create=false"), "{at:?}");
+    }
+}
+
+#[test]
+fn nodes_say_where_they_are_as_the_release_or_their_labels_have_it() {
+    let arguments = |names: &[&str]| -> Vec<String> {
+        let objects = &rendering(names).objects;
+        let node = objects.iter().find(|object| text(object, "/kind") == "DaemonSet").unwrap();
+        let driver = &node["spec"]["template"]["spec"]["containers"][0];
+        let said =
+            strings(driver, "/args").into_iter().filter(|argument| argument.starts_with("--topology="));
+        let labels = list(driver, "/env")
+            .iter()
+            .map(|variable| text(variable, "/valueFrom/fieldRef/fieldPath").to_owned())
+            .filter(|path| path.starts_with("metadata.labels"));
+        said.chain(labels).collect()
+    };
+    let of_the_release =
+        ["--topology=topology.kubernetes.io/region=here", "--topology=topology.kubernetes.io/zone=a"];
+    assert_eq!(arguments(&["everything"]), of_the_release);
+    let of_labels = [
+        "--topology=topology.kubernetes.io/zone=$(TOPOLOGY_0)",
+        "--topology=topology.kubernetes.io/region=$(TOPOLOGY_1)",
+        "metadata.labels['topology.kubernetes.io/zone']",
+        "metadata.labels['topology.kubernetes.io/region']",
+    ];
+    assert_eq!(arguments(&["available", "since-1.35"]), of_labels);
+    assert!(arguments(&["one"]).is_empty());
+}
+
+#[test]
+fn whoever_is_let_in_finds_an_open_port_and_nobody_else_is_let_in() {
+    for rendering in RENDERINGS.iter() {
+        let of_kind =
+            |kind: &'static str| rendering.objects.iter().filter(move |object| text(object, "/kind") == kind);
+        let Some(deployment) = of_kind("Deployment").next() else { continue };
+        let ports: BTreeMap<_, _> = list(deployment, "/spec/template/spec/containers")
+            .iter()
+            .flat_map(|container| list(container, "/ports"))
+            .map(|port| (text(port, "/name"), &port["containerPort"]))
+            .collect();
+        let called: BTreeSet<_> = of_kind("Service")
+            .flat_map(|service| list(service, "/spec/ports"))
+            .map(|port| ports[text(port, "/targetPort")].to_string())
+            .collect();
+        for policy in of_kind("NetworkPolicy") {
+            let rules = list(policy, "/spec/ingress");
+            let admitted: BTreeSet<_> = rules
+                .iter()
+                .flat_map(|rule| list(rule, "/ports"))
+                .map(|port| port["port"].to_string())
+                .collect();
+            assert_eq!(admitted, called, "{:?}", rendering.values);
+            // A rule without ports admits to all of them.
+            assert!(rules.iter().all(|rule| !list(rule, "/ports").is_empty()), "{:?}", rendering.values);
+        }
+        let monitored: BTreeSet<_> = of_kind("ServiceMonitor")
+            .flat_map(|monitor| list(monitor, "/spec/endpoints"))
+            .map(|endpoint| text(endpoint, "/port"))
+            .collect();
+        assert!(
+            monitored.iter().all(|port| ports.contains_key(port)),
+            "{:?}: {monitored:?}",
+            rendering.values
+        );
     }
 }

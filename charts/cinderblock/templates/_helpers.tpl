@@ -96,6 +96,40 @@ csi.storage.k8s.io/{{ $kind }}-secret-namespace: {{ $secret.namespace | quote }}
 {{- toJson $found -}}
 {{- end }}
 
+{{/* "true" when the room that is left is published. */}}
+{{- define "cinderblock.storageCapacity" -}}
+{{- $answers := gt (len .Values.clusters) 0 -}}
+{{- range .Values.clusters }}{{ if not .ownUser }}{{ $answers = false }}{{ end }}{{ end -}}
+{{- if or (eq (toString .Values.storageCapacity) "true") (and (eq (toString .Values.storageCapacity) "auto") $answers) -}}true{{- end -}}
+{{- end }}
+
+{{/* "true" when some cluster is not reached from every node. */}}
+{{- define "cinderblock.topology" -}}
+{{- $used := or .Values.node.topology .Values.node.topologyLabels -}}
+{{- range .Values.clusters }}{{ if .topology }}{{ $used = true }}{{ end }}{{ end -}}
+{{- if $used -}}true{{- end -}}
+{{- end }}
+
+{{/* "true" when volumes stay attached while the node plugin restarts. */}}
+{{- define "cinderblock.restartable" -}}
+{{- $rbd := gt (len .Values.storageClasses) 0 -}}
+{{- range .Values.storageClasses }}{{ if ne (.mounter | default "rbd") "rbd" }}{{ $rbd = false }}{{ end }}{{ end -}}
+{{- if or (eq (toString .Values.node.restartable) "true") (and (eq (toString .Values.node.restartable) "auto") $rbd) -}}true{{- end -}}
+{{- end }}
+
+{{/* "true" where sidecars find storage.k8s.io/v1 VolumeAttributesClass, the one version they know. */}}
+{{- define "cinderblock.volumeAttributesClasses" -}}
+{{- if semverCompare ">=1.34.0-0" .Capabilities.KubeVersion.Version -}}true{{- end -}}
+{{- end }}
+
+{{/* The controller's sidecars that talk to Kubernetes, as JSON; their ports of metrics are in this order. */}}
+{{- define "cinderblock.sidecars" -}}
+{{- $sidecars := list "provisioner" "attacher" "resizer" -}}
+{{- if .Values.sidecars.snapshotter.enabled }}{{ $sidecars = append $sidecars "snapshotter" }}{{ end -}}
+{{- if .Values.snapshotMetadata.enabled }}{{ $sidecars = append $sidecars "snapshotMetadata" }}{{ end -}}
+{{- toJson $sidecars -}}
+{{- end }}
+
 {{/* What every container but the node plugin's driver is held to. */}}
 {{- define "cinderblock.containerSecurity" -}}
 allowPrivilegeEscalation: false
