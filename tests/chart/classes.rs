@@ -9,7 +9,7 @@ use cinderblock::csi::parameters::{GroupParameters, SnapshotParameters, VolumePa
 use cinderblock::csi::qos;
 use serde_json::Value;
 
-use super::{RENDERINGS, parameters, rendering, text, yaml};
+use super::{RENDERINGS, parameters, read, rendering, text, yaml};
 
 /// Has the driver check the configuration and the classes among these objects. Classes without a configuration are an error.
 fn check_with_the_driver(objects: &[Value], at: &str) {
@@ -78,7 +78,7 @@ fn the_driver_takes_the_examples_and_they_fit_together() {
             all.extend(yaml(&fs::read_to_string(&path).unwrap()));
         }
     }
-    assert!(all.len() >= 12, "{} objects", all.len());
+    assert!(all.len() >= 24, "{} objects", all.len());
     check_with_the_driver(&all, "deploy/examples");
     let there: BTreeSet<_> = all.iter().map(|o| (text(o, "/kind"), text(o, "/metadata/name"))).collect();
     assert_eq!(there.len(), all.len(), "two examples have one name");
@@ -89,6 +89,8 @@ fn the_driver_takes_the_examples_and_they_fit_together() {
             ("/spec/volumeSnapshotClassName", "VolumeSnapshotClass"),
             ("/spec/volumeGroupSnapshotClassName", "VolumeGroupSnapshotClass"),
             ("/spec/source/persistentVolumeClaimName", "PersistentVolumeClaim"),
+            ("/spec/source/volumeSnapshotContentName", "VolumeSnapshotContent"),
+            ("/spec/volumeSnapshotRef/name", "VolumeSnapshot"),
             ("/spec/dataSource/name", text(object, "/spec/dataSource/kind")),
             ("/spec/volumes/0/persistentVolumeClaim/claimName", "PersistentVolumeClaim"),
         ] {
@@ -96,4 +98,35 @@ fn the_driver_takes_the_examples_and_they_fit_together() {
             assert!(name.is_empty() || there.contains(&(kind, name)), "{object}: no {kind} {name}");
         }
     }
+}
+
+#[test]
+fn the_order_of_application_names_every_example_once_and_after_what_it_needs() {
+    let order = read("deploy/README.md");
+    let mut named: Vec<_> = order
+        .split('`')
+        .filter(|word| Path::new(word).extension().is_some_and(|extension| extension == "yaml"))
+        .filter(|word| !word.contains('/') && *word != "values.yaml" && *word != "cinderblock.yaml")
+        .collect();
+    let position =
+        |name: &str| named.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name}"));
+    for (first, then) in [
+        ("clusters.yaml", "classes.yaml"),
+        ("classes.yaml", "pvc.yaml"),
+        ("pvc.yaml", "snapshot-and-restore.yaml"),
+        ("pvc.yaml", "clone.yaml"),
+        ("pvc.yaml", "group-snapshot.yaml"),
+        ("golden-image.yaml", "golden-image-snapshot.yaml"),
+        ("golden-image-snapshot.yaml", "golden-image-use.yaml"),
+    ] {
+        assert!(position(first) < position(then), "{then} is named before {first}");
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples");
+    let mut there: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    there.sort();
+    named.sort_unstable();
+    assert_eq!(named, there);
 }

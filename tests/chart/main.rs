@@ -25,6 +25,9 @@ const NAMESPACE: &str = "storage-system";
 const VERSIONS: &[&str] = &["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"];
 const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
 
+/// The versions from which on the chart comes out differently, up to the next of these.
+const TURNS: &[&str] = &["1.30", "1.34", "1.35"];
+
 /// Mistakes the schema and the templates find: a file of values, what is set beside it, and a word of what is said.
 const REFUSED: &[(&str, &str, &str)] = &[
     ("one", "controler.replicas=3", "controler"),
@@ -67,22 +70,22 @@ fn file_of(name: &str) -> String {
     format!("tests/chart/{name}.yaml")
 }
 
-/// The values of the matrix, with the versions each is for: files; and every boolean the other way round, beside a file that has most
-/// things off and beside one that has them on.
-fn matrix() -> Vec<(Vec<String>, &'static [&'static str])> {
+/// The values of the matrix, with the versions each is rendered for: files, for all; and every boolean the other way round, beside a file
+/// that has most things off and beside one that has them on, for those at which the templates change their minds.
+fn matrix() -> Vec<(Vec<String>, Vec<&'static str>)> {
     let file = |name: &str| vec!["-f".to_owned(), file_of(name)];
-    let since = |version: &str| &VERSIONS[VERSIONS.iter().position(|known| *known == version).unwrap()..];
+    let since = |first: &str| VERSIONS.iter().copied().filter(|version| *version >= first).collect();
     let mut matrix: Vec<_> = ["one", "available", "minimal", "three", "off", "everything"]
-        .map(|name| (file(name), VERSIONS))
+        .map(|name| (file(name), VERSIONS.to_vec()))
         .into();
-    for (name, version) in [("since-1.34", "1.34"), ("since-1.35", "1.35")] {
-        matrix.push(([file("available"), file(name)].concat(), since(version)));
+    for (name, first) in [("since-1.34", "1.34"), ("since-1.35", "1.35")] {
+        matrix.push(([file("available"), file(name)].concat(), since(first)));
     }
     for (path, values) in switches(&yaml(&read("charts/cinderblock/values.yaml"))[0], "") {
         for value in values {
             let set = vec!["--set".to_owned(), format!("{path}={value}")];
-            matrix.push(([file("available"), set.clone()].concat(), VERSIONS));
-            matrix.push(([file("everything"), set].concat(), VERSIONS));
+            matrix.push(([file("available"), set.clone()].concat(), TURNS.to_vec()));
+            matrix.push(([file("everything"), set].concat(), TURNS.to_vec()));
         }
     }
     matrix
@@ -104,12 +107,19 @@ static RENDERINGS: LazyLock<Vec<Rendering>> = LazyLock::new(|| {
         );
         String::from_utf8(output.stdout).unwrap()
     });
-    let mut same: BTreeMap<(&Vec<String>, &str), Vec<&'static str>> = BTreeMap::new();
+    let mut same: BTreeMap<(&Vec<String>, &str), BTreeSet<&'static str>> = BTreeMap::new();
     for ((values, version), text) in jobs.iter().zip(&texts) {
-        same.entry((values, text)).or_default().push(version);
+        let turn = TURNS.iter().rposition(|turn| turn <= version).unwrap();
+        let next = TURNS.get(turn + 1).unwrap_or(&"2");
+        let alike = VERSIONS.iter().filter(|other| *other >= version && *other < next);
+        same.entry((values, text)).or_default().extend(alike);
     }
     same.into_iter()
-        .map(|((values, text), versions)| Rendering { values: values.clone(), versions, objects: yaml(text) })
+        .map(|((values, text), versions)| Rendering {
+            values: values.clone(),
+            versions: versions.into_iter().collect(),
+            objects: yaml(text),
+        })
         .collect()
 });
 
@@ -199,6 +209,30 @@ fn strings(value: &Value, pointer: &str) -> Vec<String> {
 /// Every object of every rendering, with what the rendering was made with.
 fn objects() -> impl Iterator<Item = (&'static Rendering, &'static Value)> {
     RENDERINGS.iter().flat_map(|rendering| rendering.objects.iter().map(move |object| (rendering, object)))
+}
+
+#[test]
+fn the_templates_ask_for_versions_of_kubernetes_where_the_matrix_looks() {
+    let mut asked = BTreeSet::new();
+    for entry in
+        fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/cinderblock/templates")).unwrap()
+    {
+        let Ok(template) = fs::read_to_string(entry.unwrap().path()) else { continue };
+        for line in template.lines().filter(|line| line.contains(".Capabilities")) {
+            assert_eq!(
+                line.matches(".Capabilities").count(),
+                line.matches(".Capabilities.KubeVersion.Version").count()
+            );
+            if let Some((_, condition)) = line.split_once("semverCompare \"") {
+                asked.insert(
+                    condition.trim_start_matches(['<', '>', '=']).split(".0-0").next().unwrap().to_owned(),
+                );
+            } else {
+                assert!(line.contains("fail"), "{line}");
+            }
+        }
+    }
+    assert!(asked.iter().eq(&TURNS[1..]), "{asked:?}");
 }
 
 #[test]
