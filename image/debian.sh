@@ -20,6 +20,7 @@ root=$1
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 [[ $codename == bookworm ]] || die "the image is Debian bookworm, and this machine's packages are of ${codename:-something else}"
 mkdir -p "$root"
+root=$(cd "$root" && pwd)
 [[ -z $(ls -A "$root") ]] || die "$root is not empty"
 
 work=$(mktemp -d --tmpdir cinderblock-image.XXXXXX)
@@ -55,7 +56,6 @@ mkdir -p "$work/whole/partial" "$work/parts"
     die "apt-get could not download the packages; its last words are above"
 }
 cd "$root"
-root=$PWD
 
 # unpack ARCHIVE [PATH…]: what is named of a package, or all of it, and the package's entry in dpkg's status.
 unpack() {
