@@ -31,6 +31,10 @@ test-hammer: build ## 64 clients and two drivers on the same ten names for a min
 	lab/ceph up --monitor-round 0.05
 	eval "$$(lab/ceph env)" && HAMMER_SECONDS=60 cargo test --test hammer
 
+test-kubernetes: build kubernetes-tools ## a real Kubernetes control plane with the real sidecars, on a real Ceph; builds Kubernetes first: 20 minutes, once
+	lab/test-kubernetes
+	tests/kubernetes.sh
+
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
 
@@ -77,11 +81,21 @@ tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/pyth
 .tools/bin/helm: tools/helm/go.mod tools/helm/go.sum
 	cd tools/helm && go build -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
 
-# In an environment of its own; it is made anew when the list changes.
-.tools/kubernetes-validate/bin/python: tools/kubernetes-validate/requirements.txt
-	rm -rf .tools/kubernetes-validate
-	python3 -m venv .tools/kubernetes-validate
-	.tools/kubernetes-validate/bin/pip --quiet --disable-pip-version-check install --require-hashes --requirement $<
-	touch $@
+# Kubernetes and what belongs to it, for lab/kubernetes. Helm and kubectl ask which version they talk to.
+control_plane := $(addprefix .tools/bin/,kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
+sidecars := $(addprefix .tools/bin/,csi-provisioner csi-attacher csi-resizer csi-snapshotter csi-snapshot-metadata snapshot-controller)
 
-.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-image image-rootfs image-sbom lint manifests lab-up lab-down clean
+kubernetes-tools: .tools/bin/etcd .tools/bin/helm $(control_plane) $(sidecars)
+
+.tools/bin/etcd: tools/etcd/go.mod tools/etcd/go.sum
+	cd tools/etcd && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ go.etcd.io/etcd/server/v3
+
+$(control_plane) &: tools/kubernetes/go.mod tools/kubernetes/go.sum
+	cd tools/kubernetes && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && minor=$${version#v1.} && \
+	    flag='-X k8s.io/component-base/version.git' && \
+	    go build -buildvcs=false -trimpath -ldflags "-s -w $${flag}Version=$$version $${flag}Major=1 $${flag}Minor=$${minor%.*}" -o $(CURDIR)/.tools/bin/ tool
+
+$(sidecars) &: tools/csi-sidecars/go.mod tools/csi-sidecars/go.sum
+	cd tools/csi-sidecars && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/.tools/bin/ tool
+
+.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-kubernetes kubernetes-tools lint manifests lab-up lab-down clean

@@ -1,5 +1,5 @@
 # Words every script of the lab shares. Sourced, never run.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # dir is the folder of the script that sources it
 
 # say WORDS…: one line of progress, on standard error so that standard output stays a command's answer.
 say() {
@@ -36,4 +36,16 @@ milliseconds() {
 seconds_since() {
     local passed=$(($(milliseconds) - $1))
     printf '%d.%d s' $((passed / 1000)) $((passed % 1000 / 100))
+}
+
+# lock_folder: one `up` or `down` at a time per folder. The folder itself is the lock file; when it was removed while we
+# waited, the lock is on nothing, so we take it anew.
+lock_folder() {
+    while true; do
+        mkdir -p "$dir"
+        exec {lock}<"$dir"
+        flock "$lock"
+        [[ $(stat -Lc %i "/dev/fd/$lock") == "$(stat -c %i "$dir" 2>/dev/null)" ]] && return
+        exec {lock}<&-
+    done
 }

@@ -1,0 +1,36 @@
+# What the tests of the labs assert with. Sourced, never run.
+# shellcheck shell=bash
+
+passed=0 failed=0
+
+# check WHAT COMMAND…: one assertion.
+check() {
+    local what=$1 output
+    shift
+    if output=$("$@" 2>&1); then
+        passed=$((passed + 1))
+        echo "ok      $what"
+    else
+        failed=$((failed + 1))
+        echo "FAILED  $what"
+        echo "        $* said: $output"
+    fi
+}
+
+# refuses WORDS COMMAND…: whether the command fails and says these words.
+refuses() {
+    local words=$1 output
+    shift
+    ! output=$("$@" 2>&1) || return
+    echo "$output"
+    [[ $output == *"$words"* ]]
+}
+
+same() { [[ "$1" == "$2" ]]; }
+differ() { [[ -n $1 && -n $2 && "$1" != "$2" ]]; }
+
+# checked WHAT: the last line of a test. Fails when a check has.
+checked() {
+    echo "$1: $passed passed, $failed failed"
+    ((failed == 0))
+}
