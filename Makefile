@@ -83,7 +83,7 @@ tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/pyth
 
 # Kubernetes and what belongs to it, for lab/kubernetes. Helm and kubectl ask which version they talk to.
 control_plane := $(addprefix .tools/bin/,kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
-sidecars := $(addprefix .tools/bin/,csi-provisioner csi-attacher csi-resizer csi-snapshotter csi-snapshot-metadata snapshot-controller)
+sidecars := $(addprefix .tools/bin/,csi-provisioner csi-attacher csi-resizer csi-snapshotter csi-snapshot-metadata snapshot-controller csi-node-driver-registrar livenessprobe)
 
 kubernetes-tools: .tools/bin/etcd .tools/bin/helm $(control_plane) $(sidecars)
 
@@ -95,7 +95,7 @@ $(control_plane) &: tools/kubernetes/go.mod tools/kubernetes/go.sum
 	    flag='-X k8s.io/component-base/version.git' && \
 	    go build -buildvcs=false -trimpath -ldflags "-s -w $${flag}Version=$$version $${flag}Major=1 $${flag}Minor=$${minor%.*}" -o $(CURDIR)/.tools/bin/ tool
 
-$(sidecars) &: tools/csi-sidecars/go.mod tools/csi-sidecars/go.sum
+$(sidecars) &: tools/csi-sidecars/go.mod tools/csi-sidecars/go.sum $(wildcard tools/csi-sidecars/*/*.go)
 	cd tools/csi-sidecars && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/.tools/bin/ tool
 
 .PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-kubernetes kubernetes-tools lint manifests lab-up lab-down clean

@@ -73,9 +73,10 @@ explain() {
 make_authority() {
     mkdir "$dir/pki"
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=lab \
-        -keyout "$dir/pki/ca.key" -out "$dir/pki/ca.crt" 2>>"$dir/log/openssl.log"
-    openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$dir/pki/accounts.key" 2>>"$dir/log/openssl.log"
-}
+        -keyout "$dir/pki/ca.key" -out "$dir/pki/ca.crt"
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$dir/pki/accounts.key"
+    openssl pkey -in "$dir/pki/accounts.key" -pubout -out "$dir/pki/accounts.pub"
+} 2>>"$dir/log/openssl.log"
 
 # make_certificate NAME SUBJECT ADDRESSES: ADDRESSES as in subjectAltName, empty for one that only calls others.
 make_certificate() {
@@ -135,9 +136,10 @@ make_control_plane() {
     make_certificate kube-apiserver /CN=kube-apiserver \
         "IP:127.0.0.1,IP:$service_address,DNS:localhost,DNS:kubernetes.default.svc"
     make_certificate kubelet-client /O=system:masters/CN=kube-apiserver ""
-    start etcd --listen-client-urls="unix://$dir/etcd.sock" --advertise-client-urls="unix://$dir/etcd.sock" \
-        --listen-peer-urls="unix://$dir/etcd.peer.sock" --initial-advertise-peer-urls="unix://$dir/etcd.peer.sock" \
-        --initial-cluster="default=unix://$dir/etcd.peer.sock" --unsafe-no-fsync --log-level=warn
+    # What it advertises must have a port; nobody is told.
+    start etcd --listen-client-urls="unix://$dir/etcd.sock" --advertise-client-urls=http://localhost:2379 \
+        --listen-peer-urls="unix://$dir/etcd.peer.sock" --unsafe-no-fsync --log-level=warn
+    wait_until 30 "etcd" test -S "$dir/etcd.sock"
     start_api_server
     make_client kube-controller-manager /CN=system:kube-controller-manager
     make_client kube-scheduler /CN=system:kube-scheduler
@@ -146,6 +148,14 @@ make_control_plane() {
     start kube-scheduler --leader-elect=false --secure-port=0
     add_snapshots
     wait_until 60 "the service account default" kubectl get --namespace default serviceaccount default >"$dir/log/kubectl.log" 2>&1
+    all_run
+}
+
+all_run() {
+    local name
+    for name in "${control_plane[@]}"; do
+        runs "$name" || { say "$name has ended"; return 1; }
+    done
 }
 
 # start_api_server: tries ports until it could bind one. The ports lie below the range the kernel hands to clients.
@@ -164,7 +174,7 @@ start_api_server() {
             --client-ca-file="$dir/pki/ca.crt" --anonymous-auth=false \
             --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --allow-privileged \
             --service-account-issuer=https://kubernetes.default.svc \
-            --service-account-key-file="$dir/pki/accounts.key" \
+            --service-account-key-file="$dir/pki/accounts.pub" \
             --service-account-signing-key-file="$dir/pki/accounts.key" \
             --kubelet-client-certificate="$dir/pki/kubelet-client.crt" \
             --kubelet-client-key="$dir/pki/kubelet-client.key" \
