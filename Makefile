@@ -84,8 +84,10 @@ tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/pyth
 # Kubernetes and what belongs to it, for lab/kubernetes. Helm and kubectl ask which version they talk to.
 control_plane := $(addprefix .tools/bin/,kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
 sidecars := $(addprefix .tools/bin/,csi-provisioner csi-attacher csi-resizer csi-snapshotter csi-snapshot-metadata snapshot-controller csi-node-driver-registrar livenessprobe)
+containerd := $(addprefix .tools/bin/,containerd ctr containerd-shim-runc-v2)
 
 kubernetes-tools: .tools/bin/etcd .tools/bin/helm $(control_plane) $(sidecars)
+kubernetes-node-tools: kubernetes-tools $(containerd)
 
 .tools/bin/etcd: tools/etcd/go.mod tools/etcd/go.sum
 	cd tools/etcd && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ go.etcd.io/etcd/server/v3
@@ -98,4 +100,7 @@ $(control_plane) &: tools/kubernetes/go.mod tools/kubernetes/go.sum
 $(sidecars) &: tools/csi-sidecars/go.mod tools/csi-sidecars/go.sum $(wildcard tools/csi-sidecars/*/*.go)
 	cd tools/csi-sidecars && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/.tools/bin/ tool
 
-.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-kubernetes kubernetes-tools lint manifests lab-up lab-down clean
+$(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
+	cd tools/containerd && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/.tools/bin/ tool
+
+.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-kubernetes kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean

@@ -1,5 +1,5 @@
 # A Kubernetes control plane of processes, all of it inside one folder. Sourced, never run.
-# shellcheck shell=bash disable=SC2154 # dir, bin, here and lock are lab/kubernetes' own
+# shellcheck shell=bash disable=SC2154 # dir, home, bin, here, service_… and lock are lab/kubernetes' own
 #
 # The folder ($dir) holds:
 #   mark                what marks it as a lab
@@ -21,7 +21,8 @@ mark_of() {
     case $1 in
     etcd) echo "--data-dir=$dir/etcd" ;;
     kube-apiserver) echo "--cert-dir=$dir/pki" ;;
-    containerd) echo "--config=$dir/node/containerd.toml" ;;
+    node-init) echo "$home" ;;
+    containerd) echo "--config=$home/containerd.toml" ;;
     *) echo "--kubeconfig=$dir/$1.kubeconfig" ;;
     esac
 }

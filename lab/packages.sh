@@ -10,6 +10,10 @@ lab_packages=(
 # What lab/guest takes besides: an emulator, what its initramfs is made of, and what a guest attaches with.
 guest_packages=(qemu-system-x86 qemu-system-common busybox-static cpio kmod iproute2 socat rbd-nbd)
 
+# What lab/kubernetes takes besides, for a control plane and for its node.
+kubernetes_packages=(openssl)
+node_packages=(runc containernetworking-plugins busybox-static umoci socat iproute2 gcc libc6-dev)
+
 # A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers; what tests look at
 # scripts and answers with, and make hosts odd with; Python, for what checks objects against Kubernetes' schemas.
 build_packages=(gcc libc6-dev shellcheck jq socat faketime python3-venv)
