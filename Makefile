@@ -31,9 +31,10 @@ test-hammer: build ## 64 clients and two drivers on the same ten names for a min
 	lab/ceph up --monitor-round 0.05
 	eval "$$(lab/ceph env)" && HAMMER_SECONDS=60 cargo test --test hammer
 
-test-kubernetes: build kubernetes-tools ## a real Kubernetes control plane with the real sidecars, on a real Ceph; builds Kubernetes first: 20 minutes, once
+test-kubernetes: build kubernetes-node-tools ## a real Kubernetes with the real sidecars and the chart, on a real Ceph; builds Kubernetes first: 20 minutes, once
 	lab/test-kubernetes
 	tests/kubernetes.sh
+	tests/kubernetes-node.sh
 
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
@@ -62,6 +63,7 @@ lab-down: ## stops it and removes it
 
 clean: ## removes what was built, and the lab
 	lab/ceph down
+	lab/kubernetes down
 	cargo clean
 	rm -rf .tools
 

@@ -60,7 +60,7 @@ make_node() {
     ip address add "$network.1/24" dev "$bridge"
     ip address add "$service_address/32" dev "$bridge"
     ip link set "$bridge" up
-    setsid unshare --mount --propagation private --pid --fork --kill-child "$here/node-init" "$home" \
+    setsid unshare --mount --propagation slave --pid --fork --kill-child "$here/node-init" "$home" \
         {lock}>&- </dev/null >"$dir/log/node-init.log" 2>&1 &
     wait_until 10 "the node's first process" test -e "$home/ready"
     write_node_configuration
