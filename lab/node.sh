@@ -123,6 +123,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /$cgroup
 failCgroupV1: false
 failSwapOn: false
+oomScoreAdj: 0
 enforceNodeAllocatable: []
 makeIPTablesUtilChains: false
 volumePluginDir: /var/lib/kubelet/exec
@@ -170,15 +171,15 @@ remove_cgroups() {
 
 # image NAME FOLDER COMMAND…: an image of a root filesystem, whose containers run this command.
 image() {
-    local name=$1 folder=$2 layout=$home/layout
+    local name=${1%:*} tag=${1##*:} folder=$2 layout=$home/layout
     shift 2
     rm -rf "$layout"
     umoci init --layout "$layout"
-    umoci new --image "$layout:new"
-    umoci insert --image "$layout:new" "$folder" /
-    umoci config --image "$layout:new" --config.env PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    umoci new --image "$layout:$tag"
+    umoci insert --image "$layout:$tag" "$folder" /
+    umoci config --image "$layout:$tag" --config.env PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         --clear=config.entrypoint "${@/#/--config.entrypoint=}"
-    tar --create --directory "$layout" . | in_node "$bin/ctr" --namespace k8s.io images import --index-name "$name" - >&2
+    tar --create --directory "$layout" . | in_node "$bin/ctr" --namespace k8s.io images import --base-name "$name" - >>"$dir/log/images.log" 2>&1
     rm -rf "$layout"
 }
 
