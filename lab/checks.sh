@@ -26,6 +26,20 @@ refuses() {
     [[ $output == *"$words"* ]]
 }
 
+# said WORDS COMMAND…: whether the command succeeds and says these words.
+said() {
+    local words=$1 output
+    shift
+    output=$("$@" 2>&1) || { echo "$output"; return 1; }
+    echo "$output"
+    [[ $output == *"$words"* ]]
+}
+
+# says WORDS COMMAND…: the same within half a minute.
+says() {
+    wait_until 30 "the answer $1" said "$@" >/dev/null || said "$@"
+}
+
 same() { [[ "$1" == "$2" ]]; }
 differ() { [[ -n $1 && -n $2 && "$1" != "$2" ]]; }
 

@@ -142,31 +142,40 @@ kubectl patch persistentvolumeclaim cloned --patch '{"spec": {"resources": {"req
 pod is-larger cloned '[ "$(df -m /volume | awk "END { print \$2 }")" -gt 1500 ]; [ "$(cat /volume/data)" = mine ]'
 check "a volume that grew is larger in its next pod, and holds what it held" ran is-larger
 
-# --- a node plugin is replaced while a pod writes --------------------------------------------------------------------
+# --- a rollout while a pod writes ------------------------------------------------------------------------------------
 
-plugin() { kubectl get pod --namespace cinderblock --selector app.kubernetes.io/component=node --output jsonpath='{.items[*].metadata.name}'; }
-plugin_is_new() { [[ $(plugin) != "$old_plugin" ]] && helm status cinderblock >/dev/null && kubectl wait pod --namespace cinderblock "$(plugin)" --for=condition=Ready --timeout=1s; }
+plugin() { kubectl get pod --namespace cinderblock --selector app.kubernetes.io/component=node --output "jsonpath={.items[*].$1}"; }
+plugin_is_new() { [[ $(plugin metadata.uid) != *"$old_plugin"* && $(plugin 'status.containerStatuses[*].ready') == "true true true" ]]; }
+written() { kubectl logs writes-on 2>/dev/null | sed -n 's/^written //p' | tail -n 1; }
+writes_beyond() {
+    local now
+    now=$(written)
+    ((${now:-0} > $1))
+}
 
 # shellcheck disable=SC2016 # for the pod's shell
 pod writes-on first '
     i=0
-    while i=$((i + 1)); do
-        echo "$i" >/volume/counter.new && sync /volume/counter.new && mv /volume/counter.new /volume/counter && sync /volume || { echo "the volume answers with errors"; exit 1; }
+    while i=$((i + 1)) && echo "$i" >/volume/new && sync /volume/new && mv /volume/new /volume/counter && sync /volume; do
         echo "written $i"
-    done'
-wait_until 60 "the pod to write" log_says writes-on "written 20"
-old_plugin=$(plugin)
-kubectl delete pod --namespace cinderblock "$old_plugin"
+    done
+    echo "the volume answers with errors"'
+wait_until 60 "the pod to write" writes_beyond 20
+check "helm upgrades the chart" helm upgrade cinderblock charts/cinderblock --reuse-values --set logLevel=debug --wait --timeout 5m
+check "new controllers and the old node plugin do nothing to the pod" wait_until 60 "it to write on" writes_beyond "$(written)"
+old_plugin=$(plugin metadata.uid)
+kubectl delete pod --namespace cinderblock "$(plugin metadata.name)"
 check "the node plugin comes back" wait_until 120 "the new node plugin" plugin_is_new
+check "as the chart now says" said log-level=debug plugin 'spec.containers[*].args'
 check "the pod whose volume its container attached hears of it" wait_until 60 "an error" log_says writes-on "answers with errors"
-written=$(kubectl logs writes-on | sed -n 's/^written //p' | tail -n 1)
+last=$(written)
 # The volume has to be unstaged: a pod that came at once would find it as it is.
 kubectl delete pod writes-on
 volume=$(kubectl get persistentvolumeclaim first --output jsonpath='{.spec.volumeName}')
 detached() { [[ $(kubectl get volumeattachments --output jsonpath='{.items[*].spec.source.persistentVolumeName}') != *"$volume"* ]]; }
 check "its volume is detached" wait_until 60 "it to be detached" detached
 # shellcheck disable=SC2016 # for the pod's shell
-pod reads-on first '[ "$(cat /volume/counter)" -ge '"$written"' ] && [ "$(sha256sum </volume/data)" = "$(cat /volume/sum)" ]'
+pod reads-on first '[ "$(cat /volume/counter)" -ge '"$last"' ] && [ "$(sha256sum </volume/data)" = "$(cat /volume/sum)" ]'
 check "the next pod finds all that was synced" ran reads-on
 
 # --- nothing is left -------------------------------------------------------------------------------------------------
