@@ -55,6 +55,8 @@ failed_node_up() {
 }
 
 make_node() {
+    [[ -z $(ip -brief address show to "$network.1") ]] ||
+        die "the node of another lab has the network $network.0/24, which this folder's name stands for; choose another --dir"
     mkdir -m 0755 "$home"
     ip link add "$bridge" type bridge
     ip address add "$network.1/24" dev "$bridge"
@@ -154,12 +156,19 @@ node_down() {
 # clean_node: ends the node, however much of it there is.
 clean_node() {
     stop kubelet containerd
-    local pid
+    local pid loop loops
+    loops=$(loops_of_pods)
     for pid in $(pids_of node-init); do kill -KILL "$pid" 2>/dev/null || true; done
     wait_until 10 "the node's processes to end" is_gone node-init
+    for loop in $loops; do losetup --detach "/dev/$loop" 2>/dev/null || true; done
     ip link delete "$bridge" 2>/dev/null || true
     wait_until 10 "the node's cgroups to go" remove_cgroups
     rm -rf --one-file-system "$home" "$dir/pki"/kubelet.{crt,key} "$dir/kubelet.kubeconfig" "$dir/log"/{node-init,containerd,kubelet,socat}.log
+}
+
+# loops_of_pods: the loop devices, of those that the node shares with this machine, that are mounted for pods.
+loops_of_pods() {
+    [[ -z $(node_init) ]] || in_node grep ' /var/lib/kubelet/' /proc/self/mountinfo | grep -oE '/loop[0-9]+' | sort -u | tr -d / || true
 }
 
 remove_cgroups() {

@@ -113,11 +113,13 @@ phase() { kubectl get pod "$1" --output jsonpath='{.status.phase}'; }
 log_says() { kubectl logs "$1" 2>/dev/null | grep -qF "$2"; }
 
 claim first
+left_loops() { losetup --list --noheadings --output BACK-FILE | grep -F /var/lib/cinderblock/ || true; }
 on_node() { in_node cat /proc/self/mountinfo | grep -E ' /var/lib/(kubelet/.*/mount|cinderblock/.*) ' || true; }
 
 pod writer first 'dd if=/dev/urandom of=/volume/data bs=1M count=32; sha256sum </volume/data >/volume/sum; sync'
 check "a pod writes to a volume" ran writer
 check "which is mounted on the node" differ "$(on_node)" none
+check "from a loop device" differ "$(left_loops)" none
 kubectl create --filename - <<'SNAPSHOT'
 apiVersion: snapshot.storage.k8s.io/v1
 kind: VolumeSnapshot
@@ -191,7 +193,6 @@ check "its pods go" wait_until 60 "the pods to go" gone pods --all-namespaces
 ceph_is_empty() { [[ -z $(rbd_left rbd "") ]]; }
 check "nothing is left in Ceph" wait_until 60 "the pool to be empty" ceph_is_empty
 check "no volume is mounted on the node" same "$(on_node)" ""
-left_loops() { losetup --list --noheadings --output BACK-FILE | grep -F /var/lib/cinderblock/ || true; }
 check "no loop device is left" same "$(left_loops)" ""
 check "no container runs" same "$(in_node ctr --namespace k8s.io tasks list --quiet)" ""
 
