@@ -33,7 +33,7 @@ trap end EXIT
 explain_cluster() {
     kubectl get --all-namespaces pods,persistentvolumeclaims,persistentvolumes,volumesnapshots,volumeattachments
     kubectl get --all-namespaces events --sort-by=.lastTimestamp | tail -n 40
-    kubectl logs --namespace cinderblock --selector app.kubernetes.io/name=cinderblock --all-containers --prefix --tail=15
+    kubectl logs --namespace cinderblock --selector app.kubernetes.io/name=cinderblock --all-containers --prefix --tail=3
 }
 
 in_node() { lab/kubernetes --dir "$work/kubernetes" node run "$@"; }
@@ -118,8 +118,6 @@ on_node() { in_node cat /proc/self/mountinfo | grep -E ' /var/lib/(kubelet/.*/mo
 
 pod writer first 'dd if=/dev/urandom of=/volume/data bs=1M count=32; sha256sum </volume/data >/volume/sum; sync'
 check "a pod writes to a volume" ran writer
-check "which is mounted on the node" differ "$(on_node)" none
-check "from a loop device" differ "$(left_loops)" none
 kubectl create --filename - <<'SNAPSHOT'
 apiVersion: snapshot.storage.k8s.io/v1
 kind: VolumeSnapshot
@@ -163,12 +161,16 @@ pod writes-on first '
     done
     echo "the volume answers with errors"'
 wait_until 60 "the pod to write" writes_beyond 20
-check "helm upgrades the chart" helm upgrade cinderblock charts/cinderblock --reuse-values --set logLevel=debug --wait --timeout 5m
-check "new controllers and the old node plugin do nothing to the pod" wait_until 60 "it to write on" writes_beyond "$(written)"
+check "its volume is mounted on the node" differ "$(on_node)" none
+check "from a loop device" differ "$(left_loops)" none
+# Without --wait: helm would wait for node plugins, and these stay until they are deleted.
+check "helm upgrades the chart" helm upgrade cinderblock charts/cinderblock --reuse-values --set logFormat=text
+check "new controllers come" kubectl rollout status --namespace cinderblock deployment --timeout 3m
+check "they and the old node plugin do nothing to the pod" wait_until 60 "it to write on" writes_beyond "$(written)"
 old_plugin=$(plugin metadata.uid)
 kubectl delete pod --namespace cinderblock "$(plugin metadata.name)"
 check "the node plugin comes back" wait_until 120 "the new node plugin" plugin_is_new
-check "as the chart now says" said log-level=debug plugin 'spec.containers[*].args'
+check "as the chart now says" said log-format=text plugin 'spec.containers[*].args'
 check "the pod whose volume its container attached hears of it" wait_until 60 "an error" log_says writes-on "answers with errors"
 last=$(written)
 # The volume has to be unstaged: a pod that came at once would find it as it is.
