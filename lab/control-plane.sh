@@ -212,6 +212,6 @@ crds=(
 
 # module_folder MODULE: where its source lies, at the version that the sidecars are built from.
 module_folder() (
-    cd "$here/../tools/csi-sidecars"
+    cd "$here/../tools/csi-sidecars" || exit
     go mod download "$1" && go list -m -f '{{.Dir}}' "$1"
 )

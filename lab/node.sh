@@ -6,7 +6,7 @@
 # in $dir/node. Pods have addresses of a network that this machine has the first address of, on a bridge; services have none
 # but the API server's, at which a process of the node hands connections on. There is no DNS.
 
-node=node-1
+node="node-1"
 
 # The image that holds a pod's namespaces, as this containerd knows it.
 pause=registry.k8s.io/pause:3.10.2
@@ -49,7 +49,7 @@ node_up() {
 
 failed_node_up() {
     trap - EXIT
-    explain node-init containerd kubelet kubectl
+    explain node-init containerd images kubelet kubectl
     clean_node
     die "the node could not start; the ends of the logs are above"
 }
@@ -66,6 +66,7 @@ make_node() {
         {lock}>&- </dev/null >"$dir/log/node-init.log" 2>&1 &
     wait_until 10 "the node's first process" test -e "$home/ready"
     write_node_configuration
+    make_cgroups
     make_certificate kubelet "/O=system:nodes/CN=system:node:$node" "IP:$network.1,DNS:$node"
     write_kubeconfig "$dir/kubelet.kubeconfig" "{client-certificate: \"$dir/pki/kubelet.crt\", client-key: \"$dir/pki/kubelet.key\"}"
     start_in_node socat "TCP-LISTEN:443,bind=$service_address,reuseaddr,fork" "TCP:127.0.0.1:$(setting port)"
@@ -133,16 +134,21 @@ resolvConf: ""
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%, imagefs.inodesFree: 0%}
 KUBELET
-    local folder
-    for folder in /sys/fs/cgroup /sys/fs/cgroup/*/; do
+}
+
+# make_cgroups: a group for the pods in each hierarchy of this machine, one or many.
+make_cgroups() {
+    local root=/sys/fs/cgroup folder
+    local hierarchies=("$root") cpuset=$root/cpuset
+    [[ -e $root/cgroup.procs ]] || hierarchies=("$root"/*)
+    for folder in "${hierarchies[@]}"; do
         [[ ! -e $folder/cgroup.procs ]] || mkdir -p "$folder/$cgroup"
     done
-    # A new group of this one may use no processor until it is told which.
-    for folder in /sys/fs/cgroup/cpuset/; do
-        [[ -e $folder/cpuset.cpus ]] || continue
-        cat "$folder/cpuset.cpus" >"$folder/$cgroup/cpuset.cpus"
-        cat "$folder/cpuset.mems" >"$folder/$cgroup/cpuset.mems"
-    done
+    if [[ -e $cpuset/cpuset.mems ]]; then
+        # A new group of this one may use no processor and no memory until it is told which.
+        cat "$cpuset/cpuset.cpus" >"$cpuset/$cgroup/cpuset.cpus"
+        cat "$cpuset/cpuset.mems" >"$cpuset/$cgroup/cpuset.mems"
+    fi
 }
 
 node_down() {
@@ -163,7 +169,8 @@ clean_node() {
     for loop in $loops; do losetup --detach "/dev/$loop" 2>/dev/null || true; done
     ip link delete "$bridge" 2>/dev/null || true
     wait_until 10 "the node's cgroups to go" remove_cgroups
-    rm -rf --one-file-system "$home" "$dir/pki"/kubelet.{crt,key} "$dir/kubelet.kubeconfig" "$dir/log"/{node-init,containerd,kubelet,socat}.log
+    rm -rf --one-file-system "$home" "$dir/pki"/kubelet.{crt,key} "$dir/kubelet.kubeconfig" \
+        "$dir/log"/{node-init,containerd,kubelet,socat,images}.log
 }
 
 # loops_of_pods: the loop devices, of those that the node shares with this machine, that are mounted for pods.
@@ -188,7 +195,8 @@ image() {
     umoci insert --image "$layout:$tag" "$folder" /
     umoci config --image "$layout:$tag" --config.env PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         --clear=config.entrypoint "${@/#/--config.entrypoint=}"
-    tar --create --directory "$layout" . | in_node "$bin/ctr" --namespace k8s.io images import --base-name "$name" - >>"$dir/log/images.log" 2>&1
+    tar --create --directory "$layout" . |
+        in_node "$bin/ctr" --namespace k8s.io images import --base-name "$name" - >>"$dir/log/images.log" 2>&1
     rm -rf "$layout"
 }
 
