@@ -74,7 +74,7 @@ fn options_and_protocols_are_those_of_the_class() {
     for (options, mode) in [
         ("queue_depth=64", "ms_mode=prefer-crc"),
         ("ms_mode=legacy,osd_idle_ttl=30", ""),
-        ("ms_mode=secure,noshare", "ms_mode=secure"),
+        ("ms_mode=secure,share", "ms_mode=secure"),
     ] {
         let mut volume = Volume::new(16, Access::Block);
         volume.map_options = Some(options.into());
@@ -90,15 +90,15 @@ fn options_and_protocols_are_those_of_the_class() {
 }
 
 #[test]
-fn volumes_share_a_client_unless_they_are_asked_not_to() {
-    let volumes = [None, None, Some("noshare".to_owned())].map(|options| {
+fn volumes_have_clients_of_their_own_unless_they_are_asked_to_share() {
+    let volumes = [None, None, Some("share"), Some("share")].map(|options| {
         let mut volume = Volume::new(16, Access::Block);
-        volume.map_options = options;
+        volume.map_options = options.map(str::to_owned);
         volume.stage().unwrap();
         volume
     });
     let clients: Vec<_> = volumes.iter().map(|volume| attribute(&volume.device(), "client_id")).collect();
-    assert!(clients[0] == clients[1] && clients[1] != clients[2], "{clients:?}");
+    assert!(clients[0] != clients[1] && clients[1] != clients[2] && clients[2] == clients[3], "{clients:?}");
     for volume in volumes {
         volume.unstage().unwrap();
         volume.finish();
