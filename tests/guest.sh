@@ -46,20 +46,15 @@ in_guest() {
 
 # What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of it is for
 # `make test-guest`.
-of_rbd=(kills:: growth:: a_restarted_driver a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in)
-of_rbd_nbd=(a_driver_killed_while_unstaging data_on_a_block a_block_device_in_use a_refused_attach the_key_is_in)
+of_rbd=(kills:: growth:: a_restarted_driver a_fenced a_watch_that a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in)
+of_rbd_nbd=(a_driver_killed_while_unstaging a_restarted_driver growth_beyond a_fenced a_watch_that data_on_a_block a_block_device_in_use a_refused_attach the_key_is_in)
 skipped=(
     # A storage daemon that dies or is interrupted: the mounter fuse.
     --skip a_volume_whose_daemon --skip an_attach_that_stopped_half_way --skip an_interrupted_growth
     --skip a_device_that_does_not_answer
-    # Fencing one volume of krbd's fences those of the other tests, which share its client: tests/guest-faults.sh.
-    --skip a_fenced_node
     # `rbd du` counts whole objects; the kernel trims them to pieces.
     --skip trimmed_space_goes_back
 )
-# rbd-nbd of Ceph 16 does not grow a mapped device on this kernel.
-skipped_of_rbd_nbd=(--skip growth:: --skip a_restarted_driver_goes_on)
-
 cargo build --bins
 node=$(test_binary node)
 own=$(test_binary guest)
@@ -74,7 +69,7 @@ over_rbd() {
 }
 
 over_rbd_nbd() {
-    in_guest "tests/node over rbd-nbd" NODE_MOUNTER=rbd-nbd "$node" --test-threads 2 "$@" "${skipped[@]}" "${skipped_of_rbd_nbd[@]}"
+    in_guest "tests/node over rbd-nbd" NODE_MOUNTER=rbd-nbd "$node" --test-threads 2 "$@" "${skipped[@]}"
 }
 
 # sanity MOUNTER ACCESS…

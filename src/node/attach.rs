@@ -8,6 +8,7 @@
 //! - `detach` is idempotent, refuses (`FailedPrecondition`) while the device is in use, and loses no write that was
 //!   acknowledged. It also clears what is half-done or dead.
 //! - `refresh` makes the device as large as the image is now, with I/O going on. It never resizes the image.
+//! - `watch` asks what the client knows by itself, and not the cluster, so it answers when that does not.
 //!
 //! The Ceph key is given to `attach` alone, and is never an argument, an environment variable or a file.
 
@@ -125,6 +126,18 @@ pub(super) enum Attachment {
     Dead(Device),
 }
 
+/// The watch on an image: by it a client hears that its image has grown, and others hear that the image is in use. Ceph takes it
+/// from a client that was silent for 30 seconds, and from one that it refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// The client has it, as far as it knows.
+    Held,
+    /// It was lost and is not back; a client that may have it takes it again at once.
+    Lost,
+    /// There is no telling here.
+    Unknown,
+}
+
 impl Mounter {
     /// Attaches `image`. `directory` is the volume's own place for files; `key` is there when the image has a user.
     /// `NotFound` when there is no such image, `Unauthenticated` when Ceph refuses the user or the key,
@@ -199,19 +212,37 @@ impl Mounter {
         }
     }
 
-    /// Takes up the image's present size, which the caller takes to be `wanted` bytes at least. `Unavailable` when the cluster or the device's server does not answer.
+    /// Takes up the image's present size. `image_size` asks the cluster for it, where the mounter cannot. `Unavailable` when the cluster or
+    /// the device's server does not answer.
     pub(super) fn refresh(
         self,
         directory: &Path,
         image: &Image,
         read_only: bool,
         device: &Device,
-        wanted: u64,
+        image_size: impl FnOnce() -> Result<u64>,
     ) -> Result<()> {
         match self {
             Mounter::Rbd => krbd::refresh(directory, image, device),
-            Mounter::RbdNbd => nbd::refresh(image, device, wanted),
+            Mounter::RbdNbd => nbd::refresh(directory, image, read_only, device, image_size),
             Mounter::Fuse => fuse::refresh(directory, image, read_only, device),
+        }
+    }
+
+    /// Whether the client of the volume of `directory`, which has it for writing, watches its image.
+    pub(super) fn watch(self, directory: &Path, device: &Device) -> Watch {
+        match self {
+            Mounter::Rbd => krbd::watch(device),
+            Mounter::RbdNbd => nbd::watch(directory),
+            Mounter::Fuse => fuse::watch(directory),
+        }
+    }
+
+    /// The address Ceph knows the client of `device` by, where the mounter can tell.
+    pub(super) fn client_address(self, device: &Device) -> Option<String> {
+        match self {
+            Mounter::Rbd => krbd::client_address(device),
+            Mounter::RbdNbd | Mounter::Fuse => None,
         }
     }
 

@@ -6,6 +6,7 @@
 //! - `D/export`: an empty file; the daemon mounts the image over it.
 //! - `D/qmp`: the socket the daemon is commanded through.
 //! - `D/ceph.conf`: how to reach the monitors; no key.
+//! - `D/asok-N`: the admin socket of the image's N-th opening (below), by which [`watch`] asks.
 //! - `D/loop`: which loop device it is.
 //!
 //! The Ceph key goes to the daemon over its socket and lives in its memory alone. It stays there as the daemon's
@@ -25,6 +26,7 @@
 //! the old one; QEMU flushes and holds I/O back meanwhile. The obvious `block_resize` is not used: it sets
 //! the image's size, and would shrink an image that the controller grew at the same moment.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -35,7 +37,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::attach::{Attachment, Device, Image};
+use super::admin_socket;
+use super::attach::{Attachment, Device, Image, Watch};
 use super::bounded::bounded;
 use super::error::{Error, Result};
 use super::kill::step;
@@ -54,8 +57,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a daemon may take to write back what it holds.
 const SYNC_PATIENCE: Duration = Duration::from_mins(1);
 
-/// The longest path of `D/qmp`: the kernel's limit for socket addresses, with room for the final NUL.
-const SOCKET_PATH_LIMIT: usize = 107;
+/// What the names of admin sockets begin with.
+const ADMIN_SOCKET: &str = "asok-";
 
 fn socket(directory: &Path) -> PathBuf {
     directory.join("qmp")
@@ -67,6 +70,18 @@ fn export(directory: &Path) -> PathBuf {
 
 fn configuration(directory: &Path) -> PathBuf {
     directory.join("ceph.conf")
+}
+
+/// Where the admin sockets of all openings are.
+fn admin_socket_paths(directory: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error: std::io::Error| Error::io("list", directory, error);
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries.collect::<std::io::Result<Vec<_>>>().map_err(failed)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(failed(error)),
+    };
+    let is_one = |name: &OsStr| name.to_str().is_some_and(|name| name.starts_with(ADMIN_SOCKET));
+    Ok(entries.iter().filter(|entry| is_one(&entry.file_name())).map(std::fs::DirEntry::path).collect())
 }
 
 fn loop_device(directory: &Path) -> LoopDevice {
@@ -148,6 +163,9 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
     while MountTable::read()?.at(&export).is_some() {
         mount::unmount(&export)?;
     }
+    for path in admin_socket_paths(directory)? {
+        admin_socket::remove(&path)?;
+    }
     let draft = loop_device.identity_draft();
     for path in [export, socket(directory), configuration(directory), draft, loop_device.identity] {
         match std::fs::remove_file(&path) {
@@ -162,7 +180,7 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
 
 /// Starts a daemon that has nothing open yet. When this returns, its socket accepts connections.
 fn start_daemon(directory: &Path) -> Result<()> {
-    if socket(directory).as_os_str().len() > SOCKET_PATH_LIMIT {
+    if socket(directory).as_os_str().len() > admin_socket::PATH_LIMIT {
         return Err(Error::FailedPrecondition(format!(
             "{} is too long for a unix socket: choose a shorter state directory",
             socket(directory).display()
@@ -186,14 +204,7 @@ fn open_image(
     if image.monitors.is_empty() || !image.monitors.bytes().all(is_address) {
         return Err(Error::InvalidArgument(format!("{:?} are no addresses of monitors", image.monitors)));
     }
-    let path = configuration(directory);
-    // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does.
-    let text = format!(
-        "[global]\nmon_host = {}\nclient_mount_timeout = {MONITOR_PATIENCE}\nkeyring = /dev/null\n",
-        image.monitors
-    );
-    std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
-    step("configuration written");
+    write_configuration(directory, image, 0)?;
     let export = export(directory);
     std::fs::write(&export, "").map_err(|error| Error::io("write", &export, error))?;
     step("place of the export made");
@@ -211,6 +222,30 @@ fn open_image(
     .map(drop)
 }
 
+/// Says how the image is opened for the `number`-th time.
+fn write_configuration(directory: &Path, image: &Image, number: u64) -> Result<()> {
+    let path = configuration(directory);
+    // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does.
+    let text = format!(
+        "[global]\nmon_host = {}\nclient_mount_timeout = {MONITOR_PATIENCE}\nkeyring = /dev/null\n{}",
+        image.monitors,
+        admin_socket::line(&directory.join(format!("{ADMIN_SOCKET}{number}")))
+    );
+    std::fs::write(&path, text).map_err(|error| Error::io("write", &path, error))?;
+    step("configuration written");
+    Ok(())
+}
+
+/// What the daemon says of its openings: one, but for an interrupted growth.
+pub(super) fn watch(directory: &Path) -> Watch {
+    let answers: Vec<_> = admin_socket_paths(directory)
+        .unwrap_or_default()
+        .iter()
+        .map(|path| admin_socket::watch(path))
+        .collect();
+    [Watch::Held, Watch::Lost].into_iter().find(|watch| answers.contains(watch)).unwrap_or(Watch::Unknown)
+}
+
 /// Has the daemon open the image again in place of the one it has. Returns the image's size in bytes.
 fn reopen_image(qmp: &mut Qmp, directory: &Path, image: &Image, read_only: bool) -> Result<u64> {
     // An interrupted reopening left a second one; the one in use refuses to go.
@@ -221,6 +256,7 @@ fn reopen_image(qmp: &mut Qmp, directory: &Path, image: &Image, read_only: bool)
         return Err(Error::Internal(format!("the storage daemon has not one opening of {image}")));
     };
     let new = old.wrapping_add(1);
+    write_configuration(directory, image, new)?;
     qmp.execute("blockdev-add", &image_options(directory, image, read_only, new))?
         .map_err(|refusal| open_error(image, &refusal))?;
     qmp.require("blockdev-reopen", &json!({"options": [device_options(read_only, new)]}))?;

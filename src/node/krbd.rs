@@ -14,6 +14,7 @@
 
 mod bus;
 mod line;
+mod watches;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
-use super::attach::{Attachment, Device, Image};
+use super::attach::{Attachment, Device, Image, Watch};
 use super::error::{Error, Result};
 use super::kernel_key;
 use super::kill::step;
@@ -132,6 +133,25 @@ pub(super) fn refresh(directory: &Path, image: &Image, device: &Device) -> Resul
         }
         thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What krbd says of it in debugfs, where that is mounted.
+pub(super) fn watch(device: &Device) -> Watch {
+    let Ok(mapped) = mapped_as(device) else { return Watch::Unknown };
+    let shown = |name: &str| mapped.attribute(name);
+    let client = format!("{}.{}", shown("cluster_fsid"), shown("client_id"));
+    let path = Path::new("/sys/kernel/debug/ceph").join(client).join("osdc");
+    match fs::read_to_string(path) {
+        Ok(requests) => {
+            watches::find(&requests, &shown("pool_id"), &format!("rbd_header.{}", shown("image_id")))
+        }
+        Err(_) => Watch::Unknown,
+    }
+}
+
+pub(super) fn client_address(device: &Device) -> Option<String> {
+    let address = mapped_as(device).ok()?.attribute("client_addr");
+    (!address.is_empty()).then_some(address)
 }
 
 pub(super) fn detach(directory: &Path) -> Result<()> {

@@ -115,6 +115,11 @@ impl Marks {
         self.with_image(OpenMode::ReadOnly, |image| image.info().map(|info| info.features))
     }
 
+    /// The image's size in bytes. Errors as [`Marks::read`].
+    pub(super) fn size(&self) -> Result<u64> {
+        self.with_image(OpenMode::ReadOnly, |image| image.info().map(|info| info.size))
+    }
+
     fn with_image<T: Send + 'static>(
         &self,
         mode: OpenMode,

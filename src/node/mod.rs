@@ -12,7 +12,7 @@
 //!   [`Error::Busy`], which no caller takes for final.
 //!
 //! - [`attach`]: the ways to attach an image: `krbd` (with `kernel_key` and `monitors`), `nbd` and `fuse` (with `qmp` and
-//!   `loop_device`). `map_options`: what a StorageClass may ask of them.
+//!   `loop_device`; `admin_socket` asks librbd in either). `map_options`: what a StorageClass may ask of them.
 //! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's metadata remembers of it.
 //! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts; `place`: paths, held
 //!   open.
@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+mod admin_socket;
 pub mod attach;
 mod bounded;
 mod error;
@@ -54,7 +55,7 @@ pub use map_options::{MapOptions, check_unmap_options};
 pub use options::check_mkfs_options;
 pub use publish::Publish;
 pub use stage::Stage;
-pub use usage::{Illness, Inodes, Usage};
+pub use usage::{Expand, Illness, Inodes, Usage};
 
 use crate::rbd::Key;
 use crate::rbd::ceph::{ConnectOptions, Connections, Timeouts};

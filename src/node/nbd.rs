@@ -8,13 +8,17 @@
 //! memory only. It outlives the driver, but not its container. A device whose process has gone keeps what is written to it for
 //! `reattach-timeout` seconds (30), and [`revive`] gives it a new process; without one it answers with errors then.
 //!
+//! `asok` in the volume's directory is the process's admin socket, by which [`watch`] asks it.
+//!
 //! Crash points: before the mapping; while `rbd-nbd` still maps, which [`detach`] ends; after it.
+
+mod netlink;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,20 +27,25 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{self, Signal};
 use nix::sys::stat::makedev;
 use nix::unistd::Pid;
 use zeroize::Zeroizing;
 
-use super::attach::{Attachment, Device, Image};
+use super::admin_socket;
+use super::attach::{Attachment, Device, Image, Watch};
 use super::bounded::bounded;
 use super::error::{Error, Result};
+use super::kill;
 use super::map_options::MapOptions;
 use super::mount;
 use super::programs::{self, Finished, Program};
 use crate::rbd::{Features, Key};
 
 const BLOCK_DEVICES: &str = "/sys/block";
+
+/// The unit of a device's size, in bytes.
+const SECTOR: u64 = 512;
 
 /// How long the process waits for monitors, in seconds.
 const MONITOR_PATIENCE: u32 = 20;
@@ -47,8 +56,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(40);
 /// How long writing back what the kernel's cache holds of a device may take.
 const SYNC_PATIENCE: Duration = Duration::from_mins(1);
 
-/// How long a device may take to follow its image's size.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process that tells the kernel of its image's growth by itself may take to.
+const GROWTH_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the kernel may take to change a device's size.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long somebody may have a device open just to look at it.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
@@ -128,24 +140,64 @@ pub(super) fn confirm(directory: &Path, image: &Image, device: &Device) -> Resul
     )))
 }
 
-/// The process hears of it when its image grows, and tells the kernel. Two do not: one that has its image for reading alone, and
-/// one of Ceph 16 on Linux 5.14 or newer, which lacks the cookie in what it tells.
-pub(super) fn refresh(image: &Image, device: &Device, wanted: u64) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let size = device.size()?;
-        if size >= wanted - wanted % 512 {
-            return Ok(());
-        }
+/// The process hears of it when its image grows. That of Ceph 17 tells the kernel; that of Ceph 16 does so without the cookie, which Linux
+/// 5.14 and newer refuse, so the driver tells it. A device must never be larger than what its process takes for the image's
+/// size: it would read as zeros there, and what is written be lost without an error.
+pub(super) fn refresh(
+    directory: &Path,
+    image: &Image,
+    read_only: bool,
+    device: &Device,
+    image_size: impl FnOnce() -> Result<u64>,
+) -> Result<()> {
+    let wanted = image_size()?;
+    let wanted = wanted - wanted % SECTOR;
+    let deadline = Instant::now() + GROWTH_PATIENCE;
+    while device.size()? < wanted {
         if Instant::now() > deadline {
-            return Err(Error::FailedPrecondition(format!(
-                "{} has {size} bytes, less than {wanted}: {image} has to be grown first; and where it has been, rbd-nbd does not take \
-                 up its size, as that of Ceph 16 never does on Linux 5.14 or newer: stage the volume again",
-                device.name
-            )));
+            require_knowledge_of_growth(directory, image, read_only)?;
+            return set_size(directory, device, wanted);
         }
         thread::sleep(Duration::from_millis(50));
     }
+    Ok(())
+}
+
+/// Who changes an image's size waits until all who watch it have heard of that, so a process with the watch knows.
+fn require_knowledge_of_growth(directory: &Path, image: &Image, read_only: bool) -> Result<()> {
+    let why = match watch(directory) {
+        _ if read_only => "has the image for reading alone",
+        Watch::Held => return Ok(()),
+        Watch::Lost => "has lost its watch on the image",
+        Watch::Unknown => "does not answer at its admin socket",
+    };
+    Err(Error::FailedPrecondition(format!(
+        "{image} has grown, but its rbd-nbd {why}, so nobody knows whether it has heard of that: the volume has its new size when it is \
+         staged again"
+    )))
+}
+
+fn set_size(directory: &Path, device: &Device, bytes: u64) -> Result<()> {
+    let index =
+        device.name.trim_start_matches("nbd").parse().map_err(|_| {
+            Error::Internal(format!("{} is not the name of a network block device", device.name))
+        })?;
+    let cookie = cookie(directory);
+    let what = format!("the kernel does not give {} the size of {bytes} bytes", device.name);
+    // Newer kernels wait for the I/O in flight.
+    let outcome = bounded(&what, PATIENCE, move || Ok(netlink::set_size(index, &cookie, bytes)))?;
+    outcome.map_err(|error| Error::Unavailable(format!("{what}: {error}; its log says why")))?;
+    kill::step("device told its size");
+    Ok(())
+}
+
+/// What its process says, if it has an admin socket.
+pub(super) fn watch(directory: &Path) -> Watch {
+    admin_socket::watch(&admin_socket_path(directory))
+}
+
+fn admin_socket_path(directory: &Path) -> PathBuf {
+    directory.join("asok")
 }
 
 pub(super) fn detach(directory: &Path) -> Result<()> {
@@ -175,7 +227,7 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
             Attachment::Absent => stop(directory, Signal::SIGTERM)?,
         }
         if found == Attachment::Absent && servers(directory)?.is_empty() {
-            return Ok(());
+            return admin_socket::remove(&admin_socket_path(directory));
         }
         if Instant::now() > deadline {
             stop(directory, Signal::SIGKILL)?;
@@ -229,13 +281,17 @@ fn serve(
     }
     arguments.push(spec);
     let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
-    let finished =
-        programs::run_with(Program::RbdNbd, &arguments, configuration(image, key)?, OsStr::new("rbd-nbd"))?;
+    let finished = programs::run_with(
+        Program::RbdNbd,
+        &arguments,
+        configuration(directory, image, key)?,
+        OsStr::new("rbd-nbd"),
+    )?;
     if finished.code == Some(0) { Ok(()) } else { Err(map_error(image, key, &finished)) }
 }
 
 /// The configuration of a process, with the key in it, in memory.
-fn configuration(image: &Image, key: Option<&Key>) -> Result<Stdio> {
+fn configuration(directory: &Path, image: &Image, key: Option<&Key>) -> Result<Stdio> {
     let is_address = |byte: u8| byte.is_ascii_alphanumeric() || b".:,[]/_-".contains(&byte);
     if image.monitors.is_empty() || !image.monitors.bytes().all(is_address) {
         return Err(Error::InvalidArgument(format!("{:?} are no addresses of monitors", image.monitors)));
@@ -249,9 +305,11 @@ fn configuration(image: &Image, key: Option<&Key>) -> Result<Stdio> {
     };
     // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does.
     let text = Zeroizing::new(format!(
-        "[global]\nmon_host = {}\nclient_mount_timeout = {MONITOR_PATIENCE}\nkeyring = /dev/null\nlog_file =\nadmin_socket =\n\
-         run_dir = /run\n{}",
-        image.monitors, *auth
+        "[global]\nmon_host = {}\nclient_mount_timeout = {MONITOR_PATIENCE}\nkeyring = /dev/null\nlog_file =\n\
+         run_dir = /run\n{}{}",
+        image.monitors,
+        admin_socket::line(&admin_socket_path(directory)),
+        *auth
     ));
     let failed = |error: &dyn std::fmt::Display| {
         Error::Internal(format!("cannot keep rbd-nbd's configuration in memory: {error}"))
@@ -332,7 +390,7 @@ fn servers(directory: &Path) -> Result<Vec<Server>> {
 
 fn stop(directory: &Path, signal: Signal) -> Result<()> {
     for server in servers(directory)? {
-        match kill(server.process, signal) {
+        match signal::kill(server.process, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => {
                 return Err(Error::Internal(format!("cannot end process {}: {error}", server.process)));

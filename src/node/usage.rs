@@ -5,13 +5,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::attach::{Attachment, Device};
+use super::attach::{Attachment, Device, Image, Watch};
 use super::error::{Error, Result};
 use super::filesystem;
 use super::mount::{Mount, MountTable};
 use super::place::Place;
 use super::record::{Record, VolumeDirectory};
 use super::{Node, is_of_volume};
+use crate::rbd::Key;
 
 /// How long a filesystem or a device may take to answer a question about it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,17 +49,30 @@ pub struct Inodes {
     pub available: u64,
 }
 
+/// What a volume is to grow to.
+#[derive(Debug, Default)]
+pub struct Expand {
+    /// The least size in bytes; 0 for whatever the image has.
+    pub required: u64,
+    /// The largest size in bytes; 0 for any.
+    pub limit: u64,
+    /// A Ceph user and its key, which the mounter `rbd-nbd` needs.
+    pub user: Option<(String, Key)>,
+}
+
 impl Node {
     /// Takes up the size the image has now: the device, and its filesystem if it has one. `path` is a staging or target
-    /// path. Returns the size of the device in bytes, which is at least `required` (up to a last sector), or
-    /// `FailedPrecondition` when the image itself is smaller, or `OutOfRange` when it is larger than `limit`. 0 stands
-    /// for no bound. `NotFound` when the volume is not at `path`.
-    pub fn expand(&self, volume_id: &str, path: &Path, required: u64, limit: u64) -> Result<u64> {
+    /// path. Returns the size of the device in bytes, which is at least what is required (up to a last sector), or
+    /// `FailedPrecondition` when the image itself is smaller, or `OutOfRange` when it is larger than the limit.
+    /// `NotFound` when the volume is not at `path`.
+    pub fn expand(&self, volume_id: &str, path: &Path, request: &Expand) -> Result<u64> {
+        let Expand { required, limit, .. } = *request;
         let directory = self.volume(volume_id);
         let (record, device, mount) = locate(&directory, volume_id, path)?;
         if required == 0 || device.size()? < required {
             let read_only = record.capability.mode.is_read_only();
-            record.mounter.refresh(directory.path(), &record.image, read_only, &device, required)?;
+            let image_size = || self.image_size(&record.image, request.user.as_ref());
+            record.mounter.refresh(directory.path(), &record.image, read_only, &device, image_size)?;
         }
         let size = device.size()?;
         if size < required - required % 512 {
@@ -83,6 +97,22 @@ impl Node {
             filesystem::grow_mounted(&device.path(), mount.fs_type.parse()?, &mount.point)?;
         }
         Ok(size)
+    }
+
+    /// The size of `image` in bytes, as the cluster tells `user`.
+    fn image_size(&self, image: &Image, user: Option<&(String, Key)>) -> Result<u64> {
+        let (image, key) = match user {
+            Some((user, key)) => (Image { user: Some(user.clone()), ..image.clone() }, Some(key)),
+            None if image.user.is_none() => (image.clone(), None),
+            None => {
+                return Err(Error::FailedPrecondition(format!(
+                    "only the cluster can tell how large {image} is now, and it takes a Ceph user to ask: name the Secret of node-stage in the \
+                     StorageClass as csi.storage.k8s.io/node-expand-secret-name and -namespace too; without it the volume has its new size \
+                     when it is staged again"
+                )));
+            }
+        };
+        self.marks(&image, key).size()
     }
 
     /// Measures a volume. `path` is a staging or target path; `NotFound` when the volume is not there, `Unavailable` when its
@@ -122,30 +152,53 @@ pub enum Illness {
     Failing(String),
     /// Its device or filesystem does not answer in time: the cluster is away, or busy.
     NotAnswering(String),
+    /// Ceph refuses the client that serves its device: the node was fenced.
+    Blocklisted(String),
+    /// Its device works, but its client has lost the watch on the image and does not get it back.
+    WatchLost(String),
 }
 
 impl Node {
-    /// What is wrong with a volume at a staging or target path, if anything is. `NotFound` when the volume is not there. A dead
-    /// device holds it up for some seconds at most.
-    pub fn illness(&self, volume_id: &str, path: &Path) -> Result<Option<Illness>> {
-        let (record, device, mount) = match locate(&self.volume(volume_id), volume_id, path) {
-            Err(Error::Unavailable(why)) => return Ok(Some(Illness::DeviceGone(why))),
+    /// What is wrong with a volume at a staging or target path. `NotFound` when the volume is not there. A dead device holds it up
+    /// for some seconds at most.
+    pub fn illnesses(&self, volume_id: &str, path: &Path) -> Result<Vec<Illness>> {
+        let directory = self.volume(volume_id);
+        let (record, device, mount) = match locate(&directory, volume_id, path) {
+            Err(Error::Unavailable(why)) => return Ok(vec![Illness::DeviceGone(why)]),
             other => other?,
         };
         let gave_up =
-            |mount: &Mount| mount.is_filesystem_read_only() && !record.capability.mounts_read_only();
-        if let Some(mount) = mount.as_ref().filter(|mount| gave_up(mount)) {
-            return Ok(Some(Illness::ReadOnly(format!(
+            |mount: &&Mount| mount.is_filesystem_read_only() && !record.capability.mounts_read_only();
+        let read_only = mount.as_ref().filter(gave_up).map(|mount| {
+            Illness::ReadOnly(format!(
                 "the filesystem at {} has become read-only after an error: end the pods that use the volume, and let it be \
                  staged again",
                 mount.point.display()
-            ))));
+            ))
+        });
+        let look = self.look_at(&device, mount.map(|mount| mount.point));
+        let watch = self.watch(&directory, &record, &device);
+        let of_device = match (look, watch) {
+            (Ok(Ok(())), Watch::Lost) => Some(Illness::WatchLost(watch_lost(&record, &device))),
+            (Ok(Ok(())), _) => None,
+            (Ok(Err(error)), Watch::Lost) => {
+                Some(Illness::Blocklisted(blocklisted(&record, &device, &error)))
+            }
+            (Ok(Err(error)), _) => Some(Illness::Failing(failing(&device, &error))),
+            (Err(error), _) => Some(Illness::NotAnswering(error.to_string())),
+        };
+        Ok(of_device.into_iter().chain(read_only).collect())
+    }
+
+    /// Whether the volume's client watches its image, if it should.
+    fn watch(&self, directory: &VolumeDirectory, record: &Record, device: &Device) -> Watch {
+        // Who only reads has no watch.
+        if record.capability.mode.is_read_only() {
+            return Watch::Held;
         }
-        Ok(match self.look_at(&device, mount.map(|mount| mount.point)) {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(Illness::Failing(failing(&device, &error))),
-            Err(error) => Some(Illness::NotAnswering(error.to_string())),
-        })
+        let (mounter, path, device) = (record.mounter, directory.path().to_owned(), device.clone());
+        let what = format!("no word of the watch of {}", device.name);
+        self.looks.look(&what, PATIENCE, move || Ok(mounter.watch(&path, &device))).unwrap_or(Watch::Unknown)
     }
 
     /// Whether the device can be read, and the filesystem mounted at `point` too, if there is one. `Unavailable` when they do not
@@ -166,6 +219,31 @@ pub(super) fn failing(device: &Device, error: &std::io::Error) -> String {
         "{} cannot be read: {error}. If this node was taken for lost and fenced, that is how it has to be: end the pods that use \
          the volume, and let it be staged again",
         device.path().display()
+    )
+}
+
+/// What to tell of a client that Ceph refuses: reads fail, and the watch is gone and does not come back.
+fn blocklisted(record: &Record, device: &Device, error: &std::io::Error) -> String {
+    let client =
+        record.mounter.client_address(device).map_or_else(String::new, |address| format!(" ({address})"));
+    format!(
+        "Ceph refuses the client of {}{client}, which has the image {}: it is on the blocklist (ceph osd blocklist ls), as that of a \
+         node that was taken for lost ({error}). What it had not written is lost: end the pods that use the volume, and let it be \
+         staged again, which takes a new client",
+        device.path().display(),
+        record.image
+    )
+}
+
+/// What to tell of a client without its watch whose device works.
+fn watch_lost(record: &Record, device: &Device) -> String {
+    format!(
+        "the client of {} has lost its watch on the image {} and does not get it back, because Ceph refuses it, or the image's header is gone \
+         or cannot be written to: others take the image for unused, and its growth is not heard of. See that the image and its pool are \
+         well (rbd status {}); if that does not help, end the pods that use the volume, and let it be staged again",
+        device.path().display(),
+        record.image,
+        record.image
     )
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use cinderblock::node::{Access, Illness, Node};
 
-use crate::lab::{Volume, pattern, rbd, run, wait_until};
+use crate::lab::{Volume, pattern, rbd};
 
 #[test]
 fn an_image_with_a_feature_krbd_lacks_is_taken() {
@@ -24,13 +24,11 @@ fn a_process_that_was_killed_is_replaced_under_io() {
     volume.map_options = Some("nbd:reattach-timeout=120".into());
     volume.stage().unwrap();
     volume.publish("target", false).unwrap();
-    let [server] = volume.nbd_servers()[..] else { panic!("{:?}", volume.nbd_servers()) };
     let data = pattern(5, 1 << 20);
     let file = OpenOptions::new().write(true).open(volume.path("target")).unwrap();
     let write = |offset| file.write_all_at(&data, offset).and_then(|()| file.sync_all());
     write(0).unwrap();
-    run("kill", &["-s", "KILL", &server.to_string()]);
-    wait_until("the process's end", || volume.nbd_servers().is_empty());
+    volume.end_nbd_server();
     assert!(matches!(volume.illness("target"), Some(Illness::DeviceGone(_))));
     // A restarted driver, which knows nothing but what the kernel tells.
     volume.node = Node::new(&volume.path("state")).unwrap();

@@ -4,9 +4,10 @@ use std::fs;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use cinderblock::node::attach::Mounter;
 use cinderblock::node::{Access, Error, Illness};
 
-use crate::lab::{MIB, SOON, Volume, ext4, pattern, run, wait_until, write, xfs};
+use crate::lab::{MIB, SOON, Volume, ext4, mounter, pattern, rbd, run, variable, wait_until, write, xfs};
 
 #[test]
 fn a_restarted_driver_goes_on() {
@@ -187,11 +188,9 @@ fn a_fenced_node_is_told_as_ill_and_lets_go() {
             fs::OpenOptions::new().write(true).create(access != Access::Block).truncate(false).open(file);
         let written = late.and_then(|mut file| file.write_all(&[7; 8192]).and_then(|()| file.sync_all()));
         assert!(written.is_err(), "a fenced node wrote");
-        let illness = volume.illness("target");
-        assert!(
-            matches!(illness, Some(Illness::Failing(_) | Illness::ReadOnly(_))),
-            "{access:?}: {illness:?}"
-        );
+        // A client hears that it has no watch any more when it says next that it is there.
+        let is_told = |illness: &Illness| matches!(illness, Illness::Blocklisted(text) if text.contains(&volume.image.to_string()));
+        wait_until("the blocklisting to be told", || volume.illnesses("target").iter().any(is_told));
         assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))), "{access:?}");
         let began = Instant::now();
         let _answers_in_time = volume.node.stats(&volume.id(), &volume.path("target"));
@@ -207,6 +206,58 @@ fn a_fenced_node_is_told_as_ill_and_lets_go() {
         volume.unstage().unwrap();
         volume.finish();
     }
+}
+
+#[test]
+fn a_watch_that_does_not_come_back_is_told() {
+    let volume = Volume::new(64, Access::Block);
+    volume.stage().unwrap();
+    assert_eq!(volume.illnesses("staging"), []);
+    // Without its header an image cannot be watched, and what is read of it comes from other objects.
+    let header = Header::of(&volume);
+    header.take_away();
+    wait_until(
+        "the loss of the watch to be told",
+        || matches!(&volume.illnesses("staging")[..], [Illness::WatchLost(text)] if text.contains(&volume.image.to_string())),
+    );
+    header.put_back();
+    // Its librbd waits for ever to flush an image that it does not watch.
+    if mounter() == Mounter::RbdNbd {
+        volume.end_nbd_server();
+    }
+    volume.unstage().unwrap();
+    volume.stage().unwrap();
+    assert_eq!(volume.illnesses("staging"), []);
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+/// The object that says what an image is, and on which its watches are.
+struct Header(String);
+
+impl Header {
+    const KEPT: &str = "kept-header";
+
+    fn of(volume: &Volume) -> Self {
+        let (_, text) = rbd(&["info", "--format", "json", &volume.image.to_string()]);
+        let info: serde_json::Value = serde_json::from_str(&text).unwrap();
+        Self(format!("rbd_header.{}", info["id"].as_str().unwrap()))
+    }
+
+    fn take_away(&self) {
+        rados(&["cp", &self.0, Self::KEPT]);
+        rados(&["rm", &self.0]);
+    }
+
+    fn put_back(&self) {
+        rados(&["cp", Self::KEPT, &self.0]);
+        rados(&["rm", Self::KEPT]);
+    }
+}
+
+/// Runs `rados` on the pool rbd.
+fn rados(arguments: &[&str]) {
+    run("rados", &[&["--id", &variable("LAB_USER"), "--pool", "rbd"], arguments].concat());
 }
 
 #[test]

@@ -5,9 +5,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cinderblock::node::{Access, AccessMode, Error, Usage};
+use cinderblock::node::attach::Mounter;
+use cinderblock::node::{Access, AccessMode, Error, Expand, Usage};
+use cinderblock::rbd::Key;
 
-use crate::lab::{MIB, StopOnDrop, Volume, ext4, pattern, rbd, write, xfs};
+use crate::lab::{MIB, StopOnDrop, Volume, ext4, key, mounter, pattern, rbd, variable, write, xfs};
 
 /// Whether this process may grow a mounted ext4.
 fn has_cap_sys_resource() -> bool {
@@ -163,12 +165,17 @@ fn growth_beyond_the_image_or_the_limit_is_refused() {
     let volume = Volume::new(16, Access::Block);
     assert!(matches!(volume.expand("target", 32), Err(Error::NotFound(_))));
     volume.stage().unwrap();
-    assert!(matches!(volume.expand("staging", 32), Err(Error::FailedPrecondition(_))));
-    let limited = volume.node.expand(&volume.id(), &volume.staging(), 0, 8 * MIB);
-    assert!(matches!(limited, Err(Error::OutOfRange(_))));
+    let beyond = volume.expand("staging", 32);
+    assert!(matches!(beyond, Err(Error::FailedPrecondition(_))), "{beyond:?}");
+    assert_eq!(total(&volume, "staging"), 16 * MIB, "a device is never larger than its image");
+    let expand = |required, limit| {
+        let user = Some((variable("LAB_USER"), Key::new(&key())));
+        volume.node.expand(&volume.id(), &volume.staging(), &Expand { required, limit, user })
+    };
+    assert!(matches!(expand(0, 8 * MIB), Err(Error::OutOfRange(_))));
     volume.grow_image(32);
     // Without a size it becomes what the image is.
-    assert_eq!(volume.node.expand(&volume.id(), &volume.staging(), 0, 0).unwrap(), 32 * MIB);
+    assert_eq!(expand(0, 0).unwrap(), 32 * MIB);
     volume.unstage().unwrap();
     volume.finish();
 }
@@ -179,6 +186,12 @@ fn a_reader_sees_the_new_size_of_a_device() {
     volume.capability.mode = AccessMode::MultiNodeReaderOnly;
     volume.stage().unwrap();
     volume.grow_image(32);
+    if mounter() == Mounter::RbdNbd {
+        // Its librbd does not hear of it.
+        assert!(matches!(volume.expand("staging", 32), Err(Error::FailedPrecondition(_))));
+        volume.unstage().unwrap();
+        volume.stage().unwrap();
+    }
     assert_eq!(volume.expand("staging", 32).unwrap(), 32 * MIB);
     volume.unstage().unwrap();
     volume.finish();

@@ -95,16 +95,21 @@ async fn connect(socket: &Path) -> NodeClient<Channel> {
 pub(crate) async fn stage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
     let text = |path: PathBuf| path.to_str().unwrap().to_owned();
     let context = [("mounter", mounter_name()), ("contentSource", "none")];
-    let secrets = [("userID", variable("LAB_USER")), ("userKey", key())];
     let request = NodeStageVolumeRequest {
         volume_id: volume.id(),
         publish_context: BTreeMap::new(),
         staging_target_path: text(volume.staging()),
         volume_capability: Some(capability(volume)),
-        secrets: secrets.map(|(name, value)| (name.to_owned(), value)).into(),
+        secrets: secrets(),
         volume_context: context.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
     };
     client.node_stage_volume(request).await.map(drop)
+}
+
+pub(crate) fn secrets() -> BTreeMap<String, String> {
+    [("userID", variable("LAB_USER")), ("userKey", key())]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
 }
 
 pub(crate) async fn unstage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {

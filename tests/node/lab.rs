@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use cinderblock::node::attach::{Image, Mounter};
 use cinderblock::node::{
-    Access, AccessMode, Capability, FsType, Illness, MapOptions, Node, Publish, Result, Stage,
+    Access, AccessMode, Capability, Expand, FsType, Illness, MapOptions, Node, Publish, Result, Stage,
 };
 use cinderblock::rbd::Key;
 use sha2::{Digest, Sha256};
@@ -203,11 +203,17 @@ impl Volume {
 
     /// Grows what the node has of it, as seen at the path `name`, to `mib` MiB.
     pub(crate) fn expand(&self, name: &str, mib: u64) -> Result<u64> {
-        self.node.expand(&self.id(), &self.path(name), mib * MIB, 0)
+        let user = Some((variable("LAB_USER"), Key::new(&key())));
+        self.node.expand(&self.id(), &self.path(name), &Expand { required: mib * MIB, limit: 0, user })
     }
 
+    pub(crate) fn illnesses(&self, name: &str) -> Vec<Illness> {
+        self.node.illnesses(&self.id(), &self.path(name)).unwrap()
+    }
+
+    /// The first of them.
     pub(crate) fn illness(&self, name: &str) -> Option<Illness> {
-        self.node.illness(&self.id(), &self.path(name)).unwrap()
+        self.illnesses(name).into_iter().next()
     }
 
     /// Forgets the node and takes up its work with a new one, as a restarted driver does.
@@ -276,6 +282,13 @@ impl Volume {
     pub(crate) fn nbd_servers(&self) -> Vec<u32> {
         let processes = processes_about(Path::new(&self.image.to_string())).into_iter();
         processes.filter(|(_, line)| line.starts_with("rbd-nbd")).map(|(process, _)| process).collect()
+    }
+
+    /// Kills the process of rbd-nbd, and returns when it is gone.
+    pub(crate) fn end_nbd_server(&self) {
+        let [server] = self.nbd_servers()[..] else { panic!("not one process: {:?}", self.nbd_servers()) };
+        run("kill", &["-s", "KILL", &server.to_string()]);
+        wait_until("the process's end", || self.nbd_servers().is_empty());
     }
 
     /// The loop devices of this test, by name.

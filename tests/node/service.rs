@@ -18,7 +18,8 @@ use cinderblock::csi::proto::{
 use cinderblock::node::{Access, Node};
 use tonic::{Code, Request, Status};
 
-use crate::lab::{Volume, ext4, key, mounter_name, variable, write};
+use crate::kills::secrets;
+use crate::lab::{Volume, ext4, mounter_name, variable, write};
 
 /// A service on the state directory of `volume`, and the messages about it.
 struct Caller {
@@ -49,14 +50,12 @@ impl Caller {
     }
 
     async fn stage(&self) -> Result<(), Status> {
-        let secrets =
-            BTreeMap::from([("userID".to_owned(), variable("LAB_USER")), ("userKey".to_owned(), key())]);
         let request = NodeStageVolumeRequest {
             volume_id: self.id.clone(),
             publish_context: BTreeMap::new(),
             staging_target_path: self.staging.clone(),
             volume_capability: Some(self.capability.clone()),
-            secrets,
+            secrets: secrets(),
             volume_context: self.context.clone(),
         };
         self.service.node_stage_volume(Request::new(request)).await.map(drop)
@@ -104,6 +103,7 @@ impl Caller {
             volume_id: self.id.clone(),
             volume_path: path.to_owned(),
             capacity_range: Some(CapacityRange { required_bytes: mib << 20, limit_bytes: 0 }),
+            secrets: secrets(),
             ..NodeExpandVolumeRequest::default()
         };
         let answer = self.service.node_expand_volume(Request::new(request)).await?;

@@ -206,11 +206,10 @@ impl NodeRpcs for NodeService {
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let deadline = self.deadline(&request);
         let request = request.into_inner();
-        let sizes = request::expand(&request)?;
+        let expand = request::expand(&request)?;
         let same = format!("{request:?}");
         self.run("NodeExpandVolume", volume_key(&request.volume_id), same, deadline, move |node| {
-            let path = Path::new(&request.volume_path);
-            let size = node.expand(&request.volume_id, path, sizes.required, sizes.limit)?;
+            let size = node.expand(&request.volume_id, Path::new(&request.volume_path), &expand)?;
             Ok(NodeExpandVolumeResponse { capacity_bytes: signed(size) })
         })
         .await
@@ -227,7 +226,10 @@ impl NodeRpcs for NodeService {
         let key = format!("statistics of {} at {}", request.volume_id, request.volume_path);
         let same = format!("{request:?}");
         self.run("NodeGetVolumeStats", key, same, deadline, move |node| {
-            let usage = node.stats(&request.volume_id, Path::new(&request.volume_path))?;
+            let path = Path::new(&request.volume_path);
+            let usage = node.stats(&request.volume_id, path);
+            tell_illnesses(node, &request.volume_id, path);
+            let usage = usage?;
             Ok(NodeGetVolumeStatsResponse { usage: volume_usage(&usage) })
         })
         .await
@@ -275,8 +277,8 @@ impl NodeRpcs for NodeService {
         let key = format!("health of {} at {path}", request.volume_id);
         let same = format!("{request:?}");
         self.run("NodeGetVolumeHealth", key, same, deadline, move |node| {
-            let illness = node.illness(&request.volume_id, Path::new(&path))?;
-            let health_statuses = illness.iter().map(health_entry).collect();
+            let illnesses = node.illnesses(&request.volume_id, Path::new(&path))?;
+            let health_statuses = illnesses.iter().map(health_entry).collect();
             let volume_health = Some(VolumeHealth { volume_id: request.volume_id, health_statuses });
             Ok(NodeGetVolumeHealthResponse { volume_health })
         })
@@ -308,19 +310,27 @@ impl NodeRpcs for NodeService {
     }
 }
 
+/// Says in the log what is wrong with a volume: statistics are asked for of every volume, its health of few orchestrators, and they
+/// have no room for it.
+fn tell_illnesses(node: &Node, volume_id: &str, path: &Path) {
+    for illness in node.illnesses(volume_id, path).unwrap_or_default() {
+        let VolumeHealthEntry { reason, message, .. } = health_entry(&illness);
+        tracing::warn!(volume_id, reason, "the volume is ill: {message}");
+    }
+}
+
 /// What is wrong with a volume, as the wire has it.
 fn health_entry(illness: &Illness) -> VolumeHealthEntry {
-    let (reason, message) = match illness {
-        Illness::DeviceGone(why) => ("DeviceGone", why),
-        Illness::ReadOnly(why) => ("ReadOnlyFilesystem", why),
-        Illness::Failing(why) => ("DeviceFailing", why),
-        Illness::NotAnswering(why) => ("DeviceNotAnswering", why),
+    use VolumeHealthErrorType::{Degraded, Inaccessible};
+    let (status, reason, message) = match illness {
+        Illness::DeviceGone(why) => (Inaccessible, "DeviceGone", why),
+        Illness::ReadOnly(why) => (Inaccessible, "ReadOnlyFilesystem", why),
+        Illness::Failing(why) => (Inaccessible, "DeviceFailing", why),
+        Illness::NotAnswering(why) => (Inaccessible, "DeviceNotAnswering", why),
+        Illness::Blocklisted(why) => (Inaccessible, "ClientBlocklisted", why),
+        Illness::WatchLost(why) => (Degraded, "WatchLost", why),
     };
-    VolumeHealthEntry {
-        status: VolumeHealthErrorType::Inaccessible.into(),
-        reason: reason.to_owned(),
-        message: message.clone(),
-    }
+    VolumeHealthEntry { status: status.into(), reason: reason.to_owned(), message: message.clone() }
 }
 
 /// A measurement as the wire has it.

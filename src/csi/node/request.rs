@@ -19,7 +19,7 @@ use crate::csi::proto::{
 };
 use crate::csi::validate;
 use crate::node::attach::{Image, Mounter};
-use crate::node::{Access, AccessMode, Capability, MapOptions, Publish, Stage};
+use crate::node::{Access, AccessMode, Capability, Expand, MapOptions, Publish, Stage};
 use crate::rbd::Key;
 use crate::volume::{Sizes, image_spec};
 
@@ -127,14 +127,17 @@ pub(super) fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, Sta
     })
 }
 
-/// Reads a NodeExpandVolume request: the sizes it allows.
-pub(super) fn expand(request: &NodeExpandVolumeRequest) -> Result<Sizes, Status> {
+/// Reads a NodeExpandVolume request. A secret is there when the StorageClass names one for it.
+pub(super) fn expand(request: &NodeExpandVolumeRequest) -> Result<Expand, Status> {
     validate::required("volume_id", &request.volume_id)?;
     volume_path(&request.volume_path)?;
     if request.volume_capability.is_some() {
         capability(request.volume_capability.as_ref())?;
     }
-    validate::sizes(request.capacity_range.as_ref())
+    validate::map("secrets", &request.secrets)?;
+    let Sizes { required, limit } = validate::sizes(request.capacity_range.as_ref())?;
+    let user = if request.secrets.is_empty() { None } else { Some(credentials(&request.secrets)?) };
+    Ok(Expand { required, limit, user })
 }
 
 /// INVALID_ARGUMENT for a capability that is not complete, FAILED_PRECONDITION for one no volume has here.
@@ -448,7 +451,11 @@ mod tests {
             capacity_range: range(5, 0),
             ..NodeExpandVolumeRequest::default()
         };
-        assert_eq!(expand(&request).unwrap(), Sizes { required: 5, limit: 0 });
+        let read = expand(&request).unwrap();
+        assert_eq!((read.required, read.limit, read.user.is_none()), (5, 0, true));
+        let secrets = map(&[("userID", "csi"), ("userKey", "AQBcanary==")]);
+        let with_secrets = NodeExpandVolumeRequest { secrets, ..request.clone() };
+        assert_eq!(expand(&with_secrets).unwrap().user.unwrap().0, "csi");
         let negative = NodeExpandVolumeRequest { capacity_range: range(-5, 0), ..request.clone() };
         assert_eq!(expand(&negative).unwrap_err().code(), Code::InvalidArgument);
         let nowhere = NodeExpandVolumeRequest { volume_path: String::new(), ..request };
