@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What krbd's volumes go through with their nodes: the node plugin killed under load, the plug pulled, a node that is frozen,
-# fenced and wakes up. Two guests and a Ceph beside them. Needs root.
+# fenced by the controller and wakes up. Two guests, a controller and a Ceph beside them. Needs root.
 set -euo pipefail
 umask 077
 
@@ -12,10 +12,12 @@ source lab/common.sh
 
 work=$(mktemp -d --tmpdir guest-faults.XXXXXX)
 writer=
+controller=
 
 end() {
     set +e
     stop_writer
+    stop_controller
     [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph" >&2
     lab/guest --dir "$work/guest" down
     rm -rf "$work"
@@ -27,10 +29,31 @@ on() { lab/guest --dir "$work/guest" --guest "$1" run env "${variables[@]}" "$he
 machine() { lab/guest --dir "$work/guest" --guest "$1" "${@:2}"; }
 ceph() { machine 1 net env CEPH_CONF="$work/ceph/ceph.conf" "$@"; }
 
-# write_in_background N: guest N writes; what is durable is named in $work/written.
+# start_controller: the driver as a controller that fences, in the guests' network.
+start_controller() {
+    local variable
+    for variable in "${variables[@]}"; do export "${variable?}"; done
+    printf -- '- clusterID: lab\n  monitors: ["%s"]\n  userID: "%s"\n  keyFile: "%s"\n  pools: ["rbd"]\n' \
+        "$LAB_MONITORS" "$LAB_USER" "$LAB_KEY_FILE" >"$work/clusters.yaml"
+    machine 1 net "$here/target/debug/cinderblock" serve --role controller --fence --endpoint "unix://$work/csi.sock" \
+        --config "$work/clusters.yaml" >"$work/controller.log" 2>&1 &
+    controller=$!
+    wait_until 20 "the controller" call probe
+}
+
+stop_controller() {
+    [[ -z $controller ]] || kill "$controller" 2>/dev/null || true
+    controller=
+}
+
+# call RPC …: asks the controller.
+call() { "$here/target/debug/cinderblock" call --endpoint "unix://$work/csi.sock" --timeout 60s "$@" >"$work/answer" 2>&1; }
+ask() { call "$@" || { cat "$work/answer" "$work/controller.log" >&2; die "$1 failed"; }; }
+
+# write_in_background N IMAGE: guest N writes; what is durable is named in $work/written.
 write_in_background() {
     : >"$work/written"
-    setsid lab/guest --dir "$work/guest" --guest "$1" run env "${variables[@]}" "$here/tests/guest-node.sh" write \
+    setsid lab/guest --dir "$work/guest" --guest "$1" run env "${variables[@]}" "$here/tests/guest-node.sh" write "$2" \
         >"$work/written" 2>"$work/writer.log" &
     writer=$!
 }
@@ -56,14 +79,13 @@ mkdir "$work/ceph"
 machine 1 net lab/ceph up --dir "$work/ceph" --address 10.77.0.1 --monitor-round 0.05
 mapfile -t variables < <(lab/ceph env --dir "$work/ceph" | sed 's/^export //' | xargs -n 1 printf '%s\n')
 ceph rbd --id admin create --size 256M rbd/reset
-ceph rbd --id admin create --size 256M rbd/frozen
 machine 1 up
 machine 2 up
 
 say "the node plugin is killed five times while a volume is written to"
 on 1 start
 on 1 stage reset
-write_in_background 1
+write_in_background 1 reset
 for _ in 1 2 3 4 5; do
     more_durable 3
     on 1 start
@@ -78,31 +100,46 @@ stop_writer
 count=$(durable)
 on 1 start
 on 1 stage reset
-say "$count files were told to be durable, all of them are there; files found: $(on 1 verify "$count")"
+say "$count files were told to be durable, all of them are there; files found: $(on 1 verify reset "$count")"
 on 1 unstage reset
 
-say "a node is frozen while it writes, and fenced"
-on 1 stage frozen
-write_in_background 1
+say "a node with two volumes is frozen while it writes to one of them, which is taken from it"
+start_controller
+for volume in frozen kept; do
+    ask create-volume --name "$volume" --size 256MiB --parameter clusterID=lab --parameter pool=rbd
+    ask controller-publish "lab/rbd/csi-$volume" --node first
+    on 1 stage "csi-$volume"
+done
+write_in_background 1 csi-frozen
 more_durable 5
-address=$(machine 1 run bash -c 'cat /sys/bus/rbd/devices/*/client_addr')
 machine 1 stop
 before=$(durable)
-ceph ceph --id admin osd blocklist add "$address" 3600 2>&1
+call controller-publish lab/rbd/csi-frozen --node second && die "a volume that another node writes to was published"
+ask controller-unpublish lab/rbd/csi-frozen --node first
+expect "$(ceph ceph --id admin osd blocklist ls 2>/dev/null | wc -l)" 1 "clients on the blocklist"
+ask controller-publish lab/rbd/csi-frozen --node second
 on 2 start
-on 2 stage frozen
-on 2 verify "$before" >/dev/null
-machine 2 run bash -c 'head -c 8M /dev/urandom >/tmp/node/staging/second && sync /tmp/node/staging/second && sha256sum /tmp/node/staging/second' \
-    >"$work/sum"
+on 2 stage csi-frozen
+on 2 verify csi-frozen "$before" >/dev/null
+second=/tmp/node/staging/csi-frozen/second
+machine 2 run bash -c "head -c 8M /dev/urandom >$second && sync $second && sha256sum $second" >"$work/sum"
 say "the second node has it, with all $before durable files; the first wakes up"
 machine 1 cont
 wait "$writer" && die "the first node writes on"
 writer=
 expect "$(durable)" "$before" "files the first node took for durable"
-on 2 unstage frozen
-on 2 stage frozen
-machine 2 run sha256sum /tmp/node/staging/second | diff - "$work/sum"
-on 2 verify "$before" >/dev/null
-on 2 unstage frozen
+is_told() { on 1 health csi-frozen | grep -q ClientBlocklisted; }
+wait_until 60 "the first node to tell that it was fenced" is_told
+on 1 health csi-frozen >&2
+write_in_background 1 csi-kept
+more_durable 5
+say "it writes on to its other volume"
+stop_writer
+on 1 unstage csi-frozen
+on 2 unstage csi-frozen
+on 2 stage csi-frozen
+machine 2 run sha256sum "$second" | diff - "$work/sum"
+on 2 verify csi-frozen "$before" >/dev/null
+on 2 unstage csi-frozen
 machine 2 run modprobe -r rbd # which works when nothing is mapped
 say "its writes failed, and the second's are whole"

@@ -238,7 +238,7 @@ fn blocklisted(record: &Record, device: &Device, error: &std::io::Error) -> Stri
 /// What to tell of a client without its watch whose device works.
 fn watch_lost(record: &Record, device: &Device) -> String {
     format!(
-        "the client of {} has lost its watch on the image {} and does not get it back, because Ceph refuses it, or the image's header is gone \
+        "the client of {} has lost its watch on the image {} and does not get it back: Ceph refuses it (ceph osd blocklist ls), or the image's header is gone \
          or cannot be written to: others take the image for unused, and its growth is not heard of. See that the image and its pool are \
          well (rbd status {}); if that does not help, end the pods that use the volume, and let it be staged again",
         device.path().display(),
