@@ -49,6 +49,31 @@ lint() {
     stage cargo-deny cargo deny --workspace --all-features check bans licenses sources || true
 }
 
+# The guest's stage takes minutes of a machine that is emulated: it goes on beside what is not about time.
+start_guest() {
+    guest_log=$(mktemp --tmpdir cinderblock-guest.XXXXXX)
+    trap end_guest EXIT
+    tests/guest.sh >"$guest_log" 2>&1 &
+    guest=$!
+}
+
+# finish_guest: waits for it, and tells what it said.
+finish_guest() {
+    local outcome=0
+    wait "$guest" || outcome=$?
+    guest=
+    cat "$guest_log"
+    return "$outcome"
+}
+
+end_guest() {
+    [[ -z ${guest:-} ]] || kill "$guest" 2>/dev/null || true
+    rm -f "${guest_log:-}"
+}
+
+# The guest's tests come first, so that cargo keeps neither of them waiting later.
+build() { cargo build --workspace && cargo test --no-run --test node --test guest; }
+
 # Everything below makes its files under $work, so what is left of it afterwards is a leak of a test.
 with_ceph() {
     work=$(mktemp -d --tmpdir cinderblock-test.XXXXXX)
@@ -85,6 +110,7 @@ check_leaks() {
 }
 
 end() {
+    end_guest
     [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph"
     rm -rf "$work"
 }
@@ -93,10 +119,12 @@ stage packages lab/setup || summary
 stage tools make --no-print-directory tools || summary
 lint
 if [[ ${1:-} != lint ]]; then
-    stage build cargo build --workspace || summary
+    stage build build || summary
+    start_guest
     stage chart cargo test --test chart || true
     stage lab-test lab/test || true
-    stage guest tests/guest.sh || true
+    stage test-build cargo test --workspace --no-run || true
+    stage guest finish_guest || true
     with_ceph
 fi
 summary
