@@ -46,8 +46,16 @@ in_guest() {
 
 # What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of it is for
 # `make test-guest`.
-of_rbd=(kills:: growth:: a_restarted_driver a_fenced a_watch_that a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in)
-of_rbd_nbd=(a_driver_killed_while_unstaging a_restarted_driver growth_beyond a_fenced a_watch_that data_on_a_block a_block_device_in_use a_refused_attach the_key_is_in)
+of_rbd=(
+    pods_write_on steps:: growth::xfs growth::ext4 growth::images growth::growth_beyond a_restarted_driver a_fenced a_watch_that
+    a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in
+)
+of_rbd_nbd=(
+    a_driver_killed_while_unstaging a_restarted_driver growth_beyond a_watch_that data_on_a_block a_block_device_in_use
+    a_refused_attach the_key_is_in
+)
+# Of all steps a driver could die after, one in so many.
+stride=8
 skipped=(
     # A storage daemon that dies or is interrupted: the mounter fuse.
     --skip a_volume_whose_daemon --skip an_attach_that_stopped_half_way --skip an_interrupted_growth
@@ -61,7 +69,8 @@ own=$(test_binary guest)
 guest up
 guest net lab/ceph up --dir "$work/ceph" --address 10.77.0.1 --monitor-round 0.05 --namespace rbd/tests
 mapfile -t variables < <(lab/ceph env --dir "$work/ceph" | sed 's/^export //' | xargs -n 1 printf '%s\n')
-variables+=("NODE_VOLUMES=${NODE_VOLUMES:-20}")
+[[ -z ${1:-} ]] || stride=1
+variables+=("NODE_VOLUMES=${NODE_VOLUMES:-20}" "NODE_KILL_STRIDE=${NODE_KILL_STRIDE:-$stride}")
 guest run mkdir -p /tmp/guest
 
 over_rbd() {

@@ -7,10 +7,11 @@ use cinderblock::csi::proto::{
     CapacityRange, NodeExpandVolumeRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest,
 };
 use cinderblock::node::Access;
+use cinderblock::node::attach::Mounter;
 use tonic::{Code, Status};
 
 use crate::kills::{Driver, capability, secrets, stage, unstage};
-use crate::lab::{MIB, SOON, Volume, ext4};
+use crate::lab::{MIB, SOON, Volume, ext4, mounter};
 
 /// More steps than any RPC takes.
 const ENOUGH: u32 = 200;
@@ -134,12 +135,18 @@ async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
     died
 }
 
+/// Kills drivers after the steps of `rpc`. The mounter `fuse` takes `at_least` so many of them.
 async fn sweep(rpc: Rpc, access: Access, at_least: u32) {
     sweep_from(0, rpc, access, at_least).await;
 }
 
-/// The same without the first steps.
-async fn sweep_from(first: u32, rpc: Rpc, access: Access, at_least: u32) {
+/// The same without the first steps of the mounter `fuse`.
+async fn sweep_from(first_of_fuse: u32, rpc: Rpc, access: Access, at_least: u32) {
+    let (first, at_least) = match mounter() {
+        Mounter::Fuse => (first_of_fuse, at_least),
+        // They take fewer.
+        Mounter::Rbd | Mounter::RbdNbd => (0, 1),
+    };
     let stride = stride();
     let (mut step, mut killed) = (first + 1, 0);
     while die(rpc, &access, step).await {
@@ -147,7 +154,10 @@ async fn sweep_from(first: u32, rpc: Rpc, access: Access, at_least: u32) {
         killed += 1;
         assert!(step < ENOUGH, "{rpc:?} of {access:?} does not come to its end");
     }
-    println!("{rpc:?} of {access:?}: killed after {killed} steps, every {stride}. from the {}.", first + 1);
+    println!(
+        "{rpc:?} of {access:?}: drivers killed after {killed} steps, of {stride} one, from step {}",
+        first + 1
+    );
     assert!(
         step > at_least,
         "{rpc:?} of {access:?} has less than {step} steps: the driver does not die where it should"
