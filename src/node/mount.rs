@@ -63,9 +63,12 @@ impl Mount {
         self.options.iter().any(|option| option == "ro") || self.is_filesystem_read_only()
     }
 
-    /// Whether the filesystem itself is read-only: mounted so, or turned so by the kernel after an error.
+    /// Whether the filesystem itself is read-only: mounted so, or turned so by the kernel after an error. Newer kernels leave an
+    /// ext4 `rw` then, and say it in words of its own.
     pub(super) fn is_filesystem_read_only(&self) -> bool {
-        self.filesystem_options.iter().any(|option| option == "ro")
+        self.filesystem_options
+            .iter()
+            .any(|option| matches!(option.as_str(), "ro" | "emergency_ro" | "shutdown"))
     }
 
     /// Whether the device node `name` of /dev is mounted here, as block volumes are published.

@@ -93,6 +93,28 @@ fn a_filesystem_that_has_become_read_only_is_told_as_ill_and_one_mounted_so_is_n
 }
 
 #[test]
+fn a_filesystem_that_gave_up_is_told_as_ill() {
+    let volume = Volume::new(64, ext4());
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    let error = format!("/sys/fs/ext4/{}/trigger_fs_error", volume.device());
+    fs::write(error, "as a test asks").unwrap();
+    assert!(
+        fs::write(volume.path("target/data"), b"x").is_err(),
+        "a filesystem with an error was written to"
+    );
+    let illnesses = volume.illnesses("target");
+    assert!(matches!(illnesses[..], [Illness::ReadOnly(_)]), "{illnesses:?}");
+    assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))));
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.stage().unwrap();
+    assert_eq!(volume.illnesses("staging"), []);
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
 fn an_attach_that_stopped_half_way_is_taken_up() {
     let mut volume = Volume::new(64, Access::Block);
     volume.stage().unwrap();
