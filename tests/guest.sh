@@ -47,7 +47,7 @@ in_guest() {
 # What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of it is for
 # `make test-guest`.
 of_rbd=(
-    pods_write_on steps:: growth::xfs growth::ext4 growth::images growth::growth_beyond a_restarted_driver a_fenced a_watch_that
+    pods_write_on steps:: growth::xfs growth::ext4 growth::images growth::growth_beyond a_restarted_driver a_fenced a_watch_that a_filesystem_that
     a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in
 )
 of_rbd_nbd=(

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
-use nix::sys::stat::makedev;
+use nix::sys::stat::{major, makedev, minor};
 
 use super::bounded::bounded;
 use super::error::{Error, Result};
@@ -63,12 +63,27 @@ impl Mount {
         self.options.iter().any(|option| option == "ro") || self.is_filesystem_read_only()
     }
 
-    /// Whether the filesystem itself is read-only: mounted so, or turned so by the kernel after an error. Newer kernels leave an
-    /// ext4 `rw` then, and say it in words of its own.
+    /// Whether the filesystem itself is read-only: mounted so, or turned so by the kernel after an error. Linux 6.15 says in a word of
+    /// its own that an ext4 is.
     pub(super) fn is_filesystem_read_only(&self) -> bool {
-        self.filesystem_options
-            .iter()
-            .any(|option| matches!(option.as_str(), "ro" | "emergency_ro" | "shutdown"))
+        let says_so = |option: &String| matches!(option.as_str(), "ro" | "emergency_ro" | "shutdown");
+        self.filesystem_options.iter().any(says_so) || self.is_ext4_with_errors()
+    }
+
+    /// Linux 6.12, and 6.1 of the same time, refuse writes after an error and say so nowhere, but count the errors. Mounted volumes begin
+    /// without any: e2fsck clears them.
+    fn is_ext4_with_errors(&self) -> bool {
+        let gives_up = self.filesystem_options.iter().any(|option| option == "errors=remount-ro");
+        if self.fs_type != "ext4" || !gives_up {
+            return false;
+        }
+        let (major, minor) = (major(self.device), minor(self.device));
+        let Ok(device) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else {
+            return false;
+        };
+        let count =
+            Path::new("/sys/fs/ext4").join(device.file_name().unwrap_or_default()).join("errors_count");
+        std::fs::read_to_string(count).is_ok_and(|count| count.trim() != "0")
     }
 
     /// Whether the device node `name` of /dev is mounted here, as block volumes are published.
