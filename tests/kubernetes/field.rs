@@ -1,0 +1,267 @@
+//! Everything the tests stand on: Ceph, the control plane, the chart's objects in it, and the chart's containers as processes.
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::api::{Api, list, text, wait_until};
+use super::chart::{self, NAMESPACE};
+use super::common::{Lab, POOL};
+use super::kubelet::Kubelet;
+use super::nodes::{NODES, Nodes};
+use super::processes::{Container, Place};
+
+/// What the driver's objects are called by.
+pub(crate) const DRIVER: &str = "rbd.csi.cinderblock.dev";
+
+/// The release as it runs.
+pub(crate) struct Field {
+    pub(crate) api: Arc<Api>,
+    pub(crate) lab: Lab,
+    /// The RADOS namespace of all volumes.
+    pub(crate) rados_namespace: String,
+    /// The chart's containers: of one pod of the Deployment, and of the DaemonSet's pod on node-a.
+    pub(crate) controller: Vec<Container>,
+    node: Vec<Container>,
+    /// Ports of the health endpoints, controller and node.
+    pub(crate) health: [u16; 2],
+    pub(crate) kubelet: Kubelet,
+    nodes: Nodes,
+    objects: Vec<Value>,
+    folder: TempDir,
+}
+
+impl Field {
+    /// Installs the chart with tests/kubernetes/values.yaml and `more` over it. The nodes have `labels`, which are the driver's topology.
+    pub(crate) fn install(more: &Value, labels: &Value) -> Field {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let lab = Lab::from_environment();
+        let api = Arc::new(Api::from_environment());
+        let folder = tempfile::Builder::new().prefix("field-").tempdir().unwrap();
+        let rados_namespace =
+            format!("field-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::SeqCst));
+        lab.run("rbd", &["namespace", "create", "--pool", POOL, "--namespace", &rados_namespace]);
+
+        let health = [free_port(), free_port()];
+        let own = json!({
+            "clusters": {"prod": {
+                "monitors": [lab.monitors],
+                "rbd": {"radosNamespace": rados_namespace},
+                "pools": [format!("{POOL}/{rados_namespace}")],
+                "ownUser": {"userID": lab.user},
+            }},
+            "controller": {"healthPort": health[0]},
+            "node": {"healthPort": health[1]},
+        });
+        let values = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kubernetes/values.yaml");
+        let files = [("own.json", &own), ("more.json", more)].map(|(name, values)| {
+            std::fs::write(folder.path().join(name), values.to_string()).unwrap();
+            folder.path().join(name)
+        });
+        let rendered = chart::render(&[&values, &files[0], &files[1]]);
+
+        let mut objects = vec![
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+            secret("ceph-prod", &lab.user, lab.key.expose()),
+        ];
+        objects.extend(chart::with_rights_apart(&rendered));
+        let nodes = Nodes::make(&api, DRIVER, labels);
+        chart::apply(&api, &objects);
+
+        write_configuration(&rendered, &lab, folder.path());
+        let node = start(&rendered, "DaemonSet", NODES[0], &api, folder.path());
+        let controller = start(&rendered, "Deployment", NODES[0], &api, folder.path());
+        let kubelet = Kubelet::of(&api, &folder.path().join("DaemonSet"));
+        Field { api, lab, rados_namespace, controller, node, health, kubelet, nodes, objects, folder }
+    }
+
+    /// Kills every container of the controller at once; they are started again.
+    pub(crate) fn kill_controller(&self) {
+        for container in &self.controller {
+            container.kill();
+        }
+    }
+
+    /// Waits until the driver of the controller serves again.
+    pub(crate) fn wait_for_controller(&self) {
+        let socket = self.folder.path().join("Deployment/socket/driver/csi.sock");
+        wait_until("the controller serves", || {
+            UnixStream::connect(&socket).map(drop).map_err(|error| error.to_string())
+        });
+    }
+
+    /// The image of a PersistentVolume, as `rbd` names it.
+    #[allow(clippy::unused_self, reason = "it is of this field's cluster")]
+    pub(crate) fn image(&self, volume: &Value) -> String {
+        text(volume, "/spec/csi/volumeHandle").strip_prefix("prod/").unwrap().to_owned()
+    }
+
+    /// One container of the controller.
+    pub(crate) fn container(&self, name: &str) -> &Container {
+        self.controller.iter().find(|container| container.name == name).unwrap()
+    }
+
+    /// Fails when anything of a volume or a snapshot is left, in Ceph or in Kubernetes.
+    pub(crate) fn assert_nothing_is_left(&self) {
+        for kind in
+            ["PersistentVolume", "VolumeAttachment", "VolumeSnapshotContent", "VolumeGroupSnapshotContent"]
+        {
+            wait_until(&format!("no {kind} is left"), || {
+                let left: Vec<_> =
+                    self.api.list(kind, "").iter().map(|o| text(o, "/metadata/name").to_owned()).collect();
+                if left.is_empty() { Ok(()) } else { Err(left.join(" ")) }
+            });
+        }
+        // OSDs drop the objects of removed snapshots in their own time.
+        wait_until("nothing is left in Ceph", || {
+            let left = self.left_in_ceph();
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        });
+    }
+
+    /// What lab/leaks.sh finds.
+    fn left_in_ceph(&self) -> String {
+        let script =
+            "set -o pipefail; source lab/leaks.sh && rbd_left \"$1\" \"$2\" || echo 'Ceph does not answer'";
+        let output = Command::new("bash")
+            .args(["-c", script, "leaks", POOL, &self.rados_namespace])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The end of every log, for a look at what went wrong.
+    pub(crate) fn logs(&self) -> String {
+        let mut text = String::new();
+        for kind in ["Deployment", "DaemonSet"] {
+            let mut logs: Vec<_> = std::fs::read_dir(self.folder.path().join(kind).join("logs"))
+                .unwrap()
+                .map(|e| e.unwrap().path())
+                .collect();
+            logs.sort();
+            for log in logs {
+                let lines = std::fs::read_to_string(&log).unwrap();
+                let last: Vec<_> = lines.lines().rev().take(15).collect();
+                text.extend(["--- ", &log.display().to_string(), "\n"]);
+                text.extend(last.iter().rev().flat_map(|line| [line, "\n"]));
+            }
+        }
+        text
+    }
+
+    /// Ends everything, and fails when a key is in a log, or processes do not leave. Returns what to look at in them.
+    pub(crate) fn uninstall(self) {
+        for container in self.controller.into_iter().chain(self.node) {
+            container.stop();
+        }
+        chart::delete(&self.api, &self.objects);
+        self.nodes.remove(&self.api);
+        for kind in ["Deployment", "DaemonSet"] {
+            for log in std::fs::read_dir(self.folder.path().join(kind).join("logs")).unwrap() {
+                let log = log.unwrap().path();
+                let written = std::fs::read_to_string(&log).unwrap();
+                assert!(!written.contains(self.lab.key.expose()), "{} holds a key", log.display());
+            }
+        }
+        let place = ["--pool", POOL, "--namespace", &self.rados_namespace];
+        for object in self.lab.run("rados", &[&place[..], &["ls"]].concat()).lines() {
+            self.lab.run("rados", &[&place[..], &["rm", object]].concat());
+        }
+        self.lab.run("rbd", &[&["namespace", "remove"][..], &place[..]].concat());
+    }
+}
+
+/// A Secret with a Ceph user.
+pub(crate) fn secret(name: &str, user: &str, key: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "stringData": {"userID": user, "userKey": key},
+    })
+}
+
+/// Puts the rendered configuration where both pods mount it, with the key's file where this lab has it.
+fn write_configuration(rendered: &[Value], lab: &Lab, folder: &Path) {
+    let map = rendered.iter().find_map(|object| object["data"]["clusters.yaml"].as_str()).unwrap();
+    let mounted = "/etc/cinderblock/keys/prod";
+    assert!(map.contains(mounted), "{map}");
+    let configuration = map.replace(mounted, &lab.key_file.display().to_string());
+    for kind in ["Deployment", "DaemonSet"] {
+        let volume = folder.join(kind).join("clusters");
+        std::fs::create_dir_all(&volume).unwrap();
+        std::fs::write(volume.join("clusters.yaml"), &configuration).unwrap();
+    }
+}
+
+/// Starts the containers of a rendered pod, in the name of one that the controllers of Kubernetes have made of it.
+fn start(rendered: &[Value], kind: &str, node: &str, api: &Api, folder: &Path) -> Vec<Container> {
+    let spec = chart::pod(rendered, kind);
+    let account = text(spec, "/serviceAccountName");
+    let pod = wait_until(&format!("a pod of the {kind} is on {node}"), || {
+        let pods = api.list("Pod", NAMESPACE);
+        let of_this = |pod: &&Value| text(pod, "/spec/serviceAccountName") == account;
+        let here = |pod: &&Value| kind == "Deployment" || text(pod, "/spec/nodeName") == node;
+        let found = pods
+            .iter()
+            .find(|pod| of_this(pod) && here(pod))
+            .map(|pod| text(pod, "/metadata/name").to_owned());
+        found.ok_or_else(|| format!("{} pods", pods.len()))
+    });
+    let volumes = folder.join(kind);
+    let logs = volumes.join("logs");
+    std::fs::create_dir_all(&logs).unwrap();
+    let place = Place {
+        volumes: &volumes,
+        logs: &logs,
+        fields: [
+            ("metadata.namespace", NAMESPACE.to_owned()),
+            ("metadata.name", pod),
+            ("spec.nodeName", node.to_owned()),
+        ]
+        .into(),
+    };
+    for volume in list(spec, "/volumes").iter().filter(|volume| text(volume, "/name") != "dev") {
+        std::fs::create_dir_all(volumes.join(text(volume, "/name"))).unwrap();
+    }
+    // The registrar asks for a kubelet, which this machine has not.
+    let containers =
+        list(spec, "/containers").iter().filter(|container| text(container, "/name") != "registrar");
+    let started = containers.map(|container| {
+        let kubeconfig = chart::talks_to_kubernetes(container).then(|| token(text(container, "/name")));
+        Container::start(container, &place, kubeconfig.as_deref())
+    });
+    let started = started.collect();
+    let socket = if kind == "Deployment" { "socket/driver/csi.sock" } else { "plugin/csi.sock" };
+    wait_until(&format!("the driver of the {kind} serves"), || {
+        UnixStream::connect(volumes.join(socket)).map(drop).map_err(|error| error.to_string())
+    });
+    started
+}
+
+/// A kubeconfig of a ServiceAccount of the release.
+fn token(account: &str) -> PathBuf {
+    let output = Command::new("lab/kubernetes")
+        .args(["token", &format!("{NAMESPACE}/{account}")])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(
+            std::env::var_os("LAB_KUBERNETES_DIR")
+                .iter()
+                .flat_map(|dir| [std::ffi::OsStr::new("--dir"), dir]),
+        )
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
