@@ -54,6 +54,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("driver", "snapshot.storage.k8s.io/volumesnapshots", "get"),
     ("driver", "snapshot.storage.k8s.io/volumesnapshotcontents", "get"),
     ("leader-election", "coordination.k8s.io/leases", "get create update"),
+    ("leader-election", "/events", "create patch"),
     ("secrets", "/secrets", "get"),
 ];
 
