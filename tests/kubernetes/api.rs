@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 /// Long enough for anything that controllers do, with their pauses after a failure, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The kinds these tests meet, with group and version; those with `true` are in namespaces.
 const KINDS: &[(&str, &str, &str, bool)] = &[
@@ -95,7 +95,8 @@ impl Api {
 
     /// Makes an object or changes it to what is said here; in `namespace`, unless it names another itself.
     pub(crate) fn apply(&self, object: &Value, namespace: &str) {
-        self.try_apply(object, namespace).unwrap_or_else(|error| panic!("{object}: {error}"));
+        let what = || format!("{} {}", text(object, "/kind"), text(object, "/metadata/name"));
+        self.try_apply(object, namespace).unwrap_or_else(|error| panic!("{}: {error}", what()));
     }
 
     /// The same, with the API server's refusal.
@@ -105,6 +106,19 @@ impl Api {
         let how = PatchParams::apply("tests").force();
         let done = self.run(self.of(kind, namespace).patch(name, &how, &Patch::Apply(object)));
         done.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Makes a namespace, and waits until there can be pods in it. One of that name may still be on its way out.
+    pub(crate) fn make_namespace(&self, name: &str) {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        wait_until(&format!("there is a namespace {name}"), || {
+            self.try_apply(&namespace, "")?;
+            let made = self.find("Namespace", "", name).unwrap_or_default();
+            if text(&made, "/status/phase") != "Active" {
+                return Err("it is being removed".to_owned());
+            }
+            self.find("ServiceAccount", name, "default").map(drop).ok_or("no ServiceAccount".to_owned())
+        });
     }
 
     /// Merges `change` into an object.

@@ -66,10 +66,8 @@ impl Field {
         });
         let rendered = chart::render(&[&values, &files[0], &files[1]]);
 
-        let mut objects = vec![
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
-            secret("ceph-prod", &lab.user, lab.key.expose()),
-        ];
+        api.make_namespace(NAMESPACE);
+        let mut objects = vec![secret("ceph-prod", &lab.user, lab.key.expose())];
         objects.extend(chart::with_rights_apart(&rendered));
         let nodes = Nodes::make(&api, DRIVER, labels);
         chart::apply(&api, &objects);
@@ -139,36 +137,33 @@ impl Field {
 
     /// The end of every log, for a look at what went wrong.
     pub(crate) fn logs(&self) -> String {
-        let mut text = String::new();
-        for kind in ["Deployment", "DaemonSet"] {
-            let mut logs: Vec<_> = std::fs::read_dir(self.folder.path().join(kind).join("logs"))
-                .unwrap()
-                .map(|e| e.unwrap().path())
-                .collect();
-            logs.sort();
-            for log in logs {
-                let lines = std::fs::read_to_string(&log).unwrap();
-                let last: Vec<_> = lines.lines().rev().take(15).collect();
-                text.extend(["--- ", &log.display().to_string(), "\n"]);
-                text.extend(last.iter().rev().flat_map(|line| [line, "\n"]));
-            }
-        }
-        text
+        let ends = logs(self.folder.path()).into_iter().map(|(log, written)| {
+            let lines: Vec<_> = written.lines().collect();
+            format!("--- {log}\n{}\n", lines[lines.len().saturating_sub(15)..].join("\n"))
+        });
+        ends.collect()
     }
 
-    /// Ends everything, and fails when a key is in a log, or processes do not leave. Returns what to look at in them.
+    /// Ends everything, and fails when a process does not leave, a log holds a key, or a right was missing.
     pub(crate) fn uninstall(self) {
         for container in self.controller.into_iter().chain(self.node) {
             container.stop();
         }
         chart::delete(&self.api, &self.objects);
+        // No kubelet says that its pods have ended.
+        wait_until("no pods are left", || {
+            let left = self.api.list("Pod", NAMESPACE);
+            left.iter().for_each(|pod| self.api.delete("Pod", NAMESPACE, text(pod, "/metadata/name")));
+            if left.is_empty() { Ok(()) } else { Err(format!("{} pods", left.len())) }
+        });
+        self.api.delete("Namespace", "", NAMESPACE);
         self.nodes.remove(&self.api);
-        for kind in ["Deployment", "DaemonSet"] {
-            for log in std::fs::read_dir(self.folder.path().join(kind).join("logs")).unwrap() {
-                let log = log.unwrap().path();
-                let written = std::fs::read_to_string(&log).unwrap();
-                assert!(!written.contains(self.lab.key.expose()), "{} holds a key", log.display());
-            }
+        for (log, written) in logs(self.folder.path()) {
+            assert!(!written.contains(self.lab.key.expose()), "{log} holds a key");
+            // The chart's rights are enough for whatever the tests made of its containers.
+            let refused =
+                written.lines().find(|line| line.contains("is forbidden") && !line.contains("nobody"));
+            assert!(refused.is_none(), "{log}: {}", refused.unwrap_or_default());
         }
         let place = ["--pool", POOL, "--namespace", &self.rados_namespace];
         for object in self.lab.run("rados", &[&place[..], &["ls"]].concat()).lines() {
@@ -176,6 +171,16 @@ impl Field {
         }
         self.lab.run("rbd", &[&["namespace", "remove"][..], &place[..]].concat());
     }
+}
+
+/// Every log with what is in it.
+fn logs(folder: &Path) -> Vec<(String, String)> {
+    let folders = ["Deployment", "DaemonSet"].map(|kind| folder.join(kind).join("logs"));
+    let files = folders
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
+        .map(|entry| entry.unwrap().path());
+    files.map(|log| (log.display().to_string(), std::fs::read_to_string(log).unwrap())).collect()
 }
 
 /// A Secret with a Ceph user.

@@ -14,7 +14,7 @@ pub(crate) fn a_second_node_is_kept_from_a_volume_of_one(field: &Field) {
     space.pod("first", Some("node-a"), &["data"]);
     space.attached("data", "node-a");
     space.pod("second", Some("node-b"), &["data"]);
-    space.told("second", &["FailedAttachVolume", "exclusively attached to one node"]);
+    space.told("second", &["FailedAttachVolume", "already used by pod(s) first"]);
 
     // Kubernetes keeps to the mode by itself; the driver does not rely on it.
     let attachment = json!({

@@ -85,10 +85,9 @@ pub(crate) fn a_group_is_snapshotted_at_once(field: &Field) {
     let mut restored = Vec::new();
     for member in &members {
         space.ready("VolumeSnapshot", member);
-        let name = format!("from-{member}");
-        space.claim(&name, "immediate", "1Gi", &from("VolumeSnapshot", member));
-        restored.push(space.read(&name, LENGTH));
-        space.remove_claim(&name);
+        space.claim("restored", "immediate", "1Gi", &from("VolumeSnapshot", member));
+        restored.push(space.read("restored", LENGTH));
+        space.remove_claim("restored");
     }
     for seed in [1, 2] {
         assert!(

@@ -17,17 +17,7 @@ pub(crate) struct Space<'a> {
 
 impl<'a> Space<'a> {
     pub(crate) fn new(field: &'a Field, name: &str) -> Space<'a> {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        // One of that name may still be on its way out.
-        wait_until(&format!("there is a namespace {name}"), || {
-            field.api.try_apply(&namespace, "")?;
-            let phase = field.api.get("Namespace", "", name);
-            if text(&phase, "/status/phase") != "Active" {
-                return Err("it is being removed".to_owned());
-            }
-            // Pods need it.
-            field.api.find("ServiceAccount", name, "default").map(drop).ok_or("no ServiceAccount".to_owned())
-        });
+        field.api.make_namespace(name);
         Space { field, name: name.to_owned() }
     }
 
@@ -213,9 +203,11 @@ impl<'a> Space<'a> {
     /// Fails when the test has left anything in Kubernetes or Ceph, and removes the namespace.
     pub(crate) fn finish(self) {
         for kind in KINDS {
-            let left: Vec<_> = self.api().list(kind, &self.name);
-            let left: Vec<_> = left.iter().map(|object| text(object, "/metadata/name")).collect();
-            assert!(left.is_empty(), "{kind}s are left: {left:?}");
+            wait_until(&format!("no {kind} is left"), || {
+                let left = self.api().list(kind, &self.name);
+                let names: Vec<_> = left.iter().map(|object| text(object, "/metadata/name")).collect();
+                if names.is_empty() { Ok(()) } else { Err(names.join(" ")) }
+            });
         }
         self.field.assert_nothing_is_left();
     }
