@@ -247,7 +247,7 @@ fn the_room_is_asked_for_where_it_is_published_and_where_the_driver_can_tell() {
         let publishes = deployment.to_string().contains("--enable-capacity");
         assert_eq!(driver["spec"]["storageCapacity"], publishes, "{at:?}");
         let forced = rendering.has("storageCapacity=true") || rendering.has("storageCapacity=false");
-        let all = rendering.has("available") || rendering.has("everything");
+        let all = rendering.has("everything") || rendering.has("since-1.35");
         assert_eq!(publishes, if forced { rendering.has("storageCapacity=true") } else { all }, "{at:?}");
         let may = rendering.objects.iter().any(|object| {
             is(&object, "Role") && text(object, "/metadata/name").ends_with("-storage-capacity")
