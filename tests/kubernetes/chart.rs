@@ -10,8 +10,10 @@ use super::api::{Api, list, text};
 /// The namespace of the release.
 pub(crate) const NAMESPACE: &str = "cinderblock";
 
-/// Roles that are not of the one container they are named after, but of every sidecar.
+/// Roles of every sidecar; the driver has no business with them. Any other is of the container it is named after.
 const SHARED_ROLES: &[&str] = &["leader-election", "secrets"];
+/// But for these.
+const ROLES_OF: &[(&str, &str)] = &[("storage-capacity", "provisioner")];
 
 /// The objects of a YAML text.
 pub(crate) fn objects(text: &str) -> Vec<Value> {
@@ -62,8 +64,9 @@ pub(crate) fn with_rights_apart(rendered: &[Value]) -> Vec<Value> {
         object["subjects"] = if SHARED_ROLES.contains(&role.as_str()) {
             names.iter().filter(|name| **name != "driver").map(|name| account(name)).collect()
         } else {
-            assert!(names.contains(&role.as_str()), "whose is the role {role}? {names:?}");
-            json!([account(&role)])
+            let owner = ROLES_OF.iter().find(|(of, _)| *of == role).map_or(role.as_str(), |(_, owner)| owner);
+            assert!(names.contains(&owner), "whose is the role {role}? {names:?}");
+            json!([account(owner)])
         };
     }
     objects.extend(names.iter().map(|name| {

@@ -1,123 +1,87 @@
-//! Every file of deploy/examples: applied after those it builds on, with the commands in its comments run, waited for, and deleted.
+//! Every file of deploy/examples, in the order of deploy/README.md: applied, with the commands at its top run, waited for, and deleted.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::api::{list, text};
 use super::chart;
 use super::field::Field;
 use super::space::{Space, is};
 
-/// Where an object names another, and of which kind that is; no kind where the object says it itself.
-const REFERENCES: &[(&str, &str)] = &[
-    ("/spec/storageClassName", "StorageClass"),
-    ("/spec/volumeAttributesClassName", "VolumeAttributesClass"),
-    ("/spec/volumeSnapshotClassName", "VolumeSnapshotClass"),
-    ("/spec/volumeGroupSnapshotClassName", "VolumeGroupSnapshotClass"),
-    ("/spec/volumeSnapshotRef/name", "VolumeSnapshot"),
-    ("/spec/source/persistentVolumeClaimName", "PersistentVolumeClaim"),
-    ("/spec/source/volumeSnapshotContentName", "VolumeSnapshotContent"),
-    ("/spec/dataSource/name", ""),
-    ("/spec/dataSourceRef/name", ""),
-    ("/spec/volumes/0/persistentVolumeClaim/claimName", "PersistentVolumeClaim"),
-];
-
 struct Example {
-    name: String,
+    path: PathBuf,
     objects: Vec<Value>,
-    /// The `kubectl patch` commands of its comments.
+    /// What its user is told to run: all but what waits, which the test does itself, and what makes the Secret.
     commands: Vec<String>,
 }
 
 pub(crate) fn every_example_works(field: &Field) {
     let space = Space::new(field, "examples");
-    let examples = in_order(read());
+    let examples = in_order();
     for example in &examples {
-        println!("    {}", example.name);
-        for object in &example.objects {
-            space.api().apply(object, &space.name);
+        println!("    {}", example.path.display());
+        // Some are applied by their commands, with a word put in.
+        if !example.commands.iter().any(|command| command.contains("apply -f -")) {
+            example.objects.iter().for_each(|object| space.api().apply(object, &space.name));
+            example.objects.iter().for_each(|object| wait_for(&space, object));
         }
-        for object in &example.objects {
-            wait_for(&space, object);
-        }
-        for command in &example.commands {
-            run(command, &space.name);
-        }
-        for object in &example.objects {
-            wait_for(&space, object);
+        run(&example.commands.join("\n"), &space);
+        example.objects.iter().for_each(|object| wait_for(&space, object));
+    }
+
+    // Snapshots that their class keeps in Ceph are of no use any more.
+    for content in space.api().list("VolumeSnapshotContent", "") {
+        let is_first = content.pointer("/spec/source/volumeHandle").is_some();
+        if is_first && text(&content, "/spec/deletionPolicy") == "Retain" {
+            let change = json!({"spec": {"deletionPolicy": "Delete"}});
+            space.api().patch("VolumeSnapshotContent", "", text(&content, "/metadata/name"), &change);
         }
     }
-    for example in examples.iter().rev() {
-        for object in example.objects.iter().rev() {
-            let (kind, name) = (text(object, "/kind"), text(object, "/metadata/name"));
-            let namespace =
-                object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(&space.name);
-            space.api().delete(kind, namespace, name);
-            if namespace == space.name {
-                space.gone(kind, name);
-            }
-        }
+    for object in examples.iter().rev().flat_map(|example| example.objects.iter().rev()) {
+        let (kind, name) = (text(object, "/kind"), text(object, "/metadata/name"));
+        let there = place(&space, object);
+        there.delete(kind, name);
+        there.gone(kind, name);
     }
     space.finish();
 }
 
-fn read() -> Vec<Example> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples");
-    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> =
-        files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
-    files.sort();
-    assert!(files.len() >= 8, "{files:?}");
-    let example = |path: &Path| {
-        let text = std::fs::read_to_string(path).unwrap();
-        let commands = text.lines().filter_map(|line| line.strip_prefix("#   "));
-        Example {
-            name: path.file_name().unwrap().display().to_string(),
-            objects: chart::objects(&text),
-            commands: commands.filter(|line| line.starts_with("kubectl patch ")).map(str::to_owned).collect(),
-        }
-    };
-    files.iter().map(|path| example(path)).collect()
-}
-
-/// The examples, each after those whose objects it names.
-fn in_order(mut left: Vec<Example>) -> Vec<Example> {
-    let mut ordered: Vec<Example> = Vec::new();
-    while !left.is_empty() {
-        let builds_on = |example: &Example, other: &Example| {
-            other.name != example.name
-                && example
-                    .objects
-                    .iter()
-                    .any(|object| other.objects.iter().any(|another| names(object, another)))
-        };
-        let next = left.iter().position(|example| !left.iter().any(|other| builds_on(example, other)));
-        ordered.push(left.remove(next.expect("examples that build on each other in a circle")));
+/// The examples in the README's order. Fails when it does not list them all.
+fn in_order() -> Vec<Example> {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let readme = fs::read_to_string(deploy.join("README.md")).unwrap();
+    let listed: Vec<_> =
+        readme.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    for file in fs::read_dir(deploy.join("examples")).unwrap().map(|entry| entry.unwrap().file_name()) {
+        assert!(
+            listed.contains(&file.to_str().unwrap()),
+            "deploy/README.md does not list {}",
+            file.display()
+        );
     }
-    ordered
+    let example = |name: &&str| {
+        let path = deploy.join("examples").join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        let commands = text.lines().filter_map(|line| line.strip_prefix("#   "));
+        let commands = commands.filter(|line| !line.contains(" wait ") && !line.contains("create secret"));
+        Example { path, objects: chart::objects(&text), commands: commands.map(str::to_owned).collect() }
+    };
+    listed.iter().map(example).collect()
 }
 
-/// Whether `object` cannot be without `another`.
-fn names(object: &Value, another: &Value) -> bool {
-    let (kind, name) = (text(another, "/kind"), text(another, "/metadata/name"));
-    let by_name = REFERENCES.iter().any(|(pointer, of_kind)| {
-        let wanted =
-            if of_kind.is_empty() { text(object, &pointer.replace("/name", "/kind")) } else { of_kind };
-        wanted == kind && text(object, pointer) == name
-    });
-    let labels = object.pointer("/spec/source/selector/matchLabels").and_then(Value::as_object);
-    let by_label = labels.is_some_and(|labels| {
-        kind == "PersistentVolumeClaim"
-            && labels.iter().all(|(label, value)| another["metadata"]["labels"].get(label) == Some(value))
-    });
-    by_name || by_label
+/// The namespace an object is in.
+fn place<'a>(space: &Space<'a>, object: &Value) -> Space<'a> {
+    let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str);
+    space.elsewhere(namespace.unwrap_or(&space.name))
 }
 
-/// Waits until an object is what its user wants it to be.
+/// Waits until an object is what its user wants it to be. A pod that was deleted meanwhile is.
 fn wait_for(space: &Space<'_>, object: &Value) {
     let name = text(object, "/metadata/name");
+    let space = place(space, object);
     match text(object, "/kind") {
         "PersistentVolumeClaim" => {
             space.bound(name);
@@ -134,9 +98,8 @@ fn wait_for(space: &Space<'_>, object: &Value) {
                 is(claim, "/status/capacity/storage", asked)
             });
         }
-        "Pod" => {
-            let volumes = list(object, "/spec/volumes");
-            for claim in volumes.iter().map(|volume| text(volume, "/persistentVolumeClaim/claimName")) {
+        "Pod" if space.api().find("Pod", &space.name, name).is_some() => {
+            for volume in list(object, "/spec/volumes") {
                 let pod = space.wait("Pod", name, "scheduled", |pod| {
                     if text(pod, "/spec/nodeName").is_empty() {
                         Err(pod["status"].to_string())
@@ -144,7 +107,8 @@ fn wait_for(space: &Space<'_>, object: &Value) {
                         Ok(())
                     }
                 });
-                space.attached(claim, text(&pod, "/spec/nodeName"));
+                space
+                    .attached(text(volume, "/persistentVolumeClaim/claimName"), text(&pod, "/spec/nodeName"));
             }
         }
         kind @ ("VolumeSnapshot" | "VolumeGroupSnapshot") => {
@@ -154,13 +118,25 @@ fn wait_for(space: &Space<'_>, object: &Value) {
     }
 }
 
-/// Runs a command of an example as a person would.
-fn run(command: &str, namespace: &str) {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin");
+/// Runs commands as a person would whose namespace this is.
+fn run(commands: &str, space: &Space<'_>) {
     let script = format!(
-        "set -e; kubectl() {{ '{}/kubectl' --namespace '{namespace}' \"$@\"; }}; {command}",
-        tools.display()
+        r#"set -euo pipefail
+        program=$PWD/.tools/bin/kubectl
+        kubectl() {{
+            local more=()
+            # No kubelet says that a pod has ended.
+            [[ " $* " != *" delete pod "* ]] || more=(--grace-period=0 --force)
+            "$program" --kubeconfig "$folder/kubeconfig" "$@" "${{more[@]}}"
+        }}
+        folder=$(mktemp -d)
+        trap 'rm -r "$folder"' EXIT
+        cp "$KUBECONFIG" "$folder/kubeconfig"
+        kubectl config set-context --current --namespace '{}' >/dev/null
+        {commands}"#,
+        space.name
     );
-    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    let output =
+        Command::new("bash").args(["-c", &script]).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(output.status.success(), "{commands}: {}", String::from_utf8_lossy(&output.stderr));
 }

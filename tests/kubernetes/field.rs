@@ -38,8 +38,8 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    /// Installs the chart with tests/kubernetes/values.yaml and `more` over it. The nodes have `labels`, which are the driver's topology.
-    pub(crate) fn install(more: &Value, labels: &Value) -> Field {
+    /// Installs the chart with tests/kubernetes/values.yaml and `more` over it, on nodes in these zones.
+    pub(crate) fn install(more: &Value, zones: Option<[&str; 2]>) -> Field {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let lab = Lab::from_environment();
         let api = Arc::new(Api::from_environment());
@@ -69,7 +69,7 @@ impl Field {
         api.make_namespace(NAMESPACE);
         let mut objects = vec![secret("ceph-prod", &lab.user, lab.key.expose())];
         objects.extend(chart::with_rights_apart(&rendered));
-        let nodes = Nodes::make(&api, DRIVER, labels);
+        let nodes = Nodes::make(&api, DRIVER, zones);
         chart::apply(&api, &objects);
 
         write_configuration(&rendered, &lab, folder.path());

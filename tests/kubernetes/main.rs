@@ -19,6 +19,7 @@ mod api;
 mod chart;
 mod claims;
 mod deletion;
+mod events;
 mod examples;
 mod field;
 mod kills;
@@ -31,6 +32,7 @@ mod probes;
 mod processes;
 mod snapshots;
 mod space;
+mod topology;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -73,20 +75,31 @@ const TESTS: &[(&str, Test)] = tests![
     mistakes::a_wrong_snapshot_class_is_explained_on_the_snapshot,
     mistakes::wrong_attributes_are_explained_on_the_claim,
     mistakes::a_volume_of_another_size_than_any_can_have_is_explained,
+    events::a_pool_that_is_nearly_full_is_told,
     examples::every_example_works,
     kills::everything_converges_and_nothing_leaks,
     kills::a_sidecar_that_dies_goes_on_where_it_was,
     many::many_claims_come_and_go_at_once,
 ];
 
+/// Those that install the chart with other values.
+const APART: &[(&str, fn())] = tests![topology::volumes_and_the_room_are_where_their_cluster_is_reached,];
+
 /// The installation, made by the first test that runs. A test has it for itself.
 static FIELD: Mutex<Option<Field>> = Mutex::new(None);
+
+/// Ends the installation, if there is one.
+fn uninstall() {
+    if let Some(field) = FIELD.lock().unwrap().take() {
+        field.uninstall();
+    }
+}
 
 fn run(test: Test) -> Result<(), Failed> {
     let mut field = FIELD.lock().unwrap();
     let began = Instant::now();
     if field.is_none() {
-        let install = || Field::install(&json!({}), &json!({}));
+        let install = || Field::install(&json!({}), None);
         // Without it no test tells anything.
         *field = Some(catch_unwind(install).unwrap_or_else(|_| std::process::exit(101)));
         println!("    the chart is installed after {:.1} s", began.elapsed().as_secs_f64());
@@ -94,7 +107,10 @@ fn run(test: Test) -> Result<(), Failed> {
     let began = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| test(field.as_ref().unwrap())));
     println!("    {:.1} s", began.elapsed().as_secs_f64());
-    outcome.map_err(|_| Failed::without_message())
+    outcome.map_err(|_| {
+        println!("{}", field.as_ref().unwrap().logs());
+        Failed::without_message()
+    })
 }
 
 fn main() -> ExitCode {
@@ -105,12 +121,14 @@ fn main() -> ExitCode {
         let test = *test;
         Trial::test(*name, move || run(test))
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    if let Some(field) = FIELD.lock().unwrap().take() {
-        if conclusion.has_failed() {
-            println!("{}", field.logs());
-        }
-        field.uninstall();
-    }
+    let apart = APART.iter().map(|(name, test)| {
+        let test = *test;
+        Trial::test(*name, move || {
+            uninstall();
+            catch_unwind(test).map_err(|_| Failed::without_message())
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.chain(apart).collect());
+    uninstall();
     conclusion.exit_code()
 }

@@ -36,6 +36,7 @@ pub(crate) fn a_second_node_is_kept_from_a_volume_of_one(field: &Field) {
     for words in ["published to node node-a", "one node at a time", "unpublish it there first"] {
         assert!(told.contains(words), "{told}");
     }
+    space.told("data", &["VolumeInUse", "is published to node node-a"]);
     space.api().delete("VolumeAttachment", "", "by-hand");
 
     // When the first lets go the second gets it.

@@ -12,6 +12,9 @@ use super::api::Api;
 /// The nodes' names, which are their CSI node ids too.
 pub(crate) const NODES: [&str; 2] = ["node-a", "node-b"];
 
+/// The label that says in which zone a node is.
+pub(crate) const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// The nodes, kept ready by their leases until [`Nodes::remove`].
 pub(crate) struct Nodes {
     over: Arc<AtomicBool>,
@@ -19,9 +22,12 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Makes them, with the driver `driver` on them as kubelet notes it down. `labels` are theirs, and the driver's topology.
-    pub(crate) fn make(api: &Arc<Api>, driver: &str, labels: &Value) -> Nodes {
-        for name in NODES {
+    /// Makes them, with the driver `driver` on them as kubelet notes it down. `zones` are their labels for the topology key `zone`, when
+    /// the driver has one.
+    pub(crate) fn make(api: &Arc<Api>, driver: &str, zones: Option<[&str; 2]>) -> Nodes {
+        for (number, name) in NODES.into_iter().enumerate() {
+            let labels = zones.map_or(json!({}), |zones| json!({ZONE: zones[number]}));
+            let labels = &labels;
             api.apply(&node(name, labels), "");
             api.patch_status("Node", "", name, &status());
             api.apply(&csi_node(name, driver, labels), "");

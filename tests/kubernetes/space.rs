@@ -13,12 +13,19 @@ const KINDS: [&str; 4] = ["Pod", "VolumeGroupSnapshot", "VolumeSnapshot", "Persi
 pub(crate) struct Space<'a> {
     pub(crate) field: &'a Field,
     pub(crate) name: String,
+    /// Whether it goes with the test.
+    is_own: bool,
 }
 
 impl<'a> Space<'a> {
     pub(crate) fn new(field: &'a Field, name: &str) -> Space<'a> {
         field.api.make_namespace(name);
-        Space { field, name: name.to_owned() }
+        Space { field, name: name.to_owned(), is_own: true }
+    }
+
+    /// Another namespace, which is there already and stays.
+    pub(crate) fn elsewhere(&self, name: &str) -> Space<'a> {
+        Space { field: self.field, name: name.to_owned(), is_own: false }
     }
 
     pub(crate) fn api(&self) -> &Api {
@@ -215,6 +222,9 @@ impl<'a> Space<'a> {
 
 impl Drop for Space<'_> {
     fn drop(&mut self) {
+        if !self.is_own {
+            return;
+        }
         if std::thread::panicking() {
             // So that the next test is not held responsible for what this one left.
             for kind in KINDS {
