@@ -1,5 +1,6 @@
 //! The API server in KUBECONFIG, as its administrator. Objects are JSON, as they are in manifests.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
@@ -54,13 +55,17 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Reads KUBECONFIG. Fails the test when there is none.
+    /// Reads KUBECONFIG. Fails the test when it is not the lab's: nodes are made and removed there.
     pub(crate) fn from_environment() -> Api {
-        let path = std::env::var("KUBECONFIG").unwrap_or_else(|_| {
-            panic!(
-                "KUBECONFIG is not set: run tests/kubernetes.sh, or `lab/kubernetes up` and `eval \"$(lab/kubernetes env)\"`"
-            )
-        });
+        let variable = |name: &str| {
+            std::env::var(name).unwrap_or_else(|_| {
+                panic!(
+                    "{name} is not set: run tests/kubernetes.sh, or `lab/kubernetes up` and `eval \"$(lab/kubernetes env)\"`"
+                )
+            })
+        };
+        let (path, lab) = (variable("KUBECONFIG"), variable("LAB_KUBERNETES_DIR"));
+        assert!(Path::new(&path).starts_with(&lab), "KUBECONFIG is {path}, which is not of the lab in {lab}");
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let client = runtime.block_on(async {
@@ -178,7 +183,7 @@ pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Result<T,
         match condition() {
             Ok(value) => return value,
             Err(instead) => {
-                assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}: {instead}")
+                assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}: {instead}");
             }
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -75,10 +75,10 @@ pub(crate) fn with_rights_apart(rendered: &[Value]) -> Vec<Value> {
     objects
 }
 
-/// Applies objects, those first that others are in.
-pub(crate) fn apply(api: &Api, objects: &[Value]) {
+/// Applies objects in their order; in `namespace`, unless they name another.
+pub(crate) fn apply(api: &Api, objects: &[Value], namespace: &str) {
     for object in objects {
-        api.apply(object, NAMESPACE);
+        api.apply(object, namespace);
     }
 }
 

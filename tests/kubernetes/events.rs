@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::api::wait_until;
+use super::common::{Lab, POOL};
 use super::field::Field;
 use super::kubelet::pattern;
 use super::space::Space;
@@ -18,13 +19,10 @@ pub(crate) fn a_pool_that_is_nearly_full_is_told(field: &Field) {
             serde_json::from_str(&field.lab.run("ceph", &["df", "--format", "json"])).unwrap();
         let pools = counts["pools"].as_array().unwrap();
         let stored =
-            pools.iter().find(|pool| pool["name"] == "rbd").unwrap()["stats"]["bytes_used"].as_u64().unwrap();
+            pools.iter().find(|pool| pool["name"] == POOL).unwrap()["stats"]["bytes_used"].as_u64().unwrap();
         if stored >= 32 << 20 { Ok(stored) } else { Err(format!("{stored} bytes")) }
     });
-    let quota = |bytes: u64| {
-        field.lab.run("ceph", &["osd", "pool", "set-quota", "rbd", "max_bytes", &bytes.to_string()]);
-    };
-    quota(stored * 100 / 92);
+    let quota = Quota::set(&field.lab, stored * 100 / 92);
     // The controller looks once a minute, when somebody asks for room.
     let mut claims = vec!["large".to_owned()];
     wait_until("somebody is told that the pool is nearly full", || {
@@ -40,9 +38,25 @@ pub(crate) fn a_pool_that_is_nearly_full_is_told(field: &Field) {
         std::thread::sleep(Duration::from_secs(2));
         if is_told { Ok(()) } else { Err(space.events("").join(" | ")) }
     });
-    quota(0);
+    drop(quota);
     for claim in &claims {
         space.remove_claim(claim);
     }
     space.finish();
+}
+
+/// A limit to what the pool may hold, until it is dropped.
+struct Quota<'a>(&'a Lab);
+
+impl<'a> Quota<'a> {
+    fn set(lab: &'a Lab, bytes: u64) -> Quota<'a> {
+        lab.run("ceph", &["osd", "pool", "set-quota", POOL, "max_bytes", &bytes.to_string()]);
+        Quota(lab)
+    }
+}
+
+impl Drop for Quota<'_> {
+    fn drop(&mut self) {
+        self.0.run("ceph", &["osd", "pool", "set-quota", POOL, "max_bytes", "0"]);
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::api::{list, text};
 use super::chart;
 use super::field::Field;
-use super::space::{Space, is};
+use super::space::{Space, conditions, is};
 
 struct Example {
     path: PathBuf,
@@ -25,11 +25,11 @@ pub(crate) fn every_example_works(field: &Field) {
         println!("    {}", example.path.display());
         // Some are applied by their commands, with a word put in.
         if !example.commands.iter().any(|command| command.contains("apply -f -")) {
-            example.objects.iter().for_each(|object| space.api().apply(object, &space.name));
-            example.objects.iter().for_each(|object| wait_for(&space, object));
+            chart::apply(space.api(), &example.objects, &space.name);
+            wait_for(&space, &example.objects);
         }
         run(&example.commands.join("\n"), &space);
-        example.objects.iter().for_each(|object| wait_for(&space, object));
+        wait_for(&space, &example.objects);
     }
 
     // Snapshots that their class keeps in Ceph are of no use any more.
@@ -78,44 +78,42 @@ fn place<'a>(space: &Space<'a>, object: &Value) -> Space<'a> {
     space.elsewhere(namespace.unwrap_or(&space.name))
 }
 
-/// Waits until an object is what its user wants it to be. A pod that was deleted meanwhile is.
-fn wait_for(space: &Space<'_>, object: &Value) {
-    let name = text(object, "/metadata/name");
-    let space = place(space, object);
-    match text(object, "/kind") {
-        "PersistentVolumeClaim" => {
-            space.bound(name);
-            space.wait("PersistentVolumeClaim", name, "as it was asked for", |claim| {
-                let class = text(claim, "/spec/volumeAttributesClassName");
-                is(claim, "/status/currentVolumeAttributesClassName", class)?;
-                let asked = text(claim, "/spec/resources/requests/storage");
-                if list(claim, "/status/conditions")
-                    .iter()
-                    .any(|c| text(c, "/type") == "FileSystemResizePending")
-                {
-                    space.note_expansion(name);
-                }
-                is(claim, "/status/capacity/storage", asked)
-            });
-        }
-        "Pod" if space.api().find("Pod", &space.name, name).is_some() => {
-            for volume in list(object, "/spec/volumes") {
+/// Waits until each object is what its user wants it to be. A pod that was deleted meanwhile is.
+fn wait_for(space: &Space<'_>, objects: &[Value]) {
+    for object in objects {
+        let name = text(object, "/metadata/name");
+        let space = place(space, object);
+        match text(object, "/kind") {
+            "PersistentVolumeClaim" => wait_for_claim(&space, name),
+            "Pod" if space.api().find("Pod", &space.name, name).is_some() => {
                 let pod = space.wait("Pod", name, "scheduled", |pod| {
-                    if text(pod, "/spec/nodeName").is_empty() {
-                        Err(pod["status"].to_string())
-                    } else {
-                        Ok(())
-                    }
+                    let waits = text(pod, "/spec/nodeName").is_empty();
+                    if waits { Err(pod["status"].to_string()) } else { Ok(()) }
                 });
-                space
-                    .attached(text(volume, "/persistentVolumeClaim/claimName"), text(&pod, "/spec/nodeName"));
+                for volume in list(object, "/spec/volumes") {
+                    let claim = text(volume, "/persistentVolumeClaim/claimName");
+                    space.attached(claim, text(&pod, "/spec/nodeName"));
+                }
             }
+            kind @ ("VolumeSnapshot" | "VolumeGroupSnapshot") => {
+                space.ready(kind, name);
+            }
+            _ => {}
         }
-        kind @ ("VolumeSnapshot" | "VolumeGroupSnapshot") => {
-            space.ready(kind, name);
-        }
-        _ => {}
     }
+}
+
+/// Waits until a claim has what it asks for. Where the node's part is missing, the test plays it.
+fn wait_for_claim(space: &Space<'_>, name: &str) {
+    space.bound(name);
+    space.wait("PersistentVolumeClaim", name, "as it was asked for", |claim| {
+        let class = text(claim, "/spec/volumeAttributesClassName");
+        is(claim, "/status/currentVolumeAttributesClassName", class)?;
+        if conditions(claim).contains(&"FileSystemResizePending") {
+            space.note_expansion(name);
+        }
+        is(claim, "/status/capacity/storage", text(claim, "/spec/resources/requests/storage"))
+    });
 }
 
 /// Runs commands as a person would whose namespace this is.

@@ -70,7 +70,7 @@ impl Field {
         let mut objects = vec![secret("ceph-prod", &lab.user, lab.key.expose())];
         objects.extend(chart::with_rights_apart(&rendered));
         let nodes = Nodes::make(&api, DRIVER, zones);
-        chart::apply(&api, &objects);
+        chart::apply(&api, &objects, NAMESPACE);
 
         write_configuration(&rendered, &lab, folder.path());
         let node = start(&rendered, "DaemonSet", NODES[0], &api, folder.path());
@@ -153,7 +153,9 @@ impl Field {
         // No kubelet says that its pods have ended.
         wait_until("no pods are left", || {
             let left = self.api.list("Pod", NAMESPACE);
-            left.iter().for_each(|pod| self.api.delete("Pod", NAMESPACE, text(pod, "/metadata/name")));
+            for pod in &left {
+                self.api.delete("Pod", NAMESPACE, text(pod, "/metadata/name"));
+            }
             if left.is_empty() { Ok(()) } else { Err(format!("{} pods", left.len())) }
         });
         self.api.delete("Namespace", "", NAMESPACE);
