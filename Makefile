@@ -85,7 +85,7 @@ tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/pyth
 
 # Kubernetes and what belongs to it, for lab/kubernetes. Helm and kubectl ask which version they talk to.
 control_plane := $(addprefix .tools/bin/,kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
-sidecars := $(addprefix .tools/bin/,csi-provisioner csi-attacher csi-resizer csi-snapshotter csi-snapshot-metadata snapshot-controller csi-node-driver-registrar livenessprobe)
+sidecars := $(addprefix .tools/bin/,csi-provisioner csi-attacher csi-resizer csi-snapshotter csi-snapshot-metadata snapshot-controller csi-node-driver-registrar livenessprobe changed-blocks)
 containerd := $(addprefix .tools/bin/,containerd ctr containerd-shim-runc-v2)
 
 kubernetes-tools: .tools/bin/etcd .tools/bin/helm $(control_plane) $(sidecars)

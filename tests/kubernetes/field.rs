@@ -14,6 +14,7 @@ use super::api::{Api, list, text, wait_until};
 use super::chart::{self, NAMESPACE};
 use super::common::{Lab, POOL};
 use super::kubelet::Kubelet;
+use super::metadata::Service;
 use super::nodes::{NODES, Nodes};
 use super::processes::{Container, Place};
 
@@ -31,6 +32,7 @@ pub(crate) struct Field {
     node: Vec<Container>,
     /// Ports of the health endpoints, controller and node.
     pub(crate) health: [u16; 2],
+    pub(crate) snapshot_metadata: Service,
     pub(crate) kubelet: Kubelet,
     nodes: Nodes,
     objects: Vec<Value>,
@@ -49,6 +51,7 @@ impl Field {
         lab.run("rbd", &["namespace", "create", "--pool", POOL, "--namespace", &rados_namespace]);
 
         let health = [free_port(), free_port()];
+        let snapshot_metadata = Service::make(&folder.path().join("Deployment/tls"));
         let own = json!({
             "clusters": {"prod": {
                 "monitors": [lab.monitors],
@@ -58,13 +61,15 @@ impl Field {
             }},
             "controller": {"healthPort": health[0]},
             "node": {"healthPort": health[1]},
+            "snapshotMetadata": snapshot_metadata.values(),
         });
         let values = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kubernetes/values.yaml");
         let files = [("own.json", &own), ("more.json", more)].map(|(name, values)| {
             std::fs::write(folder.path().join(name), values.to_string()).unwrap();
             folder.path().join(name)
         });
-        let rendered = chart::render(&[&values, &files[0], &files[1]]);
+        let mut rendered = chart::render(&[&values, &files[0], &files[1]]);
+        snapshot_metadata.put_address(&mut rendered);
 
         api.make_namespace(NAMESPACE);
         let mut objects = vec![secret("ceph-prod", &lab.user, lab.key.expose())];
@@ -76,7 +81,19 @@ impl Field {
         let node = start(&rendered, "DaemonSet", NODES[0], &api, folder.path());
         let controller = start(&rendered, "Deployment", NODES[0], &api, folder.path());
         let kubelet = Kubelet::of(&api, &folder.path().join("DaemonSet"));
-        Field { api, lab, rados_namespace, controller, node, health, kubelet, nodes, objects, folder }
+        Field {
+            api,
+            lab,
+            rados_namespace,
+            controller,
+            node,
+            health,
+            snapshot_metadata,
+            kubelet,
+            nodes,
+            objects,
+            folder,
+        }
     }
 
     /// Kills every container of the controller at once; they are started again.
@@ -242,7 +259,8 @@ fn start(rendered: &[Value], kind: &str, node: &str, api: &Api, folder: &Path) -
     let containers =
         list(spec, "/containers").iter().filter(|container| text(container, "/name") != "registrar");
     let started = containers.map(|container| {
-        let kubeconfig = chart::talks_to_kubernetes(container).then(|| token(text(container, "/name")));
+        let kubeconfig =
+            chart::talks_to_kubernetes(container).then(|| token(NAMESPACE, text(container, "/name")));
         Container::start(container, &place, kubeconfig.as_deref())
     });
     let started = started.collect();
@@ -253,10 +271,10 @@ fn start(rendered: &[Value], kind: &str, node: &str, api: &Api, folder: &Path) -
     started
 }
 
-/// A kubeconfig of a ServiceAccount of the release.
-fn token(account: &str) -> PathBuf {
+/// A kubeconfig of a ServiceAccount.
+pub(crate) fn token(namespace: &str, account: &str) -> PathBuf {
     let output = Command::new("lab/kubernetes")
-        .args(["token", &format!("{NAMESPACE}/{account}")])
+        .args(["token", &format!("{namespace}/{account}")])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(
             std::env::var_os("LAB_KUBERNETES_DIR")
@@ -269,6 +287,6 @@ fn token(account: &str) -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

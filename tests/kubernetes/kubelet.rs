@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -108,10 +110,25 @@ impl Kubelet {
 impl Mounted<'_> {
     /// Writes bytes to the volume's file, or to the beginning of its device, and makes them durable.
     pub(crate) fn write(&self, bytes: &[u8]) {
-        let mut file =
+        self.write_at(0, bytes);
+    }
+
+    /// The same from an offset on.
+    pub(crate) fn write_at(&self, offset: usize, bytes: &[u8]) {
+        let file =
             File::options().write(true).create(!self.is_block).truncate(false).open(self.data()).unwrap();
-        file.write_all(bytes).unwrap();
+        file.write_all_at(bytes, offset.try_into().unwrap()).unwrap();
         file.sync_all().unwrap();
+    }
+
+    /// Gives bytes of a device back, which are zeros from then on.
+    pub(crate) fn discard(&self, offset: usize, length: usize) {
+        let output = Command::new("blkdiscard")
+            .args(["--offset", &offset.to_string(), "--length", &length.to_string()])
+            .arg(&self.target)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// What [`Mounted::write`] wrote, `length` bytes of it.

@@ -25,6 +25,7 @@ mod field;
 mod kills;
 mod kubelet;
 mod many;
+mod metadata;
 mod mistakes;
 mod modes;
 mod nodes;
@@ -61,6 +62,7 @@ const TESTS: &[(&str, Test)] = tests![
     snapshots::a_snapshot_is_restored_as_it_was,
     snapshots::a_clone_has_what_its_source_had,
     snapshots::a_group_is_snapshotted_at_once,
+    metadata::changed_blocks_are_told_to_who_may_read_the_snapshots,
     deletion::a_claim_goes_before_its_snapshots,
     deletion::a_source_goes_before_its_clones,
     deletion::everything_at_once,

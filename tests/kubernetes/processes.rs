@@ -117,7 +117,7 @@ impl Shared {
 }
 
 /// The program of an image: this repository's driver, or the tool of the image's name.
-fn program(image: &str) -> PathBuf {
+pub(crate) fn program(image: &str) -> PathBuf {
     let repository = image.rsplit('/').next().unwrap().split([':', '@']).next().unwrap();
     if repository == "cinderblock" {
         return env!("CARGO_BIN_EXE_cinderblock").into();

@@ -144,7 +144,8 @@ impl<'a> Space<'a> {
         self.mounted(claim, |volume| volume.read(length))
     }
 
-    fn mounted<T>(&self, claim: &str, work: impl FnOnce(&Mounted<'_>) -> T) -> T {
+    /// What a pod on node-a does with the volume of a claim.
+    pub(crate) fn mounted<T>(&self, claim: &str, work: impl FnOnce(&Mounted<'_>) -> T) -> T {
         let pod = format!("{claim}-user");
         self.pod(&pod, Some("node-a"), &[claim]);
         let attachment = self.attached(claim, "node-a");

@@ -6,7 +6,9 @@ go 1.26.0
 
 require (
 	github.com/kubernetes-csi/csi-lib-utils v0.24.0
+	github.com/kubernetes-csi/external-snapshot-metadata v1.1.0
 	google.golang.org/grpc v1.82.0
+	k8s.io/client-go v0.36.4
 	k8s.io/klog/v2 v2.140.0
 	k8s.io/kubelet v0.36.4
 )
@@ -60,7 +62,6 @@ require (
 	github.com/kubernetes-csi/external-attacher/v4 v4.12.0 // indirect
 	github.com/kubernetes-csi/external-provisioner/v6 v6.3.0 // indirect
 	github.com/kubernetes-csi/external-resizer/v2 v2.2.0 // indirect
-	github.com/kubernetes-csi/external-snapshot-metadata v1.1.0 // indirect
 	github.com/kubernetes-csi/external-snapshot-metadata/client v1.0.0 // indirect
 	github.com/kubernetes-csi/external-snapshotter/client/v8 v8.6.0 // indirect
 	github.com/kubernetes-csi/external-snapshotter/v8 v8.6.0 // indirect
@@ -117,7 +118,6 @@ require (
 	k8s.io/apiextensions-apiserver v0.36.1 // indirect
 	k8s.io/apimachinery v0.36.4 // indirect
 	k8s.io/apiserver v0.36.4 // indirect
-	k8s.io/client-go v0.36.4 // indirect
 	k8s.io/component-base v0.36.4 // indirect
 	k8s.io/component-helpers v0.36.1 // indirect
 	k8s.io/csi-translation-lib v0.36.1 // indirect
@@ -171,6 +171,7 @@ replace (
 )
 
 tool (
+	cinderblock/tools/csi-sidecars/changed-blocks
 	cinderblock/tools/csi-sidecars/csi-node-driver-registrar
 	cinderblock/tools/csi-sidecars/livenessprobe
 	github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher
