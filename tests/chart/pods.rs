@@ -28,7 +28,7 @@ const SIDECAR_FLAGS: &[(&str, &str)] = &[
         "csi-address timeout leader-election leader-election-namespace kube-api-qps kube-api-burst http-endpoint v feature-gates \
          extra-create-metadata",
     ),
-    ("snapshot-metadata", "csi-address port tls-cert tls-key audience http-endpoint v"),
+    ("snapshot-metadata", "csi-address port tls-cert tls-key http-endpoint v"),
     ("registrar", "csi-address kubelet-registration-path v"),
     ("livenessprobe", "csi-address http-endpoint probe-timeout v"),
 ];

@@ -37,6 +37,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "get list watch update patch",
     ),
     ("snapshotter", "groupsnapshot.storage.k8s.io/volumegroupsnapshotcontents/status", "update patch"),
+    ("snapshot-metadata", "cbt.storage.k8s.io/snapshotmetadataservices", "get"),
     ("snapshot-metadata", "authentication.k8s.io/tokenreviews", "create"),
     ("snapshot-metadata", "authorization.k8s.io/subjectaccessreviews", "create"),
     ("snapshot-metadata", "snapshot.storage.k8s.io/volumesnapshots", "get"),
