@@ -81,10 +81,12 @@ fn largest(options: &ImageOptions) -> i64 {
     i64::try_from(crate::volume::largest(options)).unwrap_or(i64::MAX)
 }
 
+/// `largest` bytes is what an image can have. Kubernetes' scheduler looks at the maximum alone where there is one, so it is never
+/// more than the room there is.
 fn answer(available: i64, largest: i64) -> GetCapacityResponse {
     GetCapacityResponse {
         available_capacity: available,
-        maximum_volume_size: Some(largest),
+        maximum_volume_size: Some(largest.min(available)).filter(|size| *size > 0),
         minimum_volume_size: Some(MINIMUM),
     }
 }
