@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal as _};
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
@@ -24,12 +24,17 @@ pub enum LogFormat {
 pub struct LogArgs {
     /// The least severe level to log: error, warn, info, debug or trace; or filters per module, as in
     /// info,cinderblock::volume=debug.
-    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "LEVEL")]
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "LEVEL", value_parser = levels)]
     pub log_level: Targets,
 
     /// How log lines are written to stderr.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
+}
+
+/// Reads a filter. Libraries that log each frame of each connection do so only when they are named in it.
+fn levels(text: &str) -> Result<Targets, ParseError> {
+    format!("h2=info,hyper_util=info,{text}").parse()
 }
 
 impl LogArgs {
@@ -71,6 +76,15 @@ mod tests {
         assert!(!log.log_level.would_enable("cinderblock::csi", &Level::INFO));
         assert!(log.log_level.would_enable("cinderblock::volume", &Level::DEBUG));
         assert_eq!(log.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn frames_are_logged_only_when_they_are_asked_for() {
+        let read =
+            |text: &str| Service::try_parse_from(["service", "--log-level", text]).unwrap().log.log_level;
+        assert!(read("debug").would_enable("cinderblock::csi", &Level::DEBUG));
+        assert!(!read("debug").would_enable("h2::codec::framed_read", &Level::DEBUG));
+        assert!(read("info,h2=debug").would_enable("h2::codec::framed_read", &Level::DEBUG));
     }
 
     #[test]
