@@ -152,6 +152,9 @@ osd journal =
 osd objectstore = $objectstore
 memstore device bytes = 8589934592
 osd memory target = 1073741824
+# An OSD may read for heartbeat grace times this, an hour, before it has to be told again that it may. One that is held for longer than that (a stopped
+# process, a busy machine) finds its groups "laggy", and with no other OSD to tell it, Ceph 16 never ends that: all that reads waits for ever.
+osd pool default read lease ratio = 180
 # The data of a removed snapshot goes at once, not with a pause of seconds after each step.
 osd snap trim sleep hdd = 0
 osd snap trim sleep hybrid = 0
