@@ -83,6 +83,13 @@ tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/pyth
 .tools/bin/helm: tools/helm/go.mod tools/helm/go.sum
 	cd tools/helm && go build -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
 
+# In an environment of its own; it is made anew when the list changes.
+.tools/kubernetes-validate/bin/python: tools/kubernetes-validate/requirements.txt
+	rm -rf .tools/kubernetes-validate
+	python3 -m venv .tools/kubernetes-validate
+	.tools/kubernetes-validate/bin/pip --quiet --disable-pip-version-check install --require-hashes --requirement $<
+	touch $@
+
 # Kubernetes and what belongs to it, for lab/kubernetes. Helm and kubectl ask which version they talk to.
 control_plane := $(addprefix .tools/bin/,kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl)
 sidecars := $(addprefix .tools/bin/,csi-provisioner csi-attacher csi-resizer csi-snapshotter csi-snapshot-metadata snapshot-controller csi-node-driver-registrar livenessprobe changed-blocks)
@@ -105,4 +112,4 @@ $(sidecars) &: tools/csi-sidecars/go.mod tools/csi-sidecars/go.sum $(wildcard to
 $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 	cd tools/containerd && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/.tools/bin/ tool
 
-.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-kubernetes kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean
+.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-kubernetes test-image image-rootfs image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean
