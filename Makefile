@@ -11,8 +11,8 @@ setup: packages tools ## Debian's packages and the tools the tests use
 build: packages ## the cinderblock binary (target/debug)
 	cargo build
 
-demo: ## the life of one volume on a real Ceph, told step by step
-	lab/demo
+demo: ## the life of one volume on a real Ceph, step by step; RELEASE=20 (or 16, 18): on that Ceph
+	lab/demo $(if $(RELEASE),--release $(RELEASE))
 
 test: ## everything: formats, lints, licences, unit and integration tests, csi-sanity
 	tests/run.sh

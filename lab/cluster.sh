@@ -72,11 +72,13 @@ stop_daemons() {
 }
 
 # start_daemon DAEMON: returns when the daemon has bound its ports and gone into the background. The lock of lab/ceph
-# is closed for it, or the daemon would hold it for as long as it lives.
+# is closed for it, or the daemon would hold it for as long as it lives. Debian's Ceph 20 looks for
+# the OSD's classes under a relative name, so it starts in /.
 start_daemon() {
     local id=a
     [[ $1 == osd ]] && id=0
-    "ceph-$1" --conf="$dir/ceph.conf" --id="$id" {lock}>&- </dev/null >"$dir/log/start.$1" 2>&1
+    (cd / && "ceph-$1" --conf="$dir/ceph.conf" --id="$id") {lock}>&- \
+        </dev/null >"$dir/log/start.$1" 2>&1
 }
 
 # explain DAEMON…: the last words of each daemon, for a person to read.
@@ -141,6 +143,8 @@ ${monitor_round:+paxos propose interval = $monitor_round}
 
 [mgr]
 mgr data = $dir/mgr
+# No pool of its own, for the health of disks.
+mgr pool = false
 keyring = $dir/mgr/keyring
 # Loading a module takes a tenth of a second each; these are not needed, and Ceph's health does not miss them.
 mgr disabled modules = $(IFS=,; echo "${needless_modules[*]}")
@@ -171,11 +175,16 @@ admin socket = $dir/run/\$name.\$pid.asok
 CONF
 }
 
+# Whether the cluster has to let users in whose keys are older than its own.
+has_older_users() { ((${version%%.*} >= 20)) && [[ $key == aes ]]; }
+
 # write_keys: one keyring with every key the cluster starts with (the monitor takes them in at birth), and what each
 # party may read of it.
 write_keys() {
     ceph-authtool --create-keyring "$dir/mon.keyring" --gen-key --name=mon. --cap mon 'allow *'
-    ceph-authtool "$dir/mon.keyring" --gen-key --name=client.admin \
+    local kind=()
+    if has_older_users; then kind=(--key-type aes); fi
+    ceph-authtool "$dir/mon.keyring" --gen-key "${kind[@]}" --name=client.admin \
         --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *'
     ceph-authtool "$dir/mon.keyring" --gen-key --name=mgr.a \
         --cap mon 'allow profile mgr' --cap osd 'allow *'
@@ -202,12 +211,13 @@ write_key_file() {
 # start_monitor: tries port pairs until the monitor could bind both. The bind itself decides, so two labs that pick
 # the same pair at the same time cannot both get it. The ports lie below the range the kernel hands to clients.
 start_monitor() {
-    local try port
+    local try port ciphers=()
+    if has_older_users; then ciphers=(--auth-allowed-ciphers 'aes,aes256k'); fi
     for ((try = 0; try < 20; try++)); do
         port=$((20000 + (RANDOM % 5000) * 2))
         write_conf "$port" $((port + 1))
         rm -rf "$dir/mon" "$dir/monmap"
-        monmaptool --create --fsid "$fsid" --set-min-mon-release 14 \
+        monmaptool --create --fsid "$fsid" --set-min-mon-release 14 "${ciphers[@]}" \
             --addv a "$(conf_value 'mon host')" "$dir/monmap" >"$dir/log/start.mon" 2>&1
         ceph-mon --conf="$dir/ceph.conf" --id=a --mkfs --monmap="$dir/monmap" --keyring="$dir/mon.keyring" \
             >"$dir/log/start.mon" 2>&1
@@ -244,15 +254,25 @@ wait_until_ready() {
     return 1
 }
 
+# accept_older_users: health says nothing of keys that this lab was asked to have.
+accept_older_users() {
+    local code
+    for code in KEYS_ALLOWED KEYS_CREATABLE CLIENT_KEY_TYPE; do
+        lab_ceph health mute "AUTH_INSECURE_$code" --sticky
+    done
+} >/dev/null 2>&1
+
 # make_cluster: from an empty folder to a cluster that answers.
 make_cluster() {
     fsid=$(</proc/sys/kernel/random/uuid)
     write_conf 0 0 # marks the folder as a lab before anything else is in it
     mkdir "$dir"/{mgr,osd,log,run}
     write_keys
-    printf '%s=%s\n' objectstore "$objectstore" monitor_round "$monitor_round" address "$address" >"$dir/settings"
+    printf '%s=%s\n' objectstore "$objectstore" monitor_round "$monitor_round" address "$address" \
+        release "$release" version "$version" key "$key" >"$dir/settings"
     start_monitor
     rm "$dir/mon.keyring" "$dir/monmap"
+    if has_older_users; then accept_older_users; fi
     # Or the manager makes a pool of its own for the health of disks.
     lab_ceph config set mgr mgr/devicehealth/enable_monitoring false --force
     start_daemon mgr
@@ -273,9 +293,10 @@ ensure_namespace() {
 
 # ensure_user NAME=CAPS: CAPS as `ceph auth` takes them: mon 'profile rbd' osd 'profile rbd pool=rbd'.
 ensure_user() {
-    local name=${1%%=*} caps
+    local name=${1%%=*} caps kind=()
+    if has_older_users; then kind=(--key_type aes); fi
     mapfile -t caps < <(xargs -n 1 printf '%s\n' <<<"${1#*=}")
-    lab_ceph auth get-or-create "client.$name" "${caps[@]}" >"$dir/run/user.keyring" &&
+    lab_ceph auth get-or-create "client.$name" "${caps[@]}" "${kind[@]}" >"$dir/run/user.keyring" &&
         ceph-authtool "$dir/keyring" --import-keyring "$dir/run/user.keyring" >/dev/null &&
         rm "$dir/run/user.keyring" &&
         write_key_file "$name"
