@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What krbd's volumes go through with their nodes: the node plugin killed under load, the plug pulled, a node that is frozen,
-# fenced by the controller and wakes up. Two guests, a controller and a Ceph beside them. Needs root.
+# fenced by the controller and wakes up. Two guests, a controller and a Ceph beside them. Needs root. GUEST_KERNEL is the
+# guests' kernel, as `lab/guest up --kernel` takes it.
 set -euo pipefail
 umask 077
 
@@ -81,8 +82,8 @@ mkdir "$work/ceph"
 machine 1 net lab/ceph up --dir "$work/ceph" --address 10.77.0.1 --monitor-round 0.05
 mapfile -t variables < <(lab/ceph env --dir "$work/ceph" | sed 's/^export //' | xargs -n 1 printf '%s\n')
 ceph rbd --id admin create --size 256M rbd/reset
-machine 1 up
-machine 2 up
+machine 1 up --kernel "${GUEST_KERNEL:-6.1}"
+machine 2 up --kernel "${GUEST_KERNEL:-6.1}"
 
 say "the node plugin is killed five times while a volume is written to"
 on 1 start

@@ -5,6 +5,8 @@
 #   tests/guest.sh             what `make test` runs
 #   tests/guest.sh all         every test of tests/node that applies
 #   tests/guest.sh NAME …      those of tests/node alone whose names hold one of these
+#
+# GUEST_KERNEL is the guest's kernel, as `lab/guest up --kernel` takes it.
 set -euo pipefail
 umask 077
 
@@ -66,7 +68,7 @@ skipped=(
 cargo build --bins
 node=$(test_binary node)
 own=$(test_binary guest)
-guest up
+guest up --kernel "${GUEST_KERNEL:-6.1}"
 guest net lab/ceph up --dir "$work/ceph" --address 10.77.0.1 --monitor-round 0.05 --namespace rbd/tests
 mapfile -t variables < <(lab/ceph env --dir "$work/ceph" | sed 's/^export //' | xargs -n 1 printf '%s\n')
 [[ -z ${1:-} ]] || stride=1
