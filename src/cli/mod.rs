@@ -8,17 +8,22 @@ mod pool;
 mod serve;
 mod size;
 mod tree;
+mod version;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand};
 
 /// A CSI driver for Ceph RBD: bounded clone depth, silent parents, nothing leaked.
 #[derive(Debug, Parser)]
-#[command(name = "cinderblock", version)]
+#[command(name = "cinderblock", arg_required_else_help = true)]
 struct Cli {
+    /// Print the version, of which Ceph the librbd is that it runs on, and what that librbd lacks.
+    #[arg(short = 'V', long, action = ArgAction::SetTrue)]
+    version: bool,
+
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -33,11 +38,17 @@ enum Command {
 
 /// Runs the program. Bad arguments are reported by clap, which exits with 2.
 pub(crate) fn run() -> ExitCode {
-    match Cli::parse().command {
-        Command::Serve(args) => serve::run(args),
-        Command::Call(args) => call::run(args),
-        Command::Tree(args) => tree::run(&args),
-        Command::Gc(args) => gc::run(&args),
-        Command::Find(args) => find::run(&args),
+    let cli = Cli::parse();
+    match cli.command.filter(|_| !cli.version) {
+        Some(Command::Serve(args)) => serve::run(args),
+        Some(Command::Call(args)) => call::run(args),
+        Some(Command::Tree(args)) => tree::run(&args),
+        Some(Command::Gc(args)) => gc::run(&args),
+        Some(Command::Find(args)) => find::run(&args),
+        // Without any argument clap prints the help instead.
+        None => {
+            version::print();
+            ExitCode::SUCCESS
+        }
     }
 }

@@ -141,6 +141,7 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
         eprintln!("cinderblock serve: logging cannot start: {error}");
         return ExitCode::FAILURE;
     }
+    super::version::log();
     let config = match Config::read(&args.config) {
         Ok(config) => config,
         Err(error) => {

@@ -27,11 +27,13 @@ mod key;
 #[cfg(debug_assertions)]
 pub mod kill;
 pub mod model;
+mod release;
 pub(crate) mod turns;
 
 pub use error::{Error, Result, Tolerate};
 pub use key::Key;
 pub use nix::errno::Errno;
+pub use release::Release;
 pub use turns::Turns;
 
 /// A connection to one Ceph cluster as one user.
@@ -407,6 +409,8 @@ pub enum SnapshotKind {
     },
     /// Made by mirroring.
     Mirror,
+    /// In a namespace that only a later librbd knows: librbd's own.
+    Unknown,
 }
 
 /// What an image or a snapshot is a clone of.

@@ -353,7 +353,7 @@ pub(super) fn is_collectable(snapshot: &Snapshot) -> bool {
     match snapshot.kind {
         SnapshotKind::User => names::is_collectable_snapshot(&snapshot.name),
         SnapshotKind::Trash { .. } => true,
-        SnapshotKind::Group | SnapshotKind::Mirror => false,
+        SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => false,
     }
 }
 

@@ -272,7 +272,7 @@ fn is_recorded(record: &catalogue::Snapshot, name: &str, snapshot: &Snapshot) ->
     match &snapshot.kind {
         SnapshotKind::User => snapshot.name == name,
         SnapshotKind::Trash { original_name } => original_name == name,
-        SnapshotKind::Group | SnapshotKind::Mirror => false,
+        SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => false,
     }
 }
 

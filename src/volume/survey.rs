@@ -182,7 +182,9 @@ impl Volumes {
             let children: Vec<Child> = image.children(Some(snapshot.id))?;
             let (name, kind) = match &snapshot.kind {
                 SnapshotKind::Trash { original_name } => (original_name.clone(), SnapshotUse::Parked),
-                SnapshotKind::Group | SnapshotKind::Mirror => (snapshot.name.clone(), SnapshotUse::Librbd),
+                SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => {
+                    (snapshot.name.clone(), SnapshotUse::Librbd)
+                }
                 SnapshotKind::User => (snapshot.name.clone(), used_for(&snapshot.name, &id, known)),
             };
             let recorded = known.snapshots.get(&name).filter(|_| kind == SnapshotUse::Listed);

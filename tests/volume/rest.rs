@@ -228,7 +228,7 @@ impl Check<'_> {
                     self.say(format!("{name} is parked without a child"));
                 }
             }
-            SnapshotKind::Group | SnapshotKind::Mirror => {}
+            SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => {}
         }
     }
 

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::call::{Callback, List, c_string, grow, owned, text};
+use super::newer::{
+    DIFF_ITERATE3, RBD_DIFF_ITERATE_FLAG_INCLUDE_PARENT, RBD_DIFF_ITERATE_FLAG_WHOLE_OBJECT,
+    rbd_diff_iterate3,
+};
 use super::pool::Ioctx;
 use super::sys::{
     RBD_MAX_BLOCK_NAME_SIZE, RBD_MAX_IMAGE_NAME_SIZE, RBD_SNAP_NAMESPACE_TYPE_GROUP,
@@ -183,7 +187,7 @@ impl Handle {
             RBD_SNAP_NAMESPACE_TYPE_GROUP => SnapshotKind::Group,
             RBD_SNAP_NAMESPACE_TYPE_TRASH => SnapshotKind::Trash { original_name: self.original_name(id)? },
             RBD_SNAP_NAMESPACE_TYPE_MIRROR => SnapshotKind::Mirror,
-            _ => return Err(Error::new(Errno::EBADMSG, "rbd_snap_get_namespace_type", self.spec.clone())),
+            _ => SnapshotKind::Unknown,
         };
         let mut protected = 0;
         if kind == SnapshotKind::User {
@@ -321,17 +325,39 @@ impl Handle {
     }
 
     /// The difference between what this handle is set to and `query.since`; `query.at` is not looked at.
-    pub(super) fn diff(
-        &self,
-        query: &Diff,
-        visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send),
-    ) -> Result<()> {
-        let since = query.since.map(|snapshot| self.snapshot_name(snapshot)).transpose()?;
-        let since = since.map(|name| c_string(&name, "rbd_diff_iterate2")).transpose()?;
+    pub(super) fn diff(&self, query: &Diff, visit: Visit<'_>) -> Result<()> {
         let length = query.length.min(self.size()?.saturating_sub(query.offset));
         if length == 0 {
             return Ok(());
         }
+        match *DIFF_ITERATE3 {
+            Some(function) => self.diff_by_id(function, query, length, visit),
+            None => self.diff_by_name(query, length, visit),
+        }
+    }
+
+    fn diff_by_id(
+        &self,
+        function: rbd_diff_iterate3,
+        query: &Diff,
+        length: u64,
+        visit: Visit<'_>,
+    ) -> Result<()> {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        let flags = flag(query.include_parent, RBD_DIFF_ITERATE_FLAG_INCLUDE_PARENT)
+            | flag(query.whole_object, RBD_DIFF_ITERATE_FLAG_WHOLE_OBJECT);
+        let since = query.since.unwrap_or(0);
+        let callback = Callback::new(visit);
+        // SAFETY: the image is open; the callback outlives the call.
+        let code = unsafe {
+            function(self.raw, since, query.offset, length, flags, Some(visit_extent), callback.argument())
+        };
+        self.check(callback.finish(code), "rbd_diff_iterate3").map(drop)
+    }
+
+    fn diff_by_name(&self, query: &Diff, length: u64, visit: Visit<'_>) -> Result<()> {
+        let since = query.since.map(|snapshot| self.snapshot_name(snapshot)).transpose()?;
+        let since = since.map(|name| c_string(&name, "rbd_diff_iterate2")).transpose()?;
         let callback = Callback::new(visit);
         // SAFETY: the image is open; `since` is null or NUL-terminated; the callback outlives the call.
         let code = unsafe {

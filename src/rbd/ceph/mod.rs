@@ -12,8 +12,8 @@
 //!   image, librbd's list of the trash.
 //! - Panics in callbacks never unwind through C, and librbd's cache is off.
 //!
-//! All `unsafe` code of the crate is in here. The externs are in `sys` and are checked against the installed headers
-//! by `cargo test -p externs`.
+//! All `unsafe` code of the crate is in here. The externs are in `sys`, those that only newer releases have in `newer`; both
+//! are checked against the installed headers by `cargo test -p externs`, and against those of newer releases by `lab/headers`.
 
 #![allow(unsafe_code)] // this is the door to C
 
@@ -26,8 +26,10 @@ mod directory;
 mod flatten;
 mod handle;
 mod image;
+mod libraries;
 mod meeting;
 pub(crate) mod monmap;
+mod newer;
 mod omap;
 mod options;
 pub(crate) mod pool;
@@ -39,6 +41,7 @@ use std::sync::Arc;
 
 pub use connection::{ConnectOptions, Timeouts};
 pub use connections::Connections;
+pub use libraries::{Libraries, libraries};
 
 use super::{Cluster, Result};
 

@@ -12,13 +12,14 @@ use core::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 /// The part of librados that the `ceph` crate declares correctly: its raw externs, none of its safe types.
 pub mod rados {
     pub use ::ceph::rados::{
-        rados_buffer_free, rados_cluster_fsid, rados_conf_read_file, rados_conf_set, rados_connect,
-        rados_create_read_op, rados_create_write_op, rados_create2, rados_exec, rados_get_instance_id,
-        rados_ioctx_create, rados_ioctx_destroy, rados_ioctx_set_namespace, rados_ioctx_t, rados_mon_command,
-        rados_omap_get_end, rados_omap_iter_t, rados_read, rados_read_op_omap_get_vals_by_keys,
-        rados_read_op_operate, rados_read_op_t, rados_release_read_op, rados_release_write_op, rados_remove,
-        rados_shutdown, rados_t, rados_write_op_create, rados_write_op_omap_cmp, rados_write_op_omap_rm_keys,
-        rados_write_op_omap_set, rados_write_op_operate, rados_write_op_t, rados_write_op_write_full,
+        rados_buffer_free, rados_cluster_fsid, rados_conf_get, rados_conf_read_file, rados_conf_set,
+        rados_connect, rados_create_read_op, rados_create_write_op, rados_create2, rados_exec,
+        rados_get_instance_id, rados_ioctx_create, rados_ioctx_destroy, rados_ioctx_set_namespace,
+        rados_ioctx_t, rados_mon_command, rados_omap_get_end, rados_omap_iter_t, rados_read,
+        rados_read_op_omap_get_vals_by_keys, rados_read_op_operate, rados_read_op_t, rados_release_read_op,
+        rados_release_write_op, rados_remove, rados_shutdown, rados_t, rados_version, rados_write_op_create,
+        rados_write_op_omap_cmp, rados_write_op_omap_rm_keys, rados_write_op_omap_set,
+        rados_write_op_operate, rados_write_op_t, rados_write_op_write_full,
     };
 }
 
@@ -168,6 +169,8 @@ unsafe extern "C" {
 
 #[link(name = "rbd")]
 unsafe extern "C" {
+    pub fn rbd_version(major: *mut c_int, minor: *mut c_int, extra: *mut c_int);
+
     pub fn rbd_image_options_create(opts: *mut rbd_image_options_t);
     pub fn rbd_image_options_destroy(opts: rbd_image_options_t);
     pub fn rbd_image_options_set_string(

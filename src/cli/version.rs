@@ -1,0 +1,27 @@
+//! `cinderblock --version`: the program's version, and which of Ceph's libraries it runs on.
+
+use cinderblock::rbd::ceph::{Libraries, libraries};
+
+/// Prints one line about the program, and one for each thing that its librbd or librados lacks.
+pub(crate) fn print() {
+    let Libraries { ceph, lacks, .. } = libraries();
+    println!("cinderblock {} (librbd of Ceph {ceph})", env!("CARGO_PKG_VERSION"));
+    for lack in lacks {
+        println!("lacks {lack}");
+    }
+}
+
+/// Logs the same when the driver starts.
+pub(crate) fn log() {
+    let Libraries { ceph, librbd, librados, lacks, .. } = libraries();
+    let lacks = lacks.join("; ");
+    let lacks = if lacks.is_empty() { "nothing" } else { &lacks };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        ceph,
+        librbd,
+        librados,
+        lacks,
+        "cinderblock starts; ceph is the version of its librbd and librados, lacks what they lack"
+    );
+}
