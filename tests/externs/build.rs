@@ -156,9 +156,13 @@ fn c_type(ty: &Type) -> String {
 }
 
 /// The folder of the `ceph` crate, as Cargo resolved it.
+///
+/// Only the crates of the platform that is built for have to be there. Cargo fetches those that a build of this package
+/// alone has not fetched.
 fn ceph_crate() -> PathBuf {
     let output = Command::new(env::var("CARGO").unwrap())
-        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .args(["metadata", "--format-version", "1", "--locked", "--filter-platform"])
+        .arg(env::var("TARGET").unwrap())
         .output()
         .expect("cargo runs: it runs this");
     assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
