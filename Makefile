@@ -4,7 +4,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: packages tools ## Debian's packages and the tools the tests use
 
@@ -14,13 +14,16 @@ build: packages ## the cinderblock binary (target/debug)
 demo: ## the life of one volume on a real Ceph, step by step; RELEASE=20 (or 16, 18): on that Ceph
 	lab/demo $(if $(RELEASE),--release $(RELEASE))
 
-test: ## everything: formats, lints, licences, unit and integration tests, csi-sanity
-	tests/run.sh
+test: ## every part of the product once: formats, lints, units, the driver on a real Ceph, csi-sanity, a guest, the chart
+	tests/run.sh test
 
-test-kills: build ## the driver killed at every call it makes, on a real Ceph; more and longer than in `make test`
+test-more: ## the long rest of what CI runs: sweeps of kills and faults, long lineages, licences, the lab, more in a guest
+	tests/run.sh more
+
+test-kills: build ## the driver killed at every call it makes, on a real Ceph; more and longer than in `make test-more`
 	KILL_SWEEP=all cargo test --test kill_sweep
 
-test-guest: build ## all of the node's tests in a virtual machine, over rbd and rbd-nbd; more and longer than in `make test`
+test-guest: build ## all of the node's tests in a virtual machine, over rbd and rbd-nbd; more and longer than in `make test-more`
 	tests/guest.sh all
 	tests/guest-faults.sh
 
@@ -61,18 +64,22 @@ lab-up: ## a one-node Ceph in .lab/ceph; then: eval "$(lab/ceph env)"
 lab-down: ## stops it and removes it
 	lab/ceph down
 
-clean: ## removes what was built, and the lab
+clean: ## removes what was built of this repository, and the lab; the tools stay
 	lab/ceph down
 	lab/kubernetes down
 	cargo clean
+
+distclean: clean ## removes the tools as well: of those, Kubernetes takes 20 minutes to build
 	rm -rf .tools
 
 packages:
 	lab/setup
 
+tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/python
+
 # `cargo install` does nothing when this version is there already. Unoptimised it takes half the time to build, and
 # checks this repository in four seconds.
-tools: .tools/bin/csi-sanity .tools/bin/helm .tools/kubernetes-validate/bin/python
+cargo-deny:
 	cargo install cargo-deny@0.20.2 --debug --locked --quiet --root .tools --target-dir .tools/target
 	rm -rf .tools/target
 
@@ -112,4 +119,7 @@ $(sidecars) &: tools/csi-sidecars/go.mod tools/csi-sidecars/go.sum $(wildcard to
 $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 	cd tools/containerd && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/.tools/bin/ tool
 
-.PHONY: help setup packages tools build demo test test-kills test-guest test-fuzz test-hammer test-kubernetes test-image image-rootfs image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean
+licences: cargo-deny ## of all crates, and where they come from
+	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
+
+.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-kubernetes test-image image-rootfs image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

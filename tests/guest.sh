@@ -2,7 +2,8 @@
 # The mounters rbd and rbd-nbd on a kernel that has them: a guest (lab/guest) and a Ceph beside it, in a network of their own. The
 # tests of tests/node run in the guest with each of them, those of tests/guest, and csi-sanity's node specs. Needs root.
 #
-#   tests/guest.sh             what `make test` runs
+#   tests/guest.sh quick       what `make test` runs: each mounter once
+#   tests/guest.sh more        what `make test-more` runs besides
 #   tests/guest.sh all         every test of tests/node that applies
 #   tests/guest.sh NAME …      those of tests/node alone whose names hold one of these
 #
@@ -30,7 +31,7 @@ trap end EXIT
 
 # test_binary NAME: where cargo has built the test target of that name.
 test_binary() {
-    cargo test --no-run --test "$1" --message-format=json 2>/dev/null |
+    cargo test --no-run --quiet --test "$1" --message-format=json |
         jq -r --arg name "$1" 'select(.target.name? == $name and .executable != null).executable'
 }
 
@@ -48,13 +49,14 @@ in_guest() {
 
 # What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of it is for
 # `make test-guest`.
-of_rbd=(
-    pods_write_on steps:: growth::xfs growth::ext4 growth::images growth::growth_beyond a_restarted_driver a_fenced a_watch_that a_filesystem_that
-    a_read_only_block a_block_device_in_use a_refused_attach the_key_is_in
+quick_of_rbd=(growth::xfs a_restarted_driver the_key_is_in a_refused_attach)
+quick_of_rbd_nbd=(a_restarted_driver the_key_is_in)
+more_of_rbd=(
+    pods_write_on steps:: growth::ext4 growth::images growth::growth_beyond a_fenced a_watch_that a_filesystem_that
+    a_read_only_block a_block_device_in_use
 )
-of_rbd_nbd=(
-    a_driver_killed_while_unstaging a_restarted_driver growth_beyond a_watch_that data_on_a_block a_block_device_in_use
-    a_refused_attach the_key_is_in
+more_of_rbd_nbd=(
+    a_driver_killed_while_unstaging growth_beyond a_watch_that data_on_a_block a_block_device_in_use a_refused_attach
 )
 # Of all steps a driver could die after, one in so many.
 stride=8
@@ -65,13 +67,13 @@ skipped=(
     # `rbd du` counts whole objects; the kernel trims them to pieces.
     --skip trimmed_space_goes_back
 )
-cargo build --bins
+part=${1:-more}
 node=$(test_binary node)
 own=$(test_binary guest)
 guest up --kernel "${GUEST_KERNEL:-6.1}"
 guest net lab/ceph up --dir "$work/ceph" --address 10.77.0.1 --monitor-round 0.05 --namespace rbd/tests
 mapfile -t variables < <(lab/ceph env --dir "$work/ceph" | sed 's/^export //' | xargs -n 1 printf '%s\n')
-[[ -z ${1:-} ]] || stride=1
+[[ $part == @(quick|more) ]] || stride=1
 variables+=("NODE_VOLUMES=${NODE_VOLUMES:-20}" "NODE_KILL_STRIDE=${NODE_KILL_STRIDE:-$stride}")
 guest run mkdir -p /tmp/guest
 
@@ -88,14 +90,18 @@ sanity() {
     in_guest "csi-sanity over $1" SANITY_MOUNTER="$1" SANITY_FOCUS='Node Service' SANITY_ACCESS="${*:2}" "$here/tests/csi-sanity.sh"
 }
 
-case ${1:-} in
-'' | all)
+case $part in
+quick)
+    over_rbd "${quick_of_rbd[@]}"
+    over_rbd_nbd "${quick_of_rbd_nbd[@]}"
+    ;;
+more | all)
     nbd_access=block
-    if [[ ${1:-} == all ]]; then of_rbd=() of_rbd_nbd=() nbd_access='mount block'; fi
-    over_rbd "${of_rbd[@]}"
+    if [[ $part == all ]]; then more_of_rbd=() more_of_rbd_nbd=() nbd_access='mount block'; fi
+    over_rbd "${more_of_rbd[@]}"
     in_guest "tests/guest over rbd" NODE_MOUNTER=rbd "$own" --test-threads 1 krbd::
     sanity rbd mount block
-    over_rbd_nbd "${of_rbd_nbd[@]}"
+    over_rbd_nbd "${more_of_rbd_nbd[@]}"
     in_guest "tests/guest over rbd-nbd" NODE_MOUNTER=rbd-nbd "$own" --test-threads 1 nbd::
     sanity rbd-nbd "$nbd_access"
     ;;

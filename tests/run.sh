@@ -1,6 +1,12 @@
 #!/usr/bin/env bash
-# Every check of the repository, stage by stage: `tests/run.sh` for all, `tests/run.sh lint` for those that need no Ceph.
-# A stage that fails does not keep the others from running; the end says which failed, and how long each took.
+# The checks of the repository, stage by stage: `tests/run.sh PART…`, where a part is one of
+#
+#   lint   formats, scripts, clippy, licences; needs no Ceph
+#   test   what `make test` runs: every part of the product once
+#   more   what `make test-more` runs: the long rest
+#
+# No check is in both test and more. A stage that fails does not keep the others from running. The end tells the outcome of
+# each stage, how long it took, and how many seconds of a processor it used, daemons of the lab left out.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -12,30 +18,45 @@ source lab/common.sh
 # shellcheck source=lab/leaks.sh
 source lab/leaks.sh
 
-rows=() passed=0 failed=0
+# Test targets of minutes: they belong to more, all others to test.
+long_targets=(faults hammer kill_sweep lineage)
+
+rows=() passed=0 failed=0 run_began=$(milliseconds)
+
+# processor_seconds: what ended children of this script have used. (Fields 16 and 17 are in hundredths.)
+processor_seconds() {
+    local fields
+    read -ra fields <"/proc/$$/stat"
+    echo $(((fields[15] + fields[16]) / 100))
+}
 
 # stage NAME COMMAND…
 stage() {
-    local name=$1 began outcome=passed
+    local name=$1 began used outcome=passed
     shift
     printf '\n=== %s: %s\n' "$name" "$*"
-    began=$(milliseconds)
+    began=$(milliseconds) used=$(processor_seconds)
     if "$@"; then
         passed=$((passed + 1))
     else
         outcome=FAILED
         failed=$((failed + 1))
     fi
-    rows+=("$(printf '%-12s %10s  %s' "$name" "$(seconds_since "$began")" "$outcome")")
+    used=$(($(processor_seconds) - used))
+    rows+=("$(printf '%-14s %10s %8s  %s' "$name" "$(seconds_since "$began")" "$used s" "$outcome")")
     [[ $outcome == passed ]]
 }
 
+# summary: the table of the stages. Its exit code is that of the whole.
 summary() {
-    printf '\n'
+    printf '\n%-14s %10s %8s\n' stage time CPU
     printf '%s\n' "${rows[@]}"
+    printf '%-14s %10s\n' together "$(seconds_since "$run_began")"
     printf 'stages: %d passed, %d failed\n' "$passed" "$failed"
     ((failed == 0))
 }
+
+# --- lint ------------------------------------------------------------------------------------------------------------
 
 check_scripts() {
     git grep --untracked -lE '^(#!/usr/bin/env bash|# shellcheck shell=bash)' -- lab tests image deploy .ci |
@@ -45,15 +66,20 @@ check_scripts() {
 lint() {
     stage format cargo fmt --all --check || true
     stage scripts check_scripts || true
-    stage clippy cargo clippy --workspace --all-targets -- -D warnings || true
-    stage cargo-deny cargo deny --workspace --all-features check bans licenses sources || true
+    stage clippy cargo clippy --workspace --all-targets --locked -- -D warnings || true
 }
 
-# The guest's stage takes minutes of a machine that is emulated: it goes on beside what is not about time.
+licences() {
+    stage cargo-deny make --no-print-directory licences || true
+}
+
+# --- the guest -------------------------------------------------------------------------------------------------------
+
+# start_guest PART: a guest is a machine that is emulated, for minutes: it goes on beside other stages.
 start_guest() {
     guest_log=$(mktemp --tmpdir cinderblock-guest.XXXXXX)
-    trap end_guest EXIT
-    tests/guest.sh >"$guest_log" 2>&1 &
+    trap end EXIT
+    tests/guest.sh "$1" >"$guest_log" 2>&1 &
     guest=$!
 }
 
@@ -63,28 +89,36 @@ finish_guest() {
     wait "$guest" || outcome=$?
     guest=
     cat "$guest_log"
+    rm -f "$guest_log"
     return "$outcome"
 }
 
-end_guest() {
-    [[ -z ${guest:-} ]] || kill "$guest" 2>/dev/null || true
-    rm -f "${guest_log:-}"
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+# targets PART: cargo's arguments that name the test targets of that part.
+targets() {
+    local long=" ${long_targets[*]} " name
+    [[ $1 == more ]] || printf '%s\n' --lib --bins
+    while read -r name; do
+        if [[ $long == *" $name "* ]]; then [[ $1 == test ]]; else [[ $1 == more ]]; fi || printf '%s\n' --test "$name"
+    done < <(cargo metadata --no-deps --locked --format-version 1 |
+        jq --raw-output '.packages[].targets[] | select(.kind == ["test"] and .test).name')
 }
 
-# The guest's tests come first, so that cargo keeps neither of them waiting later.
-build() { cargo build --workspace && cargo test --no-run --test node --test guest; }
+build() { cargo test --workspace --locked --no-run "${arguments[@]}" --test node --test guest; }
 
-# Everything below makes its files under $work, so what is left of it afterwards is a leak of a test.
-with_ceph() {
+# with_lab PART COMMAND…: the stages that COMMAND makes, on a Ceph of their own. All their files are under $work, so what
+# is left of those afterwards is a leak of a test.
+with_lab() {
     work=$(mktemp -d --tmpdir cinderblock-test.XXXXXX)
     trap end EXIT
     stage lab-up lab/ceph up --dir "$work/ceph" --monitor-round 0.05 --namespace rbd/tests || return 0
     eval "$(lab/ceph env --dir "$work/ceph")"
     mkdir "$work/tmp"
-    stage cargo-test env TMPDIR="$work/tmp" cargo test --workspace --no-fail-fast || true
-    stage csi-sanity env TMPDIR="$work/tmp" tests/csi-sanity.sh || true
+    "$@"
     stage leaks check_leaks || true
     stage lab-down lab/ceph down --dir "$work/ceph" || true
+    rm -rf "$work"
 }
 
 left() {
@@ -104,27 +138,57 @@ nothing_left() { [[ -z $(left) ]]; }
 
 # The data of deleted snapshots goes when the OSD has trimmed it, in its own time.
 check_leaks() {
-    wait_until 60 "everything to be gone" nothing_left && return
+    wait_until 300 "everything to be gone" nothing_left && return
     left | head -n 40
     return 1
 }
 
 end() {
-    end_guest
-    [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph"
-    rm -rf "$work"
+    [[ -z ${guest:-} ]] || kill "$guest" 2>/dev/null || true
+    rm -f "${guest_log:-}"
+    [[ ! -d ${work:-} ]] || {
+        [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph"
+        rm -rf "$work"
+    }
 }
 
-stage packages lab/setup || summary
-stage tools make --no-print-directory tools || summary
-lint
-if [[ ${1:-} != lint ]]; then
-    stage build build || summary
-    start_guest
-    stage chart cargo test --test chart || true
-    stage lab-test lab/test || true
-    stage test-build cargo test --workspace --no-run || true
+# cargo_test WHAT: the test targets named in $arguments.
+cargo_test() { stage "$1" env TMPDIR="$work/tmp" cargo test --workspace --locked --no-fail-fast "${arguments[@]}" || true; }
+
+test_on_ceph() {
+    cargo_test cargo-test
+    stage csi-sanity env TMPDIR="$work/tmp" tests/csi-sanity.sh || true
+}
+
+part_test() {
+    stage tools make --no-print-directory tools || return 0
+    lint
+    mapfile -t arguments < <(targets test)
+    stage build build || return 0
+    start_guest quick
+    with_lab test_on_ceph
     stage guest finish_guest || true
-    with_ceph
-fi
+}
+
+part_more() {
+    licences
+    mapfile -t arguments < <(targets more)
+    stage more-build build || return 0
+    start_guest more
+    stage lab-test lab/test || true
+    with_lab cargo_test more-tests
+    stage more-guest finish_guest || true
+}
+
+part_lint() {
+    lint
+    licences
+}
+
+(($#)) || set -- test
+for part in "$@"; do
+    [[ $part == @(lint|test|more) ]] || die "$part is no part; there are lint, test and more"
+done
+stage packages lab/setup || { summary; exit 1; }
+for part in "$@"; do "part_$part"; done
 summary
