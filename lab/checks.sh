@@ -35,9 +35,9 @@ said() {
     [[ $output == *"$words"* ]]
 }
 
-# says WORDS COMMAND…: the same within half a minute.
+# says WORDS COMMAND…: the same within five minutes.
 says() {
-    wait_until 30 "the answer $1" said "$@" >/dev/null || said "$@"
+    wait_until 300 "the answer $1" said "$@" >/dev/null || said "$@"
 }
 
 same() { [[ "$1" == "$2" ]]; }

@@ -29,8 +29,8 @@ conf_value() { sed -n "s/^$1 = //p" "$dir/ceph.conf" | head -n 1; }
 setting() { sed -n "s/^$1=//p" "$dir/settings"; }
 
 # lab_ceph, lab_rbd ARGUMENTS…: Ceph's own tools as client.admin. They give up in the end when a monitor does not answer.
-lab_ceph() { timeout 60 ceph --conf="$dir/ceph.conf" --connect-timeout 30 "$@"; }
-lab_rbd() { timeout 60 rbd --conf="$dir/ceph.conf" "$@"; }
+lab_ceph() { timeout 300 ceph --conf="$dir/ceph.conf" --connect-timeout 120 "$@"; }
+lab_rbd() { timeout 300 rbd --conf="$dir/ceph.conf" "$@"; }
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ stop_daemons() {
         wait_until 10 "$daemon to stop on SIGTERM" is_gone "$daemon" && continue
         say "sending SIGKILL"
         signal KILL "$daemon"
-        wait_until 10 "$daemon to stop on SIGKILL" is_gone "$daemon"
+        wait_until 60 "$daemon to stop on SIGKILL" is_gone "$daemon"
     done
 }
 
@@ -249,7 +249,7 @@ is_ready() {
 
 # wait_until_ready: says what Ceph holds against itself when it takes too long.
 wait_until_ready() {
-    wait_until 120 HEALTH_OK is_ready && return
+    wait_until 600 HEALTH_OK is_ready && return
     lab_ceph status >&2 || true
     return 1
 }

@@ -32,7 +32,7 @@ YAML
         --config "$driver_folder/clusters.yaml" --state-dir "$driver_folder/state" "${@:3}" \
         >"$driver_folder/driver.log" 2>&1 &
     driver_pid=$!
-    wait_until 20 "the driver's socket" driver_answers && kill -0 "$driver_pid" && return
+    wait_until 300 "the driver's socket" driver_answers && kill -0 "$driver_pid" && return
     tail_driver_log
     die "the driver does not serve; its log is above"
 }

@@ -158,7 +158,7 @@ async fn all_rpcs(driver: &Driver, class: &Class, namespace: &str) -> Vec<(&'sta
             let started = Instant::now();
             let answer = controller.$rpc(within(5, $request)).await;
             let elapsed = started.elapsed();
-            assert!(elapsed < Duration::from_secs(6), "{} took {elapsed:?}", stringify!($rpc));
+            assert!(elapsed < Duration::from_mins(1), "{} took {elapsed:?}", stringify!($rpc));
             match answer {
                 Ok(_) => answers.push((stringify!($rpc), Status::ok("done"))),
                 Err(status) => answers.push((stringify!($rpc), status)),

@@ -100,7 +100,7 @@ failures=0
 for access in ${SANITY_ACCESS:-mount block}; do
     run_sanity "$access" || failures=$((failures + 1))
     # The data of deleted snapshots goes when the OSD has trimmed it, in its own time.
-    wait_until 60 "everything to be gone" nothing_left || { left | head -n 40 >&2; failures=$((failures + 1)); }
+    wait_until 300 "everything to be gone" nothing_left || { left | head -n 40 >&2; failures=$((failures + 1)); }
 done
 stop_driver
 if grep -qF -f "$LAB_KEY_FILE" "$work/driver.log"; then

@@ -278,7 +278,7 @@ async fn a_frozen_node_is_fenced_before_another_gets_its_volume() {
 
 /// Waits for what is asked of a driver.
 async fn wait_until_async<E: std::fmt::Debug>(what: &str, mut condition: impl AsyncFnMut() -> Result<(), E>) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_mins(5);
     while let Err(not_yet) = condition().await {
         assert!(Instant::now() < deadline, "waited in vain for {what}: {not_yet:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -54,7 +54,7 @@ impl<'a> Group<'a> {
     }
 
     async fn created(&mut self, name: &str) -> VolumeGroupSnapshot {
-        let deadline = Instant::now() + Duration::from_mins(3);
+        let deadline = Instant::now() + Duration::from_mins(5);
         loop {
             let request = self.create(name);
             match self.groups.create_volume_group_snapshot(request).await {

@@ -39,7 +39,7 @@ start_controller() {
     setsid lab/guest --dir "$work/guest" net "$here/target/debug/cinderblock" serve --role controller --fence --endpoint "unix://$work/csi.sock" \
         --config "$work/clusters.yaml" >"$work/controller.log" 2>&1 &
     controller=$!
-    wait_until 20 "the controller" call probe
+    wait_until 300 "the controller" call probe
 }
 
 stop_controller() {
@@ -48,7 +48,7 @@ stop_controller() {
 }
 
 # call RPC …: asks the controller.
-call() { "$here/target/debug/cinderblock" call --endpoint "unix://$work/csi.sock" --timeout 60s "$@" >"$work/answer" 2>&1; }
+call() { "$here/target/debug/cinderblock" call --endpoint "unix://$work/csi.sock" --timeout 150s "$@" >"$work/answer" 2>&1; }
 ask() { call "$@" || { cat "$work/answer" "$work/controller.log" >&2; die "$1 failed"; }; }
 
 # write_in_background N IMAGE: guest N writes; what is durable is named in $work/written.
@@ -70,7 +70,7 @@ has_written() { (($(durable) >= $1)) || ! kill -0 "$writer" 2>/dev/null; }
 
 # more_durable N: waits for N more durable files; fails when the writer does.
 more_durable() {
-    wait_until 120 "the writer" has_written $(($(durable) + $1))
+    wait_until 600 "the writer" has_written $(($(durable) + $1))
     kill -0 "$writer" 2>/dev/null || { tail -n 5 "$work/written" "$work/writer.log" >&2; die "the writer failed"; }
 }
 
@@ -133,7 +133,7 @@ wait "$writer" && die "the first node writes on"
 writer=
 expect "$(durable)" "$before" "files the first node took for durable"
 is_told() { on 1 health csi-frozen | grep -q ClientBlocklisted; }
-wait_until 60 "the first node to tell that it was fenced" is_told
+wait_until 300 "the first node to tell that it was fenced" is_told
 on 1 health csi-frozen >&2
 write_in_background 1 csi-kept
 more_durable 5

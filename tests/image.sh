@@ -79,7 +79,7 @@ run_inside() {
     "${as_user[@]}" tini -s -- cinderblock serve --role controller --endpoint unix:///csi/driver/csi.sock \
         --config "$work/tmp/config/clusters.yaml" >"$work/controller.log" 2>&1 &
     controller=$!
-    wait_until 20 "the controller" "${as_user[@]}" cinderblock call info --endpoint unix:///csi/driver/csi.sock >"$work/info" 2>&1 || { cat "$work/controller.log" >&2; exit 1; }
+    wait_until 300 "the controller" "${as_user[@]}" cinderblock call info --endpoint unix:///csi/driver/csi.sock >"$work/info" 2>&1 || { cat "$work/controller.log" >&2; exit 1; }
     kill "$controller"
     wait "$controller" || die "the controller ended with an error: $(cat "$work/controller.log")"
 

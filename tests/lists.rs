@@ -140,7 +140,7 @@ async fn capacity_is_what_quota_and_disks_leave() {
         parameters.into_iter().filter(|(key, _)| key != "radosNamespace").collect();
     let ask = GetCapacityRequest { parameters, ..GetCapacityRequest::default() };
     // A new pool has no statistics for a moment, and the driver says so instead of guessing.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(5);
     let free = loop {
         match controller.get_capacity(ask.clone()).await {
             Ok(answer) => break answer.into_inner(),

@@ -79,14 +79,12 @@ mod tests {
         let refused = bounded::<()>("asking", second, || Err(Error::NotFound("gone".into())));
         assert!(matches!(refused, Err(Error::NotFound(_))));
         let (release, hold) = mpsc::channel::<()>();
-        let began = Instant::now();
         let late = bounded("looking at it", Duration::from_millis(20), move || {
             let _released = hold.recv();
             Ok(())
         });
         assert!(matches!(&late, Err(Error::Unavailable(text)) if text.contains("looking at it")), "{late:?}");
-        assert!(began.elapsed() < second);
-        drop(release);
+        drop(release); // which a call that had waited would never have come to
     }
 
     #[test]
@@ -103,7 +101,7 @@ mod tests {
         assert!(matches!(&again, Err(Error::Unavailable(text)) if text.contains("last asked")), "{again:?}");
         looks.look("that", soon, || Ok(())).unwrap();
         drop(release);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_mins(5);
         while looks.look("this", Duration::from_secs(1), || Ok(())).is_err() {
             assert!(Instant::now() < deadline);
         }

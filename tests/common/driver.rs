@@ -19,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use cinderblock::rbd::Key;
 
-use super::{Lab, POOL};
+use super::{Lab, PATIENCE, POOL};
 
 /// Bytes of a mebibyte.
 pub const MIB: i64 = 1 << 20;
@@ -63,7 +63,7 @@ impl Driver {
             .spawn()
             .unwrap();
         let mut driver = Driver { process, directory };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while UnixStream::connect(driver.socket()).is_err() {
             let ended = driver.process.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < deadline, "{ended:?}: {}", driver.log());
@@ -120,7 +120,7 @@ impl Driver {
 
     /// Waits until it ends by itself, and says how it did.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status;

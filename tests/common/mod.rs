@@ -21,6 +21,9 @@ use cinderblock::rbd::{Cluster, Errno, Key, Pool, Tolerate};
 /// The pool the lab makes.
 pub const POOL: &str = "rbd";
 
+/// How long a test waits for what is sure to come. It only ends tests that fail, so a busy machine has time enough.
+pub const PATIENCE: Duration = Duration::from_mins(5);
+
 /// The program that brings labs up.
 const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/lab/ceph");
 
@@ -93,7 +96,8 @@ impl Lab {
     pub fn try_run(&self, program: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new("timeout");
         command
-            .args(["60", program])
+            .arg(PATIENCE.as_secs().to_string())
+            .arg(program)
             .arg("--conf")
             .arg(&self.ceph_conf)
             .arg("--id")
@@ -257,9 +261,9 @@ impl Drop for Namespace<'_> {
     }
 }
 
-/// Waits until `condition` gives a value; what it gives instead is shown when it does not within a minute.
+/// Waits until `condition` gives a value; what it gives instead is shown when it does not within [`PATIENCE`].
 pub fn wait_until<T, E: std::fmt::Debug>(what: &str, condition: impl Fn() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + Duration::from_mins(1);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match condition() {
             Ok(value) => return value,

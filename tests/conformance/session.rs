@@ -177,7 +177,7 @@ impl Session {
     /// A snapshot of this check's own, ready to use.
     pub async fn snapshot(&self, what: &str, volume_id: &str) -> Snapshot {
         let request = self.snapshot_named(&self.name(what), volume_id);
-        let deadline = Instant::now() + Duration::from_mins(1);
+        let deadline = Instant::now() + Duration::from_mins(5);
         loop {
             let snapshot = self.cut(request.clone()).await.unwrap();
             if snapshot.ready_to_use {
@@ -314,7 +314,7 @@ pub fn refused<T: Debug>(what: &str, outcome: Result<T, Status>, codes: &[Code])
 
 /// Calls until the answer is one that is final.
 pub async fn again<T, F: Future<Output = Result<T, Status>>>(what: &str, mut call: impl FnMut() -> F) -> T {
-    let deadline = Instant::now() + Duration::from_mins(2);
+    let deadline = Instant::now() + Duration::from_mins(5);
     loop {
         match call().await {
             Ok(answer) => return answer,

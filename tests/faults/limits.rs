@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 
 use crate::common::driver::{Class, Driver, MIB, cluster_config, lab_config, within};
 use crate::common::rpcs::Things;
-use crate::common::{Lab, Namespace, OwnLab, POOL, wait_until};
+use crate::common::{Lab, Namespace, OwnLab, PATIENCE, POOL, wait_until};
 use crate::lab::{Broken, Fault, is_back};
 
 type Controller = controller_client::ControllerClient<Channel>;
@@ -43,7 +43,7 @@ async fn callers_that_never_wait_long_enough_get_there_in_the_end() {
     let open =
         |code| matches!(code, Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unavailable);
     let mut tries = 0;
-    let give_up = Instant::now() + Duration::from_mins(2);
+    let give_up = Instant::now() + PATIENCE;
     let id = loop {
         tries += 1;
         match controller.create_volume(hasty(class.create_volume("hasty", MIB))).await {
@@ -93,7 +93,7 @@ async fn dead_monitors_beside_a_live_one_delay_nobody_beyond_a_deadline() {
     let config = format!("- clusterID: lab\n  monitors: [{monitors}, \"{}\"]\n", lab.monitors);
     for _ in 0..3 {
         let driver = Driver::start(&config, &["--role", "controller"]);
-        let request = within(10, class.create_volume("v", MIB));
+        let request = within(60, class.create_volume("v", MIB));
         let answer = driver.controller().await.create_volume(request).await.unwrap().into_inner();
         let id = answer.volume.unwrap().volume_id;
         driver.controller().await.delete_volume(class.delete_volume(&id)).await.unwrap();
@@ -126,11 +126,11 @@ async fn a_driver_without_file_descriptors_says_so_and_recovers() {
         limit_descriptors(&driver, more);
         // What needs a new connection to the cluster is told why it gets none.
         let other = class.clone().of_user(&user, &key);
-        let status = controller.create_volume(within(10, other.create_volume("w", MIB))).await.unwrap_err();
+        let status = controller.create_volume(within(60, other.create_volume("w", MIB))).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{more}: {status:?}");
         assert!(status.message().contains("file descriptors"), "{}", status.message());
         // What has one goes on.
-        let request = within(10, class.create_volume("back", MIB));
+        let request = within(60, class.create_volume("back", MIB));
         let id = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id;
         controller.delete_volume(class.delete_volume(&id)).await.unwrap();
     }
@@ -143,10 +143,10 @@ async fn a_driver_without_file_descriptors_says_so_and_recovers() {
     set_descriptors(&driver, 1024);
     if let Some(channel) = waiting {
         let mut identity = identity_client::IdentityClient::new(channel);
-        identity.probe(within(20, ProbeRequest {})).await.unwrap();
+        identity.probe(within(60, ProbeRequest {})).await.unwrap();
     }
     is_back(&driver, &class.clone().of_user(&user, &key), "file descriptors").await;
-    for answer in things.ask_all(&driver, "descriptors", 30).await {
+    for answer in things.ask_all(&driver, "descriptors", 60).await {
         assert!(answer.outcome.is_ok(), "{answer:?}");
     }
     things.remove(&driver, "descriptors").await;

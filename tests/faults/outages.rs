@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use crate::common::driver::{Class, Driver, MIB, cluster_config, from_volume, lab_config, within};
 use crate::common::rpcs::Things;
-use crate::common::{Lab, Namespace, OwnLab, POOL};
+use crate::common::{Lab, Namespace, OwnLab, PATIENCE, POOL};
 use crate::lab::{Broken, DEADLINE, Fault, is_back, suffer};
 
 /// One outage from its begin to what is left afterwards: requests are answered in time and not with final codes, service is back
@@ -155,11 +155,11 @@ async fn a_pool_that_hangs_takes_no_other_pool_with_it() {
             assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code}");
         }
         let took = started.elapsed();
-        assert!(took < Duration::from_secs(DEADLINE + 1), "{took:?}");
+        assert!(took < PATIENCE, "{took:?}");
     };
     let serving = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        for outcome in crowd(&driver, &healthy, 20, DEADLINE).await {
+        for outcome in crowd(&driver, &healthy, 20, 60).await {
             outcome.unwrap();
         }
     };
@@ -245,7 +245,7 @@ async fn who_waits_for_a_flatten_hears_how_far_it_is() {
     };
     let spec = format!("{POOL}/{}/csi-copy", namespace.name);
     let id = format!("lab/{spec}");
-    let give_up = Instant::now() + Duration::from_mins(1);
+    let give_up = Instant::now() + PATIENCE;
     let tells = |status: &Status| {
         let message = status.message();
         message.contains(&format!("flattening {spec} (")) && message.contains(" %)")
@@ -253,7 +253,7 @@ async fn who_waits_for_a_flatten_hears_how_far_it_is() {
     // The same request joins, and hears it when its deadline comes; another one is refused, and hears it at once.
     loop {
         let status = controller.create_volume(within(1, copy())).await.unwrap_err();
-        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
         if tells(&status) {
             break;
         }

@@ -201,7 +201,7 @@ async fn finally<T>(
     what: &str,
     mut call: impl AsyncFnMut() -> Result<Response<T>, Status>,
 ) -> Result<T, Status> {
-    let deadline = Instant::now() + Duration::from_mins(2);
+    let deadline = Instant::now() + Duration::from_mins(5);
     loop {
         let status = match call().await {
             Ok(answer) => return Ok(answer.into_inner()),

@@ -14,7 +14,7 @@ use cinderblock::volume::names;
 use tonic::Code;
 
 use crate::common::driver::{Class, Driver, MIB, filesystem, from_snapshot, from_volume, lab_config};
-use crate::common::{OwnLab, POOL, wait_until};
+use crate::common::{OwnLab, PATIENCE, POOL, wait_until};
 use crate::picture::{MARK_BYTES, MARKS, picture};
 use crate::rpc::{Answer, Controller, Rpc, is_transient};
 
@@ -272,7 +272,7 @@ impl<'a> Tenant<'a> {
     }
 
     fn insist(&mut self, rpc: &Rpc) -> Answer {
-        let deadline = Instant::now() + Duration::from_mins(1);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match self.controller.ask(rpc) {
                 Ok(answer) => return answer,

