@@ -14,9 +14,9 @@ guest_packages=(qemu-system-x86 qemu-system-common busybox-static cpio kmod ipro
 kubernetes_packages=(openssl)
 node_packages=(runc containernetworking-plugins busybox-static umoci socat iproute2 gcc libc6-dev)
 
-# A linker for Rust and a C compiler for the check of the declarations against librados' and librbd's headers; what tests look at
-# scripts and answers with, end processes with (procps has kill), and make hosts odd with; Python, for what checks objects
-# against Kubernetes' schemas.
+# A linker for Rust, and a C compiler for the check of the declarations against librados' and librbd's
+# headers. What tests look at scripts and answers with, end processes with (procps has kill), and make
+# hosts odd with. Python, for what checks objects against Kubernetes' schemas.
 build_packages=(gcc libc6-dev shellcheck jq socat faketime procps python3-venv)
 
 # missing_packages NAME…: those of the named packages that are not installed, one a line.

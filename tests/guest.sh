@@ -47,16 +47,17 @@ in_guest() {
     say "$what: $(seconds_since "$began")"
 }
 
-# What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of it is for
-# `make test-guest`.
+# What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of
+# it is for `make test-guest`.
 quick_of_rbd=(growth::xfs a_restarted_driver the_key_is_in a_refused_attach)
 quick_of_rbd_nbd=(a_restarted_driver the_key_is_in)
 more_of_rbd=(
-    pods_write_on steps:: growth::ext4 growth::images growth::growth_beyond a_fenced a_watch_that a_filesystem_that
-    a_read_only_block a_block_device_in_use
+    pods_write_on steps:: growth::ext4 growth::images growth::growth_beyond a_fenced a_watch_that
+    a_filesystem_that a_read_only_block a_block_device_in_use
 )
 more_of_rbd_nbd=(
-    a_driver_killed_while_unstaging growth_beyond a_watch_that data_on_a_block a_block_device_in_use a_refused_attach
+    a_driver_killed_while_unstaging growth_beyond a_watch_that data_on_a_block
+    a_block_device_in_use a_refused_attach
 )
 # Of all steps a driver could die after, one in so many.
 stride=8

@@ -5,8 +5,9 @@
 #   test   what `make test` runs: every part of the product once
 #   more   what `make test-more` runs: the long rest
 #
-# No check is in both test and more. A stage that fails does not keep the others from running. The end tells the outcome of
-# each stage, how long it took, and how many seconds of a processor it used, daemons of the lab left out.
+# No check is in both test and more. A stage that fails does not keep the others from running. The
+# end tells the outcome of each stage, how long it took, and how many seconds of a processor it has
+# used, daemons of the lab left out.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,7 +24,7 @@ long_targets=(faults hammer kill_sweep lineage)
 
 rows=() passed=0 failed=0 run_began=$(milliseconds)
 
-# processor_seconds: what ended children of this script have used. (Fields 16 and 17 are in hundredths.)
+# processor_seconds: what ended children of this script have used, in hundredths there.
 processor_seconds() {
     local fields
     read -ra fields <"/proc/$$/stat"
@@ -43,7 +44,8 @@ stage() {
         failed=$((failed + 1))
     fi
     used=$(($(processor_seconds) - used))
-    rows+=("$(printf '%-14s %10s %8s  %s' "$name" "$(seconds_since "$began")" "$used s" "$outcome")")
+    rows+=("$(printf '%-14s %10s %8s  %s' \
+        "$name" "$(seconds_since "$began")" "$used s" "$outcome")")
     [[ $outcome == passed ]]
 }
 
@@ -56,10 +58,11 @@ summary() {
     ((failed == 0))
 }
 
-# --- lint ------------------------------------------------------------------------------------------------------------
+# --- lint -----------------------------------------------------------------------------------------
 
 check_scripts() {
-    git grep --untracked -lE '^(#!/usr/bin/env bash|# shellcheck shell=bash)' -- lab tests image deploy .ci |
+    local bash='^(#!/usr/bin/env bash|# shellcheck shell=bash)'
+    git grep --untracked -lE "$bash" -- lab tests image deploy .ci |
         xargs shellcheck --external-sources --source-path=.
 }
 
@@ -73,9 +76,9 @@ licences() {
     stage cargo-deny make --no-print-directory licences || true
 }
 
-# --- the guest -------------------------------------------------------------------------------------------------------
+# --- the guest ------------------------------------------------------------------------------------
 
-# start_guest PART: a guest is a machine that is emulated, for minutes: it goes on beside other stages.
+# start_guest PART: a guest is a machine that is emulated, for minutes, beside other stages.
 start_guest() {
     guest_log=$(mktemp --tmpdir cinderblock-guest.XXXXXX)
     trap end EXIT
@@ -93,26 +96,30 @@ finish_guest() {
     return "$outcome"
 }
 
-# --- tests -----------------------------------------------------------------------------------------------------------
+# --- tests ----------------------------------------------------------------------------------------
 
 # targets PART: cargo's arguments that name the test targets of that part.
 targets() {
-    local long=" ${long_targets[*]} " name
+    local long=" ${long_targets[*]} " name part
     [[ $1 == more ]] || printf '%s\n' --lib --bins
     while read -r name; do
-        if [[ $long == *" $name "* ]]; then [[ $1 == test ]]; else [[ $1 == more ]]; fi || printf '%s\n' --test "$name"
+        if [[ $long == *" $name "* ]]; then part="more"; else part="test"; fi
+        [[ $1 != "$part" ]] || printf '%s\n' --test "$name"
     done < <(cargo metadata --no-deps --locked --format-version 1 |
         jq --raw-output '.packages[].targets[] | select(.kind == ["test"] and .test).name')
 }
 
-build() { cargo test --workspace --locked --no-run "${arguments[@]}" --test node --test guest; }
+build() {
+    cargo test --workspace --locked --no-run "${arguments[@]}" --test node --test guest
+}
 
-# with_lab PART COMMAND…: the stages that COMMAND makes, on a Ceph of their own. All their files are under $work, so what
-# is left of those afterwards is a leak of a test.
+# with_lab COMMAND…: the stages that COMMAND makes, on a Ceph of their own. All their files are in
+# $work, so what is left of those afterwards is a leak of a test.
 with_lab() {
     work=$(mktemp -d --tmpdir cinderblock-test.XXXXXX)
     trap end EXIT
-    stage lab-up lab/ceph up --dir "$work/ceph" --monitor-round 0.05 --namespace rbd/tests || return 0
+    stage lab-up lab/ceph up --dir "$work/ceph" --monitor-round 0.05 --namespace rbd/tests ||
+        return 0
     eval "$(lab/ceph env --dir "$work/ceph")"
     mkdir "$work/tmp"
     "$@"
@@ -152,8 +159,11 @@ end() {
     }
 }
 
-# cargo_test WHAT: the test targets named in $arguments.
-cargo_test() { stage "$1" env TMPDIR="$work/tmp" cargo test --workspace --locked --no-fail-fast "${arguments[@]}" || true; }
+# cargo_test NAME: the test targets in $arguments, as a stage of that name.
+cargo_test() {
+    stage "$1" env TMPDIR="$work/tmp" \
+        cargo test --workspace --locked --no-fail-fast "${arguments[@]}" || true
+}
 
 test_on_ceph() {
     cargo_test cargo-test
