@@ -1,15 +1,21 @@
 # The driver's image: `docker build -t localhost/cinderblock:0.1.0 .`, or the same with buildah or podman. The architecture is that of the
 # builder, or what --platform says; nothing below names one. image/rootfs.sh makes the same root filesystem without an engine.
 #
+# SUITE is the suite of Debian that fills the image, and with it the release of librbd: forky has 20.2, bookworm 16.2. Its packages are
+# those of image/lock, byte for byte. `--build-arg SUITE=bookworm` takes the other. The build needs Debian's mirror.
+#
 # Bases are pinned by tag; a release pins them by digest as well, as whoever builds it trusts:
 #   docker build --build-arg DEBIAN=debian:12.11-slim@sha256:… --build-arg RUST=rust:1.95.0-slim-bookworm@sha256:… .
-# (`docker buildx imagetools inspect debian:12.11-slim` prints the digest.) Neither base is in the image.
+# (`docker buildx imagetools inspect debian:12.11-slim` prints the digest.) Neither base is in the image. RUST stays bookworm's
+# whatever SUITE is: the binary is made of the headers of librbd 16.2 and of an older C library, and so runs on all suites.
+ARG SUITE=forky
 ARG DEBIAN=debian:12.11-slim
 ARG RUST=rust:1.95.0-slim-bookworm
 
 FROM ${DEBIAN} AS debian
+ARG SUITE
 COPY image /src/image
-RUN apt-get update && /src/image/debian.sh /rootfs
+RUN /src/image/debian.sh "$SUITE" /rootfs
 
 FROM ${RUST} AS build
 RUN apt-get update \
@@ -24,6 +30,7 @@ COPY src src
 RUN cargo build --release --locked --bin cinderblock
 COPY image image
 COPY --from=debian /rootfs/var/lib/dpkg /rootfs/var/lib/dpkg
+COPY --from=debian /rootfs/usr/lib/os-release /rootfs/usr/lib/os-release
 RUN image/sbom.sh /rootfs >/sbom.cdx.json
 
 FROM scratch

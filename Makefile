@@ -42,12 +42,15 @@ test-kubernetes: build kubernetes-node-tools ## a real Kubernetes with the real 
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
 
-test-image: packages ## the image's root filesystem: its size, its programs, and a volume's life with the driver inside it
+test-image: packages ## the image's root filesystem: lock, size, programs, and a volume's life with the driver inside, on Ceph 16, 18 and 20
 	tests/image.sh
 
 image-rootfs: packages ## the root filesystem of the image in target/image, made anew without a container engine
 	rm -rf target/image
 	image/rootfs.sh target/image
+
+image-lock: ## the packages of the image in the versions Debian has today: image/lock, renewed
+	image/lock.sh
 
 image-sbom: target/image/usr/share/cinderblock/sbom.cdx.json ## what is inside the image, as CycloneDX
 	@cat $<
@@ -122,4 +125,4 @@ $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 licences: cargo-deny ## of all crates, and where they come from
 	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
 
-.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-kubernetes test-image image-rootfs image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean
+.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Prints what is inside the image, as a CycloneDX document: `image/sbom.sh DIRECTORY`, with the root filesystem that image/debian.sh
-# made, or its var/lib/dpkg alone. Debian's packages are those of its dpkg status, and the crates those that the binary is linked from
-# on this machine's architecture. Needs cargo, dpkg-query and jq.
+# made, or its var/lib/dpkg and usr/lib/os-release alone. Debian's packages are those of its dpkg status, and the crates those that the
+# binary is linked from on this machine's architecture. Needs cargo, dpkg-query and jq.
 set -euo pipefail
 
 [[ ${1:-} != --help && $# == 1 ]] || { sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; [[ ${1:-} == --help ]]; exit; }
 status=$(realpath "$1/var/lib/dpkg")
+# A suite that is not released has a name and no number.
+# shellcheck disable=SC1091 # the image's own
+distribution=$(. "$1/usr/lib/os-release" && echo "$ID-${VERSION_ID:-$VERSION_CODENAME}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 {
@@ -14,10 +17,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
     # The line of the crate itself comes first.
     cargo tree --locked --package cinderblock --edges normal,no-proc-macro --prefix none --format $'crate\t{p}\t{l}' |
         sed 's/ (\*)$//' | awk '!seen[$0]++'
-} | jq --raw-input --null-input '
+} | jq --raw-input --null-input --arg distribution "$distribution" '
     def debian: {
         type: "library", name: .[1], version: .[2],
-        "bom-ref": "pkg:deb/debian/\(.[1] | @uri)@\(.[2] | @uri)?arch=\(.[3])&distro=debian-12",
+        "bom-ref": "pkg:deb/debian/\(.[1] | @uri)@\(.[2] | @uri)?arch=\(.[3])&distro=\($distribution)",
         properties: [{name: "debian:source", value: "\(.[4]) \(.[5])"}]
     } | .purl = ."bom-ref";
     def crate: (.[1] | split(" ")) as [$name, $version] | {

@@ -83,9 +83,11 @@ impl Program {
             Program::Modprobe => ("modprobe", "kmod", 60),
             // Mounting replays the journal.
             Program::Mount => ("mount", "util-linux", 300),
-            Program::QemuStorageDaemon => {
-                ("qemu-storage-daemon", "qemu-system-common and qemu-block-extra", 30)
-            }
+            Program::QemuStorageDaemon => (
+                "qemu-storage-daemon",
+                "qemu-block-extra and qemu-utils (on Debian 12 qemu-system-common)",
+                30,
+            ),
             Program::RbdNbd => ("rbd-nbd", "rbd-nbd", 60),
             Program::Resize2fs => ("resize2fs", "e2fsprogs", 600),
             // Unmounting writes back what is dirty.
