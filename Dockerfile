@@ -1,13 +1,16 @@
-# The driver's image: `docker build -t localhost/cinderblock:0.1.0 .`, or the same with buildah or podman. The architecture is that of the
-# builder, or what --platform says; nothing below names one. image/rootfs.sh makes the same root filesystem without an engine.
+# The driver's image: `docker build -t localhost/cinderblock:0.1.0 .`, or the same with buildah or
+# podman. The architecture is that of the builder, or what --platform says; nothing below names one.
+# image/rootfs.sh makes the same root filesystem without an engine.
 #
-# SUITE is the suite of Debian that fills the image, and with it the release of librbd: forky has 20.2, bookworm 16.2. Its packages are
-# those of image/lock, byte for byte. `--build-arg SUITE=bookworm` takes the other. The build needs Debian's mirror.
+# SUITE is the suite of Debian that fills the image, and with it the release of librbd: forky has
+# 20.2, bookworm 16.2. Its packages are those of image/lock, byte for byte. `--build-arg
+# SUITE=bookworm` takes the other. The build needs Debian's mirror.
 #
 # Bases are pinned by tag; a release pins them by digest as well, as whoever builds it trusts:
 #   docker build --build-arg DEBIAN=debian:12.11-slim@sha256:… --build-arg RUST=rust:1.95.0-slim-bookworm@sha256:… .
-# (`docker buildx imagetools inspect debian:12.11-slim` prints the digest.) Neither base is in the image. RUST stays bookworm's
-# whatever SUITE is: the binary is made of the headers of librbd 16.2 and of an older C library, and so runs on all suites.
+# (`docker buildx imagetools inspect debian:12.11-slim` prints the digest.) Neither base is in the
+# image. RUST stays bookworm's whatever SUITE is: the binary is made of the headers of librbd 16.2
+# and of an older C library, and so runs on all suites.
 ARG SUITE=forky
 ARG DEBIAN=debian:12.11-slim
 ARG RUST=rust:1.95.0-slim-bookworm

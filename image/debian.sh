@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Makes the Debian part of the image's root filesystem: `image/debian.sh SUITE DIRECTORY`, a directory that is empty or does not exist.
+# Makes the Debian part of the image's root filesystem: `image/debian.sh SUITE DIRECTORY`, a
+# directory that is empty or does not exist.
 #
-# The packages are those of image/lock/SUITE-ARCHITECTURE, byte for byte: each is downloaded from where this machine's apt has Debian
-# from, held against its SHA-256, and unpacked. None is installed: no script of a package runs, so nothing is needed but root, chroot
-# and the tools every Debian has, of any suite; the architecture is this machine's. Documentation, languages and what else no
-# container uses are taken out, licences stay, and dpkg's status says which package of which version is inside, for
-# those that scan images. The exit code is 3 when a package of the lock cannot be downloaded.
+# The packages are those of image/lock/SUITE-ARCHITECTURE, byte for byte: each is downloaded from
+# where this machine's apt has Debian from, held against its SHA-256, and unpacked. None is
+# installed: no script of a package runs, so nothing is needed but root, chroot and the tools every
+# Debian has, of any suite; the architecture is this machine's. Documentation, languages and what
+# else no container uses are taken out, licences stay, and dpkg's status says which package of which
+# version is inside, for those that scan images. The exit code is 3 when a package of the lock
+# cannot be downloaded.
 set -euo pipefail
 shopt -s inherit_errexit
 umask 022
@@ -52,7 +55,8 @@ while read -r digest name version; do
 done <"$work/packages"
 cd "$root"
 
-# unpack ARCHIVE [PATH…]: what is named of a package, or all of it, and the package's entry in dpkg's status.
+# unpack ARCHIVE [PATH…]: what is named of a package, or all of it, and the package's entry in
+# dpkg's status.
 unpack() {
     local archive=$1 selected=()
     shift

@@ -4,9 +4,10 @@
 #   image/lock.sh                        all that there are
 #   image/lock.sh SUITE [ARCHITECTURE]   that suite's, for one architecture or for all; makes them when there are none
 #
-# A lock, image/lock/SUITE-ARCHITECTURE, names every package of the image: what image/packages names, and what that depends on,
-# in the versions that Debian's SUITE has today, with the security updates of a stable one. It is found out with lists of apt's own,
-# checked with Debian's keys, so any Debian can make the lock of any suite and architecture. Nothing is installed.
+# A lock, image/lock/SUITE-ARCHITECTURE, names every package of the image: what image/packages
+# names, and what that depends on, in the versions that Debian's SUITE has today, with the security
+# updates of a stable one. It is found out with lists of apt's own, checked with Debian's keys, so
+# any Debian can make the lock of any suite and architecture. Nothing is installed.
 set -euo pipefail
 shopt -s inherit_errexit
 # shellcheck source=image/packages.sh
@@ -36,10 +37,11 @@ lock() {
     touch "$own/status"
     apt-get "${options[@]}" --quiet --error-on=any update >&2
 
-    # Packages left out count as installed in the very version there is, and stay; nothing else is installed.
+    # Packages left out count as installed in the very version there is, and stay; nothing else is
+    # installed. Not every suite has all of them.
     for name in "${without[@]}"; do
-        apt-cache "${options[@]}" show --no-all-versions "$name" |
-            grep --extended-regexp '^(Package|Architecture|Version|Provides):'
+        apt-cache "${options[@]}" --quiet=1 show --no-all-versions "$name" 2>/dev/null |
+            grep --extended-regexp '^(Package|Architecture|Version|Provides):' || continue
         printf 'Status: hold ok installed\nMaintainer: -\nDescription: left out\n\n'
     done >"$own/left-out"
     mv "$own/left-out" "$own/status"

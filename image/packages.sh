@@ -9,8 +9,8 @@ locks=${IMAGE_LOCKS:-$image/lock}
 say() { printf '%s: %s\n' "$program" "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-# read_packages SUITE: sets `whole`, names of whole packages; `parts`, lines of a name and its patterns;
-# `without`, names of packages that are left out; and `list`, a digest of all the names.
+# read_packages SUITE: sets `whole`, names of whole packages; `parts`, lines of a name and its
+# patterns; `without`, names of packages that are left out; and `list`, a digest of all the names.
 read_packages() {
     local suite=$1 name paths
     whole=() parts=() without=()
@@ -29,7 +29,8 @@ read_packages() {
     list=$(printf '%s\n' "${whole[@]}" "${parts[@]%% *}" "${without[@]/#/-}" | sort | sha256sum | cut -d' ' -f1)
 }
 
-# mirrors: sets `mirror` and `security_mirror`, where this machine's apt has Debian from. Lists need not be there.
+# mirrors: sets `mirror` and `security_mirror`, where this machine's apt has Debian from. Lists need
+# not be there.
 mirrors() {
     local releases
     releases=$(apt-get update --print-uris | sed -n "s|^'\(.*\)/dists/\([^/]*\)/InRelease' .*|\2 \1|p")

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Makes the image's root filesystem without a container engine, out of the same parts as the Dockerfile:
+# Makes the image's root filesystem without a container engine, out of the same parts as the
+# Dockerfile:
 #
 #   image/rootfs.sh [--suite SUITE] [--binary FILE] DIRECTORY
 #
-# DIRECTORY is empty or does not exist. SUITE is the suite of Debian that fills it; the default is the Dockerfile's. FILE is a built
-# cinderblock; without it the release binary is built first. A binary runs on the suite it was built on and on newer ones, so
-# build it on bookworm. Needs root on a Debian (see image/debian.sh), cargo and jq. What the engine would set
-# besides is in the Dockerfile: PATH, USER 65532:65532, and the entry point /usr/bin/tini -- /usr/local/bin/cinderblock.
+# DIRECTORY is empty or does not exist. SUITE is the suite of Debian that fills it; the default is
+# the Dockerfile's. FILE is a built cinderblock; without it the release binary is built first. A
+# binary runs on the suite it was built on and on newer ones, so build it on bookworm. Needs root on
+# a Debian (see image/debian.sh), cargo and jq. What the engine would set besides is in the
+# Dockerfile: PATH, USER 65532:65532, and the entry point /usr/bin/tini --
+# /usr/local/bin/cinderblock.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Prints what is inside the image, as a CycloneDX document: `image/sbom.sh DIRECTORY`, with the root filesystem that image/debian.sh
-# made, or its var/lib/dpkg and usr/lib/os-release alone. Debian's packages are those of its dpkg status, and the crates those that the
-# binary is linked from on this machine's architecture. Needs cargo, dpkg-query and jq.
+# Prints what is inside the image, as a CycloneDX document: `image/sbom.sh DIRECTORY`, with the root
+# filesystem that image/debian.sh made, or its var/lib/dpkg and usr/lib/os-release alone. Debian's
+# packages are those of its dpkg status, and the crates those that the binary is linked from on this
+# machine's architecture. Needs cargo, dpkg-query and jq.
 set -euo pipefail
 
 [[ ${1:-} != --help && $# == 1 ]] || { sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; [[ ${1:-} == --help ]]; exit; }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The image's root filesystem, made by image/rootfs.sh as the Dockerfile makes it: its packages against the lock, its size against the
-# budget, every program in it, the controller as an ordinary user on a read-only root, and lab/demo with the driver running inside.
+# The image's root filesystem, made by image/rootfs.sh as the Dockerfile makes it: its packages
+# against the lock, its size against the budget, every program in it, the controller as an ordinary
+# user on a read-only root, and lab/demo with the driver running inside.
 #
 #   tests/image.sh              the release binary, which is built first; the demo on Ceph 16, 18 and 20 with the kinds of keys
 #                               that each has; Debian bookworm's root filesystem as well; what a lock refuses
@@ -47,8 +48,8 @@ packages_locked() { sed '/^#/d; /^list /d' "$(lock)" | cut -d' ' -f1,2 | sort; }
 # locked PACKAGE: its version, as those who wrote it count.
 locked() { packages_locked | sed -n "s/^$1 \([0-9.]*\).*/\1/p"; }
 
-# run_inside WHAT…: programs, or a volume's life with that kind of key; in namespaces of its own for mounts and processes, so that
-# all of these end with it.
+# run_inside WHAT…: programs, or a volume's life with that kind of key; in namespaces of its own for
+# mounts and processes, so that all of these end with it.
 run_inside() {
     local as_root as_user folder what
     as_root=(chroot "$root" /usr/bin/env --ignore-environment PATH=/usr/local/bin:/usr/sbin:/usr/bin)
@@ -61,7 +62,8 @@ run_inside() {
     mkdir -p "$root/csi"
     for folder in csi run; do mount -t tmpfs -o mode=1777 tmpfs "$root/$folder"; done
     for folder in proc sys dev; do mount --rbind "/$folder" "$root/$folder"; done
-    # The one folder that is the same within and without. Its name is short, as sockets in it must be.
+    # The one folder that is the same within and without. Its name is short, as sockets in it must
+    # be.
     mkdir -p "$work/tmp" "$root$work/tmp"
     mount --bind "$work/tmp" "$root$work/tmp"
     mount -o remount,bind,ro "$root"
@@ -78,11 +80,12 @@ run_inside() {
 }
 
 every_program() {
-    local tool type ceph
+    local tool type ceph version
     say "every program"
-    says "cinderblock $(sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)" "${as_user[@]}" tini -- cinderblock --version
     ceph=$(locked librbd1)
-    says "ceph version ${ceph:?the lock lacks librbd1} " "${as_root[@]}" rbd-nbd --version
+    version=$(sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+    says "cinderblock $version (librbd of Ceph ${ceph:?the lock lacks librbd1})" "${as_user[@]}" tini -- cinderblock --version
+    says "ceph version $ceph " "${as_root[@]}" rbd-nbd --version
     says 'kmod version' "${as_root[@]}" modprobe --version
     for tool in blkid blockdev dumpe2fs e2fsck findmnt losetup lsblk mkfs.xfs mount umount xfs_growfs xfs_repair; do
         "${as_root[@]}" "$tool" -V >/dev/null 2>&1 || die "$tool does not run"
@@ -131,7 +134,8 @@ fi
 work=$(mktemp -d --tmpdir image-test.XXXXXX)
 chmod 755 "$work"
 
-# Nothing is ever mounted where this removes: the mounts are another namespace's. If something is, nothing is removed.
+# Nothing is ever mounted where this removes: the mounts are another namespace's. If something is,
+# nothing is removed.
 end() {
     if [[ -n $(mounts_left "$work") ]]; then
         mounts_left "$work" >&2
@@ -178,7 +182,8 @@ inside() {
     lab/with "$1" unshare --mount --propagation private --pid --fork --mount-proc "$here/tests/image.sh" --inside "$suite" "$work" "${@:2}"
 }
 
-# check_lock: a package that differs from the lock, or that the mirror lacks, ends the build, and the end says what to do.
+# check_lock: a package that differs from the lock, or that the mirror lacks, ends the build, and
+# the end says what to do.
 check_lock() {
     say "what a lock refuses"
     suite=$default_suite
@@ -187,7 +192,8 @@ check_lock() {
     refused 's/^list ......../list 00000000/' 'image/packages names other packages'
 }
 
-# refused CHANGE WORDS: with that change (sed's) to the lock the build ends with these words, and with the command that renews it.
+# refused CHANGE WORDS: with that change (sed's) to the lock the build ends with these words, and
+# with the command that renews it.
 refused() {
     local lock said
     lock=$(lock)

@@ -186,6 +186,7 @@ part_more() {
     stage more-build build || return 0
     start_guest more
     stage lab-test lab/test || true
+    stage image tests/image.sh quick target/debug/cinderblock || true
     with_lab cargo_test more-tests
     stage more-guest finish_guest || true
 }
