@@ -108,7 +108,13 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// Removes an image, or finishes a removal of that name that was interrupted. `ENOENT` when nothing of that
     /// name is left, `EBUSY` when it has watchers, `ENOTEMPTY` when it has snapshots (parked ones without children go
     /// along with it). Works in a full pool.
-    fn remove_image(&self, name: &str) -> Result<()>;
+    fn remove_image(&self, name: &str) -> Result<()> {
+        self.remove_image_with_progress(name, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// [`Pool::remove_image`], telling how far it is. `progress` gets (done, total) in the implementation's own unit, and may
+    /// stop it, which gives `ECANCELED` and leaves an interrupted removal.
+    fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()>;
 
     /// Renames an image; works while it is open elsewhere, and in a full pool. `EEXIST` when `to` is taken by another
     /// image. Finishes a rename of the same two names that was interrupted.
@@ -136,7 +142,12 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     fn trash_restore(&self, image_id: &str, name: &str) -> Result<()>;
 
     /// Removes an image from the trash; `force` ignores an unexpired deferment. Errors as [`Pool::remove_image`].
-    fn trash_remove(&self, image_id: &str, force: bool) -> Result<()>;
+    fn trash_remove(&self, image_id: &str, force: bool) -> Result<()> {
+        self.trash_remove_with_progress(image_id, force, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// [`Pool::trash_remove`], telling how far it is as [`Pool::remove_image_with_progress`] does.
+    fn trash_remove_with_progress(&self, image_id: &str, force: bool, progress: Progress<'_>) -> Result<()>;
 
     /// The values of `keys` in the omap of `object`; absent keys are absent from the answer. A missing object is
     /// an empty omap.

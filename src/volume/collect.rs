@@ -306,7 +306,7 @@ impl Volumes {
         drop(image);
         // librbd does not stand two removals of one image at once.
         let silent = self.catalogue.claim(volume, &silent)?;
-        match self.pool.remove_image(&name) {
+        match self.remove_image(&name) {
             Ok(()) => {}
             Err(error) if error.errno == Errno::ENOENT => {}
             Err(error) if error.errno == Errno::EBUSY => return Ok(Verdict::InUse),
@@ -333,14 +333,16 @@ impl Volumes {
                 }
                 _ => None,
             };
-            self.pool.trash_remove(id, true).tolerate(Errno::ENOENT)?;
+            self.activity.begin(format!("removing {}", self.spec(&suspect.image)));
+            let progress = &mut self.activity.progress();
+            self.pool.trash_remove_with_progress(id, true, progress).tolerate(Errno::ENOENT)?;
         }
         let Some(silent) = silent else {
             return Ok(Verdict::Settled);
         };
         for name in [names::silent(volume), names::silent_with_id(volume, id)] {
             if self.pool.image_id(&name)?.is_none_or(|found| found == id) {
-                self.pool.remove_image(&name).tolerate(Errno::ENOENT)?;
+                self.remove_image(&name).tolerate(Errno::ENOENT)?;
             }
         }
         self.catalogue.remove(volume, &silent)?;

@@ -195,7 +195,7 @@ impl Volumes {
             self.suspect(&suspects)?;
             drop(opened);
             self.catalogue.confirm(image, stored)?;
-            match self.pool.remove_image(image).tolerate(Errno::ENOENT) {
+            match self.remove_image(image).tolerate(Errno::ENOENT) {
                 Ok(()) => return self.forget(image, stored).map(|()| None),
                 // A snapshot came meanwhile.
                 Err(error) if error.errno == Errno::ENOTEMPTY => {}
@@ -222,7 +222,7 @@ impl Volumes {
             return Ok(retained);
         }
         self.catalogue.confirm(image, &stored)?;
-        self.pool.remove_image(image).tolerate(Errno::ENOENT)?;
+        self.remove_image(image).tolerate(Errno::ENOENT)?;
         self.forget(image, &stored).map(|()| None)
     }
 

@@ -244,7 +244,7 @@ impl Volumes {
             self.drop_snapshot(&*image, id, &snapshot)?;
         }
         drop(image);
-        self.pool.remove_image(name).tolerate(Errno::ENOENT)?;
+        self.remove_image(name).tolerate(Errno::ENOENT)?;
         self.collect()
     }
 }

@@ -23,7 +23,7 @@
 //!
 //! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
 
-use crate::rbd::{Cluster, Errno, Pool, Turns};
+use crate::rbd::{self, Cluster, Errno, Pool, Turns};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -180,6 +180,12 @@ impl Volumes {
 
     fn cluster(&self) -> Arc<dyn Cluster> {
         self.pool.cluster()
+    }
+
+    /// [`Pool::remove_image`], which may take hours: it tells how far it is.
+    fn remove_image(&self, name: &str) -> rbd::Result<()> {
+        self.activity.begin(format!("removing {}", self.spec(name)));
+        self.pool.remove_image_with_progress(name, &mut self.activity.progress())
     }
 
     /// The image spec of `image` here, as `rbd` writes it.

@@ -129,6 +129,8 @@ behaviours! {
         a_restore_does_not_replace
         the_trash_takes_open_images_but_keeps_them_until_they_are_closed
         the_trash_keeps_images_with_snapshots
+        removals_tell_how_far_they_are
+        a_stopped_removal_is_finished_by_the_next
         the_trash_holds_many;
     together:
         images_are_cut_at_one_moment

@@ -1,8 +1,11 @@
 //! The trash of a pool.
 
-use cinderblock::rbd::{Errno, ImageKey, OpenMode, TrashEntry};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use crate::tools::{Place, create, created, errno, image_names, open, remove_all};
+use cinderblock::rbd::{Errno, ImageKey, OpenMode, Pool, TrashEntry};
+
+use crate::tools::{MIB, OBJECT, Place, create, created, errno, image_names, open, remove_all};
 
 const AN_HOUR: u64 = 3600;
 
@@ -107,4 +110,42 @@ pub(crate) fn the_trash_holds_many(place: &Place) {
     for entry in &entries {
         pool.trash_remove(&entry.id, false).unwrap();
     }
+}
+
+/// Writes to some objects of a new image.
+fn filled(pool: &Arc<dyn Pool>, name: &str) {
+    let image = created(pool, name);
+    for object in 0..image.info().unwrap().size / OBJECT {
+        image.write_at(object * OBJECT, &[1]).unwrap();
+    }
+}
+
+pub(crate) fn removals_tell_how_far_they_are(place: &Place) {
+    let pool = &place.pool;
+    let mut heard = Vec::new();
+    let mut listen = |done, total| {
+        heard.push((done, total));
+        ControlFlow::Continue(())
+    };
+    filled(pool, "image");
+    pool.remove_image_with_progress("image", &mut listen).unwrap();
+    filled(pool, "image");
+    let id = pool.image_id("image").unwrap().unwrap();
+    pool.trash_move("image", 0).unwrap();
+    pool.trash_remove_with_progress(&id, false, &mut listen).unwrap();
+    // In no certain order: several are under way.
+    heard.sort_unstable();
+    let expected: Vec<_> = (0..MIB / OBJECT).flat_map(|done| [(done, MIB / OBJECT); 2]).collect();
+    assert_eq!(heard, expected);
+}
+
+pub(crate) fn a_stopped_removal_is_finished_by_the_next(place: &Place) {
+    let pool = &place.pool;
+    filled(pool, "image");
+    let id = pool.image_id("image").unwrap().unwrap();
+    let stopped = pool.remove_image_with_progress("image", &mut |_, _| ControlFlow::Break(()));
+    assert_eq!(errno(stopped), Errno::ECANCELED);
+    assert!(pool.trash_get(&id).unwrap().unwrap().removing);
+    pool.remove_image("image").unwrap();
+    assert_eq!(pool.trash_get(&id).unwrap(), None);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::call::{List, c_string, grow, owned};
+use super::call::{List, c_string, grow, owned, with_progress};
 use super::cluster::{CephCluster, from_json};
 use super::connection::Connection;
 use super::directory;
@@ -15,14 +15,14 @@ use super::omap;
 use super::options::RawOptions;
 use super::sys::{
     RBD_TRASH_IMAGE_SOURCE_REMOVING, rados, rados_set_pool_full_try, rbd_clone3, rbd_create4,
-    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_namespace_exists, rbd_remove,
+    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_namespace_exists, rbd_remove_with_progress,
     rbd_trash_get, rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup,
-    rbd_trash_move, rbd_trash_remove, rbd_trash_restore,
+    rbd_trash_move, rbd_trash_remove_with_progress, rbd_trash_restore,
 };
 use crate::rbd::turns::Turn;
 use crate::rbd::{
     Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
-    OpenMode, Pool, PoolStats, Result, SnapshotSpec, TrashEntry, Turns,
+    OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry, Turns,
 };
 
 /// For how long a removal waits for another of the same image.
@@ -167,9 +167,9 @@ impl CephPool {
         &self,
         call: &'static str,
         name: &str,
-        function: impl Fn(rados::rados_ioctx_t, *const c_char) -> c_int,
+        mut function: impl FnMut(rados::rados_ioctx_t, *const c_char) -> c_int,
     ) -> Result<()> {
-        match self.call(call, name, &function) {
+        match self.call(call, name, &mut function) {
             Err(error) if error.errno == Errno::ENOENT && directory::is_listed(&self.ioctx, name)? => {
                 omap::update(&self.ioctx, directory::TRASH, &OmapUpdate::default())?;
                 self.call(call, name, function)
@@ -236,10 +236,15 @@ impl Pool for CephPool {
         super::together::create_snapshots(&self.ioctx, snapshots)
     }
 
-    fn remove_image(&self, name: &str) -> Result<()> {
-        let _turn = self.turn(name, "rbd_remove")?;
-        // SAFETY: context and name are valid for the call.
-        self.remove("rbd_remove", name, |io, name| unsafe { rbd_remove(io, name) })
+    fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()> {
+        let call = "rbd_remove_with_progress";
+        let _turn = self.turn(name, call)?;
+        self.remove(call, name, |io, name| {
+            with_progress(&mut *progress, |callback, argument| {
+                // SAFETY: context and name are valid for the call, as are callback and argument.
+                unsafe { rbd_remove_with_progress(io, name, callback, argument) }
+            })
+        })
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
@@ -307,9 +312,13 @@ impl Pool for CephPool {
         self.call("rbd_trash_restore", image_id, |io, id| unsafe { rbd_trash_restore(io, id, name.as_ptr()) })
     }
 
-    fn trash_remove(&self, image_id: &str, force: bool) -> Result<()> {
-        // SAFETY: context and id are valid for the call.
-        self.call("rbd_trash_remove", image_id, |io, id| unsafe { rbd_trash_remove(io, id, force) })
+    fn trash_remove_with_progress(&self, image_id: &str, force: bool, progress: Progress<'_>) -> Result<()> {
+        self.call("rbd_trash_remove_with_progress", image_id, |io, id| {
+            with_progress(progress, |callback, argument| {
+                // SAFETY: context and id are valid for the call, as are callback and argument.
+                unsafe { rbd_trash_remove_with_progress(io, id, force, callback, argument) }
+            })
+        })
     }
 
     fn omap_get(&self, object: &str, keys: &[&str]) -> Result<BTreeMap<String, Vec<u8>>> {

@@ -192,7 +192,12 @@ unsafe extern "C" {
         c_name: *const c_char,
         c_opts: rbd_image_options_t,
     ) -> c_int;
-    pub fn rbd_remove(io: rados_ioctx_t, name: *const c_char) -> c_int;
+    pub fn rbd_remove_with_progress(
+        io: rados_ioctx_t,
+        name: *const c_char,
+        cb: librbd_progress_fn_t,
+        cbdata: *mut c_void,
+    ) -> c_int;
     pub fn rbd_rename(src_io_ctx: rados_ioctx_t, srcname: *const c_char, destname: *const c_char) -> c_int;
 
     pub fn rbd_trash_move(io: rados_ioctx_t, name: *const c_char, delay: u64) -> c_int;
@@ -204,7 +209,13 @@ unsafe extern "C" {
         num_entries: *mut size_t,
     ) -> c_int;
     pub fn rbd_trash_list_cleanup(trash_entries: *mut rbd_trash_image_info_t, num_entries: size_t);
-    pub fn rbd_trash_remove(io: rados_ioctx_t, id: *const c_char, force: bool) -> c_int;
+    pub fn rbd_trash_remove_with_progress(
+        io: rados_ioctx_t,
+        id: *const c_char,
+        force: bool,
+        cb: librbd_progress_fn_t,
+        cbdata: *mut c_void,
+    ) -> c_int;
     pub fn rbd_trash_restore(io: rados_ioctx_t, id: *const c_char, name: *const c_char) -> c_int;
 
     pub fn rbd_namespace_exists(io: rados_ioctx_t, namespace_name: *const c_char, exists: *mut bool)

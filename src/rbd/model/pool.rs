@@ -16,7 +16,7 @@ use super::session::{Call, Session};
 use super::state::{ImageRef, Outcome, Place, TrashItem};
 use crate::rbd::{
     Cluster, Errno, Features, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
-    OpenMode, Pool, PoolStats, Result, SnapshotSpec, TrashEntry,
+    OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry,
 };
 
 /// One namespace of one pool, over one session.
@@ -112,8 +112,10 @@ impl Pool for ModelPool {
         })
     }
 
-    fn remove_image(&self, name: &str) -> Result<()> {
-        self.session.call("remove_image", self.object(name), |call| removal::remove(call, &self.place, name))
+    fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()> {
+        self.session.call("remove_image", self.object(name), |call| {
+            removal::remove(call, &self.place, name, progress)
+        })
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
@@ -174,9 +176,9 @@ impl Pool for ModelPool {
         })
     }
 
-    fn trash_remove(&self, image_id: &str, force: bool) -> Result<()> {
+    fn trash_remove_with_progress(&self, image_id: &str, force: bool, progress: Progress<'_>) -> Result<()> {
         self.session.call("trash_remove", self.object(image_id), |call| {
-            removal::remove_from_trash(call, &self.place, image_id, force)
+            removal::remove_from_trash(call, &self.place, image_id, force, progress)
         })
     }
 

@@ -12,7 +12,7 @@ use super::data::Content;
 use super::lineage::{remove_snapshot, unregister};
 use super::session::Call;
 use super::state::{ImageRef, Outcome, Place, SnapshotState, TrashItem, TrashState};
-use crate::rbd::{Errno, SnapshotKind};
+use crate::rbd::{Errno, Progress, SnapshotKind};
 
 /// What librbd sees to before it removes an image: `EBUSY` when somebody keeps its lock, `ENOTEMPTY` when it has snapshots,
 /// `EBUSY` when somebody watches it.
@@ -43,7 +43,7 @@ fn prepare(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
 }
 
 /// Removes the image in the directory under `name`, or finishes an interrupted removal of that name.
-pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str) -> Outcome<()> {
+pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str, progress: Progress<'_>) -> Outcome<()> {
     let mut state = call.state();
     let space = state.space(place);
     let Some(id) = space.names.get(name).cloned() else {
@@ -51,33 +51,39 @@ pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str) -> Outcome<
         let id = interrupted.map(|(id, _)| id.clone());
         drop(state);
         return match id {
-            Some(id) => remove_from_trash(call, place, &id, true),
-            None => remove_unlisted(call, place, name),
+            Some(id) => remove_from_trash(call, place, &id, true, progress),
+            None => remove_unlisted(call, place, name, progress),
         };
     };
     drop(state);
     prepare(call, &ImageRef::new(place, &id))?;
     move_to_trash(call, place, name, &id, true, Duration::ZERO)?;
-    remove_from_trash(call, place, &id, true)
+    remove_from_trash(call, place, &id, true, progress)
 }
 
 /// What librbd does about a name that is neither in the directory nor being removed: it removes the image that an id
 /// object of that name leads to, then fails with `ENOENT` because the directory does not have it. An interrupted
 /// rename leaves such an object under the old name: removing that destroys the renamed image.
-fn remove_unlisted(call: &mut Call<'_>, place: &Place, name: &str) -> Outcome<()> {
+fn remove_unlisted(call: &mut Call<'_>, place: &Place, name: &str, progress: Progress<'_>) -> Outcome<()> {
     let id = call.state().space(place).id_objects.get(name).cloned().ok_or(Errno::ENOENT)?;
     let image = ImageRef::new(place, &id);
     prepare(call, &image)?;
-    remove_image(call, &image)?;
+    remove_image(call, &image, progress)?;
     call.state().space(place).id_objects.remove(name);
     call.step()?;
     Err(Errno::ENOENT)
 }
 
 /// Removes header and data of an image and takes it off its parent's list. Fine when it has no header any more.
-fn remove_image(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
+fn remove_image(call: &mut Call<'_>, image: &ImageRef, progress: Progress<'_>) -> Outcome<()> {
+    let Ok(total) = call.state().header(image).map(|header| header.content.objects().count() as u64) else {
+        return Ok(());
+    };
+    if (0..total).any(|done| progress(done, total).is_break()) {
+        return Err(Errno::ECANCELED);
+    }
     let mut state = call.state();
-    let Ok(header) = state.header_mut(image) else { return Ok(()) };
+    let header = state.header_mut(image)?;
     let parent = header.link.as_ref().map(|link| link.parent.clone());
     let stored = header.content.objects().next().is_some();
     header.content = Content::default();
@@ -197,7 +203,13 @@ fn relist(call: &mut Call<'_>, place: &Place, name: &str, id: &str) -> Outcome<(
 }
 
 /// Removes the image `id` from the trash; `force` although its removal is deferred.
-pub(super) fn remove_from_trash(call: &mut Call<'_>, place: &Place, id: &str, force: bool) -> Outcome<()> {
+pub(super) fn remove_from_trash(
+    call: &mut Call<'_>,
+    place: &Place,
+    id: &str,
+    force: bool,
+    progress: Progress<'_>,
+) -> Outcome<()> {
     let mut state = call.state();
     let now = state.now;
     let item = state.space(place).trash.get(id).ok_or(Errno::ENOENT)?;
@@ -210,7 +222,7 @@ pub(super) fn remove_from_trash(call: &mut Call<'_>, place: &Place, id: &str, fo
             drop(state);
             relist(call, place, &name, id)?;
             move_to_trash(call, place, &name, id, true, Duration::ZERO)?;
-            return remove_from_trash(call, place, id, force);
+            return remove_from_trash(call, place, id, force, progress);
         }
         TrashState::Moving => return Err(Errno::EUCLEAN),
         TrashState::Restoring => return Err(Errno::EBUSY),
@@ -219,14 +231,14 @@ pub(super) fn remove_from_trash(call: &mut Call<'_>, place: &Place, id: &str, fo
     drop(state);
     set_state(call, place, id, TrashState::Normal, TrashState::Removing)?;
     let image = ImageRef::new(place, id);
-    match prepare(call, &image) {
+    match prepare(call, &image).and_then(|()| remove_image(call, &image, progress)) {
+        Ok(()) => {}
         // The process died.
         Err(Errno::ESHUTDOWN) => return Err(Errno::ESHUTDOWN),
         Err(errno) => {
             set_state(call, place, id, TrashState::Removing, TrashState::Normal)?;
             return Err(errno);
         }
-        Ok(()) => remove_image(call, &image)?,
     }
     call.state().space(place).trash.remove(id);
     call.step()
