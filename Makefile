@@ -39,6 +39,9 @@ test-kubernetes: build kubernetes-node-tools ## a real Kubernetes with the real 
 	tests/kubernetes.sh
 	tests/kubernetes-node.sh
 
+test-librbd: packages ## librbd of Ceph 16, 18 and 20 by itself: its headers, and the faults that the driver works around
+	tests/librbd.sh
+
 lint: ## formats, lints and licences alone
 	tests/run.sh lint
 
@@ -125,4 +128,4 @@ $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 licences: cargo-deny ## of all crates, and where they come from
 	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
 
-.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean
+.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-librbd test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

@@ -1,8 +1,11 @@
-//! Generates the checks of `src/rbd/ceph/sys.rs` against the installed librados and librbd headers.
+//! Generates the checks of `src/rbd/ceph/sys.rs` against the installed librados and librbd headers, or against those in the
+//! folder that the environment variable `CEPH_HEADERS` names, which are of a release that may be newer.
 //!
 //! - Functions: each is declared a second time in C, with the types its Rust declaration says, after the headers. A
 //!   difference is an error of the C compiler ("conflicting types"). This covers the functions taken from the `ceph`
 //!   crate too. (ctest only looks whether the symbol is the same.)
+//! - Functions of `newer.rs`, which are looked up by name: the same, where the headers have them. Headers of Ceph 18 and later
+//!   must have them all.
 //! - Structs, constants and type aliases: ctest generates C and Rust code whose answers `compare.rs` compares.
 
 use std::collections::BTreeSet;
@@ -14,11 +17,14 @@ use quote::ToTokens;
 use syn::{ForeignItem, GenericArgument, Item, PathArguments, ReturnType, Type, UseTree};
 
 const SYS: &str = "../../src/rbd/ceph/sys.rs";
+const NEWER: &str = "../../src/rbd/ceph/newer.rs";
 const HEADERS: [&str; 2] = ["rados/librados.h", "rbd/librbd.h"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={SYS}");
+    println!("cargo::rerun-if-changed={NEWER}");
+    println!("cargo::rerun-if-env-changed=CEPH_HEADERS");
     for header in HEADERS {
         println!("cargo::rerun-if-changed=/usr/include/{header}");
     }
@@ -27,6 +33,11 @@ fn main() {
     let borrowed = borrowed(&sys);
     declare_again(&out, &sys, &borrowed);
     compare(&out, sys, &borrowed);
+}
+
+/// The folder to look for headers in before the installed ones.
+fn newer_headers() -> Option<PathBuf> {
+    env::var_os("CEPH_HEADERS").map(PathBuf::from)
 }
 
 fn parse(path: &Path) -> syn::File {
@@ -84,9 +95,30 @@ fn declare_again(out: &Path, sys: &syn::File, borrowed: &BTreeSet<String>) {
         }
     }
     assert!(left.is_empty(), "the ceph crate does not declare {left:?}");
+    code += "#if LIBRBD_VERSION_CODE >= LIBRBD_VERSION(1, 18, 0)\n";
+    for item in parse(Path::new(NEWER)).items {
+        match item {
+            Item::Type(alias) => {
+                let Type::BareFn(function) = &*alias.ty else { panic!("{}: not a function", alias.ident) };
+                let parameters = list(function.inputs.iter().map(|parameter| c_type(&parameter.ty)));
+                let name = &alias.ident;
+                // A name that the headers do not declare is an error here.
+                code += &format!("_Static_assert(sizeof(&{name}) > 0, \"\");\n");
+                code += &format!("{} {name}({parameters});\n", returned(&function.output));
+            }
+            Item::Const(constant) => {
+                let value = constant.expr.to_token_stream();
+                code += &format!("_Static_assert({} == {value}, \"\");\n", constant.ident);
+            }
+            _ => {}
+        }
+    }
+    code += "#endif\n";
     let file = out.join("declarations.c");
     fs::write(&file, code).unwrap();
-    cc::Build::new().file(file).std("gnu11").warnings_into_errors(true).compile("declarations");
+    let mut compiler = cc::Build::new();
+    compiler.includes(newer_headers()).file(file).std("gnu11").warnings_into_errors(true);
+    compiler.compile("declarations");
 }
 
 fn functions(items: &[ForeignItem]) -> impl Iterator<Item = &syn::ForeignItemFn> {
@@ -189,6 +221,9 @@ fn compare(out: &Path, mut sys: syn::File, borrowed: &BTreeSet<String>) {
 
     let mut generator = ctest::TestGenerator::new();
     generator.edition(2024);
+    if let Some(folder) = newer_headers() {
+        generator.include(folder);
+    }
     for header in HEADERS {
         generator.header(header);
     }

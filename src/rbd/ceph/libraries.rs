@@ -23,6 +23,14 @@ pub struct Libraries {
     pub lacks: Vec<&'static str>,
 }
 
+impl Libraries {
+    /// The first three numbers of Ceph's version, if the libraries tell it.
+    pub(super) fn numbers(&self) -> Option<[u32; 3]> {
+        let mut numbers = self.ceph.split(['.', '-']).map(|number| number.parse().ok());
+        Some([numbers.next()??, numbers.next()??, numbers.next()??])
+    }
+}
+
 /// The libraries of this process. Costs some milliseconds the first time; nothing is connected to.
 pub fn libraries() -> &'static Libraries {
     static LIBRARIES: LazyLock<Libraries> = LazyLock::new(|| Libraries {
@@ -95,6 +103,7 @@ mod tests {
         assert_eq!(release, libraries.release.0.to_string());
         assert!(libraries.release >= Release::PACIFIC, "{libraries:?}");
         assert_eq!(libraries.librbd, format!("1.{release}.0"));
+        assert_eq!(libraries.numbers().map(|numbers| numbers[0]), Some(libraries.release.0));
         // The functions came with releases, so a misspelt name shows where they are.
         let lacks_functions = libraries.lacks.iter().any(|lacks| lacks.starts_with("rbd_"));
         assert_eq!(lacks_functions, libraries.release < Release::REEF, "{libraries:?}");

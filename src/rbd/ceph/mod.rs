@@ -13,7 +13,7 @@
 //! - Panics in callbacks never unwind through C, and librbd's cache is off.
 //!
 //! All `unsafe` code of the crate is in here. The externs are in `sys`, those that only newer releases have in `newer`; both
-//! are checked against the installed headers by `cargo test -p externs`, and against those of newer releases by `lab/headers`.
+//! are checked against the installed headers by `cargo test -p externs`, and against those of newer releases by `tests/librbd.sh`.
 
 #![allow(unsafe_code)] // this is the door to C
 

@@ -1,7 +1,7 @@
 //! Functions that librados and librbd of the oldest release supported lack. They are looked up in the loaded libraries when
 //! they are first used, so one binary runs on all releases.
 //!
-//! The declarations here are checked against headers that have the functions by `lab/headers`, as those of `sys` are.
+//! The declarations here are checked against headers that have the functions by `tests/librbd.sh`, as those of `sys` are.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem::transmute;
