@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use cinderblock::csi::proto::CreateVolumeRequest;
+use cinderblock::rbd::ceph::{Libraries, libraries};
 use cinderblock::volume::catalogue::{self, State};
 use cinderblock::volume::{Activity, Process, Volumes};
 use common::driver::{Class, Driver, MIB, from_volume, lab_config};
@@ -205,4 +206,21 @@ fn a_tool_that_cannot_reach_its_pool_says_why() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
         assert!(error.contains(words), "{arguments:?}: {error:?} lacks {words:?}");
     }
+}
+
+#[test]
+fn the_program_and_a_driver_that_starts_say_which_librbd_they_run_on() {
+    let libraries = libraries();
+    let output = Command::new(env!("CARGO_BIN_EXE_cinderblock")).arg("--version").output().unwrap();
+    assert!(output.status.success());
+    let version = env!("CARGO_PKG_VERSION");
+    let mut expected = vec![format!("cinderblock {version} (librbd of Ceph {})", libraries.ceph)];
+    expected.extend(libraries.lacks.iter().map(|lacks| format!("lacks {lacks}")));
+    assert_eq!(stdout(&output).lines().collect::<Vec<_>>(), expected);
+
+    let driver = Driver::start("- {clusterID: lab, monitors: ['127.0.0.1:1']}", &["--role", "controller"]);
+    let Libraries { ceph, librbd, librados, .. } = libraries;
+    let said =
+        format!("cinderblock {version} starts with librbd {librbd} and librados {librados} of Ceph {ceph}");
+    assert!(driver.log().contains(&said), "{said}: {}", driver.log());
 }

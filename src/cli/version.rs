@@ -14,14 +14,9 @@ pub(crate) fn print() {
 /// Logs the same when the driver starts.
 pub(crate) fn log() {
     let Libraries { ceph, librbd, librados, lacks, .. } = libraries();
-    let lacks = lacks.join("; ");
-    let lacks = if lacks.is_empty() { "nothing" } else { &lacks };
+    let version = env!("CARGO_PKG_VERSION");
+    let lacks = if lacks.is_empty() { String::new() } else { format!(", which lack {}", lacks.join("; ")) };
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        ceph,
-        librbd,
-        librados,
-        lacks,
-        "cinderblock starts; ceph is the version of its librbd and librados, lacks what they lack"
+        "cinderblock {version} starts with librbd {librbd} and librados {librados} of Ceph {ceph}{lacks}"
     );
 }

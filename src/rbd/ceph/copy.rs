@@ -1,6 +1,6 @@
 //! Copying an image's bytes to a new image.
 //!
-//! Not `rbd_copy`: with an object map (at a snapshot, or on a head whose lock it holds) librbd 16.2 leaves out every
+//! Not `rbd_copy`: with an object map (at a snapshot, or on a head whose lock it holds) librbd (16.2 to 20.2) leaves out every
 //! object the image does not have itself, and so loses what a clone reads from its parent. Nor can `rbd_copy` be
 //! stopped: it ignores what the progress callback answers.
 

@@ -1,6 +1,6 @@
 //! Images open for writing: one handle of an image on a connection, shared by all who have it open there at the same time.
 //!
-//! Several handles would take the image's lock from each other, and have each other carry out their operations. librbd 16.2 aborts
+//! Several handles would take the image's lock from each other, and have each other carry out their operations. librbd aborts
 //! the process (`AsyncOpTracker.cc`) when a handle is closed after it has carried one out and before all clients have heard of that.
 
 use std::collections::HashMap;
