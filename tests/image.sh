@@ -3,10 +3,11 @@
 # against the lock, its size against the budget, every program in it, the controller as an ordinary
 # user on a read-only root, and lab/demo with the driver running inside.
 #
-#   tests/image.sh              the release binary, which is built first; the demo on Ceph 16, 18 and 20 with the kinds of keys
-#                               that each has; Debian bookworm's root filesystem as well; what a lock refuses
-#   tests/image.sh quick FILE   the binary FILE, and the demo on Ceph 20 alone
+#   tests/image.sh [FILE]        the demo on Ceph 16, 18 and 20 with the kinds of keys that each has;
+#                                Debian bookworm's root filesystem as well; what a lock refuses
+#   tests/image.sh quick [FILE]  the demo on Ceph 20 alone
 #
+# FILE is a built cinderblock. Without it the release binary is built first.
 # Needs root.
 set -euo pipefail
 
@@ -210,16 +211,17 @@ budget=120000000
 # What the release binary has at most.
 release_size=20000000
 default_suite=$(sed -n 's/^ARG SUITE=//p' Dockerfile)
-mode=${1:-}
-case $mode in
-quick)
-    binary=${2:?which binary?}
+mode=full
+if [[ ${1:-} == quick ]]; then
+    mode=quick
+    shift
+fi
+binary=${1:-target/release/cinderblock}
+[[ $binary != target/release/* ]] || cargo build --release --locked --bin cinderblock
+if [[ $mode == quick ]]; then
     make_root "$default_suite"
     inside 20 programs aes256k
-    ;;
-'')
-    cargo build --release --locked --bin cinderblock
-    binary=target/release/cinderblock
+else
     check_lock
     make_root "$default_suite"
     inside 20 programs aes256k aes
@@ -227,6 +229,4 @@ quick)
     inside 16 aes
     make_root bookworm
     inside 16 programs aes
-    ;;
-*) sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0" && exit 2 ;;
-esac
+fi
