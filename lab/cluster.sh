@@ -212,7 +212,10 @@ write_key_file() {
 # the same pair at the same time cannot both get it. The ports lie below the range the kernel hands to clients.
 start_monitor() {
     local try port ciphers=()
-    if has_older_users; then ciphers=(--auth-allowed-ciphers 'aes,aes256k'); fi
+    # The daemons keep newer keys; the preferred kind is that of new users.
+    if has_older_users; then
+        ciphers=(--auth-allowed-ciphers 'aes,aes256k' --auth-preferred-cipher aes)
+    fi
     for ((try = 0; try < 20; try++)); do
         port=$((20000 + (RANDOM % 5000) * 2))
         write_conf "$port" $((port + 1))
@@ -293,10 +296,9 @@ ensure_namespace() {
 
 # ensure_user NAME=CAPS: CAPS as `ceph auth` takes them: mon 'profile rbd' osd 'profile rbd pool=rbd'.
 ensure_user() {
-    local name=${1%%=*} caps kind=()
-    if has_older_users; then kind=(--key_type aes); fi
+    local name=${1%%=*} caps
     mapfile -t caps < <(xargs -n 1 printf '%s\n' <<<"${1#*=}")
-    lab_ceph auth get-or-create "client.$name" "${caps[@]}" "${kind[@]}" >"$dir/run/user.keyring" &&
+    lab_ceph auth get-or-create "client.$name" "${caps[@]}" >"$dir/run/user.keyring" &&
         ceph-authtool "$dir/keyring" --import-keyring "$dir/run/user.keyring" >/dev/null &&
         rm "$dir/run/user.keyring" &&
         write_key_file "$name"
