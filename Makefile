@@ -20,6 +20,9 @@ test: ## every part of the product once: formats, lints, units, the driver on a 
 test-more: ## the long rest of what CI runs: sweeps of kills and faults, long lineages, licences, the lab, more in a guest
 	tests/run.sh more
 
+test-matrix: packages tools ## librbd of Ceph 16, 18 and 20 on daemons of Ceph 16, 18 and 20: every pair; an hour
+	tests/matrix.sh all
+
 test-kills: build ## the driver killed at every call it makes, on a real Ceph; more and longer than in `make test-more`
 	KILL_SWEEP=all cargo test --test kill_sweep
 
@@ -128,4 +131,4 @@ $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 licences: cargo-deny ## of all crates, and where they come from
 	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
 
-.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-librbd test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean
+.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-librbd test-matrix test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

@@ -38,6 +38,31 @@ krbd_left() {
     grep -lxF -e "$1" /sys/bus/rbd/devices/*/pool_ns 2>/dev/null | sed 's/^/mapped image /' || true
 }
 
+# tests_left FOLDER: all of that, after tests that had FOLDER/tmp for their files and a lab with the
+# pool rbd and the namespace rbd/tests.
+tests_left() {
+    local namespace
+    for namespace in "" $(rbd namespace ls --format json rbd | jq -r '.[].name'); do
+        rbd_left rbd "$namespace" || echo "no answer about rbd/$namespace"
+        [[ $namespace == @(|tests) ]] || echo "namespace rbd/$namespace"
+    done
+    rados lspools | sed '/^rbd$/d; s/^/pool /'
+    mounts_left "$1"
+    loops_left "$1"
+    processes_left "$1/tmp"
+    find "$1/tmp" -mindepth 1
+}
+
+# wait_until_tests_left_nothing FOLDER: fails when something is left after minutes, and says what.
+# The data of deleted snapshots goes when the OSD has trimmed it, in its own time.
+wait_until_tests_left_nothing() {
+    wait_until 300 "everything to be gone" tests_left_nothing "$1" && return
+    tests_left "$1" | head -n 40
+    return 1
+}
+
+tests_left_nothing() { [[ -z $(tests_left "$1") ]]; }
+
 # processes_left WORD: processes whose command line holds it, a folder's or a namespace's name.
 processes_left() {
     local file line

@@ -118,7 +118,7 @@ inside() {
     export PATH=$path TMPDIR=$work/tmp
     mkdir "$TMPDIR"
     for suite in "$@"; do run_suite "$pair" "$suite"; done
-    wait_until 120 "everything to be gone" nothing_left || { left | head -n 40 >&2; return 1; }
+    wait_until_tests_left_nothing "$work" >&2
     lab/ceph down --dir "$work/ceph"
 }
 
@@ -138,27 +138,13 @@ total() {
     grep -E "$result_line" "$2" | grep -oE "[0-9]+ $1" | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
-left() {
-    local namespace
-    for namespace in "" $(rbd namespace ls --format json rbd | jq -r '.[].name'); do
-        rbd_left rbd "$namespace" || echo "no answer about rbd/$namespace"
-        [[ $namespace == @(|tests) ]] || echo "namespace rbd/$namespace"
-    done
-    rados lspools | sed '/^rbd$/d; s/^/pool /'
-    mounts_left "$work"
-    loops_left "$work"
-    processes_left "$work/tmp"
-    find "$work/tmp" -mindepth 1
-}
-
-nothing_left() { [[ -z $(left) ]]; }
-
 # --- all of them ---------------------------------------------------------------------------------
 
 # build TARGET…: writes where the test programs are to $known/programs.
 build() {
     mkdir -p "$known"
-    cargo test --locked --no-run --message-format json-render-diagnostics "${@/#/--test=}" |
+    cargo test --workspace --locked --no-run --message-format json-render-diagnostics \
+        "${@/#/--test=}" |
         jq --raw-output 'select(.executable and .profile.test) | "\(.target.name) \(.executable)"' \
             >"$known/programs"
 }

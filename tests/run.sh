@@ -123,31 +123,9 @@ with_lab() {
     eval "$(lab/ceph env --dir "$work/ceph")"
     mkdir "$work/tmp"
     "$@"
-    stage leaks check_leaks || true
+    stage leaks wait_until_tests_left_nothing "$work" || true
     stage lab-down lab/ceph down --dir "$work/ceph" || true
     rm -rf "$work"
-}
-
-left() {
-    local namespace
-    for namespace in "" $(rbd namespace ls --format json rbd | jq -r '.[].name'); do
-        rbd_left rbd "$namespace" || echo "no answer about rbd/$namespace"
-        [[ $namespace == @(|tests) ]] || echo "namespace rbd/$namespace"
-    done
-    rados lspools | sed '/^rbd$/d; s/^/pool /'
-    mounts_left "$work"
-    loops_left "$work"
-    processes_left "$work/tmp"
-    find "$work/tmp" -mindepth 1
-}
-
-nothing_left() { [[ -z $(left) ]]; }
-
-# The data of deleted snapshots goes when the OSD has trimmed it, in its own time.
-check_leaks() {
-    wait_until 300 "everything to be gone" nothing_left && return
-    left | head -n 40
-    return 1
 }
 
 end() {
@@ -177,6 +155,7 @@ part_test() {
     stage build build || return 0
     start_guest quick
     with_lab test_on_ceph
+    stage newest-pair tests/matrix.sh quick || true
     stage guest finish_guest || true
 }
 

@@ -5,6 +5,7 @@
 pub mod bytes;
 pub mod driver;
 pub mod random;
+pub mod releases;
 pub mod rpcs;
 
 use std::collections::BTreeSet;
@@ -16,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
-use cinderblock::rbd::{Cluster, Errno, Key, Pool, Tolerate};
+use cinderblock::rbd::{Cluster, Errno, Key, Pool, Release, Tolerate};
 
 /// The pool the lab makes.
 pub const POOL: &str = "rbd";
@@ -36,16 +37,22 @@ pub struct Lab {
     /// The file that holds the key.
     pub key_file: PathBuf,
     pub ceph_conf: PathBuf,
+    /// The release of the daemons. That of librbd is in `ceph::libraries()`.
+    pub daemons: Release,
 }
 
 impl Lab {
     /// The lab in the environment. Fails the test when there is none.
     pub fn from_environment() -> Lab {
-        let variable = |name: &str| {
+        Lab::of(|name| {
             std::env::var(name).unwrap_or_else(|_| {
                 panic!("{name} is not set: run `make test`, or `lab/ceph up` and `eval \"$(lab/ceph env)\"`")
             })
-        };
+        })
+    }
+
+    /// The lab that `lab/ceph env` describes with these variables.
+    fn of(variable: impl Fn(&str) -> String) -> Lab {
         let key_file = variable("LAB_KEY_FILE");
         let key = std::fs::read_to_string(&key_file).unwrap_or_else(|error| panic!("{key_file}: {error}"));
         Lab {
@@ -53,8 +60,9 @@ impl Lab {
             fsid: variable("LAB_FSID"),
             user: variable("LAB_USER"),
             key: Key::new(&key),
-            key_file: variable("LAB_KEY_FILE").into(),
+            key_file: key_file.into(),
             ceph_conf: variable("CEPH_CONF").into(),
+            daemons: Release(variable("LAB_RELEASE").parse().unwrap()),
         }
     }
 
@@ -136,16 +144,7 @@ impl OwnLab {
             let value = environment.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             value.unwrap_or_else(|| panic!("lab/ceph env has no {name}: {environment}")).to_string()
         };
-        let key = std::fs::read_to_string(variable("LAB_KEY_FILE")).unwrap();
-        let lab = Lab {
-            monitors: variable("LAB_MONITORS"),
-            fsid: variable("LAB_FSID"),
-            user: variable("LAB_USER"),
-            key: Key::new(&key),
-            key_file: variable("LAB_KEY_FILE").into(),
-            ceph_conf: variable("CEPH_CONF").into(),
-        };
-        OwnLab { lab, directory }
+        OwnLab { lab: Lab::of(variable), directory }
     }
 
     /// Registers a RADOS namespace, which goes with the lab.

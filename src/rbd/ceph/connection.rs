@@ -130,7 +130,14 @@ impl Connection {
         connection.set("librados_thread_count", &threads.to_string())?;
         let target = || format!("{} at {}", connection.user, target(options));
         // SAFETY: the handle is valid and not yet connected.
-        connection.check(unsafe { rados::rados_connect(raw) }, "rados_connect", target)?;
+        let code = unsafe { rados::rados_connect(raw) };
+        connection.check(code, "rados_connect", target).map_err(|error| match error.errno {
+            // librados 20 forgets a key that it cannot decode, and then misses a keyring.
+            Errno::ENOENT if options.key.is_some() && !options.monitors.is_empty() => {
+                Error { errno: Errno::EINVAL, ..error }
+            }
+            _ => error,
+        })?;
         connection.address = connection.own_address()?;
         Ok(connection)
     }
