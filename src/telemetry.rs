@@ -3,10 +3,17 @@
 //! Log lines go to stderr, as text for people or as one JSON object per line for collectors. What must not be logged
 //! is kept out at the source: the CSI messages' `Debug` hides credentials (`csi::proto`).
 
+use std::fmt;
 use std::io::{self, IsTerminal as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use tracing::field::Field;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::layer;
+use tracing_subscriber::layer::Context;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
@@ -41,20 +48,57 @@ impl LogArgs {
     /// Starts logging for the whole process. To be called once, before anything is logged; fails when called again.
     pub fn init(self) -> Result<(), TryInitError> {
         let json = self.log_format == LogFormat::Json;
+        let for_programs = json.then(|| layer().json().with_span_list(false).with_writer(io::stderr));
+        let for_people =
+            (!json).then(|| layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr));
         tracing_subscriber::registry()
-            .with(self.log_level)
-            .with(json.then(|| layer().json().with_span_list(false).with_writer(io::stderr)))
-            .with((!json).then(|| layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr)))
+            .with(for_programs.with_filter(self.log_level.clone()))
+            .with(for_people.with_filter(self.log_level))
+            .with(RefusedClients::default().with_filter(RefusedClients::events()))
             .try_init()
+    }
+}
+
+/// Tells, once, that a client's requests are refused by the HTTP/2 library before any code of ours sees them, for what they name as
+/// `:authority`. Clients built on gRPC's C core send the path of a Unix socket there, which is no authority. h2 takes no setting for it
+/// and tells of it at debug alone.
+#[derive(Default)]
+struct RefusedClients {
+    told: AtomicBool,
+}
+
+impl RefusedClients {
+    /// The events it looks at.
+    fn events() -> Targets {
+        Targets::new().with_target("h2::server", Level::DEBUG)
+    }
+}
+
+impl<S: Subscriber> Layer<S> for RefusedClients {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut text = String::new();
+        event.record(&mut |field: &Field, value: &dyn fmt::Debug| {
+            if field.name() == "message" {
+                text = format!("{value:?}");
+            }
+        });
+        if !text.contains("malformed authority") || self.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Subscribers take no event while they handle one.
+        thread::spawn(move || {
+            tracing::warn!(
+                "requests of a client are refused, because the :authority they name is none ({text}); gRPC's C core, as in Python, \
+                 sends the socket's path there: have the client set the channel option grpc.default_authority=localhost"
+            );
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-    use tracing::Level;
-
     use super::*;
+    use clap::Parser;
 
     #[derive(Parser)]
     struct Service {

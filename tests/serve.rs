@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -195,4 +197,62 @@ fn it_serves_without_a_cluster_refuses_a_second_and_leaves_no_socket() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(first.wait().unwrap().success());
     assert!(!socket.exists());
+}
+
+/// One literal header of HPACK, neither indexed nor compressed.
+fn header(name: &str, value: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    [vec![0], text(name), text(value)].concat()
+}
+
+/// What gRPC's C core sends to a Unix socket: HTTP/2 with the socket's path as the authority.
+fn request_of_the_c_core(socket: &str) -> Vec<u8> {
+    let headers = [
+        header(":method", "POST"),
+        header(":scheme", "http"),
+        header(":path", "/csi.v1.Identity/Probe"),
+        header(":authority", socket),
+        header("content-type", "application/grpc"),
+        header("te", "trailers"),
+    ]
+    .concat();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &headers)].concat()
+}
+
+#[test]
+fn a_client_whose_authority_is_a_path_is_told_of_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (config, log) = (directory.path().join("config.yaml"), directory.path().join("log"));
+    std::fs::write(&config, CONFIG).unwrap();
+    let mut driver = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .args(["serve", "--role", "controller", "--config", config.to_str().unwrap()])
+        .args(["--endpoint", &endpoint(directory.path()), "--log-level", "warn"])
+        .stdin(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let socket = directory.path().join("csi.sock");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut told = 0;
+    // Twice more after the first is told of.
+    let mut more = 2;
+    while Instant::now() < deadline && more > 0 {
+        if let Ok(mut client) = UnixStream::connect(&socket) {
+            client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            client.write_all(&request_of_the_c_core(socket.to_str().unwrap())).unwrap();
+            // SETTINGS and the reset of the stream: 9 bytes at least each.
+            let mut answer = [0; 18];
+            client.read_exact(&mut answer).unwrap();
+            told = std::fs::read_to_string(&log).unwrap().matches("grpc.default_authority=localhost").count();
+            more -= i32::from(told > 0);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    driver.kill().unwrap();
+    driver.wait().unwrap();
+    assert_eq!((told, more), (1, 0), "{}", std::fs::read_to_string(&log).unwrap());
 }
