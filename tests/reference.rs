@@ -117,7 +117,7 @@ fn errors() {
              | Ceph | code | cause | remedy |\n|---|---|---|---|\n";
     for error in CEPH_ERRORS {
         text +=
-            &format!("| {:?} | {} | {} | {} |\n", error.errno, name(error.code), error.cause, error.remedy);
+            &format!("| {:?} | {} | {} | {} |\n", error.errno, name(error.code()), error.cause, error.remedy);
     }
     assert_is("errors.md", &text);
 }
@@ -170,7 +170,8 @@ async fn capabilities() {
         when.entry(capability).or_insert("always");
     }
     for capability in advertised(&with, &[]).await {
-        when.entry(capability).or_insert("when the configuration has `userID`, `keyFile` and `pools`");
+        when.entry(capability)
+            .or_insert("when every cluster of the configuration has `userID`, `keyFile` and `pools`");
     }
     let mut text = String::from(
         "# Capabilities\n\n\

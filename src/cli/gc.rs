@@ -17,8 +17,9 @@ use super::pool::PoolArgs;
 #[derive(Debug, Args)]
 #[command(
     after_help = "What is found: entries of the journal, unfinished volumes, snapshots and group snapshots, snapshots made for clones that are gone,
-silent parents nothing depends on, remains of interrupted removals. Images the catalogue does not know are never touched; only --foreign
-looks at one kind of them: the volume-UUID.deleted chains that Cinder leaves in its pools.
+silent parents that nothing depends on or that only other tools' snapshots and clones keep, remains of interrupted removals. Images the
+catalogue does not know are never touched; only --foreign looks at one kind of them: the volume-UUID.deleted chains that Cinder leaves
+in its pools.
 
 Examples:
   cinderblock gc --config clusters.yaml --pool rbd
@@ -156,6 +157,9 @@ fn describe(leftover: &Leftover) -> String {
             format!("{image}@{snapshot}: its clone is gone")
         }
         Leftover::EmptySilentParent { image, .. } => format!("{image}: a silent parent nothing depends on"),
+        Leftover::KeptByOthers { image, by, .. } => {
+            format!("{image}: a deleted volume kept by other tools' {}", by.join(", "))
+        }
         Leftover::Remains { image, .. } => format!("{image}: remains of an interrupted removal"),
         Leftover::Journal { entries } => format!("{entries} journal entries"),
         Leftover::Foreign { image, .. } => {

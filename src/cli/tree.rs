@@ -170,7 +170,7 @@ fn about_snapshot(snapshot: &SurveyedSnapshot) -> String {
             SnapshotUse::Backup => "for a backup",
             SnapshotUse::Parked => "deleted, kept by its clones",
             SnapshotUse::Librbd => "of a group or mirror",
-            SnapshotUse::Foreign => "foreign",
+            SnapshotUse::Foreign => "another tool's",
         }
         .to_string(),
     ];

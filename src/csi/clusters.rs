@@ -7,10 +7,14 @@ use super::status::Scope;
 use crate::rbd::ceph::{ConnectOptions, Timeouts};
 use crate::rbd::{self, Errno, Key, Monitor, Pool};
 use crate::volume::{Activity, Process, Volumes};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::ToSocketAddrs as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tonic::Status;
+use zeroize::Zeroizing;
 
 /// How connections are made: pooled ones to Ceph, or to the in-memory model in tests.
 pub type Connect = Box<dyn Fn(&ConnectOptions) -> rbd::Result<Arc<dyn rbd::Cluster>> + Send + Sync>;
@@ -34,8 +38,8 @@ pub struct Clusters {
     /// What works on which connection.
     at_work: Mutex<Vec<(Weak<Activity>, String)>>,
     monitors: Mutex<HashMap<String, (Instant, Vec<Monitor>)>>,
-    /// Where a namespace was seen to be registered; asked once.
-    registered: Mutex<HashSet<Location>>,
+    /// Where a namespace was seen to be registered, and as which users nobody may look; asked once.
+    registered: Mutex<HashSet<(String, Location)>>,
     process: Process,
 }
 
@@ -104,12 +108,17 @@ impl Clusters {
     ) -> Result<Credentials, Status> {
         let secret = |name: &str| secrets.get(name).filter(|value| !value.is_empty());
         match (secret("userID"), secret("userKey")) {
+            (Some(user), Some(_)) if user.starts_with("client.") => Err(Status::unauthenticated(format!(
+                "the secret's userID is to be without \"client.\": {:?}",
+                user.trim_start_matches("client.")
+            ))),
             (Some(user), Some(_)) if !looks_like_a_user(user) => Err(Status::unauthenticated(
                 "the secret's userID is no name of a Ceph user: it is the NAME in client.NAME, of letters, digits and \
                  punctuation",
             )),
             (Some(_), Some(key)) if !looks_like_a_key(key) => Err(Status::unauthenticated(
-                "the secret's userKey is not a cephx key: it is the text that `ceph auth get-key client.NAME` prints",
+                "the secret's userKey is not a cephx key: it is the text that `ceph auth get-key client.NAME` prints, and in a Secret \
+                 encoded in base64 once more under `data` alone, not under `stringData`",
             )),
             (Some(user), Some(key)) => Ok(Credentials { user: user.clone(), key: Key::new(key) }),
             (None, None) if secrets.is_empty() => own_credentials(cluster)?.ok_or_else(|| {
@@ -138,10 +147,7 @@ impl Clusters {
         self.set_stuck_connections_aside(STUCK);
         activity.begin("connecting to Ceph");
         let cluster = self.connect(config, credentials).map_err(|error| match error.errno {
-            Errno::EINVAL => Status::failed_precondition(format!(
-                "{error}; this librados does not know the type of the key of client.{}, or an address in monitors is wrong",
-                scope.user
-            )),
+            Errno::EINVAL => unusable(&error, &config.monitors, &scope.user),
             _ => scope.connection_status(&error),
         })?;
         activity.begin("");
@@ -181,13 +187,13 @@ impl Clusters {
     /// Refuses a place where librbd would not create images: a RADOS namespace that was never registered. A user whose
     /// capabilities end with that namespace may not look; librbd will say `ENOENT` then.
     pub fn check_namespace(&self, access: &Access) -> Result<(), Status> {
-        let location = &access.scope.location;
-        let seen = self.registered.lock().unwrap_or_else(PoisonError::into_inner).contains(location);
-        if seen || location.namespace.is_empty() {
+        let Scope { user, location } = &access.scope;
+        let asked = (user.clone(), location.clone());
+        if location.namespace.is_empty() || self.registered().contains(&asked) {
             return Ok(());
         }
         let exists = match access.volumes.pool().namespace_exists() {
-            Err(error) if error.errno == Errno::EPERM => return Ok(()),
+            Err(error) if error.errno == Errno::EPERM => true,
             other => other.map_err(|error| access.scope.connection_status(&error))?,
         };
         if !exists {
@@ -196,8 +202,12 @@ impl Clusters {
                 location.namespace, location.pool
             )));
         }
-        self.registered.lock().unwrap_or_else(PoisonError::into_inner).insert(location.clone());
+        self.registered().insert(asked);
         Ok(())
+    }
+
+    fn registered(&self) -> MutexGuard<'_, HashSet<(String, Location)>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn connect(
@@ -232,6 +242,28 @@ impl Clusters {
             .collect()
     }
 
+    /// The pools of all clusters, for RPCs that bring neither secrets nor a pool. `FAILED_PRECONDITION` when a cluster of the
+    /// configuration cannot be listed: an answer without its volumes would look like a whole one.
+    pub fn listable(&self) -> Result<Vec<Location>, Status> {
+        for cluster in self.config.clusters.values() {
+            let lacks = [
+                ("userID", cluster.user_id.is_none()),
+                ("keyFile", cluster.key_file.is_none()),
+                ("pools", cluster.pools.is_empty()),
+            ];
+            let lacks: Vec<_> = lacks.iter().filter(|(_, lacks)| *lacks).map(|(key, _)| *key).collect();
+            if !lacks.is_empty() {
+                return Err(Status::failed_precondition(format!(
+                    "the cluster {:?} cannot be listed: its entry in the configuration lacks {}, without which the driver has no user of \
+                     its own there and knows no pools",
+                    cluster.cluster_id,
+                    lacks.join(", ")
+                )));
+            }
+        }
+        Ok(self.own_pools())
+    }
+
     /// The live monitors of the cluster `pool` is in; known ones are handed out for a minute, and for as long as the
     /// cluster's monitors do not answer.
     pub fn monitors(&self, cluster: &str, pool: &dyn Pool) -> rbd::Result<Vec<Monitor>> {
@@ -261,13 +293,48 @@ pub(crate) fn looks_like_a_user(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Whether a text has the form of a cephx key: base64 of a header and at least 16 bytes. librados would answer `EINVAL` for
-/// anything else, as it does for a key of a type it does not know.
+/// Whether a text has the form of a cephx key: base64 of a type, a time and at least 16 bytes with their length before them. librados
+/// would answer `EINVAL` for anything else, as it does for a key of a type it does not know.
 pub(crate) fn looks_like_a_key(text: &str) -> bool {
-    let text = text.trim();
-    text.len() >= 36
-        && text.len().is_multiple_of(4)
-        && text.trim_end_matches('=').bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'))
+    /// Bytes before the key's own: two of the type, eight of the time, two of the length.
+    const HEADER: usize = 12;
+    let Ok(bytes) = STANDARD.decode(text.trim_ascii()).map(Zeroizing::new) else { return false };
+    let length = bytes
+        .get(HEADER - 2..HEADER)
+        .map_or(0, |length| usize::from(length[0]) | usize::from(length[1]) << 8);
+    length >= 16 && bytes.len() == HEADER + length
+}
+
+/// The answer for a connection that librados does not even try: a monitor's name that does not resolve, or a key it does not know.
+fn unusable(error: &rbd::Error, monitors: &[String], user: &str) -> Status {
+    for host in monitors.iter().flat_map(|monitor| hosts(monitor)) {
+        if let Err(why) = (host.as_str(), 0).to_socket_addrs() {
+            return Status::unavailable(format!(
+                "the monitor's name {host:?} in the configuration does not resolve ({why}): correct monitors, or the name service; {error}"
+            ));
+        }
+    }
+    Status::failed_precondition(format!(
+        "{error}; this librados does not know the type of the key of client.{user}, or an address in monitors is wrong"
+    ))
+}
+
+/// The hosts in one entry of `monitors`, without versions, ports and nonces.
+fn hosts(monitor: &str) -> Vec<String> {
+    let addresses = monitor.trim().trim_start_matches('[').split([',', ' ', ';']);
+    let host = |address: &str| {
+        let address = address.trim_start_matches("v1:").trim_start_matches("v2:").trim_start_matches("any:");
+        match address.strip_prefix('[') {
+            Some(v6) => v6.split(']').next().unwrap_or_default().to_string(),
+            None => address.split([':', '/', ']']).next().unwrap_or_default().to_string(),
+        }
+    };
+    // A bracket around a vector is not one around an IPv6 address.
+    let vector = monitor.trim().starts_with('[') && (monitor.contains("v1:") || monitor.contains("v2:"));
+    if !vector && monitor.trim().starts_with('[') {
+        return vec![host(monitor.trim())];
+    }
+    addresses.map(host).filter(|host| !host.is_empty()).collect()
 }
 
 /// The driver's own user on `cluster`, if the configuration names one. The key file is read anew each time, so that a
@@ -295,6 +362,29 @@ pub fn operation(rpc: &'static str, location: &Location, keys: Vec<String>, requ
 mod tests {
     use super::*;
     use crate::rbd::model::Model;
+
+    #[test]
+    fn hosts_are_found_in_every_form_of_an_address() {
+        for (monitor, found) in [
+            ("mon-a", &["mon-a"][..]),
+            ("mon-a:6789", &["mon-a"]),
+            ("10.0.0.1:3300/0", &["10.0.0.1"]),
+            ("[fd00::1]:6789", &["fd00::1"]),
+            ("[v2:10.0.0.3:3300,v1:mon-c:6789]", &["10.0.0.3", "mon-c"]),
+            ("[v2:[fd00::1]:3300/0,v1:[fd00::1]:6789/0]", &["fd00::1", "fd00::1"]),
+        ] {
+            assert_eq!(hosts(monitor), found, "{monitor}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_form() {
+        let key = "AQAbc2Rl5YW8LxAAXGtO8bq8mcZnUEOKzcbHtw==";
+        assert!(looks_like_a_key(key) && looks_like_a_key(&format!("{key}\n")));
+        assert!(!looks_like_a_key(&STANDARD.encode(key)), "encoded twice");
+        assert!(!looks_like_a_key("AQAbc2Rl5YW8LxAAXGtO8bq8mcZnUEOKzcbHt"), "cut off");
+        assert!(!looks_like_a_key("this is a secret that nobody would take for one"));
+    }
 
     #[test]
     fn a_connection_is_set_aside_when_nothing_is_heard_of_what_works_on_it() {

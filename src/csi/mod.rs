@@ -5,7 +5,7 @@
 //! - [`server`]: the socket, from binding to a graceful end; every RPC it serves is logged.
 //! - [`identity`], [`controller`], [`snapshot_metadata`], [`node`]: the services, with one file per RPC where there is something to it;
 //!   the group controller's are the controller's.
-//! - [`config`], [`parameters`], [`qos`], [`ids`], [`validate`]: everything that comes from outside, checked before use.
+//! - [`config`], [`parameters`], [`qos`], [`ids`], [`repeats`], [`validate`]: everything that comes from outside, checked before use.
 //! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without hanging its caller.
 //! - [`recovery`]: what a controller finishes when it starts.
 //! - [`status`]: the one table from errors to answers.
@@ -23,6 +23,7 @@ pub mod parameters;
 pub mod proto;
 pub mod qos;
 pub mod recovery;
+pub mod repeats;
 mod rpc_log;
 pub mod server;
 pub mod snapshot_metadata;

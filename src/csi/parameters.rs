@@ -87,7 +87,33 @@ pub const VOLUME_PARAMETERS: &[Parameter] = &[
         "What DeleteVolume does with a volume that has snapshots: `retain` keeps them, `refuse` answers FAILED_PRECONDITION.",
     ),
     parameter("cloneFormat", "the cluster's", "The format of clones and their snapshots: `1` or `2`."),
+    parameter("imageFormat", "`2`", "Taken when it is `2`: there are no others."),
+    parameter("encrypted", "`false`", "Taken when it is `false`; encryption is not supported."),
+    parameter("thickProvision", "`false`", "Taken when it is `false`: images are thin."),
+    parameter("tryOtherMounters", "`false`", "Taken when it is `false`: a class names its mounter."),
 ];
+
+/// The one value with which parameters that other drivers have are taken here: it asks for what is done anyway.
+const HARMLESS: &[(&str, &str)] = &[
+    ("imageFormat", "2"),
+    ("encrypted", "false"),
+    ("thickProvision", "false"),
+    ("tryOtherMounters", "false"),
+];
+
+/// Parameters that ceph-csi has and this driver has not.
+const UNSUPPORTED: &[&str] = &[
+    "cephLogDir",
+    "cephLogDirHostPath",
+    "cephLogStrategy",
+    "encryptionKMSID",
+    "encryptionType",
+    "qosBasedOnCapacity",
+    "topologyConstrainedPools",
+];
+
+/// How like a known name an unknown one must be for that to be taken for a typing mistake.
+const LIKE: f64 = 0.85;
 
 /// The parameters of a VolumeSnapshotClass.
 pub const SNAPSHOT_PARAMETERS: &[Parameter] = &[
@@ -166,12 +192,23 @@ pub fn compared(parameters: &Parameters) -> Parameters {
         .collect()
 }
 
-/// The refusal of a key that is not among `known`, with the nearest one that is.
+/// The refusal of a key that is not among `known`, with the nearest one that is, if one is near.
 pub(super) fn unknown(what: &str, key: &str, known: &[Parameter]) -> Status {
-    let likeness = |parameter: &Parameter| strsim::jaro_winkler(parameter.name, key);
+    if UNSUPPORTED.contains(&key) {
+        return Status::invalid_argument(format!(
+            "the {what} {key} is not supported by this driver: leave it out"
+        ));
+    }
+    let likeness =
+        |parameter: &Parameter| strsim::jaro_winkler(&parameter.name.to_lowercase(), &key.to_lowercase());
     let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let nearest = nearest.map_or("", |parameter| parameter.name);
-    Status::invalid_argument(format!("unknown {what} {key:?}; did you mean {nearest:?}?"))
+    Status::invalid_argument(match nearest.filter(|nearest| likeness(nearest) >= LIKE) {
+        Some(nearest) => format!("unknown {what} {key:?}; did you mean {:?}?", nearest.name),
+        None => {
+            let names: Vec<_> = known.iter().map(|parameter| parameter.name).collect();
+            format!("unknown {what} {key:?}; known are {}", names.join(", "))
+        }
+    })
 }
 
 /// Finds a cluster of the configuration.
@@ -202,6 +239,15 @@ impl VolumeParameters {
             )));
         }
 
+        for (key, harmless) in HARMLESS {
+            if let Some(value) = left.take(key)
+                && value != *harmless
+            {
+                return Err(Status::invalid_argument(format!(
+                    "{key}={value:?} is not supported by this driver: leave it out, or set it to {harmless:?}"
+                )));
+            }
+        }
         let options = image_options(&mut left, cluster)?;
         let defaults = cluster.policy();
         let policy = Policy {
@@ -452,6 +498,30 @@ mod tests {
             .chain(more)
             .map(|(key, value)| ((*key).to_string(), (*value).to_string()))
             .collect()
+    }
+
+    #[test]
+    fn what_asks_for_what_is_done_anyway_is_taken_and_the_rest_is_not_supported() {
+        for (key, value) in HARMLESS {
+            VolumeParameters::parse(&parameters(&[(key, value)]), &config()).unwrap();
+            let status = VolumeParameters::parse(&parameters(&[(key, "true")]), &config()).unwrap_err();
+            assert!(status.message().contains(&format!("{key}=\"true\" is not supported")), "{status:?}");
+        }
+        for key in UNSUPPORTED {
+            let status = VolumeParameters::parse(&parameters(&[(key, "x")]), &config()).unwrap_err();
+            assert!(status.message().contains("is not supported"), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_hint_is_given_where_a_name_is_like_another() {
+        let hint = |key| VolumeParameters::parse(&parameters(&[(key, "x")]), &config()).unwrap_err();
+        assert!(hint("dataPol").message().contains("did you mean \"dataPool\"?"));
+        let status = hint("fsType");
+        assert!(
+            !status.message().contains("did you mean") && status.message().contains("mkfsOptions"),
+            "{status:?}"
+        );
     }
 
     #[test]

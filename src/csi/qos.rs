@@ -1,7 +1,8 @@
 //! Mutable parameters: what a VolumeAttributesClass may set and change. Today that is librbd's own quality of service.
 //!
 //! A key `rbd_qos_…` becomes the image configuration of that name, which every librbd client of the image heeds as soon as it
-//! changes (krbd does not). All keys are checked before any is applied. A key that is not named is not changed; `0` is no limit.
+//! changes (krbd does not). All keys are checked before any is applied, with what the image has already. A key that is not named is not
+//! changed; `0` is no limit. A volume made from another takes none of its limits.
 
 use super::parameters::{self, Parameter, Parameters, parameter};
 use std::collections::BTreeMap;
@@ -56,7 +57,7 @@ pub const MUTABLE_PARAMETERS: &[Parameter] = &[
     parameter("rbd_qos_write_bps_burst_seconds", "1", "For how many seconds, at least 1."),
 ];
 
-/// Checks mutable parameters and gives the image metadata to set. A burst must not be below its limit when both are named.
+/// Checks mutable parameters and gives the image metadata to set. A burst must not be below its limit.
 pub fn settings(mutable: &Parameters) -> Result<BTreeMap<String, String>, Status> {
     let mutable = parameters::compared(mutable);
     let mut settings = BTreeMap::new();
@@ -72,19 +73,25 @@ pub fn settings(mutable: &Parameters) -> Result<BTreeMap<String, String>, Status
         }
         settings.insert(format!("{CONFIGURATION_PREFIX}{key}"), number.to_string());
     }
-    for (key, text) in mutable.iter().filter(|(key, _)| key.ends_with("_burst")) {
-        let limit = key.replace("_burst", "_limit");
-        let number = |text: &String| text.parse::<u64>().unwrap_or(0);
-        if let Some(limit_text) = mutable.get(&limit)
-            && number(text) != 0
-            && number(text) < number(limit_text)
+    check(&settings).map_err(Status::invalid_argument)?;
+    Ok(settings)
+}
+
+/// Checks limits and bursts against each other, as image metadata that an image has or is to have. Other metadata is not looked at.
+pub fn check(settings: &BTreeMap<String, String>) -> Result<(), String> {
+    let number = |text: &String| text.parse::<u64>().unwrap_or(0);
+    for (key, burst) in settings.iter().filter(|(key, _)| key.ends_with("_burst")) {
+        let Some(name) = key.strip_prefix(CONFIGURATION_PREFIX) else { continue };
+        let limit_name = name.replace("_burst", "_limit");
+        let Some(limit) = settings.get(&format!("{CONFIGURATION_PREFIX}{limit_name}")) else { continue };
+        if MUTABLE_PARAMETERS.iter().any(|known| known.name == name)
+            && number(burst) != 0
+            && number(burst) < number(limit)
         {
-            return Err(Status::invalid_argument(format!(
-                "{key} is {text}, less than {limit}, which is {limit_text}"
-            )));
+            return Err(format!("{name} is {burst}, less than {limit_name}, which is {limit}"));
         }
     }
-    Ok(settings)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -101,6 +108,20 @@ mod tests {
             settings(&parameters(&[("rbd_qos_iops_limit", "500"), ("csi.storage.k8s.io/pvc/name", "x")]))
                 .unwrap();
         assert_eq!(settings, parameters(&[("conf_rbd_qos_iops_limit", "500")]));
+    }
+
+    #[test]
+    fn a_limit_is_checked_against_the_burst_an_image_has() {
+        let settings = |limit, burst| {
+            parameters(&[
+                ("conf_rbd_qos_iops_limit", limit),
+                ("conf_rbd_qos_iops_burst", burst),
+                ("other_burst", "1"),
+            ])
+        };
+        check(&settings("5", "5")).unwrap();
+        check(&settings("5", "0")).unwrap();
+        assert!(check(&settings("6", "5")).unwrap_err().contains("less than rbd_qos_iops_limit"));
     }
 
     #[test]

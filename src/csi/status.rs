@@ -5,7 +5,7 @@
 //! INTERNAL. Messages say what, which object, why, and what to do; `details` stay empty, as the specification demands.
 
 use super::ids::Location;
-use crate::rbd::{self, Errno};
+use crate::rbd::{self, Class, Errno};
 use crate::volume::Error;
 use tonic::{Code, Status};
 
@@ -76,6 +76,10 @@ impl Scope {
             Errno::ENOSPC | Errno::EDQUOT => {
                 format!("{message}; the pool {pool} is full or at its quota, see `ceph df`")
             }
+            errno if rbd::class(errno) == Class::Refused => {
+                let known = CEPH_ERRORS.iter().find(|known| known.errno == errno);
+                known.map_or(message.clone(), |known| format!("{message}; {} {}", known.cause, known.remedy))
+            }
             _ => message,
         }
     }
@@ -86,16 +90,21 @@ impl Scope {
 pub struct CephError {
     /// What Ceph answered.
     pub errno: Errno,
-    /// What the client hears.
-    pub code: Code,
     /// Why that happens.
     pub cause: &'static str,
     /// What to do.
     pub remedy: &'static str,
 }
 
-const fn ceph_error(errno: Errno, code: Code, cause: &'static str, remedy: &'static str) -> CephError {
-    CephError { errno, code, cause, remedy }
+const fn ceph_error(errno: Errno, cause: &'static str, remedy: &'static str) -> CephError {
+    CephError { errno, cause, remedy }
+}
+
+impl CephError {
+    /// What the client hears.
+    pub fn code(&self) -> Code {
+        code(self.errno)
+    }
 }
 
 const AWAY: &str = "The cluster cannot be reached, or does not answer.";
@@ -104,77 +113,63 @@ const COME_BACK: &str = "Nothing, when it passes: callers ask again. Else look a
 const AT_WORK: &str = "Somebody else is at work on the same object.";
 const ASK_AGAIN: &str = "Nothing: callers ask again.";
 
-/// The table. Any other errno is INTERNAL: something nobody has thought of.
+/// Why each errno of [`rbd::CLASSES`] is answered, and what to do. Any other errno is INTERNAL: something nobody has thought of.
 pub const CEPH_ERRORS: &[CephError] = &[
     ceph_error(
         Errno::EACCES,
-        Code::Unauthenticated,
         "The cluster does not know the user, or the key is another.",
         "Correct userID and userKey in the secret that the class names.",
     ),
     ceph_error(
         Errno::EPERM,
-        Code::PermissionDenied,
         "The user lacks capabilities.",
         "Run the `ceph auth caps` command that the message holds.",
     ),
-    ceph_error(Errno::ENOENT, Code::NotFound, "The object is gone.", "Look at what the message names."),
-    ceph_error(Errno::EBUSY, Code::Aborted, AT_WORK, ASK_AGAIN),
-    ceph_error(Errno::ECANCELED, Code::Aborted, AT_WORK, ASK_AGAIN),
-    ceph_error(Errno::EEXIST, Code::Aborted, AT_WORK, ASK_AGAIN),
+    ceph_error(Errno::ENOENT, "The object is gone.", "Look at what the message names."),
+    ceph_error(Errno::EBUSY, AT_WORK, ASK_AGAIN),
+    ceph_error(Errno::ECANCELED, AT_WORK, ASK_AGAIN),
+    ceph_error(Errno::EEXIST, AT_WORK, ASK_AGAIN),
     ceph_error(
         Errno::ENOSPC,
-        Code::ResourceExhausted,
         "The pool or the cluster is full.",
         "Look at `ceph df`; add disks, or delete volumes: that works in a full pool.",
     ),
     ceph_error(
         Errno::EDQUOT,
-        Code::ResourceExhausted,
         "The pool is at its quota.",
         "Raise it with `ceph osd pool set-quota`, or delete volumes.",
     ),
     ceph_error(
         Errno::EROFS,
-        Code::FailedPrecondition,
-        "The image is mirrored, and not primary here.",
-        "Promote it here, or use it where it is primary.",
+        "The image is mirrored, and not primary here; or a client keeps its lock (`rbd map --exclusive`).",
+        "Promote it here, or use it where it is primary; or map it without that option.",
     ),
-    ceph_error(
-        Errno::EMLINK,
-        Code::FailedPrecondition,
-        "The image belongs to a group.",
-        "Take it out with `rbd group image remove`.",
-    ),
+    ceph_error(Errno::EMLINK, "The image belongs to a group.", "Take it out with `rbd group image remove`."),
     ceph_error(
         Errno::ENOTEMPTY,
-        Code::FailedPrecondition,
         "The image has snapshots that somebody else made.",
         "Delete them with `rbd snap rm`, or leave the volume.",
     ),
-    ceph_error(Errno::ETIMEDOUT, Code::Unavailable, AWAY, COME_BACK),
+    ceph_error(Errno::ETIMEDOUT, AWAY, COME_BACK),
     ceph_error(
         Errno::ESHUTDOWN,
-        Code::Unavailable,
         "This client was blocklisted: `ceph osd blocklist ls` shows it.",
         "Nothing: the driver connects anew.",
     ),
-    ceph_error(Errno::ENOTCONN, Code::Unavailable, AWAY, COME_BACK),
-    ceph_error(Errno::ECONNREFUSED, Code::Unavailable, AWAY, COME_BACK),
-    ceph_error(Errno::ECONNRESET, Code::Unavailable, AWAY, COME_BACK),
-    ceph_error(Errno::EHOSTUNREACH, Code::Unavailable, AWAY, COME_BACK),
-    ceph_error(Errno::ENETUNREACH, Code::Unavailable, AWAY, COME_BACK),
-    ceph_error(Errno::EAGAIN, Code::Unavailable, "The cluster has no answer yet.", ASK_AGAIN),
-    ceph_error(Errno::EINTR, Code::Unavailable, "The call was interrupted.", ASK_AGAIN),
+    ceph_error(Errno::ENOTCONN, AWAY, COME_BACK),
+    ceph_error(Errno::ECONNREFUSED, AWAY, COME_BACK),
+    ceph_error(Errno::ECONNRESET, AWAY, COME_BACK),
+    ceph_error(Errno::EHOSTUNREACH, AWAY, COME_BACK),
+    ceph_error(Errno::ENETUNREACH, AWAY, COME_BACK),
+    ceph_error(Errno::EAGAIN, "The cluster has no answer yet.", ASK_AGAIN),
+    ceph_error(Errno::EINTR, "The call was interrupted.", ASK_AGAIN),
     ceph_error(
         Errno::EMFILE,
-        Code::Unavailable,
         "The driver has as many files and connections open as it may.",
         "Nothing, when it passes; else raise the limit of open files (`ulimit -n`, LimitNOFILE).",
     ),
     ceph_error(
         Errno::EIO,
-        Code::Unavailable,
         "An OSD cannot read or write an object.",
         "Look at `ceph health detail`: damaged or unfound objects.",
     ),
@@ -182,7 +177,16 @@ pub const CEPH_ERRORS: &[CephError] = &[
 
 /// The answer for an errno of Ceph's before anything was changed.
 fn code(errno: Errno) -> Code {
-    CEPH_ERRORS.iter().find(|known| known.errno == errno).map_or(Code::Internal, |known| known.code)
+    match rbd::class(errno) {
+        Class::Unauthenticated => Code::Unauthenticated,
+        Class::Forbidden => Code::PermissionDenied,
+        Class::Gone => Code::NotFound,
+        Class::Contended => Code::Aborted,
+        Class::Full => Code::ResourceExhausted,
+        Class::Refused => Code::FailedPrecondition,
+        Class::Away => Code::Unavailable,
+        Class::Unknown => Code::Internal,
+    }
 }
 
 /// What a code means, whoever gave it.
@@ -317,9 +321,9 @@ mod tests {
             let code = scope().status(&error).code();
             assert!(ANSWERS.iter().any(|answer| answer.code == code), "{code:?} for {error:?}");
         }
-        for (number, known) in CEPH_ERRORS.iter().enumerate() {
-            assert!(CEPH_ERRORS[..number].iter().all(|other| other.errno != known.errno), "{known:?} twice");
-        }
+        let explained: Vec<_> = CEPH_ERRORS.iter().map(|known| known.errno).collect();
+        let known: Vec<_> = rbd::CLASSES.iter().map(|(errno, _)| *errno).collect();
+        assert_eq!(explained, known);
     }
 
     #[test]

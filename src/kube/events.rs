@@ -51,6 +51,8 @@ pub enum Event {
     VolumeDataRetained {
         /// The ids of the snapshots it stays for.
         snapshots: Vec<String>,
+        /// The specs of the snapshots it stays for that other tools made.
+        by_others: Vec<String>,
         /// How many clones it stays for, or how many snapshots with clones.
         clones: usize,
     },
@@ -363,11 +365,15 @@ impl Sending {
             Event::FlattenInProgress { progress } => {
                 format!("{progress}; nothing is wrong, it goes on by itself")
             }
-            Event::VolumeDataRetained { snapshots, clones } => {
+            Event::VolumeDataRetained { snapshots, by_others, clones } => {
                 let mut until = Vec::new();
                 if !snapshots.is_empty() {
                     let names = self.snapshots(snapshots).await;
                     until.push(format!("these snapshots are deleted: {names}"));
+                }
+                if !by_others.is_empty() {
+                    let names = by_others.join(", ");
+                    until.push(format!("these snapshots, which another tool made, are removed: {names}"));
                 }
                 if *clones != 0 {
                     until.push(format!("the volumes made from it ({clones}) are deleted or flattened"));

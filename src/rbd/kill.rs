@@ -16,9 +16,9 @@
 //! off and no other setting of this repository turns on. A feature could be left on by a build that asks for all of them.
 
 use super::{
-    Child, Cluster, Diff, Extent, Image, ImageEntry, ImageInfo, ImageKey, ImageOptions, Monitor, NewSnapshot,
-    OmapPage, OmapUpdate, OpenMode, Parent, Pool, PoolStats, Progress, Result, Snapshot, SnapshotId,
-    SnapshotSpec, TrashEntry, Watcher,
+    Child, Cluster, Diff, Extent, Hold, Image, ImageEntry, ImageInfo, ImageKey, ImageOptions, Monitor,
+    NewSnapshot, OmapPage, OmapUpdate, OpenMode, Parent, Pool, PoolStats, Progress, Result, Snapshot,
+    SnapshotId, SnapshotSpec, TrashEntry, Watcher,
 };
 use nix::sys::signal::{Signal, raise};
 use std::collections::BTreeMap;
@@ -109,6 +109,7 @@ impl Cluster for Wired<Arc<dyn Cluster>> {
         change monitor_command(command: &str) -> Result<Vec<u8>>;
         change manager_command(command: &str) -> Result<Vec<u8>>;
         local address() -> Result<String>;
+        local is_own(address: &str) -> Result<bool>;
         change blocklist(address: &str, seconds: u32) -> Result<()>;
     }
 }
@@ -186,6 +187,8 @@ impl Image for WiredImage {
         change metadata_set(key: &str, value: &str) -> Result<()>;
         change metadata_remove(key: &str) -> Result<()>;
         read metadata_list() -> Result<BTreeMap<String, String>>;
+        read hold() -> Result<Option<Hold>>;
+        read group() -> Result<Option<String>>;
         read watchers() -> Result<Vec<Watcher>>;
         read read_at(at: Option<SnapshotId>, offset: u64, buffer: &mut [u8]) -> Result<usize>;
         change write_at(offset: u64, data: &[u8]) -> Result<()>;

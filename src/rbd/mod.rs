@@ -30,7 +30,7 @@ pub mod model;
 mod release;
 pub(crate) mod turns;
 
-pub use error::{Error, Result, Tolerate};
+pub use error::{CLASSES, Class, Error, Result, Tolerate, class};
 pub use key::Key;
 pub use nix::errno::Errno;
 pub use release::Release;
@@ -56,6 +56,9 @@ pub trait Cluster: Send + Sync + std::fmt::Debug {
 
     /// This connection's own address as the cluster's blocklist would name it, `IP:PORT/NONCE`.
     fn address(&self) -> Result<String>;
+
+    /// Whether a client's address, as in [`Watcher::address`], is that of a connection of this process, as whichever user.
+    fn is_own(&self, address: &str) -> Result<bool>;
 
     /// Puts a client, by its address as in [`Watcher::address`], on the cluster's blocklist for `seconds`. When this
     /// returns, this connection has the OSD map with that entry in it, so no OSD that is asked by it, or by a client that
@@ -239,6 +242,13 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// All image metadata.
     fn metadata_list(&self) -> Result<BTreeMap<String, String>>;
 
+    /// What keeps every client from changing the image until a person does something about it, if anything does. librbd waits for
+    /// a lock of that kind for ever.
+    fn hold(&self) -> Result<Option<Hold>>;
+
+    /// The spec of the group (`rbd group`) the image belongs to, if it does. Such an image cannot be removed (`EMLINK`).
+    fn group(&self) -> Result<Option<String>>;
+
     /// Which clients have this image open for writing, or hold another watch on its header. A client has one watch, however often it
     /// has the image open. This one is left out where this image is open for writing.
     fn watchers(&self) -> Result<Vec<Watcher>>;
@@ -359,6 +369,8 @@ impl Features {
     pub const JOURNALING: Features = Features(64);
     /// Data objects in another pool.
     pub const DATA_POOL: Features = Features(128);
+    /// Mirrored by snapshots, and not primary here.
+    pub const NON_PRIMARY: Features = Features(1024);
     /// What new images get: all that today's krbd maps.
     pub const DEFAULT: Features = Features(1 | 4 | 8 | 16 | 32);
 
@@ -476,6 +488,23 @@ pub struct TrashEntry {
     pub name: String,
     /// Whether this is a removal in progress, or the remains of an interrupted one.
     pub removing: bool,
+}
+
+/// What keeps every client from changing an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hold {
+    /// A lock that somebody took by hand or with another tool (`rbd lock add`). The exclusive lock, which librbd and krbd hand to
+    /// each other, is none.
+    Lock {
+        /// The name it was given.
+        id: String,
+        /// Who took it, as in `client.4123`.
+        client: String,
+        /// The address of that client then.
+        address: String,
+    },
+    /// It is mirrored, and not primary in this cluster.
+    Mirrored,
 }
 
 /// A client that watches an image's header.

@@ -6,6 +6,7 @@
 use super::catalogue::{Link, Stored, Volume};
 use super::create::{CreateVolume, describe};
 use super::journal::Suspect;
+use super::modify::not_inherited;
 use super::snapshot::find;
 use super::{Error, FlattenTarget, Result, Volumes};
 use crate::rbd::{
@@ -70,7 +71,8 @@ impl Volumes {
             Err(error) => return Err(error.into()),
         }
         let grows = size > snapshot.size;
-        let changes = grows || flatten.is_some() || request.has_metadata();
+        let not_inherited = not_inherited(&*parent.image, &request.settings)?;
+        let changes = grows || flatten.is_some() || request.has_metadata() || !not_inherited.is_empty();
         let image = if changes {
             self.open_to_change(&request.image, stored)?
         } else {
@@ -88,6 +90,9 @@ impl Volumes {
             let known = Volume { image_id: Some(id.clone()), ..stored.record.clone() };
             *stored = self.catalogue.replace(&request.image, stored, known)?;
             self.flatten(&*image, &self.spec(&request.image), &why)?;
+        }
+        for key in &not_inherited {
+            image.metadata_remove(key)?;
         }
         if request.has_metadata() {
             describe(&*image, request)?;
@@ -132,7 +137,7 @@ impl Volumes {
             FlattenTarget::Source => true,
             FlattenTarget::Auto => !parent.is_attached()?,
         };
-        if !(helps && wanted) {
+        if !(helps && wanted && parent.image.hold()?.is_none()) {
             return Ok(Some(why));
         }
         let source = parent.open(OpenMode::ReadWrite)?;
@@ -179,11 +184,23 @@ impl Volumes {
         self.catalogue.confirm(&request.image, stored)?;
         source.create_snapshot(name)?;
         if protect {
+            self.refuse_if_blind(&*source, parent, name)?;
             source.protect_snapshot(name).tolerate(Errno::EBUSY)?;
         }
         find(&source.snapshots()?, name).cloned().ok_or_else(|| {
             Error::Conflict(format!("somebody removed the snapshot {}@{name}", parent.image_id))
         })
+    }
+}
+
+impl Volumes {
+    /// Takes the snapshot just cut away again when the user may not see its clones: once it is protected, only one who may can take
+    /// the protection off.
+    fn refuse_if_blind(&self, source: &dyn Image, parent: &Parent, name: &str) -> Result<()> {
+        let Some(cut) = find(&source.snapshots()?, name).cloned() else { return Ok(()) };
+        let Err(blind) = source.children(Some(cut.id)) else { return Ok(()) };
+        parent.home.drop_snapshot(source, &parent.image_id, &cut)?;
+        Err(blind.into())
     }
 }
 
@@ -198,7 +215,7 @@ impl Parent {
     fn is_attached(&self) -> Result<bool> {
         let record = self.home.catalogue.volume(&self.image.name()?)?;
         let published = record.is_some_and(|stored| !stored.record.published.is_empty());
-        Ok(published || !self.image.watchers()?.is_empty())
+        Ok(published || !self.home.strangers(&self.image.watchers()?)?.is_empty())
     }
 }
 

@@ -178,7 +178,15 @@ impl Volumes {
         };
         let snapshots = image.snapshots()?;
         if let Some(snapshot) = snapshots.iter().find(|snapshot| Some(snapshot.id) == suspect.snapshot) {
-            let children = image.children(Some(snapshot.id))?;
+            let children = match image.children(Some(snapshot.id)) {
+                Err(error)
+                    if error.errno == Errno::EPERM
+                        && self.is_surely_childless(&*image, suspect, snapshot)? =>
+                {
+                    Vec::new()
+                }
+                children => children?,
+            };
             let links = |child: &Child| children.iter().any(|listed| listed.image_id == child.image_id);
             if suspect.child.as_ref().is_some_and(links) {
                 return Ok(Verdict::Busy);
@@ -186,9 +194,14 @@ impl Volumes {
             if suspect.child.as_ref().is_some_and(|child| child.flattened) {
                 self.finish_flattens(id, snapshot.id)?;
             }
-            if !children.is_empty() || !is_collectable(snapshot) {
+            if !is_collectable(snapshot) {
                 return Ok(Verdict::Settled);
             }
+            if !children.is_empty() {
+                // A clone of ours comes back here when it goes. Other tools' clones go without a word.
+                return Ok(if self.is_any_ours(&children)? { Verdict::Settled } else { Verdict::Busy });
+            }
+            self.refuse_unchangeable(&*image)?;
             if self.is_needed_by_a_creation(id, &snapshot.name)? {
                 return Ok(Verdict::Busy);
             }
@@ -198,6 +211,30 @@ impl Volumes {
             }
         }
         self.remove_if_silent(image, id)
+    }
+
+    /// Whether a snapshot that was cut for a clone has none, although the user may not ask for its clones (that takes a look at the
+    /// object `rbd_children` of every pool): the clone it was cut for is gone. Should another tool have cloned it, librbd keeps it for
+    /// that clone.
+    fn is_surely_childless(&self, image: &dyn Image, suspect: &Suspect, snapshot: &Snapshot) -> Result<bool> {
+        if snapshot.kind != SnapshotKind::User
+            || snapshot.protected
+            || !snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX)
+        {
+            return Ok(false);
+        }
+        // The last link to a parent would be cut with the snapshot.
+        let parent = Self::parent_of(image, snapshot)?;
+        if parent.is_some() && image.parent(None)? != parent {
+            return Ok(false);
+        }
+        let Some(child) = &suspect.child else { return Ok(true) };
+        let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { return Ok(true) };
+        match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadOnly) {
+            Ok(_) => Ok(false),
+            Err(error) if error.errno == Errno::ENOENT => Ok(home.pool.trash_get(&child.image_id)?.is_none()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Finishes the flattens that were killed between the two ends of a link to this snapshot, which lists no clone any more
@@ -222,8 +259,13 @@ impl Volumes {
     /// Whether a CreateVolume here that is not finished plans to clone this snapshot, or has just cut it. One in another pool
     /// is not seen: if its snapshot goes before it is cloned, it fails, and its retry finds the source or does not.
     pub(super) fn is_needed_by_a_creation(&self, image_id: &str, snapshot: &str) -> Result<bool> {
+        Ok(self.creation_that_needs(image_id, snapshot)?.is_some())
+    }
+
+    /// The image name of the volume that [`Volumes::is_needed_by_a_creation`] finds.
+    pub(super) fn creation_that_needs(&self, image_id: &str, snapshot: &str) -> Result<Option<String>> {
         let Some(child) = snapshot.strip_suffix(names::CLONE_SNAPSHOT_SUFFIX) else {
-            return Ok(false);
+            return Ok(None);
         };
         // `<child>.<n>.clone_snap` is also the plain name for a child `<child>.<n>`: ask for both.
         let numbered = child
@@ -232,10 +274,10 @@ impl Volumes {
             .map(|(child, _)| child);
         for child in [Some(child), numbered].into_iter().flatten() {
             if self.is_creating_from(child, image_id, snapshot)? {
-                return Ok(true);
+                return Ok(Some(child.to_string()));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn is_creating_from(&self, child: &str, image_id: &str, snapshot: &str) -> Result<bool> {
@@ -275,6 +317,67 @@ impl Volumes {
         Ok(image.remove_snapshot_by_id(snapshot.id).tolerate(Errno::ENOENT)?)
     }
 
+    /// Removes the image `id`, whose name is or was `name`; fine when it is gone. librbd may be set up for the pool to move an
+    /// image to the trash in place of removing it (`rbd_move_to_trash_on_remove`): then it is removed from there. Errors as
+    /// [`crate::rbd::Pool::remove_image`], with the image under its name.
+    pub(super) fn remove_for_good(&self, name: &str, id: &str) -> crate::rbd::Result<()> {
+        self.remove_image(name).tolerate(Errno::ENOENT)?;
+        if self.pool.trash_get(id)?.is_none_or(|entry| entry.removing) {
+            return Ok(());
+        }
+        let removed = match self.pool.trash_remove_with_progress(id, true, &mut self.activity.progress()) {
+            // The move was interrupted, and is finished by its name.
+            Err(error) if error.errno == Errno::EUCLEAN => {
+                self.pool.trash_move(name, 0)?;
+                self.pool.trash_remove_with_progress(id, true, &mut self.activity.progress())
+            }
+            other => other,
+        };
+        match removed.tolerate(Errno::ENOENT) {
+            Err(error) if matches!(error.errno, Errno::ENOTEMPTY | Errno::EBUSY) => {
+                self.pool.trash_restore(id, name)?;
+                Err(error)
+            }
+            other => other,
+        }
+    }
+
+    /// Whether this driver knows any of these clones, so that it looks at their snapshot again when the clone goes.
+    pub(super) fn is_any_ours(&self, clones: &[crate::rbd::Child]) -> Result<bool> {
+        for clone in clones {
+            let Some(home) = self.elsewhere(&clone.pool, &clone.namespace)? else { continue };
+            let volume = home.catalogue.volume(&clone.image)?;
+            let id = &clone.image_id;
+            let is_it = |record: &Volume| record.image_id.as_ref().is_none_or(|known| known == id);
+            if volume.is_some_and(|stored| is_it(&stored.record))
+                || home.catalogue.silent(names::before_silence(&clone.image, id), id)?.is_some()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether any of these snapshots of the silent parent `id` is one whose removal has this driver look at the image again: one
+    /// that users see, or one cut for clones, about which the journal has an entry when its clones are not ours.
+    pub(super) fn is_any_expected(&self, id: &str, snapshots: &[Snapshot]) -> Result<bool> {
+        for snapshot in snapshots {
+            if is_collectable(snapshot) || self.is_listed(id, snapshot)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether the catalogue has a record of this snapshot of the image `id`.
+    pub(super) fn is_listed(&self, id: &str, snapshot: &Snapshot) -> Result<bool> {
+        if snapshot.kind != SnapshotKind::User {
+            return Ok(false);
+        }
+        let stored = self.catalogue.snapshot(&snapshot.name)?;
+        Ok(stored.is_some_and(|stored| stored.record.image_id == id))
+    }
+
     /// What a snapshot links to. None also when that is gone: an earlier attempt to drop the snapshot has let go of it, with the
     /// link in the journal.
     pub(super) fn parent_of(image: &dyn Image, snapshot: &Snapshot) -> Result<Option<Parent>> {
@@ -299,16 +402,21 @@ impl Volumes {
                 _ => Verdict::Settled,
             });
         };
-        if !image.snapshots()?.is_empty() {
-            return Ok(Verdict::Settled);
+        let mut snapshots = image.snapshots()?;
+        // librbd removes those of a mirror along with the image.
+        snapshots.retain(|snapshot| snapshot.kind != SnapshotKind::Mirror);
+        if !snapshots.is_empty() {
+            // The entry stays when nothing this driver does would bring it back here: other tools' snapshots go without a word.
+            let comes_back = self.is_any_expected(id, &snapshots)?;
+            return Ok(if comes_back { Verdict::Settled } else { Verdict::Busy });
         }
+        self.refuse_unremovable(&*image)?;
         self.suspect(&self.links(&*image, id, &[])?)?;
         drop(image);
         // librbd does not stand two removals of one image at once.
         let silent = self.catalogue.claim(volume, &silent)?;
-        match self.remove_image(&name) {
+        match self.remove_for_good(&name, id) {
             Ok(()) => {}
-            Err(error) if error.errno == Errno::ENOENT => {}
             Err(error) if error.errno == Errno::EBUSY => return Ok(Verdict::InUse),
             // A clone was made meanwhile.
             Err(error) if error.errno == Errno::ENOTEMPTY => return Ok(Verdict::Busy),
@@ -326,7 +434,8 @@ impl Volumes {
         let silent = self.catalogue.silent(volume, id)?;
         // librbd does not stand two removals of one image at once: whoever is at it holds a lease.
         let silent = silent.map(|silent| self.catalogue.claim(volume, &silent)).transpose()?;
-        if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing) {
+        // What lies in the trash otherwise was moved there by somebody, or by librbd in place of a removal of ours.
+        if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing || silent.is_some()) {
             let _claimed = match self.catalogue.volume(volume)? {
                 Some(stored) if self.is_destroyed_by_another(&stored.record, id) => {
                     Some(self.catalogue.claim(volume, &stored)?)
@@ -342,7 +451,7 @@ impl Volumes {
         };
         for name in [names::silent(volume), names::silent_with_id(volume, id)] {
             if self.pool.image_id(&name)?.is_none_or(|found| found == id) {
-                self.remove_image(&name).tolerate(Errno::ENOENT)?;
+                self.remove_for_good(&name, id)?;
             }
         }
         self.catalogue.remove(volume, &silent)?;

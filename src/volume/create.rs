@@ -93,6 +93,8 @@ pub struct CreateVolume {
     pub source: Option<VolumeSource>,
     /// A digest of everything else that a repeated request must match.
     pub digest: String,
+    /// The same as an earlier version of the driver made it: a record may hold that one.
+    pub older_digest: String,
     /// How its lineage is kept in bounds.
     pub policy: Policy,
     /// Layout of a new image; a clone takes its source's, features and data pool apart.
@@ -131,6 +133,7 @@ impl Volumes {
         if let Some(stored) = self.catalogue.volume(&request.image)? {
             if stored.record.state == State::Ready {
                 self.take_up(&stored.record);
+                self.require_image(&request.image, &stored.record)?;
                 return existing(&self.spec(&request.image), &stored.record, request);
             }
             // Never handed out, or on its way out: gone with it, and a fresh start.
@@ -225,25 +228,31 @@ impl Volumes {
         }
         let gone = || Error::NotFound(format!("the source {id} does not exist"));
         let home = self.elsewhere(pool, namespace)?.ok_or_else(gone)?;
-        let key = match source {
+        let mut cut = None;
+        let image = match source {
             VolumeSource::Volume { image, .. } => {
                 let ready = |stored: &Stored<Volume>| stored.record.state == State::Ready;
                 home.catalogue.volume(image)?.filter(ready).ok_or_else(gone)?;
-                ImageKey::Name(image)
+                match home.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
+                    Ok(image) => image,
+                    Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
+                    Err(error) => return Err(error.into()),
+                }
             }
             VolumeSource::Snapshot { image_id, snapshot, .. } => {
                 let found = home.catalogue.snapshot(snapshot)?.map(|stored| stored.record);
-                found
+                let record = found
                     .filter(|record| record.state == State::Ready && record.image_id == *image_id)
                     .ok_or_else(gone)?;
-                ImageKey::Id(image_id)
+                let image = home.image_of(snapshot, &record, OpenMode::ReadOnly)?.ok_or_else(gone)?;
+                // The snapshots of a migrated image have new ids.
+                cut = (image.id()? == record.image_id).then_some(record.snapshot_id);
+                image
             }
         };
-        let image = match home.pool.open_image(key, OpenMode::ReadOnly) {
-            Ok(image) => image,
-            Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
-            Err(error) => return Err(error.into()),
-        };
+        if matches!(source, VolumeSource::Volume { .. }) {
+            home.refuse_unchangeable(&*image)?;
+        }
         let image_id = image.id()?;
         let snapshots = image.snapshots()?;
         let (snapshot, stale, name, size) = match source {
@@ -252,7 +261,9 @@ impl Volumes {
                 (None, stale, name, image.info()?.size)
             }
             VolumeSource::Snapshot { snapshot, .. } => {
-                let found = find(&snapshots, snapshot).ok_or_else(gone)?.clone();
+                // Another one of that name is not what was handed out.
+                let is_it = |found: &&Snapshot| cut.is_none_or(|id| id == found.id);
+                let found = find(&snapshots, snapshot).filter(is_it).ok_or_else(gone)?.clone();
                 let size = found.size;
                 (Some(found), None, snapshot.clone(), size)
             }
@@ -285,7 +296,8 @@ impl Volumes {
             Err(error) => return Err(error.into()),
         }
         if !request.has_metadata() {
-            return Ok(stored.record.clone());
+            let image_id = self.pool.image_id(&request.image)?;
+            return Ok(Volume { image_id, ..stored.record.clone() });
         }
         let image = self.open_to_change(&request.image, stored)?;
         describe(&*image, request)?;
@@ -314,7 +326,7 @@ impl Volumes {
 }
 
 /// The image metadata key for the CSI name, for people with `rbd`.
-const NAME_KEY: &str = "cinderblock/name";
+pub(super) const NAME_KEY: &str = "cinderblock/name";
 
 /// Writes the settings, and the CSI name that a hashed image name does not say, into the image's metadata.
 pub(super) fn describe(image: &dyn Image, request: &CreateVolume) -> Result<()> {
@@ -397,7 +409,7 @@ fn existing(spec: &str, record: &Volume, request: &CreateVolume) -> Result<Volum
             Some(Source::Snapshot(id)) => format!("it was made from the snapshot {id}"),
         });
     }
-    if record.digest != request.digest {
+    if record.digest != request.digest && record.digest != request.older_digest {
         return differs("its parameters or capabilities are different".to_string());
     }
     Ok(record.clone())

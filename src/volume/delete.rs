@@ -13,19 +13,27 @@ use super::collect::is_collectable;
 use super::journal::{Child, Suspect};
 use super::names;
 use super::{Error, Result, Volumes, now};
-use crate::rbd::{Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
+use crate::rbd::{self, Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 /// What the data of a deleted volume stay for, until it is gone: the image is a silent parent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Retained {
     /// The image's id.
     pub image_id: String,
     /// The RBD names of the snapshots that somebody asked for.
     pub snapshots: Vec<String>,
+    /// The specs of the snapshots that the catalogue does not know: other tools' own.
+    pub by_others: Vec<String>,
     /// How many snapshots more there are, for clones.
     pub for_clones: usize,
 }
+
+/// For how long a deletion waits for another operation of this driver that has the image open.
+const OWN_WATCH: Duration = Duration::from_secs(1);
+/// How long before it looks again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What became of an image that does not have its volume's name.
 enum Settled {
@@ -83,6 +91,10 @@ impl Volumes {
         let opened = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => opened,
             Err(error) if error.errno == Errno::ENOENT => {
+                self.refuse_if_published(image, &stored.record)?;
+                if stored.record.state == State::Ready {
+                    self.refuse_if_moved(image, stored)?;
+                }
                 return self.destroy_unopened(image, stored).map_err(Error::after_a_change);
             }
             Err(error) => return Err(error.into()),
@@ -98,12 +110,68 @@ impl Volumes {
             )));
         }
         self.refuse_if_in_use(image, &stored.record, &*opened, &id, &snapshots)?;
+        // What the user may not look at is known before the record changes.
+        let snapshots = with_clones(&*opened, snapshots)?;
         let begun_before = stored.record.state == State::Deleting;
         let stored = self.mark_deleting(image, stored, Some(id.clone()))?;
         self.destroys(&id);
         let silent_name = if begun_before { self.begun_silent_name(image, &id)? } else { None };
         self.destroy_opened(image, &stored, opened, &id, &snapshots, silent_name)
             .map_err(Error::after_a_change)
+    }
+
+    fn refuse_if_published(&self, image: &str, record: &Volume) -> Result<()> {
+        let Some(publication) = record.published.first() else { return Ok(()) };
+        Err(Error::InUse(format!(
+            "{} is published to node {}: unpublish it first",
+            self.spec(image),
+            publication.node
+        )))
+    }
+
+    /// Refuses an image that somebody has open: [`Error::InUse`] for strangers, [`Error::Conflict`] for the driver itself, which closes
+    /// it by itself.
+    fn refuse_if_open(&self, spec: &str, opened: &dyn Image, id: &str, snapshots: &[Snapshot]) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let watchers = opened.watchers()?;
+            let strangers = self.strangers(&watchers)?;
+            if watchers.is_empty() {
+                return Ok(());
+            }
+            for snapshot in snapshots {
+                if let Some(clone) = self.creation_that_needs(id, &snapshot.name)? {
+                    return Err(Error::Conflict(format!(
+                        "{spec} is open, because a CreateVolume makes {} from it",
+                        self.spec(&clone)
+                    )));
+                }
+            }
+            if !strangers.is_empty() {
+                return Err(Error::InUse(format!(
+                    "{spec} is open at {}: detach it there; a client that died lets go after 30 seconds",
+                    strangers.join(", ")
+                )));
+            }
+            if begun.elapsed() >= self.process.patience.min(OWN_WATCH) {
+                return Err(Error::Conflict(format!(
+                    "{spec} is open in this driver itself, which is making a volume or a snapshot from it, or tidying up"
+                )));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Refuses to forget a volume whose image lies in the trash, or has another name: somebody moved it there, and may mean to bring it
+    /// back.
+    fn refuse_if_moved(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
+        let Some(whereabouts) = self.whereabouts(image, &stored.record)? else { return Ok(()) };
+        // Another controller that is deleting the volume moves its image, too.
+        self.catalogue.confirm(image, stored)?;
+        Err(Error::FailedPrecondition(format!(
+            "{} is not there under that name: {whereabouts}, or remove it there, and delete the volume again",
+            self.spec(image)
+        )))
     }
 
     fn refuse_if_in_use(
@@ -115,21 +183,10 @@ impl Volumes {
         snapshots: &[Snapshot],
     ) -> Result<()> {
         let spec = self.spec(image);
-        if let Some(publication) = record.published.first() {
-            return Err(Error::InUse(format!(
-                "{spec} is published to node {}: unpublish it first",
-                publication.node
-            )));
-        }
-        let watchers = opened.watchers()?;
-        if !watchers.is_empty() {
-            let addresses: Vec<_> = watchers.iter().map(|watcher| watcher.address.as_str()).collect();
-            return Err(Error::InUse(format!(
-                "{spec} is open at {}: detach it there; a client that died lets go after 30 seconds",
-                addresses.join(", ")
-            )));
-        }
-        let kept: Vec<_> = snapshots.iter().filter(|snapshot| is_a_users(snapshot)).collect();
+        self.refuse_if_published(image, record)?;
+        self.refuse_if_open(&spec, opened, id, snapshots)?;
+        self.refuse_unremovable(opened)?;
+        let kept: Vec<_> = snapshots.iter().filter(|snapshot| is_kept(snapshot)).collect();
         if kept.is_empty() || record.delete_with_snapshots == DeleteWithSnapshots::Retain {
             return Ok(());
         }
@@ -172,13 +229,21 @@ impl Volumes {
         stored: &Stored<Volume>,
         opened: Box<dyn Image>,
         id: &str,
-        snapshots: &[Snapshot],
+        snapshots: &[(Snapshot, Vec<rbd::Child>)],
         silent_name: Option<String>,
     ) -> Result<Option<Retained>> {
         let mut unneeded = Vec::new();
-        for snapshot in snapshots {
-            if self.goes_with_the_volume(&*opened, id, snapshot)? {
-                unneeded.push(snapshot);
+        for (snapshot, clones) in snapshots {
+            if is_kept(snapshot) {
+                continue;
+            }
+            if clones.is_empty() {
+                if !self.is_needed_by_a_creation(id, &snapshot.name)? {
+                    unneeded.push(snapshot);
+                }
+            } else if !self.is_any_ours(clones)? {
+                // Other tools' clones go without a word.
+                self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(image, id) }])?;
             }
         }
         if !unneeded.is_empty() {
@@ -195,7 +260,7 @@ impl Volumes {
             self.suspect(&suspects)?;
             drop(opened);
             self.catalogue.confirm(image, stored)?;
-            match self.remove_image(image).tolerate(Errno::ENOENT) {
+            match self.remove_for_good(image, id) {
                 Ok(()) => return self.forget(image, stored).map(|()| None),
                 // A snapshot came meanwhile.
                 Err(error) if error.errno == Errno::ENOTEMPTY => {}
@@ -222,7 +287,10 @@ impl Volumes {
             return Ok(retained);
         }
         self.catalogue.confirm(image, &stored)?;
-        self.remove_image(image).tolerate(Errno::ENOENT)?;
+        match &stored.record.image_id {
+            Some(id) => self.remove_for_good(image, id)?,
+            None => self.remove_image(image).tolerate(Errno::ENOENT)?,
+        }
         self.forget(image, &stored).map(|()| None)
     }
 
@@ -286,20 +354,27 @@ impl Volumes {
         renamed: &dyn Image,
         id: &str,
     ) -> Result<Option<Retained>> {
-        let snapshots = renamed.snapshots()?;
-        if snapshots.is_empty() {
+        let mut snapshots = renamed.snapshots()?;
+        snapshots.retain(|snapshot| snapshot.kind != SnapshotKind::Mirror);
+        let mut retained = Retained { image_id: id.to_string(), ..Retained::default() };
+        for snapshot in &snapshots {
+            if !is_kept(snapshot) {
+                retained.for_clones += 1;
+            } else if self.is_listed(id, snapshot)? {
+                retained.snapshots.push(snapshot.name.clone());
+            } else {
+                retained.by_others.push(format!("{}@{}", self.spec(&renamed.name()?), snapshot.name));
+            }
+        }
+        if retained.snapshots.is_empty() && retained.for_clones == 0 {
+            // Other tools' snapshots go without a word, and one of the driver's may just have gone.
             self.suspect(&[self.as_suspect(image, id)])?;
         }
         let silent = Silent { volume: stored.record.id.clone(), deleted: now() };
         self.catalogue.silence(image, stored, id, silent)?;
         self.now_free(id);
         self.collect_leftovers();
-        let (of_users, others): (Vec<_>, Vec<_>) = snapshots.into_iter().partition(is_a_users);
-        Ok((!of_users.is_empty() || !others.is_empty()).then(|| Retained {
-            image_id: id.to_string(),
-            snapshots: of_users.into_iter().map(|snapshot| snapshot.name).collect(),
-            for_clones: others.len(),
-        }))
+        Ok((!snapshots.is_empty()).then_some(retained))
     }
 
     /// The image `id` itself as a suspect: it may turn out to be a silent parent nobody needs.
@@ -335,14 +410,21 @@ impl Volumes {
             }
         })
     }
+}
 
-    /// Whether a snapshot goes when its volume does: nobody asked for it, and it has no clone.
-    fn goes_with_the_volume(&self, image: &dyn Image, id: &str, snapshot: &Snapshot) -> Result<bool> {
-        let backup = snapshot.kind == SnapshotKind::User && names::is_backup_snapshot(&snapshot.name);
-        Ok((backup || is_collectable(snapshot))
-            && image.children(Some(snapshot.id))?.is_empty()
-            && !self.is_needed_by_a_creation(id, &snapshot.name)?)
+/// The snapshots that librbd does not remove by itself along with the image, as it does those of a mirror; and the clones of those that
+/// this driver would remove.
+fn with_clones(opened: &dyn Image, snapshots: Vec<Snapshot>) -> Result<Vec<(Snapshot, Vec<rbd::Child>)>> {
+    let mut found = Vec::new();
+    for snapshot in snapshots {
+        let clones = match &snapshot.kind {
+            SnapshotKind::Mirror => continue,
+            _ if is_kept(&snapshot) => Vec::new(),
+            _ => opened.children(Some(snapshot.id))?,
+        };
+        found.push((snapshot, clones));
     }
+    Ok(found)
 }
 
 /// Whether the image under a volume's name is the volume's: see above.
@@ -380,9 +462,15 @@ fn holds_nothing(image: &dyn Image) -> Result<bool> {
     }
 }
 
-/// Whether a person, or this driver on a person's behalf, made the snapshot, so that it is kept.
-fn is_a_users(snapshot: &Snapshot) -> bool {
-    snapshot.kind == SnapshotKind::User
-        && !names::is_collectable_snapshot(&snapshot.name)
-        && !names::is_backup_snapshot(&snapshot.name)
+/// Whether a snapshot outlives its volume: a person made it, or this driver on a person's behalf, or librbd
+/// for a group or for what this driver does not know. Backups' and those cut for clones go as soon as they have
+/// no clone, a mirror's with the image.
+fn is_kept(snapshot: &Snapshot) -> bool {
+    match snapshot.kind {
+        SnapshotKind::User => {
+            !names::is_backup_snapshot(&snapshot.name) && !names::is_collectable_snapshot(&snapshot.name)
+        }
+        SnapshotKind::Group | SnapshotKind::Unknown => true,
+        SnapshotKind::Trash { .. } | SnapshotKind::Mirror => false,
+    }
 }

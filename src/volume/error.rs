@@ -70,23 +70,7 @@ impl Error {
     pub fn is_final(&self) -> bool {
         match self {
             Error::Conflict(_) | Error::Unfinished(_) => false,
-            Error::Rbd(cause) => !matches!(
-                cause.errno,
-                Errno::ETIMEDOUT
-                    | Errno::ESHUTDOWN
-                    | Errno::ENOTCONN
-                    | Errno::ECONNREFUSED
-                    | Errno::ECONNRESET
-                    | Errno::EHOSTUNREACH
-                    | Errno::ENETUNREACH
-                    | Errno::EIO
-                    | Errno::EAGAIN
-                    | Errno::EINTR
-                    | Errno::EBUSY
-                    | Errno::ECANCELED
-                    | Errno::EEXIST
-                    | Errno::ENOENT
-            ),
+            Error::Rbd(cause) => !cause.class().may_pass(),
             _ => true,
         }
     }
@@ -95,7 +79,7 @@ impl Error {
     #[must_use]
     pub fn after_an_undo(self) -> Error {
         match self {
-            Error::Rbd(cause) if matches!(cause.errno, Errno::ENOSPC | Errno::EDQUOT) => {
+            Error::Rbd(cause) if cause.class() == rbd::Class::Full => {
                 Error::Exhausted(format!("there is no room, and nothing was left behind: {cause}"))
             }
             other => other,

@@ -129,6 +129,7 @@ impl Volumes {
             Err(error) => return Err(error.into()),
         };
         let spec = self.spec(&source.image);
+        self.refuse_unchangeable(&*image)?;
         if !image.info()?.features.contains(Features::EXCLUSIVE_LOCK) {
             return Err(Error::FailedPrecondition(format!(
                 "the writers of {spec} cannot be held off, because it lacks the feature exclusive-lock: run `rbd feature enable \

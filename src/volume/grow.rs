@@ -36,6 +36,7 @@ impl Volumes {
             Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
             Err(error) => return Err(error.into()),
         };
+        self.refuse_unchangeable(&*opened)?;
         let image_id = Some(opened.id()?);
         let actual = opened.info()?.size;
         if sizes.limit != 0 && actual > sizes.limit {

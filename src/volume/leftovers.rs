@@ -7,7 +7,7 @@ use super::catalogue::{Member, State, Volume};
 use super::journal::Suspect;
 use super::names;
 use super::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
-use super::{Result, Volumes, now};
+use super::{Error, Result, Volumes, now};
 use crate::rbd::{Errno, ImageKey, OpenMode, SnapshotId, Tolerate};
 use serde::Serialize;
 use std::time::Duration;
@@ -59,6 +59,15 @@ pub enum Leftover {
         image: String,
         /// Its id.
         image_id: String,
+    },
+    /// A silent parent that stays for nothing but what other tools made: it goes once that does.
+    KeptByOthers {
+        /// Its name.
+        image: String,
+        /// Its id.
+        image_id: String,
+        /// The specs of their snapshots and clones.
+        by: Vec<String>,
     },
     /// Remains of an interrupted removal.
     Remains {
@@ -121,7 +130,11 @@ impl Volumes {
         for image in &survey.images {
             self.leftovers_of(image, &mut found)?;
         }
-        let entries = self.journal.entries()?.len();
+        // Entries that wait for other tools are told with the image they are about.
+        let waits = |id: &str| {
+            found.iter().any(|left| matches!(left, Leftover::KeptByOthers { image_id, .. } if image_id == id))
+        };
+        let entries = self.journal.entries()?.iter().filter(|entry| !waits(&entry.suspect.image_id)).count();
         if entries > 0 {
             found.push(Leftover::Journal { entries });
         }
@@ -136,6 +149,9 @@ impl Volumes {
                 found.push(Leftover::EmptySilentParent { image: name, image_id });
             }
             ImageKind::Volume | ImageKind::SilentParent => {
+                if image.kind == ImageKind::SilentParent {
+                    found.extend(self.kept_by_others(image)?);
+                }
                 for snapshot in image.snapshots.iter().filter(|snapshot| is_unneeded(snapshot)) {
                     if !self.is_needed_by_a_creation(&image_id, &snapshot.name)? {
                         found.push(Leftover::ChildlessSnapshot {
@@ -150,6 +166,29 @@ impl Volumes {
             ImageKind::Creating | ImageKind::Deleting | ImageKind::Foreign => {}
         }
         Ok(())
+    }
+
+    /// A silent parent that stays for other tools' snapshots and clones alone.
+    fn kept_by_others(&self, image: &SurveyedImage) -> Result<Option<Leftover>> {
+        let opened = match self.pool.open_image(ImageKey::Id(&image.id), OpenMode::ReadOnly) {
+            Ok(opened) => opened,
+            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut by = Vec::new();
+        for snapshot in &image.snapshots {
+            if snapshot.kind == SnapshotUse::Listed {
+                return Ok(None);
+            }
+            if !matches!(snapshot.kind, SnapshotUse::Clone | SnapshotUse::Parked) {
+                by.push(format!("{}@{}", self.spec(&image.name), snapshot.name));
+            } else if self.is_any_ours(&opened.children(Some(snapshot.id))?)? {
+                return Ok(None);
+            }
+            by.extend(snapshot.children.iter().cloned());
+        }
+        let (image, image_id) = (image.name.clone(), image.id.clone());
+        Ok((!by.is_empty()).then_some(Leftover::KeptByOthers { image, image_id, by }))
     }
 
     /// Finds the images that Cinder marked `.deleted`, that nothing depends on, and that hold nothing but childless snapshots Cinder
@@ -195,6 +234,17 @@ impl Volumes {
             }
             Leftover::EmptySilentParent { image, image_id } | Leftover::Remains { image, image_id } => {
                 self.collect_suspect(self.as_suspect(image, image_id))
+            }
+            Leftover::KeptByOthers { image, image_id, by } => {
+                self.collect_suspect(self.as_suspect(image, image_id))?;
+                match self.pool.open_image(ImageKey::Id(image_id), OpenMode::ReadOnly) {
+                    Ok(_) => Err(Error::FailedPrecondition(format!(
+                        "it goes once these are removed (rbd snap rm, rbd rm): {}",
+                        by.join(", ")
+                    ))),
+                    Err(error) if error.errno == Errno::ENOENT => Ok(()),
+                    Err(error) => Err(error.into()),
+                }
             }
             Leftover::Journal { .. } => self.collect(),
             Leftover::Foreign { image, image_id } => self.clear_foreign(image, image_id),

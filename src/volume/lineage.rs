@@ -111,7 +111,15 @@ impl Volumes {
             if record.is_some_and(|stored| stored.record.state == State::Creating) {
                 continue;
             }
-            let clone = home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite)?;
+            let clone = match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite) {
+                Ok(clone) => clone,
+                // Deleted since it was listed.
+                Err(error) if error.errno == Errno::ENOENT => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if clone.hold()?.is_some() {
+                continue;
+            }
             home.flatten(&*clone, &home.spec(&child.image), why)?;
         }
         Ok(())

@@ -43,6 +43,7 @@ pub mod leftovers;
 mod lineage;
 mod modify;
 pub mod names;
+mod obstacles;
 mod publish;
 mod recover;
 mod snapshot;

@@ -37,6 +37,7 @@ impl Volumes {
             .volume(&request.image)?
             .filter(|stored| stored.record.state == State::Ready)
             .ok_or_else(|| Error::NotFound(format!("the volume {spec} does not exist")))?;
+        self.require_image(&request.image, &stored.record)?;
         let wanted = &request.publication;
         for publication in &stored.record.published {
             if *publication == (Publication { counted: publication.counted, ..wanted.clone() }) {

@@ -40,13 +40,17 @@ impl Volumes {
         let found = self.catalogue.snapshot(&request.snapshot)?;
         if let Some(stored) = &found {
             match stored.record.state {
-                State::Ready if stored.record.source_volume == request.volume_id => {
+                State::Ready
+                    if stored.record.source_volume == request.volume_id
+                        && self.is_of_this_volume(&request.image, &stored.record)? =>
+                {
                     return Ok(stored.record.clone());
                 }
                 State::Ready => {
                     return Err(Error::AlreadyExists(format!(
-                        "a snapshot named {} exists, but of the volume {}: use another name, or delete that snapshot",
-                        request.name, stored.record.source_volume
+                        "a snapshot named {} exists, but of the volume {} with the image {}: use another name, or delete that \
+                         snapshot",
+                        request.name, stored.record.source_volume, stored.record.image_id
                     )));
                 }
                 // Never handed out, or on its way out: gone with it, and a fresh start.
@@ -67,6 +71,7 @@ impl Volumes {
             Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
             Err(error) => return Err(error.into()),
         };
+        self.refuse_unchangeable(&*image)?;
         let id = image.id()?;
         let snapshots = image.snapshots()?;
         self.refuse_foreign_snapshot(&*image, &snapshots, &request.image, &request.snapshot)?;
@@ -101,6 +106,17 @@ impl Volumes {
                 }
             },
         }
+    }
+
+    /// Whether a snapshot is of the volume that has the image name `image` today. An earlier volume may have had the same name, and so
+    /// the same id. Of a volume that is gone, every snapshot is.
+    fn is_of_this_volume(&self, image: &str, record: &catalogue::Snapshot) -> Result<bool> {
+        let Some(volume) = self.catalogue.volume(image)? else { return Ok(true) };
+        let known = match volume.record.image_id {
+            Some(id) => Some(id),
+            None => self.pool.image_id(image)?,
+        };
+        Ok(known.is_none_or(|id| id == record.image_id))
     }
 
     /// Refuses a name that one of the image's `snapshots` has which no record knows. [`Error::Conflict`] when another controller has
@@ -193,32 +209,82 @@ impl Volumes {
         name: &str,
         stored: &Stored<catalogue::Snapshot>,
     ) -> Result<()> {
+        let image = self.image_of(name, &stored.record, OpenMode::ReadWrite)?;
+        if let Some(image) = &image {
+            self.refuse_unchangeable(&**image)?;
+        }
         let deleting = catalogue::Snapshot { state: State::Deleting, ..stored.record.clone() };
         let stored = self.catalogue.replace(name, stored, deleting)?;
-        self.remove_recorded_snapshot(name, &stored).map_err(Error::after_a_change)?;
+        self.remove_recorded_snapshot(name, &stored, image).map_err(Error::after_a_change)?;
         self.collect_leftovers();
         Ok(())
     }
 
-    fn remove_recorded_snapshot(&self, name: &str, stored: &Stored<catalogue::Snapshot>) -> Result<()> {
-        let id = stored.record.image_id.as_str();
-        match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite) {
-            Ok(image) => {
-                let snapshots = image.snapshots()?;
-                let ours: Vec<_> =
-                    snapshots.iter().filter(|found| is_recorded(&stored.record, name, found)).collect();
-                // Their ids are known from here on, and they are ours if the record is.
-                self.catalogue.confirm(name, stored)?;
-                for snapshot in ours {
-                    self.drop_or_park(&*image, id, name, snapshot, stored)?;
-                }
-                let image_name = image.name()?;
-                if image_name.ends_with(names::SILENT_SUFFIX) {
-                    self.suspect(&[self.as_suspect(&image_name, id)])?;
-                }
-            }
+    /// The image that a recorded snapshot is on: the recorded one, else the one that has taken its place. `rbd migration` makes a new
+    /// image of the same name with the same snapshots, and removes the old one. `None` when neither is there.
+    pub(super) fn image_of(
+        &self,
+        name: &str,
+        record: &catalogue::Snapshot,
+        mode: OpenMode,
+    ) -> Result<Option<Box<dyn Image>>> {
+        match self.pool.open_image(ImageKey::Id(&record.image_id), mode) {
             Err(error) if error.errno == Errno::ENOENT => {}
-            Err(error) => return Err(error.into()),
+            other => return Ok(Some(other?)),
+        }
+        if record.snapshot_id == 0 {
+            return Ok(None);
+        }
+        let is_it =
+            |snapshots: &[Snapshot]| find(snapshots, name).is_some_and(|found| found.size == record.size);
+        // Volume ids end in the image's name.
+        let volume = record.source_volume.rsplit('/').next().unwrap_or_default();
+        for image in
+            [volume.to_string(), names::silent(volume), names::silent_with_id(volume, &record.image_id)]
+        {
+            match self.pool.open_image(ImageKey::Name(&image), mode) {
+                Ok(image) if is_it(&image.snapshots()?) => return Ok(Some(image)),
+                Ok(_) => {}
+                Err(error) if error.errno == Errno::ENOENT => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn remove_recorded_snapshot(
+        &self,
+        name: &str,
+        stored: &Stored<catalogue::Snapshot>,
+        image: Option<Box<dyn Image>>,
+    ) -> Result<()> {
+        if let Some(image) = image {
+            let id = &image.id()?;
+            let snapshots = image.snapshots()?;
+            let migrated = *id != stored.record.image_id;
+            let is_ours = |found: &&Snapshot| match migrated {
+                true => found.kind == SnapshotKind::User && found.name == name,
+                false => is_recorded(&stored.record, name, found),
+            };
+            let ours: Vec<_> = snapshots.iter().filter(is_ours).collect();
+            // Their ids are known from here on, and they are ours if the record is.
+            self.catalogue.confirm(name, stored)?;
+            for snapshot in &ours {
+                self.drop_or_park(&*image, id, name, snapshot, stored)?;
+            }
+            let image_name = image.name()?;
+            if image_name.ends_with(names::SILENT_SUFFIX) {
+                let mut suspects = vec![self.as_suspect(&image_name, id)];
+                let left = image.snapshots()?;
+                for snapshot in left.iter().filter(|left| ours.iter().any(|ours| ours.id == left.id)) {
+                    // Other tools' clones go without a word.
+                    if !self.is_any_ours(&image.children(Some(snapshot.id))?)? {
+                        let snapshot = Some(snapshot.id);
+                        suspects.push(Suspect { snapshot, ..self.as_suspect(&image_name, id) });
+                    }
+                }
+                self.suspect(&suspects)?;
+            }
         }
         self.catalogue.remove(name, stored)
     }
@@ -254,8 +320,8 @@ impl Volumes {
             }
             other => other.tolerate(Errno::ENOENT)?,
         }
-        // Who took the last clone away before the rename saw a user's snapshot.
-        if !has_clones()? {
+        // Who took the last clone away before the rename saw a user's snapshot. And other tools' clones go without a word.
+        if !self.is_any_ours(&image.children(Some(snapshot.id))?)? {
             let parked = Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&image.name()?, id) };
             self.suspect(&[parked])?;
         }

@@ -204,7 +204,8 @@ impl Volumes {
         }
         let kept_by = match kind {
             ImageKind::SilentParent => {
-                let needed = |s: &&SurveyedSnapshot| !s.children.is_empty() || s.kind == SnapshotUse::Listed;
+                let for_clones = |kind| matches!(kind, SnapshotUse::Clone | SnapshotUse::Parked);
+                let needed = |s: &&SurveyedSnapshot| !s.children.is_empty() || !for_clones(s.kind);
                 snapshots.iter().filter(needed).map(|snapshot| snapshot.name.clone()).collect()
             }
             _ => Vec::new(),

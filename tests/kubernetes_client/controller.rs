@@ -120,7 +120,7 @@ impl Lab {
 }
 
 fn secrets() -> BTreeMap<String, String> {
-    [("userID", "csi"), ("userKey", "AQDAQDAQDAQDAQDAQDAQDAQDAQDAQDAQDAQDAA==")]
+    [("userID", "csi"), ("userKey", "AQCU0ARnAAAAABAAfK8wbqI8hcGyMdBbOSGrqg==")]
         .map(|(key, value)| (key.to_string(), value.to_string()))
         .into()
 }

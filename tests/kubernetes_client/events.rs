@@ -185,7 +185,10 @@ async fn what_goes_with_the_answer_is_looked_up_before() {
     recorder.expect(&subject);
     until("the look", || (count(&api, "GET") == 1).then_some(())).await;
     api.remove("/api/v1/persistentvolumes/pvc-1");
-    recorder.tell(&subject, Event::VolumeDataRetained { snapshots: Vec::new(), clones: 2 });
+    recorder.tell(
+        &subject,
+        Event::VolumeDataRetained { snapshots: Vec::new(), by_others: Vec::new(), clones: 2 },
+    );
     let event = until("the event", || api.event("VolumeDataRetained")).await;
     assert_eq!(event["involvedObject"]["name"], "data");
     assert!(message(&event).contains("the volumes made from it (2)"), "{event:#}");
@@ -220,13 +223,14 @@ async fn snapshots_are_told_by_the_names_their_users_know() {
         "lab/rbd/10ab@by-hand",
     ];
     let snapshots: Vec<_> = snapshots.map(str::to_string).into();
-    recorder.tell(&claim(), Event::VolumeDataRetained { snapshots: snapshots.clone(), clones: 0 });
+    let by_others = vec!["rbd/csi-pvc-1.deleted@by-hand".to_string()];
+    recorder.tell(&claim(), Event::VolumeDataRetained { snapshots: snapshots.clone(), by_others, clones: 0 });
     let event = until("the event", || api.event("VolumeDataRetained")).await;
     assert_eq!(
         message(&event),
         "the volume is deleted; its data stay in the pool until these snapshots are deleted: shop/user-1 \
          (lab/rbd/10ab@csi-snap-snapshot-1), lab/rbd/10ab@csi-snap-snapshot-2, lab/rbd/10ab@csi-snap-snapshot-3, \
-         lab/rbd/10ab@by-hand"
+         lab/rbd/10ab@by-hand, these snapshots, which another tool made, are removed: rbd/csi-pvc-1.deleted@by-hand"
     );
     // However many there are, the API takes it.
     let volume = "rbd/csi-pvc-1".to_string();

@@ -263,6 +263,39 @@ impl<'a> Family<'a> {
         text.clone_into(&mut self.volumes.get_mut(name).unwrap().texts[block]);
     }
 
+    /// A volume is deleted that was asked for by its id.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.volumes.remove(name);
+    }
+
+    /// The spec of a volume's image, as `rbd` has it.
+    pub(crate) fn spec(&self, name: &str) -> String {
+        let (pool, image) = self.find(&self.volumes[name].id);
+        format!("{POOL}/{}/{image}", pool.namespace())
+    }
+
+    /// Runs `rbd`, as an administrator or a backup tool does.
+    pub(crate) fn rbd(&self, arguments: &[&str]) -> String {
+        self.lab.run("rbd", arguments)
+    }
+
+    /// Runs `cinderblock gc` for the place called `label`, and gives what it says.
+    pub(crate) fn gc(&self, label: &str, more: &[&str]) -> String {
+        let place = self.places.iter().find(|place| place.label == label).unwrap();
+        let config = self.driver.folder().join("config.yaml");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+            .arg("gc")
+            .arg("--config")
+            .arg(config)
+            .args(["--pool", POOL, "--namespace", &place.namespace.name, "--user", &self.lab.user])
+            .arg("--key-file")
+            .arg(&self.lab.key_file)
+            .args(more)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    }
+
     /// The pool of an id, and what comes after it.
     fn find<'b>(&self, id: &'b str) -> (&Arc<dyn Pool>, &'b str) {
         let mut parts = id.splitn(4, '/');

@@ -14,6 +14,7 @@ mod depth;
 mod family;
 mod limits;
 mod operations;
+mod others;
 mod picture;
 mod places;
 mod quota;

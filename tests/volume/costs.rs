@@ -1,6 +1,6 @@
 //! What each operation asks of Ceph, call by call, in order.
 //!
-//! Left out is what an open image answers by itself: its id, size, features and snapshots. `open` is one librbd open; `parent`
+//! Left out is what an open image answers by itself: its id, size, features, snapshots and locks. `open` is one librbd open; `parent`
 //! and `children` at a snapshot are one more open each inside librbd's binding, of the same image set to that snapshot.
 
 use cinderblock::rbd::model::CallRecord;
@@ -14,7 +14,7 @@ fn calls(lab: &Lab, act: impl FnOnce(&cinderblock::volume::Volumes)) -> Vec<&'st
     let volumes = controller.volumes(RBD).unwrap();
     let before = controller.session.log().len();
     act(&volumes);
-    let asked = |call: &CallRecord| !matches!(call.info.method, "id" | "info" | "snapshots");
+    let asked = |call: &CallRecord| !matches!(call.info.method, "id" | "info" | "snapshots" | "hold");
     controller.session.log()[before..]
         .iter()
         .filter(|call| asked(call))
@@ -40,9 +40,9 @@ fn cluster(lab: Lab) -> Lab {
 fn create_an_empty_volume() {
     let lab = Lab::new();
     // `image_id` is the look that keeps foreign images safe: one read.
-    let wanted = ["omap_get", "image_id", "omap_update", "create_image", "omap_update"];
+    let wanted = ["omap_get", "image_id", "omap_update", "create_image", "image_id", "omap_update"];
     assert_eq!(create(&lab, &lab.wish("A")), wanted);
-    assert_eq!(create(&lab, &lab.wish("A")), ["omap_get", "omap_list"], "asked again");
+    assert_eq!(create(&lab, &lab.wish("A")), ["omap_get", "image_id", "omap_list"], "asked again");
 }
 
 #[test]
@@ -51,12 +51,23 @@ fn create_a_volume_from_a_snapshot() {
     let s = lab.snapshot("A", "s");
     let look = ["omap_get", "omap_get", "open_image", "image_id", "omap_update", "parent"];
     // The `omap_get` before the clone, and the one before the resize, look whether the record is still this controller's.
-    let clone = ["name", "omap_get", "clone_image", "open_image", "parent", "children", "omap_update"];
+    // `metadata_list` shows what librbd copies that is the source's own.
+    let clone = [
+        "name",
+        "omap_get",
+        "clone_image",
+        "metadata_list",
+        "open_image",
+        "parent",
+        "children",
+        "omap_update",
+    ];
     assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), [&look[..], &clone[..]].concat());
     let larger = [
         "name",
         "omap_get",
         "clone_image",
+        "metadata_list",
         "open_image",
         "omap_get",
         "parent",
@@ -66,18 +77,23 @@ fn create_a_volume_from_a_snapshot() {
     ];
     assert_eq!(create(&lab, &lab.wish("D").of_snapshot(&s).blocks(9)), [&look[..], &larger[..]].concat());
     // The journal is looked at, so that what a killed creation set free goes.
-    assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), ["omap_get", "omap_list"], "asked again");
+    assert_eq!(
+        create(&lab, &lab.wish("C").of_snapshot(&s)),
+        ["omap_get", "image_id", "omap_list"],
+        "asked again"
+    );
 }
 
 #[test]
 fn create_a_volume_from_a_volume() {
-    for (lab, protect) in [(Lab::new(), None), (Lab::format_1(), Some("protect_snapshot"))] {
+    for (lab, protect) in [(Lab::new(), &[][..]), (Lab::format_1(), &["children", "protect_snapshot"])] {
         let lab = cluster(lab);
         let wanted = ["omap_get", "omap_get", "open_image", "image_id", "omap_update", "parent"]
             .into_iter()
             .chain(["open_image", "omap_get", "create_snapshot"])
-            .chain(protect)
-            .chain(["name", "omap_get", "clone_image", "open_image", "parent", "children", "omap_update"]);
+            .chain(protect.iter().copied())
+            .chain(["name", "omap_get", "clone_image", "metadata_list", "open_image"])
+            .chain(["parent", "children", "omap_update"]);
         assert_eq!(create(&lab, &lab.wish("C").of("A")), wanted.collect::<Vec<_>>());
     }
 }
@@ -99,11 +115,11 @@ fn take_and_delete_a_snapshot() {
     };
     let wanted = ["omap_get", "omap_get", "open_image", "omap_update", "create_snapshot", "omap_update"];
     assert_eq!(take("t"), wanted);
-    assert_eq!(take("t"), ["omap_get"], "asked again");
+    assert_eq!(take("t"), ["omap_get", "omap_get"], "asked again");
 
     let t = lab.snapshot("A", "t");
     let delete = || calls(&lab, |volumes| volumes.delete_snapshot(&t.image_id, &t.name).unwrap());
-    let wanted = ["omap_get", "omap_update", "open_image", "omap_get"]
+    let wanted = ["omap_get", "open_image", "omap_update", "omap_get"]
         .into_iter()
         // Reads: what it links to; nobody's interrupted flatten needs it.
         .chain(["parent", "omap_list", "remove_snapshot_by_id", "name", "omap_update"])
@@ -118,8 +134,10 @@ fn delete_a_volume() {
     let lab = cluster(Lab::new());
     lab.create("C");
     let delete = |name: &'static str| calls(&lab, |volumes| drop(volumes.delete(name).unwrap()));
-    let wanted = ["omap_get", "open_image", "watchers", "omap_update", "parent", "omap_get", "remove_image"]
+    let wanted = ["omap_get", "open_image", "watchers", "group", "omap_update", "parent", "omap_get"]
         .into_iter()
+        // The pool may be set up to keep what is removed in its trash.
+        .chain(["remove_image", "trash_get"])
         // The record goes last: a retry reads in it where to collect.
         .chain(["omap_list", "omap_update"]);
     assert_eq!(delete("C"), wanted.collect::<Vec<_>>());
@@ -132,10 +150,19 @@ fn delete_a_volume_with_a_snapshot() {
     lab.create("A");
     lab.snapshot("A", "s");
     // One more open, after the rename: a snapshot that went in between would leave a silent parent nobody needs.
-    let wanted =
-        ["omap_get", "open_image", "watchers", "omap_update", "omap_get", "rename_image", "open_image"]
-            .into_iter()
-            .chain(["omap_update", "omap_list"]);
+    let wanted = [
+        "omap_get",
+        "open_image",
+        "watchers",
+        "group",
+        "omap_update",
+        "omap_get",
+        "rename_image",
+        "open_image",
+    ]
+    .into_iter()
+    // Whether the snapshot is the driver's own.
+    .chain(["omap_get", "omap_update", "omap_list"]);
     assert_eq!(calls(&lab, |volumes| drop(volumes.delete("A").unwrap())), wanted.collect::<Vec<_>>());
 }
 
@@ -162,8 +189,8 @@ fn grow_publish_and_unpublish() {
             volumes.publish(&request).unwrap();
         })
     };
-    assert_eq!(publish(), ["omap_get", "address", "open_image", "watchers", "omap_update"]);
-    assert_eq!(publish(), ["omap_get"], "asked again");
+    assert_eq!(publish(), ["omap_get", "image_id", "address", "open_image", "watchers", "omap_update"]);
+    assert_eq!(publish(), ["omap_get", "image_id"], "asked again");
     let unpublish = || calls(&lab, |volumes| volumes.unpublish("A", None).unwrap());
     assert_eq!(unpublish(), ["omap_get", "omap_update"]);
     assert_eq!(unpublish(), ["omap_get"], "asked again");

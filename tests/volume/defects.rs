@@ -273,10 +273,12 @@ fn s15_a_renamed_child_does_not_leak_its_parent() {
     lab.clone("A", "B");
     lab.pool(RBD).rename_image("B", "renamed").unwrap();
     lab.delete("A");
-    lab.delete("B");
+    let error = lab.refused(|controller| controller.delete(RBD, "B"));
+    assert!(error.to_string().contains("rbd rename rbd/renamed rbd/B"), "{error}");
     assert_eq!(lab.picture(), "A.deleted [B.clone_snap] ; renamed <- A.deleted@B.clone_snap");
     lab.assert_holds(RBD, "renamed", AAA);
     lab.pool(RBD).remove_image("renamed").unwrap();
+    lab.delete("B");
     lab.controller.recover().unwrap();
     lab.assert_empty();
 }

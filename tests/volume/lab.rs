@@ -134,6 +134,7 @@ impl Wish {
             sizes: self.sizes,
             source: self.source.clone(),
             digest: format!("{:?} {features:?} {:?}", self.format, self.policy),
+            older_digest: format!("older {:?} {features:?}", self.format),
             policy: self.policy,
             options: ImageOptions {
                 features: Some(features),

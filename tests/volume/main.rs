@@ -17,6 +17,7 @@ mod foreign;
 mod lab;
 mod leases;
 mod limits;
+mod others;
 mod picture;
 mod properties;
 mod rest;

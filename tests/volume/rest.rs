@@ -306,17 +306,28 @@ impl Check<'_> {
             .iter()
             .filter(|_| !self.exempt.unsettled && !self.exempt.childless_clone_snapshots)
         {
-            let stands = self
+            let image = self
                 .graph
                 .pools
                 .get(&(suspect.pool.clone(), suspect.namespace.clone()))
-                .and_then(|pool| pool.images.get(&suspect.image_id))
-                .and_then(|image| image.snapshots.get(&suspect.snapshot?))
-                .is_some_and(|snapshot| {
+                .and_then(|pool| pool.images.get(&suspect.image_id));
+            let stands =
+                image.and_then(|image| image.snapshots.get(&suspect.snapshot?)).is_some_and(|snapshot| {
                     let child = suspect.child.as_ref().map(|child| child.image_id.as_str());
                     snapshot.children.iter().any(|(_, _, listed)| Some(listed.as_str()) == child)
                 });
-            if !stands {
+            // Other tools' snapshots and clones go without a word.
+            let waits = image.is_some_and(|image| {
+                image.snapshots.values().any(|snapshot| {
+                    let is_foreign = |(pool, namespace, id): &(String, String, String)| {
+                        let place = (pool.clone(), namespace.clone());
+                        let name = self.graph.pools[&place].images[id].name.clone();
+                        name.is_some_and(|name| self.exempt.images.contains(&name))
+                    };
+                    self.exempt.snapshots.contains(&snapshot.name) || snapshot.children.iter().any(is_foreign)
+                })
+            });
+            if !stands && !waits {
                 self.broken.push(format!("the suspect {suspect:?} is not settled"));
             }
         }

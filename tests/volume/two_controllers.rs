@@ -77,7 +77,7 @@ fn set_up(format: CloneFormat) -> (Lab, Known) {
     lab.restore(&cut, "r");
     lab.create("h");
     let victim = Controller::new(&lab.model);
-    victim.session.inject(8, Fault::CrashBefore);
+    victim.session.inject(10, Fault::CrashBefore);
     victim.delete(RBD, "h").unwrap_err();
     let known = Known { plain: lab.plain.clone(), cut };
     (lab, known)
@@ -221,7 +221,7 @@ fn nor_while_leases_hold_between_any_two_calls() {
 fn a_killed_removal_is_finished_although_a_creation_cut_its_snapshot_too_late() {
     let mut met = 0;
     for (at, call, step) in
-        (1..12).flat_map(|at| (8..16).flat_map(move |call| [(at, call, 1), (at, call, 2)]))
+        (1..12).flat_map(|at| (10..18).flat_map(move |call| [(at, call, 1), (at, call, 2)]))
     {
         let (lab, known) = set_up(CloneFormat::V2);
         let first = Controller::new(&lab.model);

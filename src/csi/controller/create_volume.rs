@@ -1,10 +1,10 @@
 use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
-use crate::csi::parameters::{self, VolumeParameters};
+use crate::csi::parameters::VolumeParameters;
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource};
-use crate::csi::{qos, topology, validate};
+use crate::csi::{qos, repeats, topology, validate};
 use crate::kube::Subject;
 use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
@@ -70,17 +70,15 @@ impl ControllerService {
         context.insert("contentSource".to_string(), content_source.to_string());
         validate::map("the volume context made of the parameters", &context)?;
 
-        let mut capabilities: Vec<_> = request.volume_capabilities.iter().map(|c| format!("{c:?}")).collect();
-        capabilities.sort();
-        capabilities.dedup();
-        let compared = parameters::compared(&request.parameters);
+        let compared = (&request.parameters, &request.volume_capabilities[..], &settings);
         let create = CreateVolume {
             id: VolumeId { location: class.location.clone(), image: image.clone() }.to_string(),
             name: request.name.clone(),
             image,
             sizes,
             source,
-            digest: names::digest(&format!("{compared:?} {capabilities:?} {settings:?}")),
+            digest: repeats::digest(compared.0, compared.1, compared.2),
+            older_digest: repeats::older_digest(compared.0, compared.1, compared.2),
             policy: class.policy,
             options: class.options,
             delete_with_snapshots: class.delete_with_snapshots,

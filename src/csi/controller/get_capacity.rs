@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status};
 const MINIMUM: i64 = 512;
 
 impl ControllerService {
-    /// GetCapacity: of the pool the parameters name, or of all pools of the configuration when there are none.
+    /// GetCapacity: of the pool the parameters name, or of the roomiest pool of the configuration when there are none: pools
+    /// share disks, so their rooms cannot be added up.
     pub(super) async fn handle_get_capacity(
         &self,
         request: Request<GetCapacityRequest>,
@@ -34,12 +35,12 @@ impl ControllerService {
             let mut available: i64 = 0;
             let mut seen = Vec::new();
             let until = Instant::now() + deadline;
-            for location in self.clusters.own_pools() {
+            for location in self.clusters.listable()? {
                 // Namespaces share the room of their pool.
                 let pool = (location.cluster.clone(), location.pool.clone());
                 if !seen.contains(&pool) {
                     seen.push(pool);
-                    available = available.saturating_add(self.available(left_until(until), location).await?);
+                    available = available.max(self.available(left_until(until), location).await?);
                 }
             }
             return Ok(Response::new(answer(available, largest(&ImageOptions::default()))));

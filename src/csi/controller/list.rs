@@ -76,7 +76,7 @@ impl ControllerService {
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         let bounds = Bounds::of(request.max_entries)?;
-        let locations = self.clusters.own_pools();
+        let locations = self.clusters.listable()?;
         let config = self.clusters.clone();
         let entry = move |location: &Location, _: &str, record: &catalogue::Volume| {
             let topology = config.config().clusters.get(&location.cluster).map(|cluster| &cluster.topology);
@@ -100,7 +100,7 @@ impl ControllerService {
         let request = request.into_inner();
         let bounds = Bounds::of(request.max_entries)?;
         let bounds = Bounds { entries: bounds.entries.min(HEALTH_PAGE), ..bounds };
-        let locations = self.clusters.own_pools();
+        let locations = self.clusters.listable()?;
         let ready = |_: &Location, _: &str, record: &catalogue::Volume| {
             (record.state == State::Ready).then(|| record.id.clone())
         };
@@ -140,7 +140,7 @@ impl ControllerService {
             return Ok(Response::new(ListSnapshotsResponse { entries, next_token: String::new() }));
         }
         let locations = match request.source_volume_id.as_str() {
-            "" => self.clusters.own_pools(),
+            "" => self.clusters.listable()?,
             source => VolumeId::parse(source)
                 .filter(|id| self.clusters.config().clusters.contains_key(&id.location.cluster))
                 .map(|id| id.location)

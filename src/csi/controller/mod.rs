@@ -273,7 +273,7 @@ impl Controller for ControllerService {
             r#type: Some(Type::Rpc(Rpc { r#type: (*kind).into() })),
         };
         let with_own_user: &[_] =
-            if self.clusters.own_pools().is_empty() { &[] } else { CAPABILITIES_WITH_OWN_USER };
+            if self.clusters.listable().is_err() { &[] } else { CAPABILITIES_WITH_OWN_USER };
         let alpha: &[_] = if self.alpha { ALPHA_CAPABILITIES } else { &[] };
         let capabilities = CAPABILITIES.iter().chain(with_own_user).chain(alpha).map(capability).collect();
         Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))

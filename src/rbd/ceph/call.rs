@@ -64,6 +64,11 @@ pub(super) fn text(buffer: &[c_char]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The strings of a buffer in which each ends in a NUL.
+pub(super) fn strings(buffer: &[c_char]) -> Vec<String> {
+    buffer.split_inclusive(|&c| c == 0).map(text).collect()
+}
+
 /// Items whose strings C allocated, freed together when dropped.
 pub(super) struct List<T> {
     items: Vec<T>,

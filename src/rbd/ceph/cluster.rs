@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::call::{c_string, text};
-use super::connection::Connection;
+use super::connection::{Connection, own_addresses};
 use super::monmap;
 use super::pool::{CephPool, Ioctx};
 use super::sys::{rados, rados_blocklist_add, rados_mgr_command, rados_wait_for_latest_osdmap, size_t};
@@ -46,6 +46,10 @@ impl Cluster for CephCluster {
 
     fn address(&self) -> Result<String> {
         Ok(self.connection.address().to_owned())
+    }
+
+    fn is_own(&self, address: &str) -> Result<bool> {
+        Ok(own_addresses().contains(address))
     }
 
     fn blocklist(&self, address: &str, seconds: u32) -> Result<()> {

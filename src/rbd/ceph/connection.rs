@@ -1,8 +1,10 @@
+use std::collections::HashSet;
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -139,6 +141,7 @@ impl Connection {
             _ => error,
         })?;
         connection.address = connection.own_address()?;
+        own_addresses().insert(connection.address.clone());
         Ok(connection)
     }
 
@@ -169,6 +172,9 @@ impl Connection {
             // Without librbd's cache a write has its own error, not the next flush, and what one handle wrote
             // another one reads.
             ("rbd_cache", "false"),
+            // What is removed is to be gone. A pool's own settings win over these.
+            ("rbd_move_to_trash_on_remove", "false"),
+            ("rbd_move_parent_to_trash_on_remove", "false"),
         ] {
             self.set(option, value)?;
         }
@@ -268,6 +274,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        own_addresses().remove(&self.address);
         // SAFETY: every pool and image holds a reference to this connection, so none is left. The handle also has
         // to be shut down when connecting failed.
         unsafe { rados::rados_shutdown(self.rados) }
@@ -282,6 +289,12 @@ impl fmt::Debug for Connection {
             .field("address", &self.address)
             .finish_non_exhaustive()
     }
+}
+
+/// The addresses of all connections of this process.
+pub(super) fn own_addresses() -> MutexGuard<'static, HashSet<String>> {
+    static ADDRESSES: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    ADDRESSES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Refuses with `EMFILE` what librados would not survive: it aborts the process when it gets no file descriptor for an event

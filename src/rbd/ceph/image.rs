@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::call::{List, c_string, grow, owned, text, with_progress};
+use super::call::{List, c_string, grow, owned, strings, text, with_progress};
 use super::cluster::CephCluster;
 use super::flatten;
 use super::handle::Handle;
@@ -17,8 +17,8 @@ use super::sys::{
 };
 use super::{copy, directory};
 use crate::rbd::{
-    Child, Cluster, Diff, Errno, Error, Extent, Image, ImageInfo, ImageKey, ImageOptions, OpenMode, Parent,
-    Pool, Progress, Result, Snapshot, SnapshotId, Watcher,
+    Child, Cluster, Diff, Errno, Error, Extent, Hold, Image, ImageInfo, ImageKey, ImageOptions, OpenMode,
+    Parent, Pool, Progress, Result, Snapshot, SnapshotId, Watcher,
 };
 
 /// An [`Image`] over librbd.
@@ -247,6 +247,14 @@ impl Image for CephImage {
         }
     }
 
+    fn hold(&self) -> Result<Option<Hold>> {
+        self.head.hold()
+    }
+
+    fn group(&self) -> Result<Option<String>> {
+        self.head.group()
+    }
+
     fn watchers(&self) -> Result<Vec<Watcher>> {
         let call = "rbd_watchers_list";
         let blank = rbd_image_watcher_t { addr: null_mut(), id: 0, cookie: 0 };
@@ -301,9 +309,4 @@ impl Image for CephImage {
     fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()> {
         self.with(query.at, |handle| handle.diff(query, visit))
     }
-}
-
-/// The strings of a buffer in which each ends in a NUL.
-fn strings(buffer: &[c_char]) -> Vec<String> {
-    buffer.split_inclusive(|&c| c == 0).map(text).collect()
 }

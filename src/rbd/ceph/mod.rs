@@ -25,6 +25,7 @@ mod copy;
 mod directory;
 mod flatten;
 mod handle;
+mod holds;
 mod image;
 mod libraries;
 mod meeting;

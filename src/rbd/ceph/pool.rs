@@ -92,6 +92,11 @@ impl Ioctx {
         spec(&self.pool, &self.namespace, name)
     }
 
+    /// The spec of an image, group or object of that pool in the namespace here.
+    pub(super) fn spec_in(&self, pool: &str, name: &str) -> String {
+        spec(pool, &self.namespace, name)
+    }
+
     /// [`Connection::check`].
     pub(super) fn check(
         &self,
@@ -262,6 +267,10 @@ impl Pool for CephPool {
         let mut exists = false;
         // SAFETY: the context is open, the name NUL-terminated, and `exists` a place for the answer.
         let code = unsafe { rbd_namespace_exists(root.raw, name.as_ptr(), &raw mut exists) };
+        if code == -(Errno::EPERM as c_int) {
+            // As expected of a user whose capabilities end with the namespace: nothing is wrong with the connection.
+            return Err(Error::new(Errno::EPERM, "rbd_namespace_exists", self.ioctx.spec("*")));
+        }
         self.ioctx.check(code, "rbd_namespace_exists", || self.ioctx.spec("*"))?;
         Ok(exists)
     }

@@ -32,6 +32,7 @@ pub type rbd_image_t = *mut c_void;
 pub type rbd_image_options_t = *mut c_void;
 pub type rbd_snap_namespace_type_t = c_uint;
 pub type rbd_trash_image_source_t = c_uint;
+pub type rbd_mirror_image_state_t = c_uint;
 pub type librbd_progress_fn_t =
     Option<unsafe extern "C" fn(offset: u64, total: u64, argument: *mut c_void) -> c_int>;
 /// Not a named type in C: the callback of `rbd_diff_iterate2`.
@@ -57,6 +58,8 @@ pub const RBD_SNAP_NAMESPACE_TYPE_TRASH: rbd_snap_namespace_type_t = 2;
 pub const RBD_SNAP_NAMESPACE_TYPE_MIRROR: rbd_snap_namespace_type_t = 3;
 
 pub const RBD_TRASH_IMAGE_SOURCE_REMOVING: rbd_trash_image_source_t = 3;
+
+pub const RBD_MIRROR_IMAGE_ENABLED: rbd_mirror_image_state_t = 1;
 
 pub const RBD_MAX_IMAGE_NAME_SIZE: usize = 96;
 pub const RBD_MAX_BLOCK_NAME_SIZE: usize = 24;
@@ -132,6 +135,21 @@ pub struct rbd_image_watcher_t {
     pub cookie: u64,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct rbd_group_info_t {
+    pub name: *mut c_char,
+    pub pool: i64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct rbd_mirror_image_info_t {
+    pub global_id: *mut c_char,
+    pub state: rbd_mirror_image_state_t,
+    pub primary: bool,
+}
+
 #[link(name = "rados")]
 unsafe extern "C" {
     pub fn rados_mgr_command(
@@ -147,6 +165,7 @@ unsafe extern "C" {
     ) -> c_int;
     pub fn rados_blocklist_add(cluster: rados_t, client_address: *mut c_char, expire_seconds: u32) -> c_int;
     pub fn rados_wait_for_latest_osdmap(cluster: rados_t) -> c_int;
+    pub fn rados_pool_reverse_lookup(cluster: rados_t, id: i64, buf: *mut c_char, maxlen: size_t) -> c_int;
     pub fn rados_getaddrs(cluster: rados_t, addrs: *mut *mut c_char) -> c_int;
     pub fn rados_set_pool_full_try(io: rados_ioctx_t);
     pub fn rados_read_op_omap_get_vals2(
@@ -362,6 +381,31 @@ unsafe extern "C" {
         values: *mut c_char,
         vals_len: *mut size_t,
     ) -> c_int;
+
+    pub fn rbd_list_lockers(
+        image: rbd_image_t,
+        exclusive: *mut c_int,
+        tag: *mut c_char,
+        tag_len: *mut size_t,
+        clients: *mut c_char,
+        clients_len: *mut size_t,
+        cookies: *mut c_char,
+        cookies_len: *mut size_t,
+        addrs: *mut c_char,
+        addrs_len: *mut size_t,
+    ) -> ssize_t;
+    pub fn rbd_get_group(
+        image: rbd_image_t,
+        group_info: *mut rbd_group_info_t,
+        group_info_size: size_t,
+    ) -> c_int;
+    pub fn rbd_group_info_cleanup(group_info: *mut rbd_group_info_t, group_info_size: size_t) -> c_int;
+    pub fn rbd_mirror_image_get_info(
+        image: rbd_image_t,
+        mirror_image_info: *mut rbd_mirror_image_info_t,
+        info_size: size_t,
+    ) -> c_int;
+    pub fn rbd_mirror_image_get_info_cleanup(mirror_image_info: *mut rbd_mirror_image_info_t);
 
     pub fn rbd_watchers_list(
         image: rbd_image_t,

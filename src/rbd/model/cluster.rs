@@ -68,6 +68,10 @@ impl Cluster for ModelCluster {
         self.session.call("address", "cluster", |_| Ok(self.session.address()))
     }
 
+    fn is_own(&self, address: &str) -> Result<bool> {
+        Ok(self.session.address() == address)
+    }
+
     fn blocklist(&self, address: &str, _seconds: u32) -> Result<()> {
         self.session.call("blocklist", address, |call| {
             if !is_client_address(address) {

@@ -142,6 +142,8 @@ pub(super) fn create(
         metadata: BTreeMap::new(),
         content: Content::default(),
         watches: Vec::new(),
+        hold: None,
+        group: None,
     };
     space.headers.insert(id.clone(), header);
     drop(state);

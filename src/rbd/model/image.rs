@@ -13,8 +13,8 @@ use super::state::{
 };
 use super::transfer::{self, Source};
 use crate::rbd::{
-    Child, Diff, Errno, Extent, Features, Image, ImageInfo, ImageOptions, Parent, Pool, Progress, Result,
-    Snapshot, SnapshotId, Watcher,
+    Child, Diff, Errno, Extent, Features, Hold, Image, ImageInfo, ImageOptions, Parent, Pool, Progress,
+    Result, Snapshot, SnapshotId, Watcher,
 };
 
 /// An open image. Closing it takes its watch off.
@@ -104,6 +104,16 @@ impl ModelImage {
         if matches!(self.mode, Mode::ReadWrite(_)) { Ok(()) } else { Err(Errno::EROFS) }
     }
 
+    /// Nothing of the header can be changed while somebody holds the image. librbd waits for such a lock for ever; here it times out.
+    fn changeable(&self) -> Outcome<()> {
+        self.writable()?;
+        match self.session.state().header(&self.image)?.hold {
+            None => Ok(()),
+            Some(Hold::Lock { .. }) => Err(Errno::ETIMEDOUT),
+            Some(Hold::Mirrored) => Err(Errno::EROFS),
+        }
+    }
+
     /// Data goes to the image only with its exclusive lock, if it has that feature.
     fn lockable(&self, state: &State) -> Outcome<()> {
         let watches = &state.header(&self.image)?.watches;
@@ -119,7 +129,7 @@ impl ModelImage {
         change: impl FnOnce(&mut Header) -> Outcome<()>,
     ) -> Result<()> {
         self.session.call(method, object, |call| {
-            self.writable()?;
+            self.changeable()?;
             change(call.state().header_mut(&self.image)?)?;
             call.step()
         })
@@ -168,7 +178,7 @@ impl Image for ModelImage {
 
     fn resize(&self, size: u64, allow_shrink: bool) -> Result<()> {
         self.session.call("resize", self.object(), |call| {
-            self.writable()?;
+            self.changeable()?;
             let mut state = call.state();
             if size < state.header(&self.image)?.size {
                 if !allow_shrink {
@@ -203,7 +213,7 @@ impl Image for ModelImage {
 
     fn create_snapshot(&self, name: &str) -> Result<()> {
         self.session.call("create_snapshot", self.snapshot_object(name), |call| {
-            self.writable()?;
+            self.changeable()?;
             call.state().cut_snapshot(&self.image, name)?;
             call.step()
         })
@@ -212,14 +222,14 @@ impl Image for ModelImage {
     fn remove_snapshot(&self, name: &str) -> Result<()> {
         self.session.call("remove_snapshot", self.snapshot_object(name), |call| {
             let id = call.state().header(&self.image)?.user_snapshot(name)?;
-            self.writable()?;
+            self.changeable()?;
             lineage::remove_snapshot(call, &self.image, id)
         })
     }
 
     fn remove_snapshot_by_id(&self, id: SnapshotId) -> Result<()> {
         self.session.call("remove_snapshot_by_id", self.snapshot_object(&id.to_string()), |call| {
-            self.writable()?;
+            self.changeable()?;
             lineage::remove_snapshot(call, &self.image, id)
         })
     }
@@ -241,7 +251,7 @@ impl Image for ModelImage {
 
     fn unprotect_snapshot(&self, name: &str) -> Result<()> {
         self.session.call("unprotect_snapshot", self.snapshot_object(name), |call| {
-            self.writable()?;
+            self.changeable()?;
             let mut state = call.state();
             let id = state.header(&self.image)?.user_snapshot(name)?;
             let parent = ParentRef { image: self.image.clone(), snapshot: id };
@@ -291,7 +301,7 @@ impl Image for ModelImage {
 
     fn flatten(&self, progress: Progress<'_>) -> Result<()> {
         self.session.call("flatten", self.object(), |call| {
-            self.writable()?;
+            self.changeable()?;
             transfer::flatten(call, &self.image, progress)
         })
     }
@@ -342,6 +352,14 @@ impl Image for ModelImage {
 
     fn metadata_list(&self) -> Result<BTreeMap<String, String>> {
         self.read("metadata_list", |state| Ok(state.header(&self.image)?.metadata.clone()))
+    }
+
+    fn hold(&self) -> Result<Option<Hold>> {
+        self.read("hold", |state| Ok(self.header(state)?.hold.clone()))
+    }
+
+    fn group(&self) -> Result<Option<String>> {
+        self.read("group", |state| Ok(state.header(&self.image)?.group.clone()))
     }
 
     fn watchers(&self) -> Result<Vec<Watcher>> {

@@ -32,9 +32,9 @@ use std::time::Duration;
 
 pub use inspect::{Graph, ImageGraph, LinkGraph, PoolGraph, SnapshotGraph, TrashGraph};
 pub use session::{CallInfo, CallRecord, Fault, Hook, Session};
-use state::{PoolState, State};
+use state::{Header, Place, PoolState, State};
 
-use super::Errno;
+use super::{Errno, Hold};
 
 /// A cluster in memory. Clones are the same cluster.
 #[derive(Debug, Clone)]
@@ -57,7 +57,13 @@ impl Model {
 
     /// Makes an empty pool without a quota.
     pub fn create_pool(&self, name: &str) {
-        let pool = PoolState { last_snapshot: 0, namespaces: BTreeSet::new(), quota: None, full: None };
+        let pool = PoolState {
+            last_snapshot: 0,
+            namespaces: BTreeSet::new(),
+            quota: None,
+            keeps_removed: false,
+            full: None,
+        };
         self.state().pools.insert(name.to_owned(), pool);
     }
 
@@ -87,6 +93,32 @@ impl Model {
     pub fn set_quota(&self, pool: &str, quota: Option<u64>) {
         if let Some(pool) = self.state().pools.get_mut(pool) {
             pool.quota = quota;
+        }
+    }
+
+    /// From now on an image that is removed from `pool` moves to the trash and stays there for an hour, as
+    /// `rbd_move_to_trash_on_remove` among the pool's settings has it.
+    pub fn keep_removed(&self, pool: &str) {
+        if let Some(pool) = self.state().pools.get_mut(pool) {
+            pool.keeps_removed = true;
+        }
+    }
+
+    /// Has somebody hold the image `name` in the default namespace of `pool`, or let go of it.
+    pub fn hold(&self, pool: &str, name: &str, hold: Option<Hold>) {
+        self.change_image(pool, name, |header| header.hold = hold);
+    }
+
+    /// Puts the image `name` in the default namespace of `pool` into a group, or takes it out.
+    pub fn group(&self, pool: &str, name: &str, group: Option<&str>) {
+        self.change_image(pool, name, |header| header.group = group.map(str::to_owned));
+    }
+
+    fn change_image(&self, pool: &str, name: &str, change: impl FnOnce(&mut Header)) {
+        let mut state = self.state();
+        let space = state.space(&Place::new(pool, ""));
+        if let Some(header) = space.id_objects.get(name).and_then(|id| space.headers.get_mut(id)) {
+            change(header);
         }
     }
 

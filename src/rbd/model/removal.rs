@@ -12,7 +12,7 @@ use super::data::Content;
 use super::lineage::{remove_snapshot, unregister};
 use super::session::Call;
 use super::state::{ImageRef, Outcome, Place, SnapshotState, TrashItem, TrashState};
-use crate::rbd::{Errno, Progress, SnapshotKind};
+use crate::rbd::{Errno, Hold, Progress, SnapshotKind};
 
 /// What librbd sees to before it removes an image: `EBUSY` when somebody keeps its lock, `ENOTEMPTY` when it has snapshots,
 /// `EBUSY` when somebody watches it.
@@ -21,6 +21,12 @@ use crate::rbd::{Errno, Progress, SnapshotKind};
 fn prepare(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     let state = call.state();
     let Ok(header) = state.opened(image) else { return Ok(()) };
+    match header.hold {
+        Some(Hold::Lock { .. }) => return Err(Errno::ETIMEDOUT),
+        Some(Hold::Mirrored) => return Err(Errno::EROFS),
+        None if header.group.is_some() => return Err(Errno::EMLINK),
+        None => {}
+    }
     if header.watches.iter().any(|watch| watch.keeps_lock) {
         return Err(Errno::EBUSY);
     }
@@ -55,6 +61,10 @@ pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str, progress: P
             None => remove_unlisted(call, place, name, progress),
         };
     };
+    if state.pools.get(&*place.pool).is_some_and(|pool| pool.keeps_removed) {
+        drop(state);
+        return move_to_trash(call, place, name, &id, false, Duration::from_hours(1));
+    }
     drop(state);
     prepare(call, &ImageRef::new(place, &id))?;
     move_to_trash(call, place, name, &id, true, Duration::ZERO)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::data::{Block, Content, Object, chunks};
-use crate::rbd::{Errno, Features, SnapshotId, SnapshotKind};
+use crate::rbd::{Errno, Features, Hold, SnapshotId, SnapshotKind};
 
 /// What steps return inside the model; the call adds its name and object.
 pub(super) type Outcome<T> = std::result::Result<T, Errno>;
@@ -110,6 +110,10 @@ pub(super) struct Header {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) content: Content,
     pub(super) watches: Vec<Watch>,
+    /// What keeps everybody from changing it.
+    pub(super) hold: Option<Hold>,
+    /// The spec of its group, which keeps everybody from removing it.
+    pub(super) group: Option<String>,
 }
 
 /// What a trash entry is in the middle of.
@@ -154,6 +158,8 @@ pub(super) struct PoolState {
     /// The namespaces in which images may be created, besides the default one.
     pub(super) namespaces: BTreeSet<String>,
     pub(super) quota: Option<u64>,
+    /// Whether what is removed only moves to the trash.
+    pub(super) keeps_removed: bool,
     /// What writes that need space fail with.
     pub(super) full: Option<Errno>,
 }

@@ -1,0 +1,90 @@
+//! What keeps every client from changing or removing an image until a person does something about it.
+//!
+//! Looked at before anything is recorded: librbd waits for such a lock for ever, and refuses the rest only when the record says
+//! already that the volume is on its way out.
+
+use super::catalogue::Volume;
+use super::{Error, Result, Volumes, names};
+use crate::rbd::{Errno, Hold, Image, ImageKey, OpenMode, Watcher};
+
+impl Volumes {
+    /// Refuses a volume whose record is there and whose image is not: [`Error::NotFound`] with what became of the image, if that can be
+    /// told.
+    pub(super) fn require_image(&self, image: &str, record: &Volume) -> Result<()> {
+        if self.pool.image_id(image)?.is_some() {
+            return Ok(());
+        }
+        let whereabouts = self.whereabouts(image, record)?;
+        Err(Error::NotFound(format!(
+            "the volume {} has no image any more: {}",
+            self.spec(image),
+            whereabouts.as_deref().unwrap_or("somebody removed it; delete the volume")
+        )))
+    }
+
+    /// The addresses of those watchers that are not connections of this process.
+    pub(super) fn strangers(&self, watchers: &[Watcher]) -> Result<Vec<String>> {
+        let cluster = self.cluster();
+        let mut strangers = Vec::new();
+        for watcher in watchers {
+            if !cluster.is_own(&watcher.address)? {
+                strangers.push(watcher.address.clone());
+            }
+        }
+        Ok(strangers)
+    }
+
+    /// Where the image is that has lost its volume's name `image`, and how to give it back. `None` when it is gone or going.
+    pub(super) fn whereabouts(&self, image: &str, record: &Volume) -> Result<Option<String>> {
+        let in_trash = match &record.image_id {
+            Some(id) => self.pool.trash_get(id)?,
+            // A record of an earlier version of the driver. Reads the whole trash.
+            None => self.pool.trash_list()?.into_iter().find(|entry| entry.name == image),
+        };
+        if let Some(entry) = in_trash {
+            let id = self.spec(&entry.id);
+            return Ok((!entry.removing).then(|| {
+                format!(
+                    "somebody moved it to the trash, give it back with: rbd trash restore --image {image} {id}"
+                )
+            }));
+        }
+        let Some(id) = &record.image_id else { return Ok(None) };
+        let name = match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
+            Ok(opened) => opened.name()?,
+            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let moved = name != image && !name.ends_with(names::SILENT_SUFFIX);
+        Ok(moved.then(|| {
+            let (from, to) = (self.spec(&name), self.spec(image));
+            format!("somebody renamed it, give it its name back with: rbd rename {from} {to}")
+        }))
+    }
+
+    /// Refuses an image here that no client can change: [`Error::FailedPrecondition`] with what to do.
+    pub(super) fn refuse_unchangeable(&self, image: &dyn Image) -> Result<()> {
+        let Some(hold) = image.hold()? else { return Ok(()) };
+        let spec = self.spec(&image.name()?);
+        Err(Error::FailedPrecondition(match hold {
+            Hold::Lock { id, client, address } => format!(
+                "{spec} has the lock {id:?} of {client} at {address}, which `rbd lock add` or another tool made, and nothing can be \
+                 changed until it is gone: have that client let go, or run: rbd lock remove {spec} {id:?} {client}"
+            ),
+            Hold::Mirrored => format!(
+                "{spec} is mirrored and not primary here, so nothing can be changed: use it where it is primary, or run: rbd mirror \
+                 image promote {spec}"
+            ),
+        }))
+    }
+
+    /// Refuses an image here that no client can remove: [`Error::FailedPrecondition`] with what to do.
+    pub(super) fn refuse_unremovable(&self, image: &dyn Image) -> Result<()> {
+        self.refuse_unchangeable(image)?;
+        let Some(group) = image.group()? else { return Ok(()) };
+        let spec = self.spec(&image.name()?);
+        Err(Error::FailedPrecondition(format!(
+            "{spec} belongs to the group {group}, and librbd removes no image that does; run: rbd group image remove {group} {spec}"
+        )))
+    }
+}

@@ -1,0 +1,310 @@
+//! What backup tools and administrators do to the driver's images with `rbd`, and what the driver answers then.
+
+use std::time::{Duration, Instant};
+
+use cinderblock::csi::proto::{
+    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest,
+};
+use tonic::{Code, Status};
+
+use crate::common::driver::{Class, Driver, MIB, filesystem, within};
+use crate::common::{Lab, Namespace, OwnLab, POOL, random};
+use crate::family::{Family, From, in_both_formats, refusal};
+
+/// Deletes what has no source left, as every deletion does on its way.
+async fn tidy_up(family: &mut Family<'_>) {
+    family.create("tidy").await;
+    family.delete("tidy").await;
+}
+
+fn assert_refused(answer: Result<(), Status>, words: &str) {
+    let (code, message) = refusal(answer);
+    assert_eq!(code, Code::FailedPrecondition, "{message}");
+    assert!(message.contains(words), "{words:?} is not in {message:?}");
+}
+
+async fn publish(family: &Family<'_>, name: &str) -> Result<(), Status> {
+    let publish = ControllerPublishVolumeRequest {
+        volume_id: family.volume_id(name),
+        node_id: "node-1".to_owned(),
+        volume_capability: Some(filesystem()),
+        secrets: family.class.secrets.clone(),
+        ..ControllerPublishVolumeRequest::default()
+    };
+    family.controller.clone().controller_publish_volume(publish).await.map(drop)
+}
+
+async fn unpublish(family: &Family<'_>, name: &str) {
+    let unpublish = ControllerUnpublishVolumeRequest {
+        volume_id: family.volume_id(name),
+        node_id: "node-1".to_owned(),
+        secrets: family.class.secrets.clone(),
+    };
+    family.controller.clone().controller_unpublish_volume(unpublish).await.unwrap();
+}
+
+async fn expand(family: &Family<'_>, name: &str) -> Result<(), Status> {
+    let expand = ControllerExpandVolumeRequest {
+        volume_id: family.volume_id(name),
+        capacity_range: Some(CapacityRange { required_bytes: MIB, limit_bytes: 0 }),
+        secrets: family.class.secrets.clone(),
+        ..ControllerExpandVolumeRequest::default()
+    };
+    family.controller.clone().controller_expand_volume(expand).await.map(drop)
+}
+
+/// Deletes a volume, and asks again while told to, as sidecars do.
+async fn insist_on_deletion(family: &Family<'_>, id: &str) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let request = family.class.delete_volume(id);
+        match family.controller.clone().delete_volume(request).await {
+            Ok(_) => return,
+            Err(status) => {
+                assert!(status.code() == Code::Aborted && Instant::now() < deadline, "{status:?}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_tools_snapshot_keeps_a_deleted_volume_no_longer_than_it_lives() {
+    in_both_formats(async |family| {
+        family.create("A").await;
+        let spec = family.spec("A");
+        family.rbd(&["snap", "create", &format!("{spec}@by-hand")]);
+        family.clone_volume("A", "B").await;
+        family.delete("A").await;
+        family.delete("B").await;
+        let kept = format!("{spec}.deleted@by-hand");
+        let found = family.gc("", &[]);
+        assert!(found.contains(&kept) && !found.contains("journal"), "{found}");
+        let told = family.gc("", &["--apply"]);
+        assert!(told.contains("failed") && told.contains(&kept), "{told}");
+        family.rbd(&["snap", "rm", &kept]);
+        tidy_up(family).await;
+        assert_eq!(family.gc("", &[]).trim(), "nothing is left half-done");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_of_another_tool_refuses_changes_at_once_and_leaves_the_volume_usable() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    family.create("A").await;
+    family.snapshot("A", "s1").await;
+    let spec = family.spec("A");
+    family.rbd(&["lock", "add", &spec, "back up"]);
+    let words = format!("rbd lock remove {spec} \"back up\" client.");
+    let began = Instant::now();
+    assert_refused(family.try_delete("A").await, &words);
+    assert_refused(expand(&family, "A").await, &words);
+    assert_refused(family.try_snapshot("A", "s2").await, &words);
+    assert_refused(family.make("B", Some(From::Volume("A")), 0).await.map(drop), &words);
+    let request = family.class.delete_snapshot(&family.snapshot_id("s1"));
+    assert_refused(family.controller.delete_snapshot(request).await.map(drop), &words);
+    // Waiting for the lock would take for ever.
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    publish(&family, "A").await.unwrap();
+    unpublish(&family, "A").await;
+    family.assert("A [snap-s1]");
+    let owner = family.rbd(&["lock", "ls", &spec, "--format", "json"]);
+    let owner = owner.split('"').find(|word| word.starts_with("client.")).unwrap().to_owned();
+    family.rbd(&["lock", "rm", &spec, "back up", &owner]);
+    // The exclusive lock is no such lock, whoever has it.
+    let open = family.open("A", cinderblock::rbd::OpenMode::ReadWrite);
+    open.write_at(0, &[0; 4096]).unwrap();
+    family.write("A", 0, "later");
+    family.snapshot("A", "s2").await;
+    drop(open);
+    family.delete("A").await;
+    family.delete_snapshot("s1").await;
+    family.delete_snapshot("s2").await;
+    family.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_in_a_group_is_not_deleted() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    family.create("A").await;
+    let spec = family.spec("A");
+    let group = format!("{}/g", spec.rsplit_once('/').unwrap().0);
+    family.rbd(&["group", "create", &group]);
+    family.rbd(&["group", "image", "add", &group, &spec]);
+    assert_refused(family.try_delete("A").await, &format!("rbd group image remove {group} {spec}"));
+    publish(&family, "A").await.unwrap();
+    unpublish(&family, "A").await;
+    family.rbd(&["group", "image", "rm", &group, &spec]);
+    family.rbd(&["group", "rm", &group]);
+    family.delete("A").await;
+    lab.run(
+        "rados",
+        &["--pool", POOL, "--namespace", group.split('/').nth(1).unwrap(), "rm", "rbd_group_directory"],
+    );
+    family.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_somebody_moved_is_told_of_and_one_somebody_removed_is_gone() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    family.create("A").await;
+    let spec = family.spec("A");
+    let not_found = async |family: &Family<'_>, words: &str| {
+        let again = family.request("A", None, 3);
+        let created = family.controller.clone().create_volume(again).await.map(drop);
+        for answer in [publish(family, "A").await, created] {
+            let (code, message) = refusal(answer);
+            assert_eq!(code, Code::NotFound, "{message}");
+            assert!(message.contains(words), "{words:?} is not in {message:?}");
+        }
+    };
+    family.rbd(&["trash", "mv", &spec]);
+    not_found(&family, "rbd trash restore").await;
+    let (code, message) = refusal(family.try_delete("A").await);
+    assert_eq!(code, Code::FailedPrecondition, "{message}");
+    let (_, command) = message.split_once("rbd trash restore ").unwrap();
+    let command = command.split(',').next().unwrap();
+    family.rbd(&[&["trash", "restore"], &command.split(' ').collect::<Vec<_>>()[..]].concat());
+    family.assert("A");
+
+    family.rbd(&["rename", &spec, &format!("{spec}-moved")]);
+    not_found(&family, "rbd rename").await;
+    assert_refused(family.try_delete("A").await, &format!("rbd rename {spec}-moved {spec}"));
+    family.rbd(&["rename", &format!("{spec}-moved"), &spec]);
+    family.assert("A");
+
+    family.rbd(&["rm", &spec]);
+    not_found(&family, "delete the volume").await;
+    family.delete("A").await;
+    family.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migrated_image_keeps_its_snapshots() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    family.create("A").await;
+    family.snapshot("A", "s1").await;
+    let spec = family.spec("A");
+    for step in [&["prepare", &spec, &spec][..], &["execute", &spec], &["commit", &spec]] {
+        family.rbd(&[&["migration"], step].concat());
+    }
+    family.restore("s1", "B").await;
+    family.delete("B").await;
+    family.delete("A").await;
+    family.delete_snapshot("s1").await;
+    family.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_that_moves_what_is_removed_to_the_trash_keeps_nothing() {
+    let lab = OwnLab::up();
+    for (option, value) in
+        [("rbd_move_to_trash_on_remove", "true"), ("rbd_move_to_trash_on_remove_expire_seconds", "3600")]
+    {
+        lab.run("rbd", &["config", "pool", "set", POOL, option, value]);
+        lab.run("ceph", &["config", "set", "client", option, value]);
+    }
+    for format in ["1", "2"] {
+        let mut family = Family::new(&lab, "").await;
+        family.set("cloneFormat", format);
+        family.create("A").await;
+        family.snapshot("A", "s1").await;
+        family.clone_volume("A", "B").await;
+        family.delete("A").await;
+        family.restore("s1", "C").await;
+        for name in ["B", "C"] {
+            family.delete(name).await;
+        }
+        family.delete_snapshot("s1").await;
+        family.end();
+    }
+    // Nothing can be changed of a mirrored image that is not primary, and its mirror's snapshots go with it.
+    lab.run("rbd", &["mirror", "pool", "enable", POOL, "image"]);
+    let class = Class::new(&lab, "").without("radosNamespace");
+    let driver = Driver::controller_for(&lab);
+    let mut controller = driver.controller().await;
+    let made = controller.create_volume(class.create_volume("m", MIB)).await.unwrap();
+    let id = made.into_inner().volume.unwrap().volume_id;
+    let spec = format!("{POOL}/csi-m");
+    lab.run("rbd", &["mirror", "image", "enable", &spec, "snapshot"]);
+    lab.run("rbd", &["mirror", "image", "demote", &spec]);
+    let words = format!("rbd mirror image promote {spec}");
+    assert_refused(controller.delete_volume(class.delete_volume(&id)).await.map(drop), &words);
+    assert_refused(controller.create_snapshot(class.create_snapshot("s", &id)).await.map(drop), &words);
+    lab.run("rbd", &["mirror", "image", "promote", &spec]);
+    controller.delete_volume(class.delete_volume(&id)).await.unwrap();
+    assert_eq!(lab.run("rbd", &["ls", POOL]).trim(), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_may_not_see_clones_leaves_nothing_behind() {
+    let lab = OwnLab::up_with(&["--monitor-round", "0.05", "--pool", "other"]);
+    let namespace = Namespace::new(&lab);
+    let driver = Driver::controller_for(&lab);
+    let mut controller = driver.controller().await;
+    // All of the pool, and not `rbd_children` of the other one, which `profile rbd` would let it read.
+    let (user, key) = lab.user("blind", &["mon", "profile rbd", "osd", &format!("allow rwx pool={POOL}")]);
+    for format in ["1", "2"] {
+        let all = Class::new(&lab, &namespace.name).with("cloneFormat", format);
+        let made = controller.create_volume(all.create_volume("A", MIB)).await.unwrap();
+        let id = made.into_inner().volume.unwrap().volume_id;
+        let blind = all.clone().of_user(&user, &key);
+        let mut request = blind.create_volume("B", 0);
+        request.volume_content_source = Some(crate::common::driver::from_volume(&id));
+        let (code, message) = refusal(controller.create_volume(request).await.map(drop));
+        assert_eq!(code, Code::PermissionDenied, "{message}");
+        let snapshots = lab.run("rbd", &["snap", "ls", "--all", &format!("{POOL}/{}/csi-A", namespace.name)]);
+        assert_eq!(snapshots.trim(), "", "what was cut for the clone is left");
+        controller.delete_volume(all.delete_volume(&id)).await.unwrap();
+    }
+    namespace.assert_nothing_is_left();
+    lab.remove_user(&user);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_deleted_while_it_is_cloned_is_not_said_to_be_open_elsewhere() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    let seed = random::Random::seed_of_now();
+    println!("seed {seed}");
+    let mut random = random::Random::new(seed);
+    for round in 0..20 {
+        let (source, clone) = (format!("A{round}"), format!("B{round}"));
+        family.create(&source).await;
+        let source_id = family.volume_id(&source);
+        let clone_id = source_id.replace(&source, &clone);
+        let request = family.request(&clone, Some(From::Volume(&source)), 0);
+        let mut controller = family.controller.clone();
+        let creation = tokio::spawn(async move { controller.create_volume(within(60, request)).await });
+        tokio::time::sleep(Duration::from_millis(random.below(60))).await;
+        if let Err(status) = family.try_delete(&source).await {
+            assert_eq!(status.code(), Code::Aborted, "{status:?}");
+        }
+        // Made, or refused because the source was gone first.
+        let _ = creation.await.unwrap();
+        for id in [clone_id, source_id] {
+            insist_on_deletion(&family, &id).await;
+        }
+        family.forget(&source);
+    }
+    tidy_up(&mut family).await;
+    family.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_has_no_address_is_named() {
+    let lab = Lab::from_environment();
+    let config = "- clusterID: lab\n  monitors: [\"no-such-host.invalid:6789\"]\n";
+    let driver = Driver::start(config, &["--role", "controller"]);
+    let class = Class::new(&lab, "").without("radosNamespace");
+    let (code, message) =
+        refusal(driver.controller().await.create_volume(class.create_volume("v", MIB)).await.map(drop));
+    assert_eq!(code, Code::Unavailable, "{message}");
+    assert!(message.contains("\"no-such-host.invalid\""), "{message}");
+}
