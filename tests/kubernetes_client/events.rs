@@ -230,7 +230,7 @@ async fn snapshots_are_told_by_the_names_their_users_know() {
         message(&event),
         "the volume is deleted; its data stay in the pool until these snapshots are deleted: shop/user-1 \
          (lab/rbd/10ab@csi-snap-snapshot-1), lab/rbd/10ab@csi-snap-snapshot-2, lab/rbd/10ab@csi-snap-snapshot-3, \
-         lab/rbd/10ab@by-hand, these snapshots, which another tool made, are removed: rbd/csi-pvc-1.deleted@by-hand"
+         lab/rbd/10ab@by-hand, and these snapshots, which another tool made, are removed: rbd/csi-pvc-1.deleted@by-hand"
     );
     // However many there are, the API takes it.
     let volume = "rbd/csi-pvc-1".to_string();
