@@ -94,10 +94,10 @@ cargo-deny:
 
 # Each has a module of its own, see there; it is built again when that module changes.
 .tools/bin/csi-sanity: tools/csi-sanity/go.mod tools/csi-sanity/go.sum
-	cd tools/csi-sanity && go build -buildvcs=false -o $(CURDIR)/$@ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
+	cd tools/csi-sanity && go build -buildvcs=false -ldflags '-s -w' -o $(CURDIR)/$@ github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 
 .tools/bin/helm: tools/helm/go.mod tools/helm/go.sum
-	cd tools/helm && go build -buildvcs=false -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
+	cd tools/helm && go build -buildvcs=false -ldflags '-s -w' -o $(CURDIR)/$@ helm.sh/helm/v4/cmd/helm
 
 # In an environment of its own; it is made anew when the list changes.
 .tools/kubernetes-validate/bin/python: tools/kubernetes-validate/requirements.txt
