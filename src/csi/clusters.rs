@@ -142,13 +142,19 @@ impl Clusters {
         credentials: Credentials,
         activity: Arc<Activity>,
     ) -> Result<Access, Status> {
-        let scope = Scope { user: credentials.user.clone(), location: location.clone() };
+        let scope = Scope {
+            user: credentials.user.clone(),
+            key: credentials.key.key_type(),
+            location: location.clone(),
+        };
         let config = super::parameters::cluster(&self.config, &location.cluster)?;
         self.set_stuck_connections_aside(STUCK);
         activity.begin("connecting to Ceph");
-        let cluster = self.connect(config, credentials).map_err(|error| match error.errno {
-            Errno::EINVAL => unusable(&error, &config.monitors, &scope.user),
-            _ => scope.connection_status(&error),
+        let ceph_conf = config.ceph_conf.as_deref();
+        let cluster = self.connect(config, credentials).map_err(|error| {
+            let malformed = error.errno == Errno::EINVAL;
+            let unresolved = malformed.then(|| unresolved(&error, &config.monitors)).flatten();
+            unresolved.unwrap_or_else(|| scope.unconnected_status(&error, ceph_conf))
         })?;
         activity.begin("");
         if let Ok(address) = cluster.address() {
@@ -305,18 +311,14 @@ pub(crate) fn looks_like_a_key(text: &str) -> bool {
     length >= 16 && bytes.len() == HEADER + length
 }
 
-/// The answer for a connection that librados does not even try: a monitor's name that does not resolve, or a key it does not know.
-fn unusable(error: &rbd::Error, monitors: &[String], user: &str) -> Status {
-    for host in monitors.iter().flat_map(|monitor| hosts(monitor)) {
-        if let Err(why) = (host.as_str(), 0).to_socket_addrs() {
-            return Status::unavailable(format!(
-                "the monitor's name {host:?} in the configuration does not resolve ({why}): correct monitors, or the name service; {error}"
-            ));
-        }
-    }
-    Status::failed_precondition(format!(
-        "{error}; this librados does not know the type of the key of client.{user}, or an address in monitors is wrong"
-    ))
+/// The answer for a connection that librados does not even try, where a monitor's name does not resolve.
+fn unresolved(error: &rbd::Error, monitors: &[String]) -> Option<Status> {
+    monitors.iter().flat_map(|monitor| hosts(monitor)).find_map(|host| {
+        let why = (host.as_str(), 0).to_socket_addrs().err()?;
+        Some(Status::unavailable(format!(
+            "the monitor's name {host:?} in the configuration does not resolve ({why}): correct monitors, or the name service; {error}"
+        )))
+    })
 }
 
 /// The hosts in one entry of `monitors`, without versions, ports and nonces.

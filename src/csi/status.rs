@@ -5,8 +5,10 @@
 //! INTERNAL. Messages say what, which object, why, and what to do; `details` stay empty, as the specification demands.
 
 use super::ids::Location;
-use crate::rbd::{self, Class, Errno};
+use crate::rbd::ceph::libraries;
+use crate::rbd::{self, Class, Errno, KeyType, User};
 use crate::volume::Error;
+use std::path::Path;
 use tonic::{Code, Status};
 
 /// As whom, and where, an operation worked: what the advice in a message needs.
@@ -14,6 +16,8 @@ use tonic::{Code, Status};
 pub struct Scope {
     /// The Ceph user, without `client.`.
     pub user: String,
+    /// The type of its key.
+    pub key: Option<KeyType>,
     /// The pool and namespace.
     pub location: Location,
 }
@@ -44,29 +48,35 @@ impl Scope {
         }
     }
 
-    /// The answer for a connection or pool that could not be had.
+    /// The answer when librados does not connect, after it has read `ceph_conf`.
+    pub fn unconnected_status(&self, cause: &rbd::Error, ceph_conf: Option<&Path>) -> Status {
+        let Location { pool, namespace, .. } = &self.location;
+        let user = User { name: &self.user, key: self.key, pool, namespace };
+        match (cause.errno, ceph_conf) {
+            (Errno::EINVAL, _) => {
+                let client = format!("the librados of this driver, Ceph {},", libraries().ceph);
+                Status::failed_precondition(format!("{cause}; {}", user.is_malformed_to(&client)))
+            }
+            (Errno::EACCES, Some(path)) => Status::unauthenticated(format!(
+                "{cause}; {}; or {} has it ask for connections that the cluster does not take (ms_client_mode)",
+                user.refused(),
+                path.display()
+            )),
+            _ => self.connection_status(cause),
+        }
+    }
+
+    /// The answer for a pool that could not be had, or for what was asked of the cluster itself.
     pub fn connection_status(&self, cause: &rbd::Error) -> Status {
         Status::new(code(cause.errno), self.advise(cause, cause.to_string()))
     }
 
     fn advise(&self, cause: &rbd::Error, message: String) -> String {
         let Location { cluster, pool, namespace } = &self.location;
-        let user = &self.user;
-        let limits = match namespace.as_str() {
-            "" => format!("pool={pool}"),
-            namespace => format!("pool={pool} namespace={namespace}"),
-        };
+        let user = User { name: &self.user, key: self.key, pool, namespace };
         match cause.errno {
-            Errno::EPERM => format!(
-                "{message}; the Ceph user lacks capabilities, run: ceph auth caps client.{user} mon 'profile rbd' osd \
-                 'profile rbd {limits}' mgr 'profile rbd {limits}'"
-            ),
-            Errno::EACCES => {
-                format!(
-                    "{message}; the cluster refuses client.{user}: check userID and userKey in the secret, and see `ceph auth get \
-                     client.{user}`: it needs at least mon 'profile rbd'"
-                )
-            }
+            Errno::EPERM => format!("{message}; {}", user.lacks_capabilities()),
+            Errno::EACCES => format!("{message}; {}", user.refused()),
             Errno::ETIMEDOUT => {
                 format!("{message}; the cluster {cluster} does not answer, see `ceph status`; try again")
             }
@@ -117,8 +127,9 @@ const ASK_AGAIN: &str = "Nothing: callers ask again.";
 pub const CEPH_ERRORS: &[CephError] = &[
     ceph_error(
         Errno::EACCES,
-        "The cluster does not know the user, or the key is another.",
-        "Correct userID and userKey in the secret that the class names.",
+        "The cluster does not know the user, or the key is another; or it has stopped taking keys of that type.",
+        "Correct userID and userKey in the secret that the class names. For a key of the type aes see auth_allowed_ciphers in `ceph mon \
+         dump`.",
     ),
     ceph_error(
         Errno::EPERM,
@@ -285,7 +296,7 @@ mod tests {
 
     fn scope() -> Scope {
         let location = Location { cluster: "lab".into(), pool: "rbd".into(), namespace: "tenant".into() };
-        Scope { user: "csi".into(), location }
+        Scope { user: "csi".into(), key: Some(KeyType::Aes), location }
     }
 
     fn cause(errno: Errno) -> rbd::Error {

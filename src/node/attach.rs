@@ -22,7 +22,7 @@ use super::error::{Error, Result};
 use super::map_options::MapOptions;
 use super::mount::DeviceNumber;
 use super::{fuse, krbd, nbd};
-use crate::rbd::{Features, Key};
+use crate::rbd::{Features, Key, KeyType, User};
 
 /// An image, and how its cluster is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,17 +40,14 @@ pub struct Image {
 }
 
 impl Image {
-    /// What to do for a user who lacks rights on the image.
-    pub(super) fn missing_capabilities(&self) -> String {
-        let user = self.user.as_deref().unwrap_or_default();
-        let namespace = match self.namespace.as_str() {
-            "" => String::new(),
-            namespace => format!(" namespace={namespace}"),
-        };
-        format!(
-            "give the user its rights with ceph auth caps client.{user} mon 'profile rbd' osd 'profile rbd pool={}{namespace}'",
-            self.pool
-        )
+    /// Its user, whose key is of the kind `key`, for what to say of it.
+    pub(super) fn as_user(&self, key: Option<KeyType>) -> User<'_> {
+        User {
+            name: self.user.as_deref().unwrap_or_default(),
+            key,
+            pool: &self.pool,
+            namespace: &self.namespace,
+        }
     }
 }
 

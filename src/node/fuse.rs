@@ -46,7 +46,7 @@ use super::loop_device::LoopDevice;
 use super::mount::{self, MountTable};
 use super::programs::{self, Program};
 use super::qmp::{Qmp, Refusal};
-use crate::rbd::Key;
+use crate::rbd::{Key, KeyType};
 
 /// How long the daemon waits for monitors, in seconds.
 const MONITOR_PATIENCE: u32 = 20;
@@ -213,7 +213,7 @@ fn open_image(
         qmp.add_secret("key", key)?;
     }
     qmp.execute("blockdev-add", &image_options(directory, image, read_only, 0))?
-        .map_err(|refusal| open_error(image, &refusal))?;
+        .map_err(|refusal| open_error(image, key.and_then(Key::key_type), &refusal))?;
     qmp.require("blockdev-add", &device_options(read_only, 0))?;
     qmp.require(
         "block-export-add",
@@ -258,7 +258,7 @@ fn reopen_image(qmp: &mut Qmp, directory: &Path, image: &Image, read_only: bool)
     let new = old.wrapping_add(1);
     write_configuration(directory, image, new)?;
     qmp.execute("blockdev-add", &image_options(directory, image, read_only, new))?
-        .map_err(|refusal| open_error(image, &refusal))?;
+        .map_err(|refusal| open_error(image, None, &refusal))?;
     qmp.require("blockdev-reopen", &json!({"options": [device_options(read_only, new)]}))?;
     qmp.require("blockdev-del", &json!({"node-name": image_node(old)}))?;
     nodes(qmp)?
@@ -316,17 +316,19 @@ fn device_options(read_only: bool, number: u64) -> Value {
     })
 }
 
-/// Why an image could not be opened, from the daemon's words: they end in the text of an errno.
-fn open_error(image: &Image, refusal: &Refusal) -> Error {
+/// Why an image could not be opened as a user with a key of the type `key`, from the daemon's words: they end in the text of
+/// an errno.
+fn open_error(image: &Image, key: Option<KeyType>, refusal: &Refusal) -> Error {
     let text = format!("cannot open the image {image}: {refusal}");
-    let user = image.user.as_deref().unwrap_or_default();
+    let user = image.as_user(key);
     if refusal.starts_with("error connecting") {
         return match refusal.rsplit(": ").next() {
-            Some("Permission denied" | "Operation not permitted") => Error::Unauthenticated(format!(
-                "{text}: Ceph knows no user client.{user} with the key in the node-stage secret"
-            )),
+            Some("Permission denied" | "Operation not permitted") => {
+                Error::Unauthenticated(format!("{text}; {}", user.refused()))
+            }
             Some("Invalid argument") => Error::FailedPrecondition(format!(
-                "{text}: the key in the node-stage secret is malformed, or of a kind this node's librados is too old for"
+                "{text}; {}",
+                user.is_malformed_to("the librados of this node's qemu-storage-daemon")
             )),
             _ => Error::Unavailable(format!("{text}: no monitor of {} answers", image.monitors)),
         };
@@ -335,7 +337,7 @@ fn open_error(image: &Image, refusal: &Refusal) -> Error {
         return Error::NotFound(text);
     }
     if refusal.ends_with("Operation not permitted") || refusal.ends_with("Permission denied") {
-        return Error::FailedPrecondition(format!("{text}: {}", image.missing_capabilities()));
+        return Error::FailedPrecondition(format!("{text}; {}", user.lacks_capabilities()));
     }
     Error::Unavailable(text)
 }
@@ -406,7 +408,7 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart() {
-        let kind = |refusal: &str| open_error(&image(), &refusal.to_owned());
+        let kind = |refusal: &str| open_error(&image(), None, &refusal.to_owned());
         for (refusal, expected) in [
             ("error connecting: Permission denied", "Unauthenticated"),
             ("error connecting: Invalid argument", "FailedPrecondition"),

@@ -6,19 +6,18 @@
 
 use std::thread;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use keyutils::{KeyType, Keyring};
+use keyutils::Keyring;
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
+use super::attach::Image;
 use super::error::{Error, Result};
-use crate::rbd::Key;
+use crate::rbd::{Key, KeyType};
 
 /// The kernel's key type of libceph.
 struct CephKey;
 
-impl KeyType for CephKey {
+impl keyutils::KeyType for CephKey {
     type Description = str;
     type Payload = [u8];
 
@@ -27,40 +26,50 @@ impl KeyType for CephKey {
     }
 }
 
-/// The kinds of key there are, as the first two bytes of one say: AES, which every kernel knows, and AES with 256 bits.
-const AES: u16 = 1;
-const AES256K: u16 = 2;
-
-/// The first Linux whose libceph knows keys of AES with 256 bits.
-const LINUX_WITH_AES256K: (u32, u32) = (7, 0);
-
-/// A key as the kernel takes it. `Unauthenticated`, without repeating it, when it is none; `FailedPrecondition` when this
-/// kernel is too old for its kind.
+/// A key as the kernel takes it. `Unauthenticated`, without repeating it, when it is none.
 pub(super) fn payload(key: &Key) -> Result<Zeroizing<Vec<u8>>> {
-    let bytes = STANDARD.decode(key.expose()).map(Zeroizing::new).ok();
-    // Kind, time of creation, length, and the secret itself.
-    let bytes = bytes.filter(|bytes| bytes.len() > 12).ok_or_else(|| {
+    key.decode().ok_or_else(|| {
         Error::Unauthenticated(
             "the Ceph key in the node-stage secret is not one as `ceph auth get-key` prints it".to_owned(),
         )
-    })?;
-    require_kind(u16::from_le_bytes([bytes[0], bytes[1]]), linux_version())?;
-    Ok(bytes)
+    })
 }
 
-fn require_kind(kind: u16, linux: (u32, u32)) -> Result<()> {
-    match kind {
-        AES => Ok(()),
-        AES256K if linux >= LINUX_WITH_AES256K => Ok(()),
-        AES256K => Err(Error::FailedPrecondition(format!(
-            "the Ceph key in the node-stage secret is of the kind aes256k, which krbd knows from Linux 7.0 on, and this node has \
-             {}.{}: give the volumes' user a key of the kind aes, or set the StorageClass parameter mounter to rbd-nbd",
-            linux.0, linux.1
-        ))),
-        other => Err(Error::FailedPrecondition(format!(
-            "the Ceph key in the node-stage secret is of kind {other}, which krbd does not know: give the volumes' user a key \
-             of the kind aes"
-        ))),
+/// Refuses a key that krbd will not take. The kernel is asked, and not its version: distributions bring types of keys to older
+/// ones. `FailedPrecondition` when it does not know the key's type, `Unauthenticated` when the key is none. Where the
+/// kernel keeps no keys for the driver, krbd says so when it maps.
+pub(super) fn check(image: &Image, key: &Key) -> Result<()> {
+    match with("cinderblock", &payload(key)?, || ()) {
+        Err(errno) if is_refusal(errno) => Err(refused(image, key)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether an error of [`with`]'s says that this is no key, or none of a type that the kernel knows.
+pub(super) fn is_refusal(errno: Errno) -> bool {
+    // The unknown one is ENOTSUPP, which has a name inside the kernel alone.
+    matches!(errno, Errno::EINVAL | Errno::UnknownErrno)
+}
+
+/// What to say when the kernel does not take `key` for one.
+pub(super) fn refused(image: &Image, key: &Key) -> Error {
+    let (major, minor) = linux_version();
+    let kernel = format!("this node's kernel, Linux {major}.{minor},");
+    let user = image.as_user(key.key_type());
+    match user.key {
+        Some(KeyType::Aes256k) => Error::FailedPrecondition(format!(
+            "{}: krbd does from Linux 7.0 on. Set the StorageClass parameter mounter to rbd-nbd or fuse. {}",
+            user.has_newer_key(&kernel),
+            user.aes_twin()
+        )),
+        Some(KeyType::Other(_)) => Error::FailedPrecondition(format!(
+            "{kernel} does not know the type of the key of client.{}. {}",
+            user.name,
+            user.aes_twin()
+        )),
+        Some(KeyType::Aes) | None => Error::Unauthenticated(
+            "the kernel does not take the Ceph key in the node-stage secret for one".to_owned(),
+        ),
     }
 }
 
@@ -106,12 +115,24 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_keys_are_told_apart() {
-        require_kind(AES, (4, 19)).unwrap();
-        require_kind(AES256K, (7, 0)).unwrap();
-        for (kind, linux) in [(AES256K, (6, 18)), (0, (7, 0)), (3, (9, 0))] {
-            assert!(matches!(require_kind(kind, linux), Err(Error::FailedPrecondition(_))), "{kind}");
-        }
+    fn a_type_the_kernel_does_not_know_is_told_with_what_to_do() {
+        let image = Image {
+            pool: "fast".into(),
+            namespace: String::new(),
+            name: "i".into(),
+            monitors: String::new(),
+            user: Some("csi".into()),
+        };
+        let error = refused(&image, &Key::new("AgAxzcBl2vH4KBAAmbGbIL2gcBuzHWBtXExEqw=="));
+        let told = ["aes256k, as client.csi has one", "mounter to rbd-nbd or fuse", "--key_type aes"];
+        assert!(
+            matches!(&error, Error::FailedPrecondition(text) if told.iter().all(|part| text.contains(part))),
+            "{error}"
+        );
+        let error = refused(&image, &Key::new("BwAxzcBl2vH4KBAAmbGbIL2gcBuzHWBtXExEqw=="));
+        assert!(matches!(error, Error::FailedPrecondition(_)), "{error}");
+        let error = refused(&image, &Key::new("AQAxzcBl2vH4KBAAmbGbIL2gcBuzHWBtXExEqw=="));
+        assert!(matches!(error, Error::Unauthenticated(_)), "{error}");
         assert!(linux_version() > (3, 0));
     }
 

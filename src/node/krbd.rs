@@ -31,7 +31,7 @@ use super::kernel_key;
 use super::kill::step;
 use super::map_options::MapOptions;
 use super::mount;
-use crate::rbd::{Features, Key};
+use crate::rbd::{Features, Key, KeyType};
 use bus::{Refusal, mapped, mapped_as, write};
 use line::{HIDDEN, line, without_secret};
 
@@ -58,6 +58,7 @@ pub(super) fn attach(
     options: &MapOptions,
 ) -> Result<Device> {
     bus::require_krbd()?;
+    let key_type = key.and_then(Key::key_type);
     let key = key.map(kernel_key::payload).transpose()?.zip(key);
     let name = key_name(directory);
     let line = |credential: &str| line(image, credential, read_only, options);
@@ -67,14 +68,20 @@ pub(super) fn attach(
         None => map(directory, &line("")?, None),
         Some((payload, key)) => match kernel_key::with(&name, &payload, || map(directory, &named, None)) {
             Ok(outcome) => outcome,
-            Err(Errno::EINVAL) => Err(Error::Unauthenticated(
-                "the kernel does not take the Ceph key in the node-stage secret for one".to_owned(),
-            )),
+            Err(errno) if kernel_key::is_refusal(errno) => Err(kernel_key::refused(image, key)),
             // No keyrings here.
             Err(_) => map(directory, &hidden, Some(key)),
         },
     };
-    outcome?.map_err(|refusal| map_error(image, &refusal))?;
+    let outcome = outcome.map_err(|error| match error {
+        // Monitors that do not answer are a refusal; a wait for OSDs has no end of its own.
+        Error::Unavailable(text) => Error::Unavailable(format!(
+            "krbd cannot map {image}: {text}; the kernel's log says what it waits for{}",
+            unencrypted(options)
+        )),
+        error => error,
+    })?;
+    outcome.map_err(|refusal| map_error(image, key_type, options, &refusal))?;
     let Attachment::Live(device) = find(directory)? else {
         return Err(Error::Unavailable(format!("{image} was mapped, and is not there now")));
     };
@@ -170,7 +177,7 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
     }
 }
 
-/// Refuses what this node cannot map: without krbd anything, a key of a kind it does not know, and an image with features it
+/// Refuses what this node cannot map: without krbd anything, a key of a type it does not know, and an image with features it
 /// does not know.
 pub(super) fn check(
     image: &Image,
@@ -178,7 +185,7 @@ pub(super) fn check(
     features: impl FnOnce() -> Result<Features>,
 ) -> Result<()> {
     bus::require_krbd()?;
-    key.map(kernel_key::payload).transpose()?;
+    key.map(|key| kernel_key::check(image, key)).transpose()?;
     let features = features()?;
     // A kernel too old to say which it knows says so when it maps.
     let lacking = bus::supported_features().map_or(0, |known| features.0 & !known);
@@ -256,17 +263,17 @@ fn require_only_mapping(directory: &Path, image: &Image, device: &Device) -> Res
     )))
 }
 
-/// Why krbd did not map `image`.
-fn map_error(image: &Image, refusal: &Refusal) -> Error {
+/// Why krbd did not map `image`, as a user with a key of the type `key`.
+fn map_error(image: &Image, key: Option<KeyType>, options: &MapOptions, refusal: &Refusal) -> Error {
     let text = format!("krbd cannot map {image}: {}", refusal.words);
-    let user = image.user.as_deref().unwrap_or_default();
+    let user = image.as_user(key);
     match refusal.errno {
         Errno::ENOENT => Error::NotFound(text),
         Errno::ETIMEDOUT => Error::Unavailable(format!("{text}: no monitor of {} answers", image.monitors)),
-        Errno::EACCES | Errno::EKEYREJECTED | Errno::ENOKEY => Error::Unauthenticated(format!(
-            "{text}: Ceph knows no user client.{user} with the key in the node-stage secret"
-        )),
-        Errno::EPERM => Error::FailedPrecondition(format!("{text}: {}", image.missing_capabilities())),
+        Errno::EACCES | Errno::EKEYREJECTED | Errno::ENOKEY => {
+            Error::Unauthenticated(format!("{text}; {}{}", user.refused(), unencrypted(options)))
+        }
+        Errno::EPERM => Error::FailedPrecondition(format!("{text}; {}", user.lacks_capabilities())),
         Errno::EINVAL => Error::FailedPrecondition(format!(
             "{text}: this kernel does not know one of the mapOptions, or a value of theirs; its log says which"
         )),
@@ -275,5 +282,14 @@ fn map_error(image: &Image, refusal: &Refusal) -> Error {
             other_ways()
         )),
         _ => Error::Unavailable(text),
+    }
+}
+
+/// What else may be wrong where `options` ask for connections that are not encrypted.
+fn unencrypted(options: &MapOptions) -> &'static str {
+    if options.krbd.iter().any(|option| option == "ms_mode=crc") {
+        "; or the cluster takes encrypted connections alone (ms_service_mode): then take ms_mode=crc off the mapOptions"
+    } else {
+        ""
     }
 }

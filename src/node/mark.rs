@@ -21,7 +21,8 @@ use super::bounded::bounded;
 use super::error::{Error, Result};
 use super::filesystem::FsType;
 use super::kill;
-use crate::rbd::{self, Cluster, Errno, Features, ImageKey, OpenMode};
+use crate::rbd::ceph::libraries;
+use crate::rbd::{self, Cluster, Errno, Features, ImageKey, KeyType, OpenMode};
 
 /// The metadata key.
 pub(super) const KEY: &str = "cinderblock.content";
@@ -78,12 +79,14 @@ pub(super) type Connect = dyn Fn() -> rbd::Result<Arc<dyn Cluster>> + Send + Syn
 #[derive(Clone)]
 pub(super) struct Marks {
     image: Image,
+    key: Option<KeyType>,
     connect: Arc<Connect>,
 }
 
 impl Marks {
-    pub(super) fn new(image: Image, connect: Arc<Connect>) -> Self {
-        Self { image, connect }
+    /// The mark of `image`, whose user has a key of the type `key`.
+    pub(super) fn new(image: Image, key: Option<KeyType>, connect: Arc<Connect>) -> Self {
+        Self { image, key, connect }
     }
 
     /// The image's mark, if it has one. `FailedPrecondition` for one that makes no sense; `Unavailable`, `NotFound`,
@@ -125,7 +128,7 @@ impl Marks {
         mode: OpenMode,
         work: impl FnOnce(&dyn rbd::Image) -> rbd::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let Self { image, connect } = self.clone();
+        let Self { image, key, connect } = self.clone();
         let what = match mode {
             OpenMode::ReadOnly => format!("cannot read the metadata of the image {image}"),
             OpenMode::ReadWrite => format!("cannot change the metadata of the image {image}"),
@@ -135,21 +138,23 @@ impl Marks {
                 let pool = connect()?.pool(&image.pool, &image.namespace)?;
                 work(&*pool.open_image(ImageKey::Name(&image.name), mode)?)
             };
-            work().map_err(|error| explain(&image, &what, &error))
+            work().map_err(|error| explain(&image, key, &what, &error))
         })
     }
 }
 
 /// What an error of Ceph means for a node.
-fn explain(image: &Image, what: &str, error: &rbd::Error) -> Error {
+fn explain(image: &Image, key: Option<KeyType>, what: &str, error: &rbd::Error) -> Error {
     let text = format!("{what}: {error}");
-    let user = image.user.as_deref().unwrap_or_default();
+    let user = image.as_user(key);
     match error.errno {
         Errno::ENOENT => Error::NotFound(text),
-        Errno::EACCES => Error::Unauthenticated(format!(
-            "{text}: Ceph knows no user client.{user} with the key in the node-stage secret"
-        )),
-        Errno::EPERM => Error::FailedPrecondition(format!("{text}: {}", image.missing_capabilities())),
+        Errno::EACCES => Error::Unauthenticated(format!("{text}; {}", user.refused())),
+        Errno::EPERM => Error::FailedPrecondition(format!("{text}; {}", user.lacks_capabilities())),
+        Errno::EINVAL if error.call == "rados_connect" => {
+            let client = format!("the librados of this driver, Ceph {},", libraries().ceph);
+            Error::FailedPrecondition(format!("{text}; {}", user.is_malformed_to(&client)))
+        }
         _ => Error::Unavailable(text),
     }
 }
@@ -183,11 +188,11 @@ mod tests {
             monitors: String::new(),
             user: Some("csi".into()),
         };
-        let error = explain(&image, "cannot", &rbd::Error::new(Errno::EPERM, "rbd_open", "i"));
+        let error = explain(&image, None, "cannot", &rbd::Error::new(Errno::EPERM, "rbd_open", "i"));
         let line = "ceph auth caps client.csi mon 'profile rbd' osd 'profile rbd pool=fast namespace=team'";
         assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains(line)), "{error}");
         for errno in [Errno::ESHUTDOWN, Errno::ETIMEDOUT, Errno::EIO] {
-            let error = explain(&image, "cannot", &rbd::Error::new(errno, "rbd_open", "i"));
+            let error = explain(&image, None, "cannot", &rbd::Error::new(errno, "rbd_open", "i"));
             assert!(matches!(error, Error::Unavailable(_)), "{error}");
         }
     }

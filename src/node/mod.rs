@@ -179,7 +179,7 @@ impl Node {
             key: key.cloned(),
             timeouts: Timeouts::default(),
         };
-        Marks::new(image.clone(), Arc::new(move || connections.get(&options)))
+        Marks::new(image.clone(), key.and_then(Key::key_type), Arc::new(move || connections.get(&options)))
     }
 
     fn volume(&self, volume_id: &str) -> VolumeDirectory {

@@ -23,8 +23,6 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{self, Signal};
@@ -321,9 +319,7 @@ fn configuration(directory: &Path, image: &Image, key: Option<&Key>) -> Result<S
 
 /// Refuses what cannot be a key. `Unauthenticated`.
 fn require_key(key: &Key) -> Result<()> {
-    // Kind, time of creation, length, and the secret itself.
-    let is_key = STANDARD.decode(key.expose()).map(Zeroizing::new).is_ok_and(|bytes| bytes.len() > 12);
-    if is_key {
+    if key.key_type().is_some() {
         return Ok(());
     }
     Err(Error::Unauthenticated(
@@ -445,8 +441,16 @@ fn map_error(image: &Image, key: Option<&Key>, finished: &Finished) -> Error {
         words = words.replace(key.expose(), "(the key)");
     }
     let text = format!("cannot map {image}: {words}");
+    let user = image.as_user(key.and_then(Key::key_type));
     if words.contains("(2) No such file or directory") {
         return Error::NotFound(text);
+    }
+    // The librados of rbd-nbd may be another than the driver's, and the cluster may have changed its mind.
+    if words.contains("(13) Permission denied") {
+        return Error::Unauthenticated(format!("{text}; {}", user.refused()));
+    }
+    if words.contains("failed to decode key") {
+        return Error::FailedPrecondition(format!("{text}; {}", user.is_malformed_to("this node's rbd-nbd")));
     }
     if words.contains("unknown args") {
         return Error::FailedPrecondition(format!(

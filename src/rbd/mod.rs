@@ -29,12 +29,14 @@ pub mod kill;
 pub mod model;
 mod release;
 pub(crate) mod turns;
+mod user;
 
 pub use error::{CLASSES, Class, Error, Result, Tolerate, class};
-pub use key::Key;
+pub use key::{Key, KeyType};
 pub use nix::errno::Errno;
 pub use release::Release;
 pub use turns::Turns;
+pub(crate) use user::User;
 
 /// A connection to one Ceph cluster as one user.
 pub trait Cluster: Send + Sync + std::fmt::Debug {

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+mod kernels;
 mod krbd;
 #[path = "../node/lab.rs"]
 #[allow(dead_code, reason = "these tests use a part of it")]

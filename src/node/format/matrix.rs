@@ -236,7 +236,7 @@ impl Bench {
             monitors: String::new(),
             user: Some("csi".into()),
         };
-        Marks::new(image, Arc::new(connect))
+        Marks::new(image, None, Arc::new(connect))
     }
 
     /// When the bytes of the device last changed.

@@ -192,7 +192,7 @@ impl Scenario {
 /// Whether the caller hears that the matter is over.
 fn is_final(error: &Error) -> bool {
     let location = Location { cluster: "lab".into(), pool: "rbd".into(), namespace: String::new() };
-    let code = Scope { user: "csi".into(), location }.status(error).code();
+    let code = Scope { user: "csi".into(), key: None, location }.status(error).code();
     !matches!(code, Code::Aborted | Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
 }
 
