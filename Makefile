@@ -26,6 +26,9 @@ test-matrix: packages tools ## librbd of Ceph 16, 18 and 20 on daemons of Ceph 1
 test-kills: build ## the driver killed at every call it makes, on a real Ceph; more and longer than in `make test-more`
 	KILL_SWEEP=all cargo test --test kill_sweep
 
+test-kernels: packages ## what krbd of Linux 6.1, 6.12 and 7, rbd-nbd and fuse take of a Ceph 20; prints the table in docs/reference/compatibility.md
+	tests/guest-kernels.sh
+
 test-guest: build ## all of the node's tests in a virtual machine, over rbd and rbd-nbd; more and longer than in `make test-more`
 	tests/guest.sh all
 	tests/guest-faults.sh
@@ -131,4 +134,4 @@ $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 licences: cargo-deny ## of all crates, and where they come from
 	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
 
-.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-guest test-fuzz test-hammer test-librbd test-matrix test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean
+.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-kernels test-guest test-fuzz test-hammer test-librbd test-matrix test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

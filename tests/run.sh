@@ -166,6 +166,7 @@ part_more() {
     start_guest more
     stage lab-test lab/test || true
     stage image tests/image.sh quick target/debug/cinderblock || true
+    stage pairings tests/pairings.sh || true
     with_lab cargo_test more-tests
     stage more-guest finish_guest || true
 }

@@ -193,7 +193,7 @@ impl Clusters {
     /// Refuses a place where librbd would not create images: a RADOS namespace that was never registered. A user whose
     /// capabilities end with that namespace may not look; librbd will say `ENOENT` then.
     pub fn check_namespace(&self, access: &Access) -> Result<(), Status> {
-        let Scope { user, location } = &access.scope;
+        let Scope { user, location, .. } = &access.scope;
         let asked = (user.clone(), location.clone());
         if location.namespace.is_empty() || self.registered().contains(&asked) {
             return Ok(());

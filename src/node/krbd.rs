@@ -274,6 +274,15 @@ fn map_error(image: &Image, key: Option<KeyType>, options: &MapOptions, refusal:
             Error::Unauthenticated(format!("{text}; {}{}", user.refused(), unencrypted(options)))
         }
         Errno::EPERM => Error::FailedPrecondition(format!("{text}; {}", user.lacks_capabilities())),
+        // Without keyrings the kernel sees the key here first.
+        Errno::EINVAL if key == Some(KeyType::Aes256k) => {
+            let kernel = "this kernel does not know one of the mapOptions, or a value of theirs; or it";
+            Error::FailedPrecondition(format!(
+                "{text}: {}; its log says which. {}",
+                user.has_newer_key(kernel),
+                user.aes_twin()
+            ))
+        }
         Errno::EINVAL => Error::FailedPrecondition(format!(
             "{text}: this kernel does not know one of the mapOptions, or a value of theirs; its log says which"
         )),

@@ -25,6 +25,9 @@ const IMAGES: [&str; 9] = [
 
 const PAGE: usize = 4096;
 
+/// How many keys root may have.
+const KEY_LIMIT: &str = "/proc/sys/kernel/keys/root_maxkeys";
+
 /// The types of keys: whose they are, and how the table names them.
 const KEYS: [(&str, &str); 2] = [("csi-aes", "aes"), ("csi", "aes256k")];
 
@@ -152,6 +155,13 @@ fn a_key_too_new_for_the_kernel() {
     let error = refusal(&volume("layering", "csi", None));
     assert_names_an_aes_user(&error);
     assert!(error.to_string().contains("mounter to rbd-nbd or fuse"), "{error}");
+
+    // What a container's system call filter does to others, the limit on keys does here: krbd gets the key in its line.
+    let limit = std::fs::read_to_string(KEY_LIMIT).unwrap();
+    std::fs::write(KEY_LIMIT, "1").unwrap();
+    let outcome = use_it(&volume("layering", "csi", None));
+    std::fs::write(KEY_LIMIT, limit).unwrap();
+    assert_names_an_aes_user(&outcome.unwrap_err());
 }
 
 /// With the librados of Ceph 16 for driver and programs.

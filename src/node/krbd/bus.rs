@@ -168,6 +168,10 @@ pub(super) fn errno(words: &str) -> Errno {
         Errno::ETIMEDOUT,
         Errno::ENOMEM,
     ];
+    // ENOTSUPP, which has a name inside the kernel alone: it says so of a type of keys that it does not know.
+    if words == "Unknown error 524" {
+        return Errno::EINVAL;
+    }
     KNOWN.into_iter().find(|errno| errno.desc() == words).unwrap_or(Errno::UnknownErrno)
 }
 
