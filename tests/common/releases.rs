@@ -6,9 +6,9 @@ use cinderblock::rbd::{Errno, Release};
 use super::Lab;
 
 impl Lab {
-    /// What a user hears who has no rights on OSDs. The monitors of Ceph 20 give it no ticket for
+    /// What a user hears who has no rights on OSDs. The monitors of Ceph 18 give it no ticket for
     /// them, so its calls wait until they are given up.
     pub fn without_rights_on_osds(&self) -> Errno {
-        if self.daemons < Release::TENTACLE { Errno::EPERM } else { Errno::ETIMEDOUT }
+        if self.daemons < Release::REEF { Errno::EPERM } else { Errno::ETIMEDOUT }
     }
 }
