@@ -54,7 +54,8 @@ suite_model() {
 }
 
 suite_lineage() {
-    run_target lineage
+    # Hundreds of clones of one volume take minutes, whatever the release.
+    run_target lineage --skip of_455_clones
 }
 
 suite_node() {
@@ -157,12 +158,9 @@ build() {
 run_pair() {
     local pair=$1 work
     # A short name: Ceph's sockets are in it.
-    work=/tmp/mx-$pair
+    work=$(mktemp -d /tmp/mx.XXXXXX)
     mkdir -p "$known/$pair"
     rm -f "$known/$pair/broken"
-    "$here/lab/ceph" down --dir "$work/ceph" 2>/dev/null || true
-    rm -rf --one-file-system "$work"
-    mkdir "$work"
     "$here/lab/with" "$(librbd_of "$pair")" "$here/tests/matrix.sh" --inside "$work" "$@" || {
         say "$pair broke off, or left something"
         touch "$known/$pair/broken"
