@@ -2,7 +2,7 @@
 # The driver's tests on pairs of a librbd and a Ceph of the releases 16, 18 and 20.
 #
 #   tests/matrix.sh quick     the newest pair in few minutes: a part of `make test`
-#   tests/matrix.sh all       every pair, from the beginning: `make test-matrix`; an hour on two cores
+#   tests/matrix.sh all       every pair, from the beginning: `make test-matrix`
 #   tests/matrix.sh PAIR…     these pairs alone, in place of what is known of them
 #   tests/matrix.sh write     puts the table of what is known into docs/reference/compatibility.md
 #
@@ -114,7 +114,8 @@ inside() {
     local pair=$1 suite path=$PATH options
     shift
     options=(--key "$(key_of "$pair")")
-    [[ $(daemons_of "$pair") == "$(librbd_of "$pair")" ]] || options+=(--release "$(daemons_of "$pair")")
+    [[ $(daemons_of "$pair") == "$(librbd_of "$pair")" ]] ||
+        options+=(--release "$(daemons_of "$pair")")
     # Labs that tests bring up are of that release too.
     export LAB_UP="${options[*]}"
     lab/ceph up --dir "$work/ceph" --monitor-round 0.05 --namespace rbd/tests
@@ -135,7 +136,7 @@ run_suite() {
     passed=$(total passed "$file.log") failed=$(total failed "$file.log")
     echo "$passed $failed $((SECONDS - began)) $(date --utc +%F) $MATRIX_COMMIT" >"$file"
     say "$1 $2: $passed passed, $failed failed, in $((SECONDS - began)) s"
-    grep -hE '^test .* (FAILED|failed)$|^ *\[(FAIL|PANICKED!|TIMEDOUT)\]' "$file.log" | sort -u >&2 || true
+    grep -hE '^test .* FAILED$|^ *\[(FAIL|PANICKED!|TIMEDOUT)\]' "$file.log" | sort -u >&2 || true
 }
 
 # total WORD LOG: the sum of the numbers before that word in the lines of results.
@@ -215,7 +216,8 @@ failures() {
     local pair
     for pair in "${pairs[@]}"; do
         sed -nE "s/^test (.*) \.\.\. FAILED$/\1 $pair/p" "$known/$pair"/*.log 2>/dev/null
-    done | awk '{ on[$1] = on[$1] " " $2 } END { for (name in on) print "- `" name "`:" on[name] }' | sort
+    done | sort -u |
+        awk '{ on[$1] = on[$1] " " $2 } END { for (name in on) print "- `" name "`:" on[name] }' | sort
 }
 
 # write: the table, in the document's place for it. Every number in it has to be of one commit.
@@ -230,8 +232,8 @@ write() {
     {
         sed "/$begin/q" "$document"
         echo
-        echo "Output of one run of \`make test-matrix\`, on $(date --utc +%F), of commit \`$commits\`, on" \
-            "$(nproc) cores:"
+        echo "Output of one run of \`make test-matrix\`, on $(date --utc +%F), of commit" \
+            "\`$commits\`, on $(nproc) cores:"
         echo
         table
         [[ -z $(failures) ]] || { echo; echo "Failed:"; echo; failures; }
@@ -285,7 +287,8 @@ run() {
         ((passed && !failed)) || unsuccessful+=("$suite")
         [[ ! -e $known/${suite%/*}/broken ]] || unsuccessful+=("${suite%/*}")
     done
-    ((${#unsuccessful[@]} == 0)) || die "not as they should be: $(printf '%s\n' "${unsuccessful[@]}" | sort -u | xargs); see $known"
+    ((${#unsuccessful[@]} == 0)) ||
+        die "these failed or were not run, see $known: $(printf '%s\n' "${unsuccessful[@]}" | sort -u | xargs)"
 }
 
 MATRIX_COMMIT=${MATRIX_COMMIT:-$(git describe --always --dirty --exclude '*')}
