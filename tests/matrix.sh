@@ -128,7 +128,7 @@ inside() {
     lab/ceph down --dir "$work/ceph"
 }
 
-# run_suite PAIR SUITE: leaves its log, and its numbers: passed, failed, seconds, when, which commit.
+# run_suite PAIR SUITE: leaves its log, and its numbers: passed, failed, seconds, date, commit.
 run_suite() {
     local file=$known/$1/$2 began=$SECONDS passed failed
     rm -f "$file"
@@ -141,7 +141,8 @@ run_suite() {
 
 # total WORD LOG: the sum of the numbers before that word in the lines of results.
 total() {
-    grep -F -e "$result_mark" "$2" | grep -oE "[0-9]+ $1" | awk '{ sum += $1 } END { print sum + 0 }'
+    grep -F -e "$result_mark" "$2" | grep -oE "[0-9]+ $1" |
+        awk '{ sum += $1 } END { print sum + 0 }'
 }
 
 # --- all of them ---------------------------------------------------------------------------------
@@ -217,7 +218,8 @@ failures() {
     for pair in "${pairs[@]}"; do
         sed -nE "s/^test (.*) \.\.\. FAILED$/\1 $pair/p" "$known/$pair"/*.log 2>/dev/null
     done | sort -u |
-        awk '{ on[$1] = on[$1] " " $2 } END { for (name in on) print "- `" name "`:" on[name] }' | sort
+        awk '{ on[$1] = on[$1] " " $2 } END { for (name in on) print "- `" name "`:" on[name] }' |
+        sort
 }
 
 # write: the table, in the document's place for it. Every number in it has to be of one commit.
@@ -288,7 +290,7 @@ run() {
         [[ ! -e $known/${suite%/*}/broken ]] || unsuccessful+=("${suite%/*}")
     done
     ((${#unsuccessful[@]} == 0)) ||
-        die "these failed or were not run, see $known: $(printf '%s\n' "${unsuccessful[@]}" | sort -u | xargs)"
+        die "failed or not run, see $known: $(printf '%s\n' "${unsuccessful[@]}" | sort -u | xargs)"
 }
 
 MATRIX_COMMIT=${MATRIX_COMMIT:-$(git describe --always --dirty --exclude '*')}
