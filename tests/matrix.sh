@@ -100,7 +100,7 @@ with_result() {
         grep . || echo "broke off with exit code $outcome: 0 passed, 1 failed"
 }
 
-result_mark='--- '
+result_mark='result --- '
 
 # --- one pair, inside the root of its librbd -----------------------------------------------------
 
@@ -168,6 +168,9 @@ run_pair() {
         touch "$known/$pair/broken"
     }
     "$here/lab/ceph" down --dir "$work/ceph"
+    # What was cut off may have left labs and drivers. What it mounted went with its namespace.
+    processes_left "$work" | while read -r _ pid _; do kill -KILL "${pid%:}" || true; done
+    loops_left "$work" | while read -r _ device _; do losetup --detach "$device" || true; done
     rm -rf --one-file-system "$work"
 }
 
