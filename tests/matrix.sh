@@ -168,9 +168,11 @@ run_pair() {
         touch "$known/$pair/broken"
     }
     "$here/lab/ceph" down --dir "$work/ceph"
-    # What was cut off may have left labs and drivers. What it mounted went with its namespace.
+    # What was cut off may have left labs and drivers. What it mounted went with its namespace. From
+    # here the files under loop devices have the root's path before their own.
     processes_left "$work" | while read -r _ pid _; do kill -KILL "${pid%:}" || true; done
-    loops_left "$work" | while read -r _ device _; do losetup --detach "$device" || true; done
+    losetup --list --noheadings --output NAME,BACK-FILE | grep -F "$work/" |
+        while read -r device _; do losetup --detach "$device" || true; done
     rm -rf --one-file-system "$work"
 }
 
