@@ -202,13 +202,12 @@ pub(super) fn unknown(what: &str, key: &str, known: &[Parameter]) -> Status {
     let likeness =
         |parameter: &Parameter| strsim::jaro_winkler(&parameter.name.to_lowercase(), &key.to_lowercase());
     let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    Status::invalid_argument(match nearest.filter(|nearest| likeness(nearest) >= LIKE) {
-        Some(nearest) => format!("unknown {what} {key:?}; did you mean {:?}?", nearest.name),
-        None => {
-            let names: Vec<_> = known.iter().map(|parameter| parameter.name).collect();
-            format!("unknown {what} {key:?}; known are {}", names.join(", "))
-        }
-    })
+    if let Some(nearest) = nearest.filter(|nearest| likeness(nearest) >= LIKE) {
+        let nearest = nearest.name;
+        return Status::invalid_argument(format!("unknown {what} {key:?}; did you mean {nearest:?}?"));
+    }
+    let names: Vec<_> = known.iter().map(|parameter| parameter.name).collect();
+    Status::invalid_argument(format!("unknown {what} {key:?}; known are {}", names.join(", ")))
 }
 
 /// Finds a cluster of the configuration.

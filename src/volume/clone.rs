@@ -184,7 +184,7 @@ impl Volumes {
         self.catalogue.confirm(&request.image, stored)?;
         source.create_snapshot(name)?;
         if protect {
-            self.refuse_if_blind(&*source, parent, name)?;
+            refuse_if_blind(&*source, parent, name)?;
             source.protect_snapshot(name).tolerate(Errno::EBUSY)?;
         }
         find(&source.snapshots()?, name).cloned().ok_or_else(|| {
@@ -193,15 +193,13 @@ impl Volumes {
     }
 }
 
-impl Volumes {
-    /// Takes the snapshot just cut away again when the user may not see its clones: once it is protected, only one who may can take
-    /// the protection off.
-    fn refuse_if_blind(&self, source: &dyn Image, parent: &Parent, name: &str) -> Result<()> {
-        let Some(cut) = find(&source.snapshots()?, name).cloned() else { return Ok(()) };
-        let Err(blind) = source.children(Some(cut.id)) else { return Ok(()) };
-        parent.home.drop_snapshot(source, &parent.image_id, &cut)?;
-        Err(blind.into())
-    }
+/// Takes the snapshot just cut away again when the user may not see its clones: once it is protected, only one who may can take
+/// the protection off.
+fn refuse_if_blind(source: &dyn Image, parent: &Parent, name: &str) -> Result<()> {
+    let Some(cut) = find(&source.snapshots()?, name).cloned() else { return Ok(()) };
+    let Err(blind) = source.children(Some(cut.id)) else { return Ok(()) };
+    parent.home.drop_snapshot(source, &parent.image_id, &cut)?;
+    Err(blind.into())
 }
 
 impl Parent {

@@ -17,7 +17,7 @@ impl Volumes {
         &self,
         image: &str,
         settings: &BTreeMap<String, String>,
-        check: &dyn Fn(&BTreeMap<String, String>) -> std::result::Result<(), String>,
+        check: impl Fn(&BTreeMap<String, String>) -> std::result::Result<(), String>,
     ) -> Result<()> {
         let gone = || Error::NotFound(format!("the volume {} does not exist", self.spec(image)));
         self.catalogue

@@ -262,9 +262,12 @@ impl Volumes {
             let id = &image.id()?;
             let snapshots = image.snapshots()?;
             let migrated = *id != stored.record.image_id;
-            let is_ours = |found: &&Snapshot| match migrated {
-                true => found.kind == SnapshotKind::User && found.name == name,
-                false => is_recorded(&stored.record, name, found),
+            let is_ours = |found: &&Snapshot| {
+                if migrated {
+                    found.kind == SnapshotKind::User && found.name == name
+                } else {
+                    is_recorded(&stored.record, name, found)
+                }
             };
             let ours: Vec<_> = snapshots.iter().filter(is_ours).collect();
             // Their ids are known from here on, and they are ours if the record is.

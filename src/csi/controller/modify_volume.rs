@@ -31,7 +31,7 @@ impl ControllerService {
             format!("{settings:?}"),
         );
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            access.answer(access.volumes.modify(&id.image, &settings, &qos::check))
+            access.answer(access.volumes.modify(&id.image, &settings, qos::check))
         })
         .await?;
         Ok(Response::new(ControllerModifyVolumeResponse {}))
