@@ -6,6 +6,7 @@
 //! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
 //! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
 //! - [`kube`]: Kubernetes, as a client, for those who have it.
+//! - [`notes`]: which clients may write to a volume, as `volume` and `node` tell each other.
 //! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
 
 pub mod csi;
@@ -13,6 +14,7 @@ pub mod csi;
 pub mod fuzz;
 pub mod kube;
 pub mod node;
+pub mod notes;
 pub mod rbd;
 pub mod telemetry;
 pub mod volume;

@@ -1,5 +1,6 @@
-//! A node that is lost without letting go of its volume, on a real Ceph: a controller, two nodes on the `fuse` mounter. The first
-//! freezes in the middle of writing, is unpublished and fenced, and wakes up when the second has the volume.
+//! Nodes that are lost without letting go of their volume, on a real Ceph: a controller, two nodes on the `fuse` mounter. The first
+//! freezes in the middle of writing until its watch has ended, is unpublished and fenced, and wakes up when the second has the
+//! volume. And nodes that are not lost, and are not fenced.
 //!
 //! Needs root, FUSE, loop devices, and the environment `lab/ceph env` prints.
 
@@ -7,18 +8,23 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::node_client::NodeClient;
+use cinderblock::csi::proto::volume_capability::access_mode::Mode;
+use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume};
 use cinderblock::csi::proto::{
-    ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, NodeGetVolumeHealthRequest,
+    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, NodeExpandVolumeRequest, NodeGetVolumeHealthRequest,
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    VolumeCapability,
 };
 use common::driver::{Class, Driver, MIB, filesystem, lab_config};
 use common::{Lab, Namespace};
@@ -26,20 +32,22 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// A volume as a controller made it.
-struct Volume<'a> {
-    lab: &'a Lab,
+struct Volume {
     class: Class,
+    capability: VolumeCapability,
     id: String,
     context: BTreeMap<String, String>,
     controller: ControllerClient<Channel>,
+    /// The addresses of all clients that were seen to watch it.
+    seen: Mutex<BTreeSet<String>>,
 }
 
-impl Volume<'_> {
+impl Volume {
     async fn publish(&mut self, node: &str) -> Result<BTreeMap<String, String>, Status> {
         let request = ControllerPublishVolumeRequest {
             volume_id: self.id.clone(),
             node_id: node.to_owned(),
-            volume_capability: Some(filesystem()),
+            volume_capability: Some(self.capability.clone()),
             volume_context: self.context.clone(),
             secrets: self.class.secrets.clone(),
             ..ControllerPublishVolumeRequest::default()
@@ -49,12 +57,35 @@ impl Volume<'_> {
     }
 
     async fn unpublish(&mut self, node: &str) {
+        self.try_unpublish(node).await.unwrap();
+    }
+
+    async fn try_unpublish(&mut self, node: &str) -> Result<(), Status> {
         let request = ControllerUnpublishVolumeRequest {
             volume_id: self.id.clone(),
             node_id: node.to_owned(),
             secrets: self.class.secrets.clone(),
         };
-        self.controller.controller_unpublish_volume(request).await.unwrap();
+        self.controller.controller_unpublish_volume(request).await.map(drop)
+    }
+
+    /// The addresses of those who watch the image, as `rbd status` tells.
+    fn watchers(&self) -> Vec<String> {
+        let spec = self.id.split_once('/').unwrap().1;
+        let output = Command::new("rbd")
+            .args(["--id", &std::env::var("LAB_USER").unwrap(), "status", spec])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let addresses = text.lines().filter_map(|line| line.trim().strip_prefix("watcher="));
+        let found: Vec<_> = addresses.map(|rest| rest.split(' ').next().unwrap().to_owned()).collect();
+        self.seen.lock().unwrap().extend(found.iter().cloned());
+        found
+    }
+
+    async fn delete(mut self) {
+        self.controller.delete_volume(self.class.delete_volume(&self.id)).await.unwrap();
     }
 }
 
@@ -63,6 +94,8 @@ struct Node {
     name: &'static str,
     state: PathBuf,
     driver: Driver,
+    /// An earlier driver, in whose folder the paths are.
+    folder: Option<Driver>,
     client: NodeClient<Channel>,
 }
 
@@ -70,6 +103,13 @@ impl Node {
     async fn start(lab: &Lab, name: &'static str, folder: &Path) -> Node {
         let state = folder.join(name);
         fs::create_dir_all(&state).unwrap();
+        let driver = Node::serve(lab, name, &state);
+        fs::create_dir_all(driver.folder().join("staging")).unwrap();
+        let client = NodeClient::new(driver.channel().await);
+        Node { name, state, driver, folder: None, client }
+    }
+
+    fn serve(lab: &Lab, name: &str, state: &Path) -> Driver {
         let arguments = [
             "--role",
             "node",
@@ -81,46 +121,61 @@ impl Node {
             "--log-level",
             "warn",
         ];
-        let driver = Driver::start(&lab_config(lab), &arguments);
-        fs::create_dir_all(driver.folder().join("staging")).unwrap();
-        let client = NodeClient::new(driver.channel().await);
-        Node { name, state, driver, client }
+        Driver::start(&lab_config(lab), &arguments)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.driver.folder().join(name)
+        self.folder.as_ref().unwrap_or(&self.driver).folder().join(name)
     }
 
     fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// Publishes, stages and publishes: the file system is at `target`.
-    async fn attach(&mut self, volume: &mut Volume<'_>) {
-        let publish_context = volume.publish(self.name).await.unwrap();
+    /// Starts the driver anew, as an upgrade does. The daemons go on, and the paths stay.
+    async fn restart(&mut self, lab: &Lab) {
+        self.driver.terminate();
+        self.driver.wait();
+        let next = Node::serve(lab, self.name, &self.state);
+        self.client = NodeClient::new(next.channel().await);
+        self.folder = Some(std::mem::replace(&mut self.driver, next));
+    }
+
+    async fn stage(
+        &mut self,
+        volume: &Volume,
+        publish_context: &BTreeMap<String, String>,
+    ) -> Result<(), Status> {
         let request = NodeStageVolumeRequest {
             volume_id: volume.id.clone(),
             publish_context: publish_context.clone(),
             staging_target_path: self.text("staging"),
-            volume_capability: Some(filesystem()),
+            volume_capability: Some(volume.capability.clone()),
             secrets: volume.class.secrets.clone(),
             volume_context: volume.context.clone(),
         };
-        self.client.node_stage_volume(request).await.unwrap();
+        self.client.node_stage_volume(request).await.map(drop)
+    }
+
+    /// Publishes, stages and publishes: the file system is at `target`.
+    async fn attach(&mut self, volume: &mut Volume) {
+        let publish_context = volume.publish(self.name).await.unwrap();
+        self.stage(volume, &publish_context).await.unwrap();
         let request = NodePublishVolumeRequest {
             volume_id: volume.id.clone(),
             publish_context,
             staging_target_path: self.text("staging"),
             target_path: self.text("target"),
-            volume_capability: Some(filesystem()),
+            volume_capability: Some(volume.capability.clone()),
             volume_context: volume.context.clone(),
             ..NodePublishVolumeRequest::default()
         };
         self.client.node_publish_volume(request).await.unwrap();
+        assert!(!volume.watchers().is_empty());
     }
 
     /// Takes it down here.
-    async fn detach(&mut self, volume: &Volume<'_>) {
+    async fn detach(&mut self, volume: &Volume) {
         let request =
             NodeUnpublishVolumeRequest { volume_id: volume.id.clone(), target_path: self.text("target") };
         self.client.node_unpublish_volume(request).await.unwrap();
@@ -132,7 +187,7 @@ impl Node {
     }
 
     /// The reasons of what is wrong with the volume here.
-    async fn illnesses(&mut self, volume: &Volume<'_>) -> Vec<String> {
+    async fn illnesses(&mut self, volume: &Volume) -> Vec<String> {
         let request = NodeGetVolumeHealthRequest {
             volume_id: volume.id.clone(),
             volume_publish_path: self.text("target"),
@@ -210,42 +265,102 @@ fn write_durably(path: &Path, data: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_node_is_fenced_before_another_gets_its_volume() {
-    let lab = Lab::from_environment();
-    let namespace = Namespace::new(&lab);
-    let states = tempfile::tempdir().unwrap();
-    let controller =
-        Driver::start(&lab_config(&lab), &["--role", "controller", "--fence", "--log-level", "warn"]);
-    let class = Class::new(&lab, &namespace.name).with("mounter", "fuse");
-    let mut client = controller.controller().await;
-    let made = client.create_volume(class.create_volume("v", 64 * MIB)).await.unwrap();
-    let made = made.into_inner().volume.unwrap();
-    let mut volume = Volume {
-        lab: &lab,
-        class: class.clone(),
-        id: made.volume_id.clone(),
-        context: made.volume_context,
-        controller: client.clone(),
-    };
-    let mut first = Node::start(&lab, "first", states.path()).await;
-    let mut second = Node::start(&lab, "second", states.path()).await;
+/// A controller, two nodes, and a volume.
+struct Field {
+    lab: &'static Lab,
+    namespace: Namespace<'static>,
+    _states: tempfile::TempDir,
+    _controller: Driver,
+    first: Node,
+    second: Node,
+    volume: Volume,
+}
 
-    first.attach(&mut volume).await;
+impl Field {
+    async fn new(parameters: &[(&str, &str)], capability: VolumeCapability, arguments: &[&str]) -> Field {
+        let lab: &Lab = Box::leak(Box::new(Lab::from_environment()));
+        let namespace = Namespace::new(lab);
+        let states = tempfile::tempdir().unwrap();
+        let arguments = [&["--role", "controller", "--log-level", "warn"], arguments].concat();
+        let controller = Driver::start(&lab_config(lab), &arguments);
+        let class = Class::new(lab, &namespace.name).with("mounter", "fuse");
+        let class = parameters.iter().fold(class, |class, (key, value)| class.with(key, value));
+        let mut client = controller.controller().await;
+        let mut request = class.create_volume("v", 64 * MIB);
+        request.volume_capabilities = vec![capability.clone()];
+        let made = client.create_volume(request).await.unwrap().into_inner().volume.unwrap();
+        let volume = Volume {
+            class,
+            capability,
+            id: made.volume_id,
+            context: made.volume_context,
+            controller: client,
+            seen: Mutex::default(),
+        };
+        let first = Node::start(lab, "first", states.path()).await;
+        let second = Node::start(lab, "second", states.path()).await;
+        Field { lab, namespace, _states: states, _controller: controller, first, second, volume }
+    }
+
+    /// Those of the volume's clients that are fenced.
+    fn fenced(&self) -> Vec<String> {
+        let seen = self.volume.seen.lock().unwrap();
+        fenced(self.lab).into_iter().filter(|address| seen.contains(address)).collect()
+    }
+
+    async fn finish(self) {
+        let fenced = self.fenced();
+        self.volume.delete().await;
+        for address in fenced {
+            let command =
+                serde_json::json!({"prefix": "osd blocklist", "blocklistop": "rm", "addr": address});
+            self.lab.connect().monitor_command(&command.to_string()).unwrap();
+        }
+        self.namespace.assert_nothing_is_left();
+    }
+}
+
+/// A block device, or one that several nodes write to.
+fn block(mode: Mode) -> VolumeCapability {
+    VolumeCapability {
+        access_type: Some(AccessType::Block(BlockVolume {})),
+        access_mode: Some(AccessMode { mode: mode.into() }),
+    }
+}
+
+/// Freezes the first node until its watch has ended, gives the volume to the second one, and thaws the first.
+async fn lose_the_first_node(features: &[(&str, &str)], snapshot_while_idle: bool) {
+    let mut field = Field::new(features, filesystem(), &[]).await;
+    let Field { first, second, volume, .. } = &mut field;
+    first.attach(volume).await;
     write_durably(&first.path("target/kept"), b"written before").unwrap();
-    assert!(first.illnesses(&volume).await.is_empty());
+    assert!(first.illnesses(volume).await.is_empty());
     assert_eq!(volume.publish("second").await.unwrap_err().code(), Code::FailedPrecondition);
+    let [address] = <[String; 1]>::try_from(volume.watchers()).unwrap();
+    let snapshot = if snapshot_while_idle {
+        // The controller takes the exclusive lock for it, and the idle node does not ask for it back.
+        let request = volume.class.create_snapshot("s", &volume.id);
+        let made = volume.controller.create_snapshot(request).await.unwrap().into_inner();
+        Some(made.snapshot.unwrap().snapshot_id)
+    } else {
+        None
+    };
 
-    let frozen = Frozen::new(daemon(&states.path().join("first")));
+    let frozen = Frozen::new(daemon(&first.state));
     // This write is on its way all the while.
     let late = std::thread::spawn({
         let path = first.path("target/late");
         move || write_durably(&path, &vec![7; 1 << 20])
     });
-    let began = Instant::now();
+    let froze = Instant::now();
+    wait_until_async(Duration::from_mins(5), "the watch to end", async || match volume.watchers() {
+        watchers if watchers.is_empty() => Ok(()),
+        watchers => Err(watchers),
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(45).saturating_sub(froze.elapsed())).await;
     volume.unpublish("first").await;
-    second.attach(&mut volume).await;
-    let taken = began.elapsed();
+    second.attach(volume).await;
     assert_eq!(fs::read(second.path("target/kept")).unwrap(), b"written before");
     let data: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_le_bytes).take(8 << 20).collect();
     write_durably(&second.path("target/new"), &data).unwrap();
@@ -253,51 +368,236 @@ async fn a_frozen_node_is_fenced_before_another_gets_its_volume() {
     drop(frozen);
     late.join().unwrap().expect_err("a fenced node wrote");
     assert!(write_durably(&first.path("target/later"), b"x").is_err());
-    wait_until_async("the first node to tell that its volume is ill", async || {
-        let illnesses = first.illnesses(&volume).await;
+    wait_until_async(SOON, "the first node to tell that its volume is ill", async || {
+        let illnesses = first.illnesses(volume).await;
         if illnesses.is_empty() { Err(illnesses) } else { Ok(()) }
     })
     .await;
-    assert!(second.illnesses(&volume).await.is_empty());
-    first.detach(&volume).await;
+    assert!(second.illnesses(volume).await.is_empty());
+    first.detach(volume).await;
 
     // Nothing of the first node's is in what the second one reads from the image itself.
-    second.detach(&volume).await;
-    second.attach(&mut volume).await;
+    second.detach(volume).await;
+    second.attach(volume).await;
     assert_eq!(fs::read(second.path("target/kept")).unwrap(), b"written before");
     assert!(fs::read(second.path("target/new")).unwrap() == data);
     assert!(!second.path("target/late").exists());
-    second.detach(&volume).await;
+    second.detach(volume).await;
     volume.unpublish("second").await;
-    println!("from losing the first node to writing on the second: {taken:?}");
-
-    client.delete_volume(class.delete_volume(&volume.id)).await.unwrap();
-    forget_fenced(volume.lab);
-    namespace.assert_nothing_is_left();
+    // The first comes back clean.
+    first.attach(volume).await;
+    assert!(fs::read(first.path("target/new")).unwrap() == data);
+    write_durably(&first.path("target/again"), b"x").unwrap();
+    first.detach(volume).await;
+    volume.unpublish("first").await;
+    if let Some(id) = snapshot {
+        volume.controller.delete_snapshot(volume.class.delete_snapshot(&id)).await.unwrap();
+    }
+    assert_eq!(field.fenced(), [address]);
+    field.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_node_whose_image_has_no_lock_writes_not_a_byte() {
+    lose_the_first_node(&[("imageFeatures", "layering")], false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_node_writes_not_a_byte() {
+    lose_the_first_node(&[], false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_node_that_lost_its_lock_to_a_snapshot_writes_not_a_byte() {
+    lose_the_first_node(&[], true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_grew_is_fenced_by_its_new_client() {
+    // A mounted ext4 grows with CAP_SYS_RESOURCE alone, a raw device always.
+    let mut field = Field::new(&[("imageFeatures", "layering")], block(Mode::SingleNodeWriter), &[]).await;
+    let Field { first, volume, .. } = &mut field;
+    first.attach(volume).await;
+    let before = volume.watchers();
+    let size = 128 * MIB;
+    let range = Some(CapacityRange { required_bytes: size, limit_bytes: 0 });
+    let grow = ControllerExpandVolumeRequest {
+        volume_id: volume.id.clone(),
+        capacity_range: range,
+        secrets: volume.class.secrets.clone(),
+        ..ControllerExpandVolumeRequest::default()
+    };
+    volume.controller.controller_expand_volume(grow).await.unwrap();
+    let grow = NodeExpandVolumeRequest {
+        volume_id: volume.id.clone(),
+        volume_path: first.text("target"),
+        capacity_range: range,
+        volume_capability: Some(volume.capability.clone()),
+        ..NodeExpandVolumeRequest::default()
+    };
+    first.client.node_expand_volume(grow).await.unwrap();
+    let after = volume.watchers();
+    assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
+    volume.unpublish("first").await;
+    assert_eq!(field.fenced(), after);
+    let Field { first, volume, .. } = &mut field;
+    assert!(write_durably(&first.path("target"), b"x").is_err());
+    first.detach(volume).await;
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_in_good_order_is_not_fenced() {
+    let mut field = Field::new(&[], filesystem(), &[]).await;
+    let Field { first, second, volume, .. } = &mut field;
+    for node in [first, second] {
+        node.attach(volume).await;
+        write_durably(&node.path("target/file"), b"x").unwrap();
+        node.detach(volume).await;
+        volume.unpublish(node.name).await;
+    }
+    assert!(field.fenced().is_empty(), "{:?}", field.fenced());
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_over_attaches_nothing() {
+    let mut field = Field::new(&[], filesystem(), &[]).await;
+    let Field { first, second, volume, .. } = &mut field;
+    let context = volume.publish("first").await.unwrap();
+    volume.unpublish("first").await;
+    let refused = first.stage(volume, &context).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("unpublished from this node"), "{refused}");
+    assert!(volume.watchers().is_empty() && daemons(&first.state).next().is_none());
+    second.attach(volume).await;
+    second.detach(volume).await;
+    volume.unpublish("second").await;
+    assert!(field.fenced().is_empty(), "{:?}", field.fenced());
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_driver_owes_its_note_and_the_volume_goes_elsewhere() {
+    let mut field = Field::new(&[], filesystem(), &[]).await;
+    field.first.attach(&mut field.volume).await;
+    let watchers = field.volume.watchers();
+    field.first.restart(field.lab).await;
+    let Field { first, second, volume, .. } = &mut field;
+    first.detach(volume).await;
+    assert!(volume.watchers().is_empty());
+    volume.unpublish("first").await;
+    second.attach(volume).await;
+    write_durably(&second.path("target/file"), b"x").unwrap();
+    second.detach(volume).await;
+    volume.unpublish("second").await;
+    // The one who was gone, and nobody else.
+    assert_eq!(field.fenced(), watchers);
+    let Field { first, volume, .. } = &mut field;
+    assert_eq!(fs::read_dir(first.state.join("owed")).unwrap().count(), 1);
+    first.attach(volume).await;
+    assert_eq!(fs::read_dir(first.state.join("owed")).unwrap().count(), 0);
+    first.detach(volume).await;
+    volume.unpublish("first").await;
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_daemon_is_fenced_before_the_next_one_is_started() {
+    let mut field = Field::new(&[("imageFeatures", "layering")], filesystem(), &[]).await;
+    let Field { first, volume, .. } = &mut field;
+    first.attach(volume).await;
+    let killed = volume.watchers();
+    signal(daemon(&first.state), "KILL");
+    wait_until_async(SOON, "the daemon's end", async || match daemons(&first.state).next() {
+        None => Ok(()),
+        some => Err(some),
+    })
+    .await;
+    let request =
+        NodeUnpublishVolumeRequest { volume_id: volume.id.clone(), target_path: first.text("target") };
+    first.client.node_unpublish_volume(request).await.unwrap();
+    first.attach(volume).await;
+    write_durably(&first.path("target/file"), b"x").unwrap();
+    first.detach(volume).await;
+    volume.unpublish("first").await;
+    assert_eq!(field.fenced(), killed);
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_does_not_fence_names_the_command() {
+    let mut field = Field::new(&[], filesystem(), &["--no-fence"]).await;
+    let Field { first, volume, .. } = &mut field;
+    first.attach(volume).await;
+    let refused = volume.try_unpublish("first").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    let command = format!("ceph osd blocklist add {} ", volume.watchers()[0]);
+    assert!(refused.message().contains(&command), "{refused}");
+    write_durably(&first.path("target/file"), b"x").unwrap();
+    first.detach(volume).await;
+    volume.unpublish("first").await;
+    assert!(field.fenced().is_empty());
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_nodes_that_share_a_volume_the_lost_one_is_fenced() {
+    let mut field = Field::new(&[], block(Mode::MultiNodeMultiWriter), &[]).await;
+    let Field { first, second, volume, .. } = &mut field;
+    first.attach(volume).await;
+    let lost = volume.watchers();
+    second.attach(volume).await;
+    let frozen = Frozen::new(daemon(&first.state));
+    volume.unpublish("first").await;
+    write_block(&second.path("target"), 1).unwrap();
+    drop(frozen);
+    assert!(write_block(&first.path("target"), 2).is_err());
+    write_block(&second.path("target"), 3).unwrap();
+    assert!(second.illnesses(volume).await.is_empty());
+    first.detach(volume).await;
+    first.attach(volume).await;
+    write_block(&first.path("target"), 4).unwrap();
+    for node in [first, second] {
+        node.detach(volume).await;
+        volume.unpublish(node.name).await;
+    }
+    assert_eq!(field.fenced(), lost);
+    field.finish().await;
+}
+
+fn write_block(device: &Path, number: u8) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(device)?;
+    file.write_all(&[number; 4096])?;
+    file.sync_all()
+}
+
+/// Long enough for anything that should happen at once on a busy machine.
+const SOON: Duration = Duration::from_mins(5);
+
 /// Waits for what is asked of a driver.
-async fn wait_until_async<E: std::fmt::Debug>(what: &str, mut condition: impl AsyncFnMut() -> Result<(), E>) {
-    let deadline = Instant::now() + Duration::from_mins(5);
+async fn wait_until_async<E: std::fmt::Debug>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Result<(), E>,
+) {
+    let deadline = Instant::now() + patience;
     while let Err(not_yet) = condition().await {
         assert!(Instant::now() < deadline, "waited in vain for {what}: {not_yet:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Takes the entries of five years off the lab's blocklist. There must be one; nobody else makes such.
-fn forget_fenced(lab: &Lab) {
+/// The clients on the lab's blocklist that are there for years. Nobody else makes such entries.
+fn fenced(lab: &Lab) -> Vec<String> {
     let cluster = lab.connect();
-    let command = |command: serde_json::Value| cluster.monitor_command(&command.to_string()).unwrap();
-    let listed = command(serde_json::json!({"prefix": "osd blocklist ls", "format": "json"}));
+    let command = serde_json::json!({"prefix": "osd blocklist ls", "format": "json"});
+    let listed = cluster.monitor_command(&command.to_string()).unwrap();
     // The ranges come after the clients, in a list of their own.
     let mut lists = serde_json::Deserializer::from_slice(&listed).into_iter();
     let entries: Vec<BTreeMap<String, String>> = lists.next().unwrap().unwrap();
     let year = |until: &str| until[..4].parse::<i16>().unwrap();
     let now = jiff::Zoned::now().year();
-    let fenced: Vec<_> = entries.iter().filter(|entry| year(&entry["until"]) > now + 3).collect();
-    assert!(!fenced.is_empty(), "{entries:?}");
-    for entry in fenced {
-        command(serde_json::json!({"prefix": "osd blocklist", "blocklistop": "rm", "addr": entry["addr"]}));
-    }
+    let fenced = entries.into_iter().filter(|entry| year(&entry["until"]) > now + 3);
+    fenced.map(|mut entry| entry.remove("addr").unwrap()).collect()
 }

@@ -36,7 +36,7 @@ start_controller() {
     for variable in "${variables[@]}"; do export "${variable?}"; done
     printf -- '- clusterID: lab\n  monitors: ["%s"]\n  userID: "%s"\n  keyFile: "%s"\n  pools: ["rbd"]\n' \
         "$LAB_MONITORS" "$LAB_USER" "$LAB_KEY_FILE" >"$work/clusters.yaml"
-    setsid lab/guest --dir "$work/guest" net "$here/target/debug/cinderblock" serve --role controller --fence --endpoint "unix://$work/csi.sock" \
+    setsid lab/guest --dir "$work/guest" net "$here/target/debug/cinderblock" serve --role controller --endpoint "unix://$work/csi.sock" \
         --config "$work/clusters.yaml" >"$work/controller.log" 2>&1 &
     controller=$!
     wait_until 300 "the controller" call probe
@@ -48,7 +48,7 @@ stop_controller() {
 }
 
 # call RPC …: asks the controller.
-call() { "$here/target/debug/cinderblock" call --endpoint "unix://$work/csi.sock" --timeout 150s "$@" >"$work/answer" 2>&1; }
+call() { "$here/target/debug/cinderblock" call --endpoint "unix://$work/csi.sock" --timeout 150s --output json "$@" >"$work/answer" 2>&1; }
 ask() { call "$@" || { cat "$work/answer" "$work/controller.log" >&2; die "$1 failed"; }; }
 
 # write_in_background N IMAGE: guest N writes; what is durable is named in $work/written.
@@ -106,44 +106,75 @@ on 1 stage reset
 say "$count files were told to be durable, all of them are there; files found: $(on 1 verify reset "$count")"
 on 1 unstage reset
 
-say "a node with two volumes is frozen while it writes to one of them, which is taken from it"
+# publish VOLUME NODE GUEST: publishes a volume to a node and stages it there.
+publish() {
+    ask controller-publish "lab/rbd/csi-$1" --node "$2"
+    cp "$work/answer" "$work/context-$2-$1"
+    on "$3" stage "csi-$1" "$work/context-$2-$1"
+}
+
+is_unwatched() { ! ceph rbd --id admin status "rbd/csi-$1" | grep -q watcher=; }
+
+# lose VOLUME SNAPSHOT [PARAMETER…]: the first node, which writes to it, is frozen until its watch has ended, and the volume is
+# given to the second. With a SNAPSHOT that is cut before, while the node is idle. The first node's other volume is not touched.
+lose() {
+    local volume=$1 snapshot=$2 before listed second
+    local -a parameters=()
+    for parameter in "${@:3}"; do parameters+=(--parameter "$parameter"); done
+    say "a node with two volumes is frozen, and $volume is taken from it"
+    ask create-volume --name "$volume" --size 256MiB --parameter clusterID=lab --parameter pool=rbd "${parameters[@]}"
+    publish "$volume" first 1
+    write_in_background 1 "csi-$volume"
+    more_durable 5
+    if [[ $snapshot != - ]]; then
+        on 1 pause
+        ask create-snapshot "lab/rbd/csi-$volume" --name "$snapshot"
+    fi
+    machine 1 stop
+    before=$(durable)
+    listed=$(blocklisted)
+    call controller-publish "lab/rbd/csi-$volume" --node second && die "a volume that another node writes to was published"
+    wait_until 300 "the watch to end" is_unwatched "$volume"
+    ask controller-unpublish "lab/rbd/csi-$volume" --node first
+    expect "$(blocklisted)" $((listed + 1)) "clients on the blocklist"
+    publish "$volume" second 2
+    on 2 verify "csi-$volume" "$before" >/dev/null
+    second=/tmp/node/staging/csi-$volume/second
+    machine 2 run bash -c "head -c 8M /dev/urandom >$second && sync $second && sha256sum $second" >"$work/sum"
+    say "the second node has it, with all $before durable files; the first wakes up"
+    machine 1 cont
+    [[ $snapshot == - ]] || on 1 resume
+    wait "$writer" && die "the first node writes on"
+    writer=
+    expect "$(durable)" "$before" "files the first node took for durable"
+    wait_until 300 "the first node to tell that it was fenced" is_told "csi-$volume"
+    on 1 health "csi-$volume" >&2
+    write_in_background 1 csi-kept
+    more_durable 5
+    say "it writes on to its other volume"
+    stop_writer
+    on 1 unstage "csi-$volume"
+    on 2 unstage "csi-$volume"
+    on 2 stage "csi-$volume" "$work/context-second-$volume"
+    machine 2 run sha256sum "$second" | diff - "$work/sum"
+    on 2 verify "csi-$volume" "$before" >/dev/null
+    on 2 unstage "csi-$volume"
+    ask controller-unpublish "lab/rbd/csi-$volume" --node second
+    expect "$(blocklisted)" $((listed + 1)) "clients on the blocklist after the second node let go"
+    publish "$volume" first 1
+    on 1 verify "csi-$volume" "$before" >/dev/null
+    on 1 unstage "csi-$volume"
+    say "its writes failed, the second's are whole, and it can have the volume again"
+}
+
+is_told() { on 1 health "$1" | grep -q ClientBlocklisted; }
+
 start_controller
-for volume in frozen kept; do
-    ask create-volume --name "$volume" --size 256MiB --parameter clusterID=lab --parameter pool=rbd
-    ask controller-publish "lab/rbd/csi-$volume" --node first
-    on 1 stage "csi-$volume"
-done
-write_in_background 1 csi-frozen
-more_durable 5
-machine 1 stop
-before=$(durable)
-listed=$(blocklisted)
-call controller-publish lab/rbd/csi-frozen --node second && die "a volume that another node writes to was published"
-ask controller-unpublish lab/rbd/csi-frozen --node first
-expect "$(blocklisted)" $((listed + 1)) "clients on the blocklist"
-ask controller-publish lab/rbd/csi-frozen --node second
 on 2 start
-on 2 stage csi-frozen
-on 2 verify csi-frozen "$before" >/dev/null
-second=/tmp/node/staging/csi-frozen/second
-machine 2 run bash -c "head -c 8M /dev/urandom >$second && sync $second && sha256sum $second" >"$work/sum"
-say "the second node has it, with all $before durable files; the first wakes up"
-machine 1 cont
-wait "$writer" && die "the first node writes on"
-writer=
-expect "$(durable)" "$before" "files the first node took for durable"
-is_told() { on 1 health csi-frozen | grep -q ClientBlocklisted; }
-wait_until 300 "the first node to tell that it was fenced" is_told
-on 1 health csi-frozen >&2
-write_in_background 1 csi-kept
-more_durable 5
-say "it writes on to its other volume"
-stop_writer
-on 1 unstage csi-frozen
-on 2 unstage csi-frozen
-on 2 stage csi-frozen
-machine 2 run sha256sum "$second" | diff - "$work/sum"
-on 2 verify csi-frozen "$before" >/dev/null
-on 2 unstage csi-frozen
+ask create-volume --name kept --size 256MiB --parameter clusterID=lab --parameter pool=rbd
+publish kept first 1
+lose unlocked - imageFeatures=layering
+lose locked -
+lose idle snapshot
+on 1 unstage csi-kept
 machine 2 run modprobe -r rbd # which works when nothing is mapped
-say "its writes failed, and the second's are whole"

@@ -2,8 +2,9 @@
 # In a guest: the driver as a node, and one who writes. For tests/guest-faults.sh, which tells the lab's variables.
 #
 #   tests/guest-node.sh start        the driver, in the background; one that runs is killed first, as a crash would
-#   tests/guest-node.sh stage IMAGE, unstage IMAGE
+#   tests/guest-node.sh stage IMAGE [CONTEXT], unstage IMAGE     CONTEXT is what controller-publish answered
 #   tests/guest-node.sh write IMAGE      writes file after file; each is named when it is durable. Ends when one fails
+#   tests/guest-node.sh pause, resume    that, or goes on
 #   tests/guest-node.sh verify IMAGE N   the first N files are there, whole; prints how many there are
 #   tests/guest-node.sh health IMAGE     why the volume cannot be used, if so
 set -euo pipefail
@@ -31,17 +32,21 @@ start)
 stage)
     printf %s "$LAB_USER" >"$work/user"
     call stage "lab/rbd/$2" --staging "$staging" --fs-type ext4 --volume-context mounter=rbd \
-        --volume-context contentSource=none --secret-file "userID=$work/user" --secret-file "userKey=$LAB_KEY_FILE"
+        --volume-context contentSource=none --secret-file "userID=$work/user" --secret-file "userKey=$LAB_KEY_FILE" \
+        ${3:+--context-from "$3"}
     ;;
 unstage) call unstage "lab/rbd/$2" --staging "$staging" ;;
 health) call node-volume-health "lab/rbd/$2" --path "$staging" ;;
 write)
+    echo $$ >"$work/writer"
     for ((number = 1; ; number++)); do
         content "$number" >"$staging/$number"
         sync "$staging/$number" "$staging"
         echo "$number"
     done
     ;;
+pause) kill -STOP "$(cat "$work/writer")" ;;
+resume) kill -CONT "$(cat "$work/writer")" ;;
 verify)
     for ((number = 1; number <= $3; number++)); do
         [[ $(<"$staging/$number") == "$(content "$number")" ]] || { echo "file $number is not as it was written"; exit 1; }

@@ -86,18 +86,19 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     max_volumes_per_node: Option<u32>,
 
-    /// Keep a node from writing to a volume that it is unpublished from before it closed it, as a lost node is: the controller
-    /// role puts the clients that still have the image open on Ceph's blocklist, for five years, and lets go of the volume after
-    /// that. A mounter whose volumes share a client (rbd) loses them all on that node.
+    /// Fence no node. Without this, ControllerUnpublishVolume of a node that may still write to the volume, as a lost one may, puts its
+    /// clients of this volume on Ceph's blocklist, for five years, before it lets go. With it that is FAILED_PRECONDITION with
+    /// the commands to run by hand, and the volume stays published.
     #[arg(long)]
-    fence: bool,
+    no_fence: bool,
 
     /// Where this node is, as KEY=VALUE; several times for several. Needed when a cluster of the configuration has a `topology`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = topology::segment)]
     topology: Vec<(String, String)>,
 
     /// Speak to Kubernetes too, as the pod's service account, or as KUBECONFIG says outside a pod: the controller role records events on
-    /// claims, volumes and snapshots, and fences nodes with the taint node.kubernetes.io/out-of-service as --fence would.
+    /// claims, volumes, snapshots and nodes, and cuts off no node that is Ready, has no taint node.kubernetes.io/out-of-service and lists the
+    /// volume among its volumesInUse.
     #[arg(long)]
     kubernetes: bool,
 
@@ -232,14 +233,15 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         recovery::start(&clusters);
         let mut controller = ControllerService::new(clusters, nodes, timeout)
             .with_volumes_per_node(args.max_volumes_per_node)
-            .with_fencing(args.fence)
+            .with_fencing(!args.no_fence)
             .with_alpha(args.enable_alpha);
         if let Some(client) = kubernetes {
             let recorder = Recorder::new(client.clone(), &args.driver_name);
             controller = controller.with_kubernetes(recorder, Nodes::new(client, &args.driver_name));
         } else {
             tracing::info!(
-                "runs without Kubernetes (--kubernetes): no events are recorded, and the taint node.kubernetes.io/out-of-service is not read"
+                "runs without Kubernetes (--kubernetes): no events are recorded, and nodes that are unpublished while they may write are fenced without a \
+                 question"
             );
         }
         let snapshot_metadata = SnapshotMetadataService::new(controller.clone());

@@ -58,7 +58,8 @@ pub const VOLUME_PARAMETERS: &[Parameter] = &[
     parameter(
         "mapOptions",
         "none",
-        "Options that tune what `rbd` (krbd) and `rbd-nbd` map, as `[krbd:\\|nbd:]name[=value],…;…`; others are refused.",
+        "Options that tune what `rbd` (krbd) and `rbd-nbd` map, as `[krbd:\\|nbd:]name[=value],…;…`; others are refused, and `share` for \
+         writable volumes.",
     ),
     parameter("unmapOptions", "none", "Taken, and without effect: `force`, `reattach-timeout`."),
     parameter(

@@ -236,8 +236,8 @@ pub const ANSWERS: &[Answer] = &[
     ),
     answer(
         Code::FailedPrecondition,
-        "Something must happen first: the volume is attached, published to another node, or has snapshots it may not be deleted with; \
-         nothing was changed. Or a record was written by a newer driver.",
+        "Something must happen first: the volume is attached, published to another node, in use on the healthy node that it is unpublished from, or \
+         has snapshots it may not be deleted with; nothing was changed. Or a record was written by a newer driver.",
         "Do what the message says: unpublish, detach at the address it names, delete the snapshots, run the newer driver.",
     ),
     answer(
@@ -263,8 +263,8 @@ pub const ANSWERS: &[Answer] = &[
     ),
     answer(
         Code::Unavailable,
-        "The cluster cannot be reached, or does not answer; or, with `--kubernetes`, Kubernetes does not say whether a node is out of \
-         service that has not let go of a volume.",
+        "The cluster cannot be reached, or does not answer; or, with `--kubernetes`, Kubernetes does not say whether a node may be lost \
+         that has not let go of a volume.",
         COME_BACK,
     ),
     answer(

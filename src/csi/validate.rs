@@ -138,6 +138,12 @@ pub fn is_shared(mode: Mode) -> bool {
     matches!(mode, Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)
 }
 
+/// Whether nobody writes under this capability.
+pub fn is_read_only(capability: &VolumeCapability) -> bool {
+    let mode = capability.access_mode.as_ref().map(volume_capability::AccessMode::mode);
+    matches!(mode, Some(Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

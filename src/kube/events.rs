@@ -20,8 +20,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::volumes;
 use super::{PATIENCE, code, words};
+use super::{nodes, volumes};
 
 /// Things told that may wait to be sent.
 const QUEUE: usize = 1024;
@@ -68,11 +68,13 @@ pub enum Event {
         /// Who has it and what to do, as the request was answered.
         why: String,
     },
-    /// A lost node was kept from writing to the volume.
+    /// A node was kept from writing to a volume that it did not let go of.
     NodeFenced {
-        /// The ids of the nodes that had it.
-        nodes: Vec<String>,
-        /// The addresses of their clients.
+        /// The id of the node.
+        node: String,
+        /// The id of the volume.
+        volume: String,
+        /// The addresses of the node's clients.
         clients: Vec<String>,
     },
     /// The pool of a volume fills.
@@ -129,6 +131,8 @@ pub enum Subject {
     /// The volume with this id: the claim that its PersistentVolume is or was bound to, or the PersistentVolume itself where the
     /// claim's namespace takes no events.
     Volume(String),
+    /// The node on which the driver goes by this id.
+    Node(String),
 }
 
 impl Subject {
@@ -157,6 +161,7 @@ impl fmt::Display for Subject {
                 write!(formatter, "the VolumeSnapshot {namespace}/{name}")
             }
             Subject::Volume(id) => write!(formatter, "the volume {id}"),
+            Subject::Node(id) => write!(formatter, "the node {id}"),
         }
     }
 }
@@ -385,10 +390,9 @@ impl Sending {
                 self.snapshots(snapshots).await
             ),
             Event::VolumeInUse { why } => why.clone(),
-            Event::NodeFenced { nodes, clients } => format!(
-                "node {} had not let go of the volume and is kept from writing to it: its clients {} are on Ceph's blocklist; restart it \
-                 before it is used again",
-                nodes.join(", "),
+            Event::NodeFenced { node, volume, clients } => format!(
+                "node {node} had not let go of the volume {volume} and is kept from writing to it: its clients {} are on Ceph's \
+                 blocklist; pods on it that still use the volume get I/O errors, end them there",
                 clients.join(", ")
             ),
             Event::PoolNearlyFull { pool, cluster, percent, left } => format!(
@@ -479,6 +483,11 @@ impl Sending {
                 });
                 let volume = reference("v1", "PersistentVolume", volume.metadata);
                 claim.into_iter().chain([volume]).collect()
+            }
+            Subject::Node(id) => {
+                let name = nodes::node_name(&client, &self.driver, id).await?;
+                let found = Api::<core::Node>::all(client).get_metadata_opt(&name).await?;
+                found.map(|node| reference("v1", "Node", node.metadata)).into_iter().collect()
             }
         })
     }

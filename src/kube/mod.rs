@@ -1,7 +1,7 @@
 //! Kubernetes, as a client. The driver works without it; with it, people hear in their own words what it is about.
 //!
 //! - [`events`]: what is worth telling, on the objects people look at.
-//! - [`nodes`]: whether a node was declared out of service.
+//! - [`nodes`]: whether a node uses a volume, in good health.
 //! - [`volumes`]: which claim, PersistentVolume and nodes belong to a volume id.
 //!
 //! What happens here never decides over an RPC, with one exception that [`nodes`] tells of. It knows volumes by their ids alone, and

@@ -1,8 +1,8 @@
-//! Nodes that were declared out of service: an administrator, or whoever looks after machines, has made sure that they are down, and
-//! has put the taint `node.kubernetes.io/out-of-service` on them, so that their volumes can go elsewhere at once.
+//! Whether a node uses a volume, in good health: then it is not cut off from it, whatever a detach says.
 //!
-//! Whether a node may still be writing is a question where unknown is not "no": an API server that does not answer gives an error, within
-//! [`BOUND`].
+//! A node that is not Ready, that is gone, or that carries the taint `node.kubernetes.io/out-of-service` (an administrator, or what
+//! looks after machines, has made sure that it is down) may be lost. Unknown is neither: an API server that does not answer gives
+//! an error, within [`BOUND`].
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -38,37 +38,45 @@ impl Nodes {
         Nodes { client, driver: driver.to_string() }
     }
 
-    /// Whether the node with this CSI node id carries the taint. A node that Kubernetes does not know carries none. The error says
-    /// why that cannot be told.
-    pub async fn is_out_of_service(&self, node_id: &str) -> Result<bool, String> {
-        let answer = tokio::time::timeout(BOUND, self.carries_the_taint(node_id));
-        match answer.await {
-            Ok(Ok(tainted)) => Ok(tainted),
+    /// Whether the node with this CSI node id is Ready, carries no taint [`OUT_OF_SERVICE`], and lists the volume among its
+    /// `volumesInUse`. A node that Kubernetes does not know is using nothing. The error says why that cannot be told.
+    pub async fn is_using(&self, node_id: &str, volume_id: &str) -> Result<bool, String> {
+        match tokio::time::timeout(BOUND, self.uses(node_id, volume_id)).await {
+            Ok(Ok(uses)) => Ok(uses),
             Ok(Err(error)) => Err(words(&error)),
             Err(_) => Err(format!("the API server did not answer within {} seconds", BOUND.as_secs())),
         }
     }
 
-    async fn carries_the_taint(&self, node_id: &str) -> Result<bool, ::kube::Error> {
-        let name = self.name(node_id).await?;
-        let node = Api::<Node>::all(self.client.clone()).get_opt(&name).await?;
-        let taints = node.and_then(|node| node.spec).and_then(|spec| spec.taints).unwrap_or_default();
-        Ok(taints.iter().any(|taint| taint.key == OUT_OF_SERVICE))
-    }
-
-    /// The name of the node on which the driver goes by this id: most often the same, and else the id itself where no node says so.
-    async fn name(&self, node_id: &str) -> Result<String, ::kube::Error> {
-        let nodes = Api::<CSINode>::all(self.client.clone());
-        let has_the_id = |node: &CSINode| {
-            node.spec.drivers.iter().any(|driver| driver.name == self.driver && driver.node_id == node_id)
+    async fn uses(&self, node_id: &str, volume_id: &str) -> Result<bool, ::kube::Error> {
+        let name = node_name(&self.client, &self.driver, node_id).await?;
+        let Some(node) = Api::<Node>::all(self.client.clone()).get_opt(&name).await? else {
+            return Ok(false);
         };
-        if nodes.get_opt(node_id).await?.is_some_and(|node| has_the_id(&node)) {
-            return Ok(node_id.to_string());
-        }
-        let name = walk(&nodes, |node| match node.metadata.name {
-            Some(ref name) if has_the_id(&node) => ControlFlow::Break(name.clone()),
-            _ => ControlFlow::Continue(()),
-        });
-        Ok(name.await?.unwrap_or_else(|| node_id.to_string()))
+        let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+        let status = node.status.unwrap_or_default();
+        let conditions = status.conditions.unwrap_or_default();
+        let is_ready =
+            conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        // As kubelet names a volume of a CSI driver's.
+        let volume = format!("kubernetes.io/csi/{}^{volume_id}", self.driver);
+        let is_in_use = status.volumes_in_use.unwrap_or_default().contains(&volume);
+        Ok(is_ready && is_in_use && !taints.iter().any(|taint| taint.key == OUT_OF_SERVICE))
     }
+}
+
+/// The name of the node on which `driver` goes by this id: most often the same, and else the id itself where no node says so.
+pub(super) async fn node_name(client: &Client, driver: &str, node_id: &str) -> Result<String, ::kube::Error> {
+    let nodes = Api::<CSINode>::all(client.clone());
+    let has_the_id = |node: &CSINode| {
+        node.spec.drivers.iter().any(|known| known.name == driver && known.node_id == node_id)
+    };
+    if nodes.get_opt(node_id).await?.is_some_and(|node| has_the_id(&node)) {
+        return Ok(node_id.to_string());
+    }
+    let name = walk(&nodes, |node| match node.metadata.name {
+        Some(ref name) if has_the_id(&node) => ControlFlow::Break(name.clone()),
+        _ => ControlFlow::Continue(()),
+    });
+    Ok(name.await?.unwrap_or_else(|| node_id.to_string()))
 }

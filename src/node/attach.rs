@@ -12,6 +12,7 @@
 //!
 //! The Ceph key is given to `attach` alone, and is never an argument, an environment variable or a file.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -22,7 +23,7 @@ use super::error::{Error, Result};
 use super::map_options::MapOptions;
 use super::mount::DeviceNumber;
 use super::{fuse, krbd, nbd};
-use crate::rbd::{Features, Key, KeyType, User};
+use crate::rbd::{Features, Key, KeyType, User, Watcher};
 
 /// An image, and how its cluster is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,8 +210,8 @@ impl Mounter {
         }
     }
 
-    /// Takes up the image's present size. `image_size` asks the cluster for it, where the mounter cannot. `Unavailable` when the cluster or
-    /// the device's server does not answer.
+    /// Takes up the image's present size. `image_size` asks the cluster for it, where the mounter cannot; `admit` is asked before a
+    /// new client of the image may write. `Unavailable` when the cluster or the device's server does not answer.
     pub(super) fn refresh(
         self,
         directory: &Path,
@@ -218,11 +219,12 @@ impl Mounter {
         read_only: bool,
         device: &Device,
         image_size: impl FnOnce() -> Result<u64>,
+        admit: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         match self {
             Mounter::Rbd => krbd::refresh(directory, image, device),
             Mounter::RbdNbd => nbd::refresh(directory, image, read_only, device, image_size),
-            Mounter::Fuse => fuse::refresh(directory, image, read_only, device),
+            Mounter::Fuse => fuse::refresh(directory, image, read_only, device, admit),
         }
     }
 
@@ -232,6 +234,21 @@ impl Mounter {
             Mounter::Rbd => krbd::watch(device),
             Mounter::RbdNbd => nbd::watch(directory),
             Mounter::Fuse => fuse::watch(directory),
+        }
+    }
+
+    /// The addresses Ceph knows the clients by that serve `device`: one, but for an interrupted [`refresh`](Self::refresh). `watchers`
+    /// says who watches the image, where that is needed.
+    pub(super) fn clients(
+        self,
+        directory: &Path,
+        device: &Device,
+        watchers: impl FnOnce() -> Result<Vec<Watcher>>,
+    ) -> Result<BTreeSet<String>> {
+        match self {
+            Mounter::Rbd => Ok(krbd::client_address(device).into_iter().collect()),
+            Mounter::RbdNbd => nbd::clients(directory, &watchers()?),
+            Mounter::Fuse => fuse::clients(directory, &watchers()?),
         }
     }
 

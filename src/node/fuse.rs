@@ -26,6 +26,7 @@
 //! the old one; QEMU flushes and holds I/O back meanwhile. The obvious `block_resize` is not used: it sets
 //! the image's size, and would shrink an image that the controller grew at the same moment.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -44,9 +45,10 @@ use super::error::{Error, Result};
 use super::kill::step;
 use super::loop_device::LoopDevice;
 use super::mount::{self, MountTable};
+use super::notes;
 use super::programs::{self, Program};
 use super::qmp::{Qmp, Refusal};
-use crate::rbd::{Key, KeyType};
+use crate::rbd::{Key, KeyType, Watcher};
 
 /// How long the daemon waits for monitors, in seconds.
 const MONITOR_PATIENCE: u32 = 20;
@@ -147,9 +149,15 @@ fn opened_image(node: &Value) -> Option<String> {
     Some(image.to_string())
 }
 
-pub(super) fn refresh(directory: &Path, image: &Image, read_only: bool, device: &Device) -> Result<()> {
+pub(super) fn refresh(
+    directory: &Path,
+    image: &Image,
+    read_only: bool,
+    device: &Device,
+    admit: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let mut qmp = Qmp::connect(&socket(directory))?;
-    let size = reopen_image(&mut qmp, directory, image, read_only)?;
+    let size = reopen_image(&mut qmp, directory, image, read_only, admit)?;
     loop_device(directory).grow(device, size)
 }
 
@@ -246,8 +254,20 @@ pub(super) fn watch(directory: &Path) -> Watch {
     [Watch::Held, Watch::Lost].into_iter().find(|watch| answers.contains(watch)).unwrap_or(Watch::Unknown)
 }
 
+/// The addresses of the daemon's clients: each opening of the image has its own.
+pub(super) fn clients(directory: &Path, watchers: &[Watcher]) -> Result<BTreeSet<String>> {
+    notes::clients_of(daemons(directory)?.into_iter().map(Pid::as_raw), watchers)
+}
+
 /// Has the daemon open the image again in place of the one it has. Returns the image's size in bytes.
-fn reopen_image(qmp: &mut Qmp, directory: &Path, image: &Image, read_only: bool) -> Result<u64> {
+/// The new opening does not write before `admit` allowed it.
+fn reopen_image(
+    qmp: &mut Qmp,
+    directory: &Path,
+    image: &Image,
+    read_only: bool,
+    admit: impl FnOnce() -> Result<()>,
+) -> Result<u64> {
     // An interrupted reopening left a second one; the one in use refuses to go.
     for number in open_images(qmp)? {
         let _in_use = qmp.execute("blockdev-del", &json!({"node-name": image_node(number)}))?;
@@ -259,6 +279,10 @@ fn reopen_image(qmp: &mut Qmp, directory: &Path, image: &Image, read_only: bool)
     write_configuration(directory, image, new)?;
     qmp.execute("blockdev-add", &image_options(directory, image, read_only, new))?
         .map_err(|refusal| open_error(image, None, &refusal))?;
+    if let Err(error) = admit() {
+        qmp.require("blockdev-del", &json!({"node-name": image_node(new)}))?;
+        return Err(error);
+    }
     qmp.require("blockdev-reopen", &json!({"options": [device_options(read_only, new)]}))?;
     qmp.require("blockdev-del", &json!({"node-name": image_node(old)}))?;
     nodes(qmp)?

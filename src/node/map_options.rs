@@ -49,6 +49,11 @@ pub struct MapOptions {
 }
 
 impl MapOptions {
+    /// Whether volumes are to share one client of the kernel's.
+    pub fn shares_clients(&self) -> bool {
+        self.krbd.iter().any(|option| option == "share")
+    }
+
     /// Reads the StorageClass parameter `mapOptions`. `InvalidArgument` when it is outside the grammar.
     pub fn parse(text: &str) -> Result<MapOptions> {
         let mut options = MapOptions::default();

@@ -22,7 +22,7 @@ use super::error::{Error, Result};
 use super::filesystem::FsType;
 use super::kill;
 use crate::rbd::ceph::libraries;
-use crate::rbd::{self, Cluster, Errno, Features, ImageKey, KeyType, OpenMode};
+use crate::rbd::{self, Cluster, Errno, Features, ImageKey, KeyType, OpenMode, Pool, Watcher};
 
 /// The metadata key.
 pub(super) const KEY: &str = "cinderblock.content";
@@ -121,6 +121,31 @@ impl Marks {
     /// The image's size in bytes. Errors as [`Marks::read`].
     pub(super) fn size(&self) -> Result<u64> {
         self.with_image(OpenMode::ReadOnly, |image| image.info().map(|info| info.size))
+    }
+
+    /// The image.
+    pub(super) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// The clients that have the image open for writing. Errors as [`Marks::read`].
+    pub(super) fn watchers(&self) -> Result<Vec<Watcher>> {
+        self.with_image(OpenMode::ReadOnly, |image| image.watchers())
+    }
+
+    /// Does something else in the image's pool, within `patience`. Errors as [`Marks::read`], behind `what`.
+    pub(super) fn with_pool<T: Send + 'static>(
+        &self,
+        what: &str,
+        patience: Duration,
+        work: impl FnOnce(&dyn Pool) -> rbd::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let Self { image, key, connect } = self.clone();
+        let what = format!("{what} {image}");
+        bounded(&what.clone(), patience, move || {
+            let work = || work(&*connect()?.pool(&image.pool, &image.namespace)?);
+            work().map_err(|error| explain(&image, key, &what, &error))
+        })
     }
 
     fn with_image<T: Send + 'static>(

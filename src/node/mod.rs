@@ -5,7 +5,7 @@
 //! volume ([`Node::stats`] changes nothing). Promises:
 //!
 //! - Every operation is idempotent, and repeats what an interrupted one left undone.
-//! - Nothing is remembered in this process. After a restart a new [`Node`] on the same state directory goes on: what
+//! - Nothing is remembered in this process but the keys that remove notes. After a restart a new [`Node`] on the same state directory goes on: what
 //!   was asked for is in the volume's record there, and what is true is read from the kernel.
 //! - A path is treated as the volume's only when the volume's own device is mounted there.
 //! - A [`Node::stage`] that fails has detached the image again. When even that failed, its error is
@@ -16,6 +16,7 @@
 //! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's metadata remembers of it.
 //! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts; `place`: paths, held
 //!   open.
+//! - `notes`: which clients may write, told to the controller before they do.
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the grammar of options.
 //! - `programs`: the external programs and how they are run.
 
@@ -40,6 +41,7 @@ mod mark;
 pub(crate) mod monitors;
 pub(crate) mod mount;
 mod nbd;
+mod notes;
 pub(crate) mod options;
 mod place;
 mod programs;
@@ -63,6 +65,7 @@ use attach::{Device, Image};
 use bounded::Looks;
 use mark::Marks;
 use mount::{Mount, MountTable};
+use notes::Ledger;
 use record::{Record, VolumeDirectory};
 
 /// How a volume is used.
@@ -152,6 +155,7 @@ pub struct Node {
     state_directory: PathBuf,
     connections: Arc<Connections>,
     looks: Looks,
+    ledger: Ledger,
 }
 
 impl Node {
@@ -165,7 +169,8 @@ impl Node {
         // The mount table and /sys spell paths without links.
         let state_directory =
             state_directory.canonicalize().map_err(|error| Error::io("resolve", state_directory, error))?;
-        Ok(Self { state_directory, connections: Arc::default(), looks: Looks::default() })
+        let ledger = Ledger::new(&state_directory);
+        Ok(Self { state_directory, connections: Arc::default(), looks: Looks::default(), ledger })
     }
 
     /// The mark of `image`, read and written as its user.

@@ -14,6 +14,7 @@
 
 mod netlink;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Seek, Write};
@@ -37,8 +38,9 @@ use super::error::{Error, Result};
 use super::kill;
 use super::map_options::MapOptions;
 use super::mount;
+use super::notes;
 use super::programs::{self, Finished, Program};
-use crate::rbd::{Features, Key};
+use crate::rbd::{Features, Key, Watcher};
 
 const BLOCK_DEVICES: &str = "/sys/block";
 
@@ -192,6 +194,11 @@ fn set_size(directory: &Path, device: &Device, bytes: u64) -> Result<()> {
 /// What its process says, if it has an admin socket.
 pub(super) fn watch(directory: &Path) -> Watch {
     admin_socket::watch(&admin_socket_path(directory))
+}
+
+/// The addresses of the process's clients.
+pub(super) fn clients(directory: &Path, watchers: &[Watcher]) -> Result<BTreeSet<String>> {
+    notes::clients_of(servers(directory)?.iter().map(|server| server.process.as_raw()), watchers)
 }
 
 fn admin_socket_path(directory: &Path) -> PathBuf {

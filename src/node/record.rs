@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::attach::{Image, Mounter};
 use super::error::{Error, Result};
+use super::notes::Noted;
 use super::{Access, Capability, kill};
 
 /// The version of the record's form that is written and understood.
@@ -31,6 +32,9 @@ pub(crate) struct Record {
     pub(super) capability: Capability,
     /// The staging path, as the mount table spells it.
     pub(super) staging_path: PathBuf,
+    /// The notes of its clients; `None` where none are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) noted: Option<Noted>,
     /// Where it was published. An entry counts only while the volume is mounted there.
     pub(super) targets: BTreeMap<PathBuf, Publication>,
 }
@@ -58,6 +62,7 @@ impl Record {
             mounter,
             capability,
             staging_path,
+            noted: None,
             targets: BTreeMap::new(),
         }
     }
@@ -83,6 +88,11 @@ impl VolumeDirectory {
 
     pub(super) fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Its own name, a digest of the volume id.
+    pub(super) fn name(&self) -> String {
+        self.0.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     fn record_path(&self) -> PathBuf {

@@ -2,8 +2,10 @@
 //!
 //! Crash points: the record is there before the image is attached, and goes after it is detached. Between, any step may
 //! be the last one; staging again starts over from what is attached and mounted, and unstaging takes down what is
-//! there.
+//! there. A client that may write is [noted](super::notes) after it is attached and before it writes; its address is in the
+//! record before that, and the note goes after the client and before the record.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::SFlag;
@@ -15,9 +17,11 @@ use super::format::{self, Format};
 use super::map_options::MapOptions;
 use super::mark::{Mark, Marks};
 use super::mount::{self, MountTable};
+use super::notes::{Noted, Notes};
 use super::place::{Place, is_kind};
 use super::record::{Record, VolumeDirectory};
 use super::{Access, Capability, Node, targets_in_use};
+use crate::notes;
 use crate::rbd::Key;
 
 /// What is to be staged, and how.
@@ -37,6 +41,8 @@ pub struct Stage {
     pub capability: Capability,
     /// mkfs options of the StorageClass; `None` for the driver's.
     pub mkfs_options: Option<String>,
+    /// Where its clients are noted. `None` for a volume that comes without a publish context, or from a version before notes.
+    pub notes: Option<notes::Place>,
     /// Whether the volume was created empty, and so may be formatted.
     pub created_empty: bool,
     /// An existing directory.
@@ -60,10 +66,26 @@ impl Node {
             request.capability.clone(),
             staging.clone(),
         );
+        let marks = self.marks(&request.image, request.key.as_ref());
+        let read_only = request.capability.mode.is_read_only();
+        let place = request.notes.clone().filter(|_| !read_only);
+        wanted.noted = place.map(|place| Noted { place, addresses: BTreeSet::new() });
+        if !read_only && request.map_options.shares_clients() {
+            tracing::warn!(
+                volume_id = request.volume_id,
+                "mapOptions holds share, which is ignored: a writable volume has a client of its own, so that fencing hits it alone"
+            );
+        }
         let mut staged = None;
         if let Some(record) = directory.load()? {
+            wanted.noted = wanted.noted.or_else(|| record.noted.clone().filter(|_| !read_only));
+            let place = |record: &Record| record.noted.as_ref().map(|noted| noted.place.clone());
+            let is_republished = !record.capability.mode.is_read_only()
+                && wanted.noted.is_some()
+                && place(&record) != place(&wanted);
             let found = match record.mounter.find(directory.path())? {
-                Attachment::Dead(device) => record.mounter.revive(
+                // A new process takes up what was written to the device at once, before its client can be noted.
+                Attachment::Dead(device) if wanted.noted.is_none() => record.mounter.revive(
                     directory.path(),
                     &record.image,
                     request.key.as_ref(),
@@ -74,29 +96,47 @@ impl Node {
                 found => found,
             };
             match found {
+                // The client is that of a publication that is over, and may be fenced.
+                Attachment::Live(_) if is_republished => self.take_down(&directory, &record)?,
                 Attachment::Live(device) => {
                     require_same(&record, &wanted)?;
                     wanted.targets.clone_from(&record.targets);
+                    wanted.noted.clone_from(&record.noted);
                     staged = MountTable::read()?
                         .at(&staging)
                         .is_some_and(|m| m.device == device.number)
                         .then_some(device);
                 }
                 // Pods that still use it have to go first; nobody can bring it back under them.
-                Attachment::Dead(_) => take_down(&directory, &record)?,
+                Attachment::Dead(_) => self.take_down(&directory, &record)?,
                 Attachment::Absent => {}
             }
+        }
+        self.settle(&request.image, request.key.as_ref());
+        let notes = wanted.noted.as_ref().map(|noted| Notes::new(marks.clone(), noted.place.clone()));
+        match &notes {
+            Some(notes) => self.ledger.keep(&request.volume_id, notes.clone()),
+            None if read_only => {}
+            None => tracing::warn!(
+                volume_id = request.volume_id,
+                "the volume comes without a token to note its client by: if this node is lost, its client is not fenced"
+            ),
         }
         let outcome = match staged {
             // An earlier attempt may have stopped before this.
             Some(device) => grow(&wanted, &device),
-            None => bring_up(&directory, &wanted, request, &self.marks(&request.image, request.key.as_ref())),
+            None => bring_up(&directory, &mut wanted, request, &marks, notes.as_ref()),
         };
         // Callers take most errors for final and forget the volume, so nothing of it may stay behind.
-        outcome.map_err(|error| match take_down(&directory, &wanted) {
+        outcome.map_err(|error| match self.take_down(&directory, &wanted) {
             Ok(()) => error,
             Err(undo) => error.with_failed_undo(&undo),
         })
+    }
+
+    /// Removes the notes that are owed and that this user may remove.
+    pub(super) fn settle(&self, image: &Image, key: Option<&Key>) {
+        self.ledger.settle(image, |image| self.marks(image, key));
     }
 
     /// Unstages a volume: afterwards it is not mounted at the staging path, and detached. `FailedPrecondition` while
@@ -121,13 +161,47 @@ impl Node {
             return Err(Error::foreign_mount(&staging));
         }
         if record.staging_path == staging {
-            take_down(&directory, &record)
+            self.take_down(&directory, &record)
         } else if mounted.is_some() {
             // A second mount, made by somebody else; the volume stays staged at its own path.
             mount::unmount(&staging)
         } else {
             Ok(())
         }
+    }
+
+    /// Unmounts, detaches and forgets a volume, however much of it is there. `FailedPrecondition`, and nothing changed, while
+    /// it is mounted elsewhere than at its staging path. The note of a client that is closed here goes; that of one that was found
+    /// dead stays, for what it sent may still be on its way: it is fenced before the next client is attached.
+    fn take_down(&self, directory: &VolumeDirectory, record: &Record) -> Result<()> {
+        let found = record.mounter.find(directory.path())?;
+        let is_live = matches!(found, Attachment::Live(_));
+        if let Attachment::Live(device) | Attachment::Dead(device) = found {
+            let table = MountTable::read()?;
+            let targets: Vec<_> = targets_in_use(record, &device, &table)
+                .map(|mount| mount.point.display().to_string())
+                .collect();
+            if !targets.is_empty() {
+                return Err(Error::FailedPrecondition(format!(
+                    "the volume is still mounted at {}: unpublish it there first",
+                    targets.join(", ")
+                )));
+            }
+            while MountTable::read()?
+                .at(&record.staging_path)
+                .is_some_and(|mount| mount.device == device.number)
+            {
+                mount::unmount(&record.staging_path)?;
+            }
+        }
+        record.mounter.detach(directory.path())?;
+        match &record.noted {
+            Some(noted) if is_live => {
+                self.ledger.release(&record.volume_id, &directory.name(), &record.image, noted);
+            }
+            _ => self.ledger.forget_key(&record.volume_id),
+        }
+        directory.remove()
     }
 }
 
@@ -184,11 +258,22 @@ fn require_same(record: &Record, wanted: &Record) -> Result<()> {
     Ok(())
 }
 
-fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage, marks: &Marks) -> Result<()> {
+fn bring_up(
+    directory: &VolumeDirectory,
+    record: &mut Record,
+    request: &Stage,
+    marks: &Marks,
+    notes: Option<&Notes>,
+) -> Result<()> {
     require_unused(&record.staging_path)?;
     directory.save(record)?;
     let read_only = record.capability.mode.is_read_only();
     record.mounter.check(&record.image, request.key.as_ref(), || marks.features())?;
+    if let Some(notes) = notes
+        && !matches!(record.mounter.find(directory.path())?, Attachment::Live(_))
+    {
+        notes.fence_earlier()?;
+    }
     let device = record.mounter.attach(
         directory.path(),
         &record.image,
@@ -196,6 +281,9 @@ fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage, marks
         read_only,
         &request.map_options,
     )?;
+    if let Some(notes) = notes {
+        note(directory, record, &device, notes)?;
+    }
     let Access::Mount { fs_type, flags } = &record.capability.access else {
         return if read_only { Ok(()) } else { remember_raw_use(marks) };
     };
@@ -221,7 +309,21 @@ fn bring_up(directory: &VolumeDirectory, record: &Record, request: &Stage, marks
     grow(record, &device)
 }
 
-/// Notes in the image, before it is handed out as a raw device, that it is: nobody may take what is written there for
+/// Notes the client that was attached, before it writes.
+fn note(directory: &VolumeDirectory, record: &mut Record, device: &Device, notes: &Notes) -> Result<()> {
+    let addresses = record.mounter.clients(directory.path(), device, || notes.watchers())?;
+    if addresses.is_empty() {
+        return Err(Error::Unavailable(format!(
+            "the address of the client that serves {} is not to be found among those that watch the image {}",
+            device.name, record.image
+        )));
+    }
+    record.noted = Some(Noted { place: notes.place.clone(), addresses });
+    directory.save(record)?;
+    record.noted.as_ref().map_or(Ok(()), |noted| notes.replace(&noted.addresses))
+}
+
+/// Remembers in the image, before it is handed out as a raw device, that it is: nobody may take what is written there for
 /// nothing because blkid does not know it.
 fn remember_raw_use(marks: &Marks) -> Result<()> {
     match marks.read()? {
@@ -261,28 +363,6 @@ fn grow(record: &Record, device: &Device) -> Result<()> {
         return Ok(());
     }
     filesystem::grow_mounted(&device.path(), fs_type, &record.staging_path)
-}
-
-/// Unmounts, detaches and forgets a volume, however much of it is there. `FailedPrecondition`, and nothing changed, while
-/// it is mounted elsewhere than at its staging path.
-fn take_down(directory: &VolumeDirectory, record: &Record) -> Result<()> {
-    if let Attachment::Live(device) | Attachment::Dead(device) = record.mounter.find(directory.path())? {
-        let table = MountTable::read()?;
-        let targets: Vec<_> =
-            targets_in_use(record, &device, &table).map(|mount| mount.point.display().to_string()).collect();
-        if !targets.is_empty() {
-            return Err(Error::FailedPrecondition(format!(
-                "the volume is still mounted at {}: unpublish it there first",
-                targets.join(", ")
-            )));
-        }
-        while MountTable::read()?.at(&record.staging_path).is_some_and(|mount| mount.device == device.number)
-        {
-            mount::unmount(&record.staging_path)?;
-        }
-    }
-    record.mounter.detach(directory.path())?;
-    directory.remove()
 }
 
 #[cfg(test)]

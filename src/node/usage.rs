@@ -1,14 +1,17 @@
 //! Growing a volume on the node, and measuring it.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::attach::{Attachment, Device, Image, Watch};
 use super::error::{Error, Result};
 use super::filesystem;
 use super::mount::{Mount, MountTable};
+use super::notes::Notes;
 use super::place::Place;
 use super::record::{Record, VolumeDirectory};
 use super::{Node, is_of_volume};
@@ -68,11 +71,25 @@ impl Node {
     pub fn expand(&self, volume_id: &str, path: &Path, request: &Expand) -> Result<u64> {
         let Expand { required, limit, .. } = *request;
         let directory = self.volume(volume_id);
-        let (record, device, mount) = locate(&directory, volume_id, path)?;
+        let (mut record, device, mount) = locate(&directory, volume_id, path)?;
+        if let Some((user, key)) = &request.user {
+            let image = Image { user: Some(user.clone()), ..record.image.clone() };
+            self.settle(&image, Some(key));
+        }
         if required == 0 || device.size()? < required {
             let read_only = record.capability.mode.is_read_only();
-            let image_size = || self.image_size(&record.image, request.user.as_ref());
-            record.mounter.refresh(directory.path(), &record.image, read_only, &device, image_size)?;
+            let (mounter, image) = (record.mounter, record.image.clone());
+            let image_size = || self.image_size(&image, request.user.as_ref());
+            let notes = self.notes(&record, request.user.as_ref());
+            let mut admitted = false;
+            let admit = || {
+                admitted = record.noted.is_some();
+                admit(&directory, &mut record, &device, notes.as_deref())
+            };
+            mounter.refresh(directory.path(), &image, read_only, &device, image_size, admit)?;
+            if admitted && let Err(error) = dismiss(&directory, &mut record, &device, notes.as_deref()) {
+                tracing::warn!(%image, %error, "the note of a client that is gone stays");
+            }
         }
         let size = device.size()?;
         if size < required - required % 512 {
@@ -97,6 +114,18 @@ impl Node {
             filesystem::grow_mounted(&device.path(), mount.fs_type.parse()?, &mount.point)?;
         }
         Ok(size)
+    }
+
+    /// The notes of a staged volume, reached as `user`, else as who staged it; `None` when there is no key, or nothing is noted.
+    fn notes(&self, record: &Record, user: Option<&(String, Key)>) -> Option<Arc<Notes>> {
+        let place = record.noted.as_ref()?.place.clone();
+        match user {
+            Some((user, key)) => {
+                let image = Image { user: Some(user.clone()), ..record.image.clone() };
+                Some(Arc::new(Notes::new(self.marks(&image, Some(key)), place)))
+            }
+            None => self.ledger.notes(&record.volume_id).filter(|notes| notes.place == place),
+        }
     }
 
     /// The size of `image` in bytes, as the cluster tells `user`.
@@ -211,6 +240,53 @@ impl Node {
             Ok(root.and_then(|()| read_past_the_cache(&node)))
         })
     }
+}
+
+/// Notes a second client of a volume, which is there beside the one that has it, before it writes.
+fn admit(
+    directory: &VolumeDirectory,
+    record: &mut Record,
+    device: &Device,
+    notes: Option<&Notes>,
+) -> Result<()> {
+    let Some(known) = &mut record.noted else { return Ok(()) };
+    let notes = notes.ok_or_else(|| {
+        Error::FailedPrecondition(format!(
+            "the image {} is opened anew to grow, and the new client has to be noted, which takes a Ceph user since the node plugin was \
+             restarted: name the Secret of node-stage in the StorageClass as csi.storage.k8s.io/node-expand-secret-name and \
+             -namespace too; without it the volume has its new size when it is staged again",
+            record.image
+        ))
+    })?;
+    let clients = record.mounter.clients(directory.path(), device, || notes.watchers())?;
+    let new: Vec<_> = clients.difference(&known.addresses).cloned().collect();
+    let [new] = &new[..] else {
+        return Err(Error::Unavailable(format!(
+            "the address of a new client of the image {} is not to be told among {clients:?}",
+            record.image
+        )));
+    };
+    known.addresses.insert(new.clone());
+    directory.save(record)?;
+    notes.add(new)
+}
+
+/// Removes the note of the client whose place a second one has taken.
+fn dismiss(
+    directory: &VolumeDirectory,
+    record: &mut Record,
+    device: &Device,
+    notes: Option<&Notes>,
+) -> Result<()> {
+    let (Some(known), Some(notes)) = (&mut record.noted, notes) else { return Ok(()) };
+    let clients = record.mounter.clients(directory.path(), device, || notes.watchers())?;
+    let gone: BTreeSet<_> = known.addresses.difference(&clients).cloned().collect();
+    if clients.is_empty() || gone.is_empty() {
+        return Ok(());
+    }
+    notes.remove(&gone)?;
+    known.addresses = clients;
+    directory.save(record)
 }
 
 /// What to tell of a device that answers with errors.

@@ -65,7 +65,7 @@ pub trait Cluster: Send + Sync + std::fmt::Debug {
     /// Puts a client, by its address as in [`Watcher::address`], on the cluster's blocklist for `seconds`. When this
     /// returns, this connection has the OSD map with that entry in it, so no OSD that is asked by it, or by a client that
     /// connects from now on, takes another write of that client afterwards. Its watches are gone soon. `EINVAL` for what is
-    /// not the address of one client: Ceph would take a mere host for all its clients.
+    /// not the address of one client: Ceph would take a mere host for all its clients. `EPERM` for a user without the right.
     fn blocklist(&self, address: &str, seconds: u32) -> Result<()>;
 }
 

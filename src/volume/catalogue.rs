@@ -28,6 +28,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+mod publications;
+
+pub use publications::StoredNotes;
+
 /// The version of records this build writes; it reads no newer ones.
 const VERSION: u32 = 1;
 /// Objects the records are spread over, so that no omap grows too large for one PG.
@@ -128,6 +132,9 @@ pub struct Publication {
     /// Whether it is among what its [`Node`] has, because volumes on nodes were limited when it was published.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub counted: bool,
+    /// The token by which the node [notes](crate::notes) its clients. `None` for what a version before notes published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// The volumes a node has, where their number is limited. Its key is the node's id.
@@ -414,13 +421,21 @@ impl Catalogue {
         if old.record == record {
             return if record.is_unfinished() { self.claim(home, old) } else { Ok(old.clone()) };
         }
+        self.replace_with(home, old, record, OmapUpdate::default())
+    }
+
+    /// [`Catalogue::replace`], together with the change `also` of the same object.
+    fn replace_with<R: Record>(
+        &self,
+        home: &str,
+        old: &Stored<R>,
+        record: R,
+        mut also: OmapUpdate,
+    ) -> Result<Stored<R>> {
         let new = stored(old.key.clone(), record);
-        let update = OmapUpdate {
-            guards: vec![Guard::Equals(old.key.clone(), old.bytes.clone())],
-            set: vec![(new.key.clone(), new.bytes.clone())],
-            remove: vec![],
-        };
-        let lease = self.change(home, &old.key, old.lease.as_ref(), new.record.is_unfinished(), &update)?;
+        also.guards.push(Guard::Equals(old.key.clone(), old.bytes.clone()));
+        also.set.push((new.key.clone(), new.bytes.clone()));
+        let lease = self.change(home, &old.key, old.lease.as_ref(), new.record.is_unfinished(), &also)?;
         Ok(Stored { lease, ..new })
     }
 

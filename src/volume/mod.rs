@@ -56,7 +56,7 @@ pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
 pub use create::{CreateVolume, Sizes, VolumeSource, largest};
 pub use delete::Retained;
 pub use error::{Error, Result};
-pub use fence::Lingering;
+pub use fence::Leaving;
 pub use group::{CreateGroup, GroupSource};
 pub use journal::{Journal, Suspect};
 pub use lease::Leases;

@@ -1,11 +1,14 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume: who has a volume is in its record.
 //!
-//! Each is one guarded write, so two controllers cannot hand a single-writer volume to two nodes. Where the number of volumes on a
+//! Each is one guarded write, so two controllers cannot hand a single-writer volume to two nodes. The write that publishes a volume
+//! gives the node a token to [note](crate::notes) its clients with; the one that unpublishes it takes token and notes away. Where the number of volumes on a
 //! node is limited, they are counted in a record per node, each before its own record says that it is published. What a
 //! killed request leaves counted is not published, and is left out when the limit is reached.
 
-use super::catalogue::{Node, Publication, State, Volume};
+use super::catalogue::{Node, Publication, State, StoredNotes};
+use super::fence::Leaving;
 use super::{Error, Result, Volumes, now};
+use crate::notes::{Notes, Place};
 
 /// Seconds after which a volume that was counted, but is not published, is not about to be either.
 const SETTLED: i64 = 600;
@@ -17,20 +20,22 @@ const ATTEMPTS: usize = 20;
 pub struct PublishVolume {
     /// Name of the volume's image.
     pub image: String,
-    /// What is to be recorded.
+    /// What is to be recorded, without a token.
     pub publication: Publication,
     /// How many volumes of this pool and namespace the node may have, if that is limited.
     pub limit: Option<u32>,
+    /// Whether clients may be fenced.
+    pub fence: bool,
 }
 
 impl Volumes {
-    /// Records the node and returns the volume's record.
+    /// Records the node and returns where it notes its clients; `None` when a version before notes published the volume to it.
     ///
     /// [`Error::NotFound`] when there is no such volume, [`Error::AlreadyExists`] when this node has it under another
     /// capability, [`Error::InUse`] naming the node that has it when it may not be shared, or the clients that
     /// have its image open for writing,
     /// [`Error::Exhausted`] when the node has as many volumes as it may.
-    pub fn publish(&self, request: &PublishVolume) -> Result<Volume> {
+    pub fn publish(&self, request: &PublishVolume) -> Result<Option<Place>> {
         let spec = self.spec(&request.image);
         let stored = self
             .catalogue
@@ -40,8 +45,10 @@ impl Volumes {
         self.require_image(&request.image, &stored.record)?;
         let wanted = &request.publication;
         for publication in &stored.record.published {
-            if *publication == (Publication { counted: publication.counted, ..wanted.clone() }) {
-                return Ok(stored.record);
+            let Publication { counted, ref token, .. } = *publication;
+            if *publication == (Publication { counted, token: token.clone(), ..wanted.clone() }) {
+                let place = |token: &String| self.catalogue.notes_place(&request.image, &wanted.node, token);
+                return Ok(token.as_ref().map(place));
             }
             if publication.node == wanted.node {
                 return Err(Error::AlreadyExists(format!(
@@ -56,30 +63,56 @@ impl Volumes {
                 )));
             }
         }
+        let left = self.left_behind(&request.image, &stored.record.published, request.fence)?;
         if !wanted.shared {
             self.refuse_if_written_to(&request.image)?;
         }
         if let Some(limit) = request.limit {
             self.count_in(&wanted.node, &request.image, limit)?;
         }
+        let token = uuid::Uuid::new_v4().to_string();
         let mut record = stored.record.clone();
-        record.published.push(Publication { counted: request.limit.is_some(), ..wanted.clone() });
-        Ok(self.catalogue.replace(&request.image, &stored, record)?.record)
+        record.published.push(Publication {
+            counted: request.limit.is_some(),
+            token: Some(token.clone()),
+            ..wanted.clone()
+        });
+        let notes = Notes::new(&wanted.node, &token);
+        self.catalogue.publish(&request.image, &stored, record, &notes, &left)?;
+        Ok(Some(self.catalogue.notes_place(&request.image, &wanted.node, &token)))
     }
 
-    /// Forgets that `node` has the volume, or that any node has when `None`. Fine when it, or the volume, is gone.
-    pub fn unpublish(&self, image: &str, node: Option<&str>) -> Result<()> {
-        let Some(stored) = self.catalogue.volume(image)? else {
-            return Ok(());
-        };
+    /// The notes of nodes that the volume is not published to, with their clients fenced. A version before notes leaves them when
+    /// it unpublishes a volume that this one published.
+    fn left_behind(&self, image: &str, published: &[Publication], fence: bool) -> Result<Vec<StoredNotes>> {
+        let mut left = self.catalogue.notes(image)?;
+        left.retain(|stored| {
+            !published.iter().any(|publication| publication.token.as_ref() == Some(&stored.notes.token))
+        });
+        let clients = left.iter().flat_map(|stored| &stored.notes.clients);
+        let addresses: Vec<_> = clients.map(|client| client.address.as_str()).collect();
+        if fence {
+            self.fence(addresses)?;
+        } else if !addresses.is_empty() {
+            tracing::warn!(
+                image = self.spec(image),
+                ?addresses,
+                "clients of an earlier publication are not fenced"
+            );
+        }
+        Ok(left)
+    }
+
+    /// Forgets that nodes have the volume, and their notes, in one write. [`Error::Conflict`] when the volume, or what is noted
+    /// of its clients, is not as it was found.
+    pub fn unpublish(&self, leaving: Leaving) -> Result<()> {
+        let Leaving { image, nodes, stored, notes, .. } = leaving;
         let mut record = stored.record.clone();
-        let gone: Vec<_> = record
-            .published
-            .extract_if(.., |publication| node.is_none_or(|node| publication.node == node))
-            .collect();
-        self.catalogue.replace(image, &stored, record)?;
+        let gone: Vec<_> =
+            record.published.extract_if(.., |publication| nodes.contains(&publication.node)).collect();
+        self.catalogue.unpublish(&image, &stored, record, &notes)?;
         for publication in gone.iter().filter(|publication| publication.counted) {
-            self.count_out(&publication.node, image)?;
+            self.count_out(&publication.node, &image)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cinderblock::node::{Access, Error};
+use cinderblock::node::{Access, AccessMode, Error};
 
 use crate::lab::{Volume, ext4, key, rbd, run, variable, wait_until, write};
 
@@ -75,7 +75,7 @@ fn options_and_protocols_are_those_of_the_class() {
     for (options, mode) in [
         ("queue_depth=64", "ms_mode=prefer-crc"),
         ("ms_mode=legacy,osd_idle_ttl=30", ""),
-        ("ms_mode=secure,share", "ms_mode=secure"),
+        ("ms_mode=secure,osd_idle_ttl=30", "ms_mode=secure"),
     ] {
         let mut volume = Volume::new(16, Access::Block);
         volume.map_options = Some(options.into());
@@ -91,10 +91,15 @@ fn options_and_protocols_are_those_of_the_class() {
 }
 
 #[test]
-fn volumes_have_clients_of_their_own_unless_they_are_asked_to_share() {
-    let volumes = [None, None, Some("share"), Some("share")].map(|options| {
+fn writable_volumes_have_clients_of_their_own_and_read_only_ones_may_share() {
+    let read_only = AccessMode::MultiNodeReaderOnly;
+    let writable = AccessMode::SingleNodeMultiWriter;
+    let kinds =
+        [(None, writable), (Some("share"), writable), (Some("share"), read_only), (Some("share"), read_only)];
+    let volumes = kinds.map(|(options, mode)| {
         let mut volume = Volume::new(16, Access::Block);
         volume.map_options = options.map(str::to_owned);
+        volume.capability.mode = mode;
         volume.stage().unwrap();
         volume
     });

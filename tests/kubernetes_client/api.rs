@@ -129,12 +129,23 @@ impl Api {
             .iter()
             .map(|key| json!({"key": key, "value": "nodeshutdown", "effect": "NoExecute"}))
             .collect();
-        self.put(&format!("/api/v1/nodes/{name}"), json!({"metadata": {}, "spec": {"taints": taints}}));
+        self.put(
+            &format!("/api/v1/nodes/{name}"),
+            json!({"metadata": {"uid": format!("uid of {name}")}, "spec": {"taints": taints}}),
+        );
         let drivers = json!([{"name": "other.csi", "nodeID": "x"}, {"name": driver, "nodeID": id}]);
         self.put(
             &format!("/apis/storage.k8s.io/v1/csinodes/{name}"),
             json!({"metadata": {}, "spec": {"drivers": drivers}}),
         );
+    }
+
+    /// What kubelet says of a node: whether it is Ready, and which volumes are in use.
+    pub(crate) fn status(&self, name: &str, ready: bool, volumes: &[String]) {
+        let ready = if ready { "True" } else { "Unknown" };
+        let condition = json!({"type": "Ready", "status": ready, "lastTransitionTime": null});
+        self.state().objects.get_mut(&format!("/api/v1/nodes/{name}")).unwrap()["status"] =
+            json!({"conditions": [condition], "volumesInUse": volumes});
     }
 
     pub(crate) fn events(&self) -> Vec<Value> {

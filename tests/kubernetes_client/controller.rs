@@ -17,8 +17,8 @@ use cinderblock::csi::proto::{
 use cinderblock::kube::nodes::OUT_OF_SERVICE;
 use cinderblock::kube::{Nodes, Recorder};
 use cinderblock::rbd::ceph::Timeouts;
-use cinderblock::rbd::model::{Model, Session};
-use cinderblock::rbd::{Errno, Image, ImageKey, ImageOptions, OpenMode, Pool};
+use cinderblock::rbd::model::{Fault, Model, Session};
+use cinderblock::rbd::{Errno, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool};
 use serde_json::Value;
 use tonic::{Code, Request, Status};
 
@@ -88,7 +88,8 @@ impl Lab {
         self.service.delete_volume(Request::new(request)).await.map(drop)
     }
 
-    async fn publish(&self, volume_id: &str, node: &str) -> Result<(), Status> {
+    /// Returns the publish context.
+    async fn publish(&self, volume_id: &str, node: &str) -> Result<BTreeMap<String, String>, Status> {
         let request = ControllerPublishVolumeRequest {
             volume_id: volume_id.to_string(),
             node_id: node.to_string(),
@@ -96,7 +97,8 @@ impl Lab {
             secrets: secrets(),
             ..ControllerPublishVolumeRequest::default()
         };
-        self.service.controller_publish_volume(Request::new(request)).await.map(drop)
+        let answer = self.service.controller_publish_volume(Request::new(request)).await?;
+        Ok(answer.into_inner().publish_context)
     }
 
     async fn unpublish(&self, volume_id: &str, node: &str) -> Result<(), Status> {
@@ -108,9 +110,42 @@ impl Lab {
         self.service.controller_unpublish_volume(Request::new(request)).await.map(drop)
     }
 
+    /// The refusal when fencing fails with `errno`.
+    async fn unpublish_without_fencing(&self, errno: Errno, volume_id: &str, node: &str) -> Status {
+        // A controller that does not fence stops right before.
+        let before = self.session.calls();
+        let service = self.service.clone().with_fencing(false);
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: volume_id.to_string(),
+            node_id: node.to_string(),
+            secrets: secrets(),
+        };
+        service.controller_unpublish_volume(Request::new(request)).await.unwrap_err();
+        let calls = self.session.calls();
+        self.session.inject(calls + (calls - before) + 1, Fault::Fail(errno));
+        let refusal = self.unpublish(volume_id, node).await.unwrap_err();
+        assert_eq!(self.session.log().last().unwrap().info.method, "blocklist");
+        refusal
+    }
+
     /// A client that has the volume of the claim open.
     fn client_of(&self, claim: &str) -> Box<dyn Image> {
         let pool = self.model.connect().cluster().pool("rbd", "").unwrap();
+        pool.open_image(ImageKey::Name(&format!("csi-pvc-{claim}")), OpenMode::ReadWrite).unwrap()
+    }
+
+    /// A client that has the volume of the claim open, and is noted as `context` says.
+    fn noted_client_of(&self, claim: &str, context: &BTreeMap<String, String>) -> Box<dyn Image> {
+        let cluster = self.model.connect().cluster();
+        let pool = cluster.pool("rbd", "").unwrap();
+        let (object, key) = (&context["noteObject"], &context["noteKey"]);
+        let bytes = pool.omap_get(object, &[key]).unwrap().remove(key).unwrap();
+        let mut notes: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(notes["token"], context["noteToken"].as_str());
+        let client = serde_json::json!({"address": cluster.address().unwrap(), "boot": "b", "image_id": "i"});
+        notes["clients"].as_array_mut().unwrap().push(client);
+        let set = vec![(key.clone(), notes.to_string().into_bytes())];
+        pool.omap_update(object, &OmapUpdate { set, ..OmapUpdate::default() }).unwrap();
         pool.open_image(ImageKey::Name(&format!("csi-pvc-{claim}")), OpenMode::ReadWrite).unwrap()
     }
 
@@ -165,28 +200,84 @@ fn writes(image: &dyn Image) -> Result<(), Errno> {
     image.write_at(0, b"from the node").map_err(|error| error.errno)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_out_of_service_is_fenced_without_being_told_to() {
-    let lab = Lab::new();
-    let id = lab.volume("data").await;
-    // The id is no name of a node.
-    lab.api.node("worker-1", DRIVER, "i-0815", &[OUT_OF_SERVICE]);
-    lab.publish(&id, "i-0815").await.unwrap();
-    let client = lab.client_of("data");
-    writes(&*client).unwrap();
-    lab.unpublish(&id, "i-0815").await.unwrap();
-    assert_eq!(writes(&*client), Err(Errno::ESHUTDOWN));
-    lab.publish(&id, "other").await.unwrap();
-    let event = lab.event("NodeFenced").await;
-    assert_eq!(event["involvedObject"]["name"], "data");
-    assert!(message(&event).starts_with("node i-0815 had not let go"), "{event:#}");
+/// A node that is Ready or not, and has a volume in use.
+fn with_volume(lab: &Lab, name: &str, node_id: &str, taints: &[&str], ready: bool, volume_id: &str) {
+    lab.api.node(name, DRIVER, node_id, taints);
+    lab.api.status(name, ready, &[format!("kubernetes.io/csi/{DRIVER}^{volume_id}")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_nobody_gave_up_is_let_go_as_before() {
+async fn a_node_that_may_be_lost_is_fenced() {
+    type Prepare = fn(&Lab, &str);
+    let ways: [(&str, Prepare); 4] = [
+        ("tainted", |lab, id| with_volume(lab, "worker-1", "i-0815", &[OUT_OF_SERVICE], true, id)),
+        ("not ready", |lab, id| with_volume(lab, "worker-1", "i-0815", &[], false, id)),
+        ("unmounted", |lab, id| with_volume(lab, "worker-1", "i-0815", &[], true, &format!("{id}-other"))),
+        ("deleted", |_, _| {}),
+    ];
+    for (way, prepare) in ways {
+        let lab = Lab::new();
+        let id = lab.volume("data").await;
+        // The id is no name of a node.
+        prepare(&lab, &id);
+        let context = lab.publish(&id, "i-0815").await.unwrap();
+        let client = lab.noted_client_of("data", &context);
+        writes(&*client).unwrap();
+        lab.unpublish(&id, "i-0815").await.unwrap();
+        assert_eq!(writes(&*client), Err(Errno::ESHUTDOWN), "{way}");
+        lab.publish(&id, "other").await.unwrap();
+        let told = until("the events", || {
+            let events: Vec<_> =
+                lab.api.events().into_iter().filter(|event| event["reason"] == "NodeFenced").collect();
+            (events.len() == if way == "deleted" { 1 } else { 2 }).then_some(events)
+        });
+        let told = told.await;
+        let about = |kind: &str| told.iter().find(|event| event["involvedObject"]["kind"] == kind);
+        assert!(message(about("PersistentVolumeClaim").unwrap()).starts_with("node i-0815 had not let go"));
+        if way != "deleted" {
+            assert_eq!(about("Node").unwrap()["involvedObject"]["name"], "worker-1");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_healthy_node_that_uses_a_volume_is_not_cut_off() {
     let lab = Lab::new();
     let id = lab.volume("data").await;
-    lab.api.node("worker-1", DRIVER, "worker-1", &["node.kubernetes.io/unreachable"]);
+    with_volume(&lab, "worker-1", "worker-1", &["node.kubernetes.io/unreachable"], true, &id);
+    let context = lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.noted_client_of("data", &context);
+    let refusal = lab.unpublish(&id, "worker-1").await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+    assert!(refusal.message().contains("worker-1 is Ready"), "{refusal}");
+    writes(&*client).unwrap();
+    let refusal = lab.publish(&id, "other").await.unwrap_err();
+    assert!(refusal.message().contains("published to node worker-1"), "{refusal}");
+    // It goes on as before.
+    assert_eq!(lab.publish(&id, "worker-1").await.unwrap(), context);
+    writes(&*client).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_fencing_a_volume_stays_published_until_its_node_lets_go() {
+    let lab = Lab::without_kubernetes();
+    let service = lab.service.clone().with_fencing(false);
+    let lab = Lab { service, ..lab };
+    let id = lab.volume("data").await;
+    let context = lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.noted_client_of("data", &context);
+    let refusal = lab.unpublish(&id, "worker-1").await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+    assert!(refusal.message().contains("ceph osd blocklist add 192.0.2."), "{refusal}");
+    writes(&*client).unwrap();
+    lab.publish(&id, "other").await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_without_a_note_is_not_fenced_and_said_to_be_in_the_way() {
+    let lab = Lab::new();
+    let id = lab.volume("data").await;
+    lab.api.node("worker-1", DRIVER, "worker-1", &[OUT_OF_SERVICE]);
     lab.publish(&id, "worker-1").await.unwrap();
     let client = lab.client_of("data");
     lab.unpublish(&id, "worker-1").await.unwrap();
@@ -198,12 +289,32 @@ async fn a_node_that_nobody_gave_up_is_let_go_as_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_user_without_the_right_to_fence_reads_the_command_that_gives_it() {
+    let lab = Lab::without_kubernetes();
+    let id = lab.volume("data").await;
+    let context = lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.noted_client_of("data", &context);
+    for (errno, code, words) in [
+        (Errno::EPERM, Code::PermissionDenied, "ceph auth caps client.csi mon 'profile rbd'"),
+        (Errno::ETIMEDOUT, Code::Unavailable, "does not answer"),
+    ] {
+        let refusal = lab.unpublish_without_fencing(errno, &id, "worker-1").await;
+        assert_eq!(refusal.code(), code, "{refusal}");
+        assert!(refusal.message().contains(words), "{refusal}");
+        writes(&*client).unwrap();
+        lab.publish(&id, "other").await.unwrap_err();
+    }
+    lab.unpublish(&id, "worker-1").await.unwrap();
+    assert_eq!(writes(&*client), Err(Errno::ESHUTDOWN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_let_go_while_kubernetes_does_not_say() {
     let lab = Lab::new();
     let id = lab.volume("data").await;
     lab.api.node("worker-1", DRIVER, "worker-1", &[OUT_OF_SERVICE]);
-    lab.publish(&id, "worker-1").await.unwrap();
-    let client = lab.client_of("data");
+    let context = lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.noted_client_of("data", &context);
     for mood in [Mood::Refusing(403), Mood::Hanging] {
         lab.api.set_mood(mood);
         let began = Instant::now();
@@ -387,17 +498,13 @@ async fn an_api_server_that_hangs_slows_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_kubernetes_nothing_is_asked_and_nobody_is_waited_for() {
+async fn without_kubernetes_nothing_is_asked() {
     let lab = Lab::without_kubernetes();
     let id = lab.volume("data").await;
-    lab.api.node("worker-1", DRIVER, "worker-1", &[OUT_OF_SERVICE]);
-    lab.publish(&id, "worker-1").await.unwrap();
-    let client = lab.client_of("data");
-    let calls = lab.session.calls();
+    let context = lab.publish(&id, "worker-1").await.unwrap();
+    let client = lab.noted_client_of("data", &context);
     lab.unpublish(&id, "worker-1").await.unwrap();
-    // It reads the record and writes it, and does not look who has the image.
-    assert!(lab.session.calls() - calls <= 4, "{:#?}", &lab.session.log()[calls..]);
-    writes(&*client).unwrap();
-    lab.publish(&id, "other").await.unwrap_err();
+    assert_eq!(writes(&*client), Err(Errno::ESHUTDOWN));
+    lab.publish(&id, "other").await.unwrap();
     assert!(lab.api.requests().is_empty());
 }

@@ -97,7 +97,7 @@ pub(crate) async fn stage(client: &mut NodeClient<Channel>, volume: &Volume) -> 
     let context = [("mounter", mounter_name()), ("contentSource", "none")];
     let request = NodeStageVolumeRequest {
         volume_id: volume.id(),
-        publish_context: BTreeMap::new(),
+        publish_context: volume.publish_context(),
         staging_target_path: text(volume.staging()),
         volume_capability: Some(capability(volume)),
         secrets: secrets(),

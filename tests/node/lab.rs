@@ -1,6 +1,7 @@
 //! What the tests of the node stand on: a real Ceph told by the environment, one image per test, and the proof that
 //! a test left nothing behind.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,18 @@ pub(crate) fn rbd(arguments: &[&str]) -> (bool, String) {
         Command::new("rbd").args(["--id", &user]).args(arguments).stdin(Stdio::null()).output().unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Runs `rados` in the pool rbd.
+fn rados(arguments: &[&str]) -> std::result::Result<(), String> {
+    let user = variable("LAB_USER");
+    let output = Command::new("rados")
+        .args(["--id", &user, "--pool", "rbd"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// Runs a program that must succeed.
@@ -166,9 +179,49 @@ impl Volume {
                 .map_or_else(MapOptions::default, |text| MapOptions::parse(text).unwrap()),
             capability: self.capability.clone(),
             mkfs_options: self.mkfs_options.clone(),
+            notes: None,
             created_empty: self.created_empty,
             staging_path: self.staging(),
         })
+    }
+
+    /// What a controller hands out for the notes of the volume's clients. The notes are made when they are not there yet.
+    pub(crate) fn publish_context(&self) -> BTreeMap<String, String> {
+        let (object, key) = (self.notes_object(), "notes/volume/node-1");
+        if self.noted().is_none() {
+            let notes = r#"{"version":1,"node":"node-1","token":"token","clients":[]}"#;
+            rados(&["setomapval", &object, key, notes]).unwrap();
+        }
+        [("noteObject", object.as_str()), ("noteKey", key), ("noteToken", "token")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into()
+    }
+
+    fn notes_object(&self) -> String {
+        format!("notes-{}", self.image.name)
+    }
+
+    /// The addresses of the clients that are noted; `None` when no notes are made.
+    fn noted(&self) -> Option<BTreeSet<String>> {
+        let file = self.path("notes");
+        rados(&["getomapval", &self.notes_object(), "notes/volume/node-1", file.to_str().unwrap()]).ok()?;
+        let notes: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        std::fs::remove_file(file).unwrap();
+        let clients = notes["clients"].as_array().unwrap().iter();
+        Some(clients.map(|client| client["address"].as_str().unwrap().to_owned()).collect())
+    }
+
+    /// Checks that who watches the image is noted.
+    pub(crate) fn assert_noted(&self) {
+        let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let noted = self.noted().unwrap();
+        // A driver that died while it set a mark watches the image for half a minute more, and writes no data.
+        let watchers = status["watchers"].as_array().unwrap().iter();
+        let watchers: Vec<_> = watchers.map(|watcher| watcher["address"].as_str().unwrap()).collect();
+        // Two after a driver that died while it grew the volume.
+        assert!(noted.len() <= 2, "{noted:?}, and {watchers:?} watch the image");
+        assert!(watchers.iter().any(|address| noted.contains(*address)), "{noted:?} {watchers:?}");
     }
 
     pub(crate) fn unstage(&self) -> Result<()> {
@@ -347,8 +400,10 @@ impl Volume {
         assert_eq!(self.mounts(), Vec::<String>::new(), "mounts");
         assert_eq!(self.devices(), Vec::<String>::new(), "devices");
         assert_eq!([self.daemons(), self.nbd_servers()].concat(), Vec::<u32>::new(), "daemons");
-        let left: Vec<_> =
+        let left: Vec<PathBuf> =
             std::fs::read_dir(self.path("state")).unwrap().flatten().map(|e| e.path()).collect();
+        // Drivers that were killed owe the removal of their notes.
+        let left: Vec<_> = left.into_iter().filter(|path| !path.ends_with("owed")).collect();
         assert_eq!(left, Vec::<PathBuf>::new(), "records");
     }
 
@@ -359,6 +414,8 @@ impl Volume {
         assert_eq!(processes_about(self.folder.path()), [], "processes");
         let (done, text) = rbd(&["rm", "--no-progress", &self.image.to_string()]);
         assert!(done, "{text}");
+        // Most have none.
+        let _ = rados(&["rm", &self.notes_object()]);
     }
 }
 

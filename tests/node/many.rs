@@ -71,6 +71,7 @@ fn many_volumes_come_and_go_ten_at_a_time() {
             map_options: MapOptions::default(),
             capability: capability.clone(),
             mkfs_options: None,
+            notes: None,
             created_empty: true,
             staging_path: path(number, "staging"),
         })

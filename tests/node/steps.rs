@@ -114,11 +114,15 @@ async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
     if rpc != Rpc::Stage || number.is_multiple_of(2) {
         insist(rpc, &mut driver, &volume, &what).await;
         match rpc {
-            Rpc::Stage => volume.assert_attached_once(),
+            Rpc::Stage => {
+                volume.assert_attached_once();
+                volume.assert_noted();
+            }
             Rpc::Publish => check_kept(&volume, "target", &what),
             Rpc::Expand => {
                 assert!(volume.expand("staging", 128).is_ok_and(|size| size == 128 * MIB), "{what}");
                 check_kept(&volume, "staging", &what);
+                volume.assert_noted();
             }
             Rpc::Unpublish => assert!(!volume.path("target").exists(), "{what}"),
             Rpc::Unstage => {

@@ -182,16 +182,27 @@ fn grow_publish_and_unpublish() {
         shared: false,
         capability: "a".to_owned(),
         counted: false,
+        token: None,
     };
-    let request = cinderblock::volume::PublishVolume { image: "A".to_owned(), publication, limit: None };
+    let request =
+        cinderblock::volume::PublishVolume { image: "A".to_owned(), publication, limit: None, fence: true };
     let publish = || {
         calls(&lab, |volumes| {
             volumes.publish(&request).unwrap();
         })
     };
-    assert_eq!(publish(), ["omap_get", "image_id", "address", "open_image", "watchers", "omap_update"]);
+    assert_eq!(
+        publish(),
+        ["omap_get", "image_id", "omap_list", "address", "open_image", "watchers", "omap_update"]
+    );
     assert_eq!(publish(), ["omap_get", "image_id"], "asked again");
-    let unpublish = || calls(&lab, |volumes| volumes.unpublish("A", None).unwrap());
-    assert_eq!(unpublish(), ["omap_get", "omap_update"]);
+    let unpublish = || {
+        calls(&lab, |volumes| {
+            if let Some(leaving) = volumes.leaving("A", None, true).unwrap() {
+                volumes.unpublish(leaving).unwrap();
+            }
+        })
+    };
+    assert_eq!(unpublish(), ["omap_get", "omap_get", "omap_update"]);
     assert_eq!(unpublish(), ["omap_get"], "asked again");
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cinderblock::notes::Place;
 use cinderblock::rbd::model::{Graph, Model, Session};
 use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool};
 use cinderblock::volume::catalogue::{self, Publication};
@@ -245,33 +246,70 @@ impl Controller {
     }
 
     pub(crate) fn publish(&self, home: Home, name: &str, node: &str) -> Result<()> {
+        self.publish_noted(home, name, node).map(drop)
+    }
+
+    /// Publishes, and says where the node notes its clients.
+    pub(crate) fn publish_noted(&self, home: Home, name: &str, node: &str) -> Result<Option<Place>> {
         let publication = Publication {
             node: node.to_owned(),
             readonly: false,
             shared: false,
             capability: "a".to_owned(),
             counted: false,
+            token: None,
         };
-        self.volumes(home)?
-            .publish(&PublishVolume { image: name.to_owned(), publication, limit: None })
-            .map(drop)
+        self.volumes(home)?.publish(&PublishVolume {
+            image: name.to_owned(),
+            publication,
+            limit: None,
+            fence: true,
+        })
     }
 
     /// Publishes to a node that may have `limit` volumes.
     pub(crate) fn publish_limited(&self, home: Home, name: &str, node: &str, limit: u32) -> Result<()> {
+        self.publish_among_others(home, name, node, Some(limit)).map(drop)
+    }
+
+    /// Publishes to one node of several, and says where it notes its clients.
+    pub(crate) fn publish_shared(&self, home: Home, name: &str, node: &str) -> Result<Option<Place>> {
+        self.publish_among_others(home, name, node, None)
+    }
+
+    fn publish_among_others(
+        &self,
+        home: Home,
+        name: &str,
+        node: &str,
+        limit: Option<u32>,
+    ) -> Result<Option<Place>> {
         let publication = Publication {
             node: node.to_owned(),
             readonly: false,
             shared: true,
             capability: "a".to_owned(),
             counted: false,
+            token: None,
         };
-        let limit = Some(limit);
-        self.volumes(home)?.publish(&PublishVolume { image: name.to_owned(), publication, limit }).map(drop)
+        self.volumes(home)?.publish(&PublishVolume {
+            image: name.to_owned(),
+            publication,
+            limit,
+            fence: true,
+        })
     }
 
     pub(crate) fn unpublish(&self, home: Home, name: &str) -> Result<()> {
-        self.volumes(home)?.unpublish(name, None)
+        self.release(home, name, None)
+    }
+
+    /// Fences what is noted, and unpublishes.
+    pub(crate) fn release(&self, home: Home, name: &str, node: Option<&str>) -> Result<()> {
+        let volumes = self.volumes(home)?;
+        let Some(leaving) = volumes.leaving(name, node, true)? else { return Ok(()) };
+        volumes.fence(leaving.addresses())?;
+        volumes.unpublish(leaving)
     }
 
     /// What a controller does when it starts.

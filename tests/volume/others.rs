@@ -226,9 +226,7 @@ fn an_image_nobody_can_change_refuses_what_would_change_it_and_stays_usable() {
         assert_refused(&lab, words, |controller| controller.grow(RBD, "A", 9));
         assert_refused(&lab, words, |controller| controller.create(&lab.wish("B").of("A")));
         let settings = [("conf_a".to_owned(), "1".to_owned())].into();
-        assert_refused(&lab, words, |controller| {
-            controller.volumes(RBD)?.modify("A", &settings, &|_| Ok(()))
-        });
+        assert_refused(&lab, words, |controller| controller.volumes(RBD)?.modify("A", &settings, |_| Ok(())));
         lab.restore(&s, "B");
         lab.controller.publish(RBD, "A", "n").unwrap();
         lab.controller.unpublish(RBD, "A").unwrap();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cinderblock::rbd::SnapshotKind;
 use cinderblock::rbd::model::{Graph, ImageGraph, LinkGraph, PoolGraph, SnapshotGraph};
-use cinderblock::volume::catalogue::{Group, Silent, Snapshot, State, Volume};
+use cinderblock::volume::catalogue::{Group, Publication, Silent, Snapshot, State, Volume};
 use cinderblock::volume::journal::Suspect;
 use cinderblock::volume::names;
 use serde::de::DeserializeOwned;
@@ -22,6 +22,8 @@ pub(crate) struct Notes {
     pub(crate) groups: BTreeMap<(Place, String), Group>,
     pub(crate) silent: BTreeMap<(Place, String), Silent>,
     pub(crate) suspects: Vec<Suspect>,
+    /// The token of each node's notes, by image and node.
+    pub(crate) clients: BTreeMap<(Place, String), String>,
     pub(crate) others: Vec<String>,
 }
 
@@ -57,6 +59,9 @@ impl Notes {
                     notes.groups.insert(entry, read(value));
                 } else if let Some(entry) = entry("silent/") {
                     notes.silent.insert(entry, read(value));
+                } else if let Some(entry) = entry("notes/") {
+                    let token = read::<serde_json::Value>(value)["token"].as_str().unwrap().to_owned();
+                    notes.clients.insert(entry, token);
                 } else if key.contains('@') && key.contains('#') {
                     notes.suspects.push(read(value));
                 } else {
@@ -262,6 +267,20 @@ impl Check<'_> {
                 self.broken.push(format!("{id} is noted as silent, but does not exist"));
             }
         }
+        let is_published = |((place, name), token): (&(Place, String), &String)| {
+            let (image, node) = name.split_once('/').unwrap();
+            let volume = self.notes.volumes.get(&(place.clone(), image.to_owned()));
+            volume.is_some_and(|volume| {
+                let has_token = |publication: &Publication| {
+                    publication.node == node && publication.token.as_ref() == Some(token)
+                };
+                volume.published.iter().any(has_token)
+            })
+        };
+        let left: Vec<_> = self.notes.clients.iter().filter(|notes| !is_published(*notes)).collect();
+        let left: Vec<_> =
+            left.into_iter().map(|((_, name), _)| format!("there are the notes {name}")).collect();
+        self.broken.extend(left);
         for key in &self.notes.others {
             self.broken.push(format!("there is the note {key}"));
         }

@@ -3,9 +3,12 @@ use crate::csi::clusters::operation;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
 use crate::csi::parameters::VolumeParameters;
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
-use crate::csi::proto::{CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeContentSource};
+use crate::csi::proto::{
+    CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeCapability, VolumeContentSource,
+};
 use crate::csi::{qos, repeats, topology, validate};
 use crate::kube::Subject;
+use crate::node::MapOptions;
 use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
 use crate::volume::{CreateVolume, Sizes, VolumeSource, names};
@@ -54,6 +57,7 @@ impl ControllerService {
         let settings = qos::settings(&request.mutable_parameters)?;
         let sizes = whole_sectors(validate::sizes(request.capacity_range.as_ref())?)?;
         let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
+        refuse_shared_clients(&class, &request.volume_capabilities)?;
         let cluster = &class.location.cluster;
         topology::require(cluster, self.reached_from(cluster), request.accessibility_requirements.as_ref())?;
         let source =
@@ -87,6 +91,20 @@ impl ControllerService {
         };
         Ok((class.location, create))
     }
+}
+
+/// Refuses a volume that several volumes' client is to write to: fencing one of them would cut off all.
+fn refuse_shared_clients(class: &VolumeParameters, capabilities: &[VolumeCapability]) -> Result<(), Status> {
+    let options = class.context.get("mapOptions").map(|options| MapOptions::parse(options));
+    if options.and_then(Result::ok).is_some_and(|options| options.shares_clients())
+        && !capabilities.iter().all(validate::is_read_only)
+    {
+        return Err(Status::invalid_argument(
+            "mapOptions holds share, and the volume is writable: fencing a lost node would cut off every volume that shares its client. \
+             Take share out of the class; read-only volumes may have it",
+        ));
+    }
+    Ok(())
 }
 
 /// Rounds what is required up and the limit down to whole sectors.

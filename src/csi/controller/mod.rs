@@ -82,7 +82,7 @@ impl ControllerService {
             operations: Operations::default(),
             nodes: Arc::new(nodes),
             volumes_per_node: None,
-            fence: false,
+            fence: true,
             alpha: false,
             timeout,
             recorder: Recorder::default(),
@@ -97,13 +97,14 @@ impl ControllerService {
         ControllerService { volumes_per_node: limit, ..self }
     }
 
-    /// The same, with nodes that are unpublished before they closed a volume kept from writing to it, if `enabled`.
+    /// The same, with nodes fenced that are unpublished while they may write to a volume, if `enabled`, as they are by default.
     #[must_use]
     pub fn with_fencing(self, enabled: bool) -> ControllerService {
         ControllerService { fence: enabled, ..self }
     }
 
-    /// The same with `recorder` told what people should hear of, and with nodes fenced that `nodes` says are out of service.
+    /// The same with `recorder` told what people should hear of, and with no node fenced that is healthy and uses the volume, as
+    /// `nodes` says.
     #[must_use]
     pub fn with_kubernetes(self, recorder: Recorder, nodes: Nodes) -> ControllerService {
         ControllerService { recorder, kubernetes_nodes: Some(nodes), ..self }

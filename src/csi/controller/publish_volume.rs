@@ -1,18 +1,20 @@
-//! The seed's `initialize_connection`: what a node needs to attach the volume, and never a key.
+//! The seed's `initialize_connection`: what a node needs to attach the volume, and never a key; and its end, with the fencing of a
+//! node that is lost.
 
 use super::{ControllerService, tell_refusal};
-use crate::csi::clusters::{Access, operation};
+use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
 use crate::csi::proto::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
     ControllerUnpublishVolumeResponse,
 };
 use crate::csi::validate;
-use crate::kube::{Event, Nodes, Subject};
+use crate::kube::{Event, Nodes, Recorder, Subject};
+use crate::notes::FENCED_SECONDS;
 use crate::rbd::Monitor;
 use crate::volume::catalogue::Publication;
-use crate::volume::{Lingering, PublishVolume, image_spec, names};
-use std::collections::BTreeMap;
+use crate::volume::{Leaving, PublishVolume, image_spec, names};
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
 use tonic::{Request, Response, Status};
 
@@ -52,8 +54,10 @@ impl ControllerService {
                 shared: validate::is_shared(mode),
                 capability: names::digest(&format!("{capability:?}")),
                 counted: false,
+                token: None,
             },
             limit: self.volumes_per_node,
+            fence: self.fence,
         };
         let cluster = crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
         let secret_uuid = cluster.secret_uuid.clone();
@@ -71,7 +75,7 @@ impl ControllerService {
                     .monitors(&location.cluster, &**access.volumes.pool())
                     .map_err(|error| access.scope.connection_status(&error))?;
                 let published = access.volumes.publish(&publish);
-                access.answer(
+                let place = access.answer(
                     published.inspect_err(|error| tell_refusal(&recorder, &subject, &location, error)),
                 )?;
                 let mut context = monitor_context(&monitors);
@@ -84,14 +88,19 @@ impl ControllerService {
                 if let Some(uuid) = secret_uuid {
                     context.insert("secret_uuid".to_string(), uuid);
                 }
+                if let Some(place) = place {
+                    context.insert("noteObject".to_string(), place.object);
+                    context.insert("noteKey".to_string(), place.key);
+                    context.insert("noteToken".to_string(), place.token);
+                }
                 Ok(context)
             })
             .await?;
         Ok(Response::new(ControllerPublishVolumeResponse { publish_context: context }))
     }
 
-    /// ControllerUnpublishVolume: fine when the volume is not there, or not published. With fencing, and from a node that is out of
-    /// service, a node that has not closed the image is kept from writing to it first.
+    /// ControllerUnpublishVolume: fine when the volume is not there, or not published. A node that may still write to it is fenced
+    /// first, unless it is healthy and uses the volume, or fencing is off.
     pub(super) async fn handle_unpublish_volume(
         &self,
         request: Request<ControllerUnpublishVolumeRequest>,
@@ -113,60 +122,94 @@ impl ControllerService {
             vec![format!("volume {id}")],
             format!("{node:?}"),
         );
-        let (always, nodes) = (self.fence, self.kubernetes_nodes.clone());
-        let (recorder, subject) = (self.recorder.clone(), Subject::Volume(request.volume_id));
+        let (fence, nodes) = (self.fence, self.kubernetes_nodes.clone());
+        let (recorder, volume_id) = (self.recorder.clone(), request.volume_id);
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            if (always || nodes.is_some())
-                && let Some(lingering) =
-                    access.answer(access.volumes.lingering(&id.image, node.as_deref()))?
-                && (always || are_out_of_service(nodes.as_ref(), &lingering, access)?)
-            {
-                access.answer(access.volumes.fence(&lingering))?;
-                let Lingering { nodes, addresses } = lingering;
-                tracing::warn!(
-                    image = id.image,
-                    ?nodes,
-                    ?addresses,
-                    "clients of a lost node are on Ceph's blocklist now"
-                );
-                let event = Event::NodeFenced {
-                    nodes: nodes.into_iter().collect(),
-                    clients: addresses.into_iter().collect(),
-                };
-                recorder.tell(&subject, event);
+            let Some(leaving) = access.answer(access.volumes.leaving(&id.image, node.as_deref(), fence))?
+            else {
+                return Ok(());
+            };
+            if !leaving.clients.is_empty() {
+                require_fencing(fence, &leaving)?;
+                require_no_use(nodes.as_ref(), &leaving, &volume_id)?;
+                access.answer(access.volumes.fence(leaving.addresses()))?;
+                tell_fenced(&recorder, &volume_id, &leaving);
             }
-            access.answer(access.volumes.unpublish(&id.image, node.as_deref()))
+            access.answer(access.volumes.unpublish(leaving))
         })
         .await?;
         Ok(Response::new(ControllerUnpublishVolumeResponse {}))
     }
 }
 
-/// Whether all nodes that have not let go of the volume were declared out of service. `UNAVAILABLE` when that cannot be told: a node
-/// that may be lost is not let go without being kept from writing.
-fn are_out_of_service(nodes: Option<&Nodes>, lingering: &Lingering, access: &Access) -> Result<bool, Status> {
-    let Some(nodes) = nodes else { return Ok(false) };
-    for node in &lingering.nodes {
-        let answer = Handle::current().block_on(nodes.is_out_of_service(node));
-        let out_of_service = answer.map_err(|why| {
-            let addresses: Vec<_> = lingering.addresses.iter().map(String::as_str).collect();
+/// Refuses to release a volume whose clients are to be fenced by hand.
+fn require_fencing(enabled: bool, leaving: &Leaving) -> Result<(), Status> {
+    if enabled {
+        return Ok(());
+    }
+    let commands = leaving
+        .addresses()
+        .into_iter()
+        .map(|address| format!("ceph osd blocklist add {address} {FENCED_SECONDS}"))
+        .collect::<Vec<_>>();
+    Err(Status::failed_precondition(format!(
+        "{} may still write to the volume, and this controller does not fence (--no-fence), so it stays published: unstage it there. If \
+         the node is lost, run {}, and unpublish the volume with a controller that fences",
+        spelled(leaving),
+        commands.join("; ")
+    )))
+}
+
+/// Refuses to cut off a node that is healthy and uses the volume, as Kubernetes says. `UNAVAILABLE` when it does not say: a node
+/// that may be lost is not released without being fenced, nor one fenced that may be healthy.
+fn require_no_use(nodes: Option<&Nodes>, leaving: &Leaving, volume_id: &str) -> Result<(), Status> {
+    let Some(nodes) = nodes else { return Ok(()) };
+    for node in leaving.clients.keys() {
+        let answer = Handle::current().block_on(nodes.is_using(node, volume_id));
+        let in_use = answer.map_err(|why| {
             Status::unavailable(format!(
-                "the node {node} has not let go of the volume, which is open at {}, and whether it is out of service and to be kept from \
-                 writing cannot be told, since Kubernetes does not say: {why}; try again",
-                addresses.join(", ")
+                "{} may still write to the volume, and whether that node is lost cannot be told, since Kubernetes does not say: \
+                 {why}; try again",
+                spelled(leaving)
             ))
         })?;
-        if !out_of_service {
-            tracing::warn!(
-                node,
-                pool = %access.scope.location,
-                addresses = ?lingering.addresses,
-                "a node is unpublished from a volume that it has open, and nobody says that it is lost: it is not kept from writing"
-            );
-            return Ok(false);
+        if in_use {
+            return Err(Status::failed_precondition(format!(
+                "the node {node} is Ready and lists the volume among its volumesInUse, so it is not cut off, and the volume stays \
+                 published there: end the pods that use it. If the node is lost all the same, give it the taint \
+                 node.kubernetes.io/out-of-service"
+            )));
         }
     }
-    Ok(true)
+    Ok(())
+}
+
+/// Says in the log, to the claim and to each node that its clients are fenced.
+fn tell_fenced(recorder: &Recorder, volume_id: &str, leaving: &Leaving) {
+    for (node, addresses) in &leaving.clients {
+        tracing::warn!(
+            volume_id,
+            node,
+            ?addresses,
+            "the clients of a node that did not let go of a volume are on Ceph's blocklist"
+        );
+        let event = || Event::NodeFenced {
+            node: node.clone(),
+            volume: volume_id.to_string(),
+            clients: addresses.iter().cloned().collect(),
+        };
+        recorder.tell(&Subject::Volume(volume_id.to_string()), event());
+        recorder.tell(&Subject::Node(node.clone()), event());
+    }
+}
+
+/// The nodes and their clients in words.
+fn spelled(leaving: &Leaving) -> String {
+    let node = |(node, addresses): (&String, &BTreeSet<String>)| {
+        let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+        format!("the node {node} (at {})", addresses.join(", "))
+    };
+    leaving.clients.iter().map(node).collect::<Vec<_>>().join(" and ")
 }
 
 /// The monitors in two forms: `hosts` and `ports` as parallel lists, the seed's, for one address of each; and `monitors`, a

@@ -20,6 +20,7 @@ use crate::csi::proto::{
 use crate::csi::validate;
 use crate::node::attach::{Image, Mounter};
 use crate::node::{Access, AccessMode, Capability, Expand, MapOptions, Publish, Stage};
+use crate::notes::Place;
 use crate::rbd::Key;
 use crate::volume::{Sizes, image_spec};
 
@@ -96,6 +97,7 @@ pub(super) fn stage(request: &NodeStageVolumeRequest, monitors: &Monitors) -> Re
         mounter,
         capability,
         mkfs_options: context("mkfsOptions").map(str::to_owned),
+        notes: notes_place(&request.publish_context)?,
         // Only what is known to have been created empty may be formatted.
         created_empty: context("contentSource") == Some("none"),
         volume_id: request.volume_id.clone(),
@@ -198,6 +200,17 @@ fn require_agreement(
         }
     }
     Ok(())
+}
+
+/// Where the clients of the volume are noted, as the controller says; `None` when it says nothing of it.
+fn notes_place(publish_context: &BTreeMap<String, String>) -> Result<Option<Place>, Status> {
+    match ["noteObject", "noteKey", "noteToken"].map(|key| publish_context.get(key).cloned()) {
+        [Some(object), Some(key), Some(token)] => Ok(Some(Place { object, key, token })),
+        [None, None, None] => Ok(None),
+        _ => Err(Status::invalid_argument(
+            "publish_context holds some of noteObject, noteKey and noteToken, and not all: hand it on as the controller made it",
+        )),
+    }
 }
 
 /// The monitors of a cluster as the driver's configuration has them.

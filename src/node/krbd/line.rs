@@ -51,12 +51,15 @@ pub(super) fn line(image: &Image, credential: &str, read_only: bool, options: &M
     if given("mount_timeout").is_none() {
         all.push(format!("mount_timeout={MONITOR_PATIENCE}"));
     }
-    // Blocklisting a client cuts off all images it has: a writer of its own for each, so that fencing hits one volume.
-    let says_whether_to_share = options.krbd.iter().any(|option| option == "share" || option == "noshare");
-    if !read_only && !says_whether_to_share {
+    // Blocklisting a client cuts off all images it has: a writer of its own for each, so that fencing hits one volume, also where a
+    // StorageClass of an earlier version says `share`.
+    let is_about_sharing = |option: &&String| matches!(option.as_str(), "share" | "noshare");
+    if read_only {
+        all.extend(options.krbd.iter().cloned());
+    } else {
         all.push("noshare".to_owned());
+        all.extend(options.krbd.iter().filter(|option| !is_about_sharing(option)).cloned());
     }
-    all.extend(options.krbd.iter().cloned());
     all.push(if read_only { "ro" } else { "rw" }.to_owned());
     Ok(format!("{addresses} {} {} {} -", all.join(","), image.pool, image.name))
 }
@@ -129,10 +132,15 @@ mod tests {
             "10.0.0.1:6789,[::1]:6789 name=csi,key=k,noshare,queue_depth=8,ms_mode=legacy,mount_timeout=5,rw rbd csi-a -"
         );
         let options = MapOptions::parse("share,ms_mode=legacy,mount_timeout=5").unwrap();
-        assert_eq!(
-            line(&image(), "key=k", false, &options).unwrap(),
-            "10.0.0.1:6789,[::1]:6789 name=csi,key=k,share,ms_mode=legacy,mount_timeout=5,rw rbd csi-a -"
-        );
+        for (read_only, expected) in [
+            (false, "noshare,ms_mode=legacy,mount_timeout=5,rw"),
+            (true, "share,ms_mode=legacy,mount_timeout=5,ro"),
+        ] {
+            assert_eq!(
+                line(&image(), "key=k", read_only, &options).unwrap(),
+                format!("10.0.0.1:6789,[::1]:6789 name=csi,key=k,{expected} rbd csi-a -")
+            );
+        }
         let open = Image { namespace: "tenant".into(), user: None, ..image() };
         let options = MapOptions::parse("ms_mode=secure").unwrap();
         assert_eq!(
