@@ -44,6 +44,7 @@ deep-flatten --image-feature layering,deep-flatten
 data-pool --image-feature layering --data-pool data
 striping --image-feature layering,striping --stripe-unit 65536 --stripe-count 4
 journaling --image-feature layering,exclusive-lock,journaling
+all --image-feature layering,striping,exclusive-lock,object-map,fast-diff,deep-flatten,journaling --stripe-unit 65536 --stripe-count 4 --data-pool data
 IMAGES
     ceph rbd snap create --no-progress rbd/layering@parent
     ceph rbd clone --rbd-default-clone-format 2 rbd/layering@parent rbd/clone
@@ -54,7 +55,7 @@ make_users() {
     ceph ceph mon set auth_allowed_ciphers aes,aes256k
     # The monitor permits such keys a moment after that.
     wait_until 60 "the monitor to make a key of the type aes" \
-        ceph ceph auth get-or-create client.csi-aes "${capabilities[@]}" --key_type aes >/dev/null
+        ceph ceph auth get-or-create client.csi-aes "${capabilities[@]}" --key_type aes >/dev/null 2>&1
     ceph ceph auth get-or-create client.csi "${capabilities[@]}" >/dev/null
     ceph ceph auth get-key client.csi-aes >"$work/ceph/csi-aes.key"
     ceph ceph auth get-key client.csi >"$work/ceph/csi.key"
