@@ -66,8 +66,15 @@ pub(crate) fn rbd(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Runs `rados` in the pool rbd.
-fn rados(arguments: &[&str]) -> std::result::Result<(), String> {
+/// The bytes of a hexadecimal dump as `rados` prints it: an offset, up to 16 bytes, and the text they are.
+fn bytes_of(dump: &str) -> Vec<u8> {
+    let rows = dump.lines().filter_map(|line| line.split_once("  ")?.1.split_once('|'));
+    let digits = rows.flat_map(|(digits, _)| digits.split_whitespace());
+    digits.map(|digits| u8::from_str_radix(digits, 16).unwrap()).collect()
+}
+
+/// Runs `rados` in the pool rbd: what it prints, or its errors. In a guest it runs on the machine outside, whose files are others.
+fn rados(arguments: &[&str]) -> std::result::Result<String, String> {
     let user = variable("LAB_USER");
     let output = Command::new("rados")
         .args(["--id", &user, "--pool", "rbd"])
@@ -75,7 +82,8 @@ fn rados(arguments: &[&str]) -> std::result::Result<(), String> {
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// Runs a program that must succeed.
@@ -203,10 +211,8 @@ impl Volume {
 
     /// The addresses of the clients that are noted; `None` when no notes are made.
     fn noted(&self) -> Option<BTreeSet<String>> {
-        let file = self.path("notes");
-        rados(&["getomapval", &self.notes_object(), "notes/volume/node-1", file.to_str().unwrap()]).ok()?;
-        let notes: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-        std::fs::remove_file(file).unwrap();
+        let dump = rados(&["getomapval", &self.notes_object(), "notes/volume/node-1"]).ok()?;
+        let notes: serde_json::Value = serde_json::from_slice(&bytes_of(&dump)).unwrap();
         let clients = notes["clients"].as_array().unwrap().iter();
         Some(clients.map(|client| client["address"].as_str().unwrap().to_owned()).collect())
     }
