@@ -59,7 +59,9 @@ impl<'a> Group<'a> {
             let request = self.create(name);
             match self.groups.create_volume_group_snapshot(request).await {
                 // Two clients that want the lock of one image can keep it from a third for a while.
-                Err(status) if status.code() == Code::Aborted && Instant::now() < deadline => {}
+                Err(status)
+                    if matches!(status.code(), Code::Aborted | Code::DeadlineExceeded)
+                        && Instant::now() < deadline => {}
                 made => return made.unwrap().into_inner().group_snapshot.unwrap(),
             }
         }
