@@ -12,6 +12,7 @@ declare -A kernel_suites=([6.1]=bookworm [6.12]=trixie [7]=trixie-backports)
 # find_kernel VERSION: sets `release` and `kernel`, its folder, to the newest one of that version; fails when none is there.
 find_kernel() {
     release=$(find "$kernels" -mindepth 1 -maxdepth 1 -name "$1.*" -printf '%f\n' | sort -V | tail -n 1)
+    # shellcheck disable=SC2034 # for the scripts that source this
     kernel=$(realpath -m "$kernels/$release")
     [[ -n $release ]]
 }

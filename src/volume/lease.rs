@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a lease is renewed before it could expire.
 const RENEWALS: u32 = 3;
+/// How soon the thread that renews ends when the leases are gone.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often a lease is tried to be taken while it changes.
 const ATTEMPTS: usize = 5;
 
@@ -307,7 +309,12 @@ fn keep_renewing(inner: Weak<Inner>) {
                     }
                 }
             }
-            std::thread::sleep(patience / RENEWALS);
+            let mut left = patience / RENEWALS;
+            while !left.is_zero() && inner.strong_count() > 0 {
+                let slice = left.min(LOOK);
+                std::thread::sleep(slice);
+                left -= slice;
+            }
         }
     };
     if let Err(error) = std::thread::Builder::new().name("leases".into()).spawn(renew_all) {
