@@ -4,6 +4,7 @@
 #
 #   tests/guest.sh quick       what `make test` runs: each mounter once
 #   tests/guest.sh more        what `make test-more` runs besides
+#   tests/guest.sh quick more  both, in one guest
 #   tests/guest.sh all         every test of tests/node that applies
 #   tests/guest.sh NAME …      those of tests/node alone whose names hold one of these
 #
@@ -68,13 +69,13 @@ skipped=(
     # `rbd du` counts whole objects; the kernel trims them to pieces.
     --skip trimmed_space_goes_back
 )
-part=${1:-more}
+(($#)) || set -- more
 node=$(test_binary node)
 own=$(test_binary guest)
 guest up --kernel "${GUEST_KERNEL:-6.1}"
 guest net lab/ceph up --dir "$work/ceph" --address 10.77.0.1 --monitor-round 0.05 --namespace rbd/tests
 mapfile -t variables < <(lab/ceph env --dir "$work/ceph" | sed 's/^export //' | xargs -n 1 printf '%s\n')
-[[ $part == @(quick|more) ]] || stride=1
+[[ $1 == @(quick|more) ]] || stride=1
 variables+=("NODE_VOLUMES=${NODE_VOLUMES:-20}" "NODE_KILL_STRIDE=${NODE_KILL_STRIDE:-$stride}")
 guest run mkdir -p /tmp/guest
 
@@ -91,20 +92,32 @@ sanity() {
     in_guest "csi-sanity over $1" SANITY_MOUNTER="$1" SANITY_FOCUS='Node Service' SANITY_ACCESS="${*:2}" "$here/tests/csi-sanity.sh"
 }
 
-case $part in
-quick)
-    over_rbd "${quick_of_rbd[@]}"
-    over_rbd_nbd "${quick_of_rbd_nbd[@]}"
-    ;;
-more | all)
-    nbd_access=block
-    if [[ $part == all ]]; then more_of_rbd=() more_of_rbd_nbd=() nbd_access='mount block'; fi
+# nearly_all ACCESS…: all but what is quick's, with csi-sanity of rbd-nbd with these kinds of access.
+nearly_all() {
     over_rbd "${more_of_rbd[@]}"
     in_guest "tests/guest over rbd" NODE_MOUNTER=rbd "$own" --test-threads 1 krbd::
     sanity rbd mount block
     over_rbd_nbd "${more_of_rbd_nbd[@]}"
     in_guest "tests/guest over rbd-nbd" NODE_MOUNTER=rbd-nbd "$own" --test-threads 1 nbd::
-    sanity rbd-nbd "$nbd_access"
+    sanity rbd-nbd "$@"
+}
+
+case $1 in
+quick | more)
+    for part in "$@"; do
+        case $part in
+        quick)
+            over_rbd "${quick_of_rbd[@]}"
+            over_rbd_nbd "${quick_of_rbd_nbd[@]}"
+            ;;
+        more) nearly_all block ;;
+        *) die "$part is neither quick nor more" ;;
+        esac
+    done
+    ;;
+all)
+    more_of_rbd=() more_of_rbd_nbd=()
+    nearly_all mount block
     ;;
 *)
     over_rbd "$@"

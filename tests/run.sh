@@ -3,11 +3,14 @@
 #
 #   lint   formats, scripts, clippy, licences; needs no Ceph
 #   test   what `make test` runs: every part of the product once
-#   more   what `make test-more` runs: the long rest
+#   more   what `make test-more` runs: the long rest, and lint
 #
-# No check is in both test and more. A stage that fails does not keep the others from running. The
-# end tells the outcome of each stage, how long it took, and how many seconds of a processor it has
-# used, daemons of the lab left out.
+# No check is in both test and more. The guest is an emulated machine that runs for minutes on one
+# processor, so it runs beside the other stages, once for all parts, and its stage comes last.
+#
+# A stage that fails does not keep the others from running. The end tells the outcome of each
+# stage, how long it took, and how many seconds of a processor it has used. The daemons of the lab
+# and the guest are not in these seconds.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -66,27 +69,18 @@ check_scripts() {
         xargs shellcheck --external-sources --source-path=.
 }
 
-lint() {
-    stage format cargo fmt --all --check || true
-    stage scripts check_scripts || true
-    stage clippy cargo clippy --workspace --all-targets --locked -- -D warnings || true
-}
-
-licences() {
-    stage cargo-deny make --no-print-directory licences || true
-}
-
 # --- the guest ------------------------------------------------------------------------------------
 
-# start_guest PART: a guest is a machine that is emulated, for minutes, beside other stages.
+# start_guest: the guest's tests of all parts, unless they run already.
 start_guest() {
+    [[ -z ${guest_log:-} ]] || return 0
     guest_log=$(mktemp --tmpdir cinderblock-guest.XXXXXX)
     trap end EXIT
-    tests/guest.sh "$1" >"$guest_log" 2>&1 &
+    tests/guest.sh "${guest_parts[@]}" >"$guest_log" 2>&1 &
     guest=$!
 }
 
-# finish_guest: waits for it, and tells what it said.
+# finish_guest: waits for it, and prints its output.
 finish_guest() {
     local outcome=0
     wait "$guest" || outcome=$?
@@ -150,36 +144,42 @@ test_on_ceph() {
 
 part_test() {
     stage tools make --no-print-directory tools || return 0
-    lint
     mapfile -t arguments < <(targets test)
     stage build build || return 0
-    start_guest quick
+    start_guest
     with_lab test_on_ceph
     stage newest-pair tests/matrix.sh quick || true
-    stage guest finish_guest || true
 }
 
 part_more() {
-    licences
     mapfile -t arguments < <(targets more)
     stage more-build build || return 0
-    start_guest more
+    start_guest
+    part_lint
     stage lab-test lab/test || true
     stage image tests/image.sh quick target/debug/cinderblock || true
     stage pairings tests/pairings.sh || true
     with_lab cargo_test more-tests
-    stage more-guest finish_guest || true
 }
 
 part_lint() {
-    lint
-    licences
+    stage format cargo fmt --all --check || true
+    stage scripts check_scripts || true
+    stage clippy cargo clippy --workspace --all-targets --locked -- -D warnings || true
+    stage cargo-deny make --no-print-directory licences || true
 }
 
 (($#)) || set -- test
+guest_parts=()
 for part in "$@"; do
-    [[ $part == @(lint|test|more) ]] || die "$part is no part; there are lint, test and more"
+    case $part in
+    lint) ;;
+    test) guest_parts+=(quick) ;;
+    more) guest_parts+=("more") ;;
+    *) die "$part is no part; there are lint, test and more" ;;
+    esac
 done
 stage packages lab/setup || { summary; exit 1; }
 for part in "$@"; do "part_$part"; done
+[[ -z ${guest:-} ]] || stage guest finish_guest || true
 summary
