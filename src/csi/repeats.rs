@@ -1,8 +1,10 @@
-//! What a repeated CreateVolume must match, as a digest that is kept in the volume's record.
+//! What a repeated CreateVolume or ControllerPublishVolume must match, as a digest that is kept in the
+//! volume's record.
 //!
-//! The text that is digested is written out here and has a version: how Rust or a library shows a value may change with any update,
-//! and a request that is repeated after one must still find its volume. A digest of another version than today's is found by writing
-//! the request as that version did ([`older_digest`]).
+//! The text that is digested is written out here and has a version: how Rust or a library shows a
+//! value may change with any update, and a request that is repeated after one must still find its
+//! volume. A digest of another version than today's is found by writing the request as that version
+//! did ([`older_digest`], [`older_capability_digest`]).
 
 use super::parameters::{self, Parameters};
 use super::proto::VolumeCapability;
@@ -58,10 +60,23 @@ pub fn digest(
     let mut capabilities: Vec<_> = capabilities.iter().map(Capability::of).collect();
     capabilities.sort();
     capabilities.dedup();
-    let text = Text { version: VERSION, parameters, capabilities, settings };
+    digest_of(&Text { version: VERSION, parameters, capabilities, settings })
+}
+
+fn digest_of(text: &impl Serialize) -> String {
     #[expect(clippy::expect_used, reason = "plain structs with string keys always serialise")]
-    let text = serde_json::to_string(&text).expect("the text serialises");
+    let text = serde_json::to_string(text).expect("the text serialises");
     names::digest(&text)
+}
+
+/// The digest of the capability under which a volume is published.
+pub fn capability_digest(capability: &VolumeCapability) -> String {
+    digest_of(&(VERSION, Capability::of(capability)))
+}
+
+/// The digest of a capability that drivers before version 2 of the text kept.
+pub fn older_capability_digest(capability: &VolumeCapability) -> String {
+    names::digest(&format!("{capability:?}"))
 }
 
 /// The digest that drivers before version 2 of the text kept: of how Rust shows the values.
@@ -121,6 +136,27 @@ mod tests {
     }
 
     #[test]
+    fn digests_of_capabilities_are_what_they_always_were() {
+        let (_, capabilities, _) = request();
+        let digests =
+            |digest: fn(&VolumeCapability) -> String| capabilities.iter().map(digest).collect::<Vec<_>>();
+        assert_eq!(
+            digests(capability_digest),
+            [
+                "cbf7003e6e0b80dcf46502a850f43b280b5db5a1cdd8ee880a388529bd090ee6",
+                "5aa9688d9de5eba282715cda8bd0ff4ec536173fa942db9fc76366011a0f88fd",
+            ]
+        );
+        assert_eq!(
+            digests(older_capability_digest),
+            [
+                "dc9c4a47056f1478c05fda07f8d4de1033f63de934fdffdc23dd0d481dc615c0",
+                "9a73c25bd67ee940639fd9863a57864e7b52b13522da9cb98f1f4f00e018c0cd",
+            ]
+        );
+    }
+
+    #[test]
     fn whatever_differs_has_another_digest() {
         let (parameters, capabilities, settings) = request();
         let known = digest(&parameters, &capabilities, &settings);
@@ -139,6 +175,7 @@ mod tests {
                 _ => changed[0].access_mode = Some(AccessMode { mode: 2 }),
             }
             assert_ne!(digest(&parameters, &changed, &settings), known);
+            assert_ne!(capability_digest(&changed[0]), capability_digest(&capabilities[0]));
         }
     }
 }

@@ -3,11 +3,23 @@
 //! Looked at before anything is recorded: librbd waits for such a lock for ever, and refuses the rest only when the record says
 //! already that the volume is on its way out.
 
-use super::catalogue::Volume;
+use super::catalogue::{State, Stored, Volume};
 use super::{Error, Result, Volumes, names};
 use crate::rbd::{Errno, Hold, Image, ImageKey, OpenMode, Watcher};
 
 impl Volumes {
+    /// The record of a volume that was handed out and has its image; else [`Error::NotFound`], with
+    /// what became of the image, if that can be told.
+    pub fn handed_out(&self, image: &str) -> Result<Stored<Volume>> {
+        let stored = self
+            .catalogue
+            .volume(image)?
+            .filter(|stored| stored.record.state == State::Ready)
+            .ok_or_else(|| Error::NotFound(format!("the volume {} does not exist", self.spec(image))))?;
+        self.require_image(image, &stored.record)?;
+        Ok(stored)
+    }
+
     /// Refuses a volume whose record is there and whose image is not: [`Error::NotFound`] with what became of the image, if that can be
     /// told.
     pub(super) fn require_image(&self, image: &str, record: &Volume) -> Result<()> {

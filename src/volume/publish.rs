@@ -5,7 +5,7 @@
 //! node is limited, they are counted in a record per node, each before its own record says that it is published. What a
 //! killed request leaves counted is not published, and is left out when the limit is reached.
 
-use super::catalogue::{Node, Publication, State, StoredNotes};
+use super::catalogue::{Node, Publication, StoredNotes};
 use super::fence::Leaving;
 use super::{Error, Result, Volumes, now};
 use crate::notes::{Notes, Place};
@@ -22,10 +22,22 @@ pub struct PublishVolume {
     pub image: String,
     /// What is to be recorded, without a token.
     pub publication: Publication,
+    /// The capability's digest as a version before would have recorded it.
+    pub older_capability: String,
     /// How many volumes of this pool and namespace the node may have, if that is limited.
     pub limit: Option<u32>,
     /// Whether clients may be fenced.
     pub fence: bool,
+}
+
+impl PublishVolume {
+    /// Whether the volume was published as this asks for.
+    fn is_repeated_for(&self, publication: &Publication) -> bool {
+        let wanted = &self.publication;
+        (&publication.node, publication.readonly, publication.shared)
+            == (&wanted.node, wanted.readonly, wanted.shared)
+            && [&wanted.capability, &self.older_capability].contains(&&publication.capability)
+    }
 }
 
 impl Volumes {
@@ -37,18 +49,12 @@ impl Volumes {
     /// [`Error::Exhausted`] when the node has as many volumes as it may.
     pub fn publish(&self, request: &PublishVolume) -> Result<Option<Place>> {
         let spec = self.spec(&request.image);
-        let stored = self
-            .catalogue
-            .volume(&request.image)?
-            .filter(|stored| stored.record.state == State::Ready)
-            .ok_or_else(|| Error::NotFound(format!("the volume {spec} does not exist")))?;
-        self.require_image(&request.image, &stored.record)?;
+        let stored = self.handed_out(&request.image)?;
         let wanted = &request.publication;
         for publication in &stored.record.published {
-            let Publication { counted, ref token, .. } = *publication;
-            if *publication == (Publication { counted, token: token.clone(), ..wanted.clone() }) {
+            if request.is_repeated_for(publication) {
                 let place = |token: &String| self.catalogue.notes_place(&request.image, &wanted.node, token);
-                return Ok(token.as_ref().map(place));
+                return Ok(publication.token.as_ref().map(place));
             }
             if publication.node == wanted.node {
                 return Err(Error::AlreadyExists(format!(

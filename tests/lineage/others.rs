@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, ValidateVolumeCapabilitiesRequest,
 };
 use tonic::{Code, Status};
 
@@ -33,6 +33,16 @@ async fn publish(family: &Family<'_>, name: &str) -> Result<(), Status> {
         ..ControllerPublishVolumeRequest::default()
     };
     family.controller.clone().controller_publish_volume(publish).await.map(drop)
+}
+
+async fn validate(family: &Family<'_>, name: &str) -> Result<(), Status> {
+    let validate = ValidateVolumeCapabilitiesRequest {
+        volume_id: family.volume_id(name),
+        volume_capabilities: vec![filesystem()],
+        secrets: family.class.secrets.clone(),
+        ..ValidateVolumeCapabilitiesRequest::default()
+    };
+    family.controller.clone().validate_volume_capabilities(validate).await.map(drop)
 }
 
 async fn unpublish(family: &Family<'_>, name: &str) {
@@ -157,7 +167,7 @@ async fn an_image_somebody_moved_is_told_of_and_one_somebody_removed_is_gone() {
     let not_found = async |family: &Family<'_>, words: &str| {
         let again = family.request("A", None, 3);
         let created = family.controller.clone().create_volume(again).await.map(drop);
-        for answer in [publish(family, "A").await, created] {
+        for answer in [publish(family, "A").await, validate(family, "A").await, created] {
             let (code, message) = refusal(answer);
             assert_eq!(code, Code::NotFound, "{message}");
             assert!(message.contains(words), "{words:?} is not in {message:?}");
@@ -244,7 +254,7 @@ async fn a_pool_that_moves_what_is_removed_to_the_trash_keeps_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_may_not_see_clones_leaves_nothing_behind() {
-    let lab = OwnLab::up_with(&["--monitor-round", "0.05", "--pool", "other"]);
+    let lab = OwnLab::up_with(&["--monitor-round", "0.05", "--pool", POOL, "--pool", "other"]);
     let namespace = Namespace::new(&lab);
     let driver = Driver::controller_for(&lab);
     let mut controller = driver.controller().await;

@@ -176,16 +176,7 @@ fn grow_publish_and_unpublish() {
     };
     assert_eq!(grow(), ["omap_get", "open_image", "resize", "omap_update"]);
     assert_eq!(grow(), ["omap_get"], "asked again");
-    let publication = cinderblock::volume::catalogue::Publication {
-        node: "n".to_owned(),
-        readonly: false,
-        shared: false,
-        capability: "a".to_owned(),
-        counted: false,
-        token: None,
-    };
-    let request =
-        cinderblock::volume::PublishVolume { image: "A".to_owned(), publication, limit: None, fence: true };
+    let request = crate::lab::publish_volume("A", "n", false);
     let publish = || {
         calls(&lab, |volumes| {
             volumes.publish(&request).unwrap();

@@ -7,7 +7,7 @@ use cinderblock::rbd::model::{Fault, Session};
 use cinderblock::rbd::{Errno, Guard, Image, ImageKey, OmapUpdate, OpenMode, Pool};
 use cinderblock::volume::Error;
 
-use crate::lab::{BLOCK, Controller, Lab, RBD};
+use crate::lab::{BLOCK, Controller, Lab, RBD, publish_volume};
 
 /// A node that has the image of the volume open.
 struct Node {
@@ -243,4 +243,21 @@ fn a_controller_killed_while_fencing_fences_when_asked_again() {
         assert!(lost.iter().all(|node| node.write() == Err(Errno::ESHUTDOWN)), "{call} {fault:?}");
     }
     assert!(seen.len() > 1, "it was killed in one state alone: {seen:?}");
+}
+
+#[test]
+fn a_publication_that_a_version_before_recorded_is_found_again() {
+    let lab = Lab::new();
+    lab.create("A");
+    let volumes = lab.controller.volumes(RBD).unwrap();
+    let now = publish_volume("A", "n", false);
+    let mut before = now.clone();
+    before.publication.capability.clone_from(&now.older_capability);
+    let place = volumes.publish(&before).unwrap();
+    assert!(place.is_some());
+    assert_eq!(volumes.publish(&now).unwrap(), place);
+    let mut other = now;
+    other.publication.capability = "b".to_owned();
+    other.older_capability = "older b".to_owned();
+    assert!(matches!(volumes.publish(&other), Err(Error::AlreadyExists(_))));
 }

@@ -251,20 +251,7 @@ impl Controller {
 
     /// Publishes, and says where the node notes its clients.
     pub(crate) fn publish_noted(&self, home: Home, name: &str, node: &str) -> Result<Option<Place>> {
-        let publication = Publication {
-            node: node.to_owned(),
-            readonly: false,
-            shared: false,
-            capability: "a".to_owned(),
-            counted: false,
-            token: None,
-        };
-        self.volumes(home)?.publish(&PublishVolume {
-            image: name.to_owned(),
-            publication,
-            limit: None,
-            fence: true,
-        })
+        self.volumes(home)?.publish(&publish_volume(name, node, false))
     }
 
     /// Publishes to a node that may have `limit` volumes.
@@ -284,20 +271,7 @@ impl Controller {
         node: &str,
         limit: Option<u32>,
     ) -> Result<Option<Place>> {
-        let publication = Publication {
-            node: node.to_owned(),
-            readonly: false,
-            shared: true,
-            capability: "a".to_owned(),
-            counted: false,
-            token: None,
-        };
-        self.volumes(home)?.publish(&PublishVolume {
-            image: name.to_owned(),
-            publication,
-            limit,
-            fence: true,
-        })
+        self.volumes(home)?.publish(&PublishVolume { limit, ..publish_volume(name, node, true) })
     }
 
     pub(crate) fn unpublish(&self, home: Home, name: &str) -> Result<()> {
@@ -463,4 +437,18 @@ fn filling(text: &str) -> Vec<u8> {
     let mut bytes = text.repeat(length / text.len().max(1)).into_bytes();
     bytes.resize(length, 0);
     bytes
+}
+
+/// A request to publish a volume to a node.
+pub(crate) fn publish_volume(name: &str, node: &str, shared: bool) -> PublishVolume {
+    let publication = Publication {
+        node: node.to_owned(),
+        readonly: false,
+        shared,
+        capability: "a".to_owned(),
+        counted: false,
+        token: None,
+    };
+    let older_capability = "older a".to_owned();
+    PublishVolume { image: name.to_owned(), publication, older_capability, limit: None, fence: true }
 }

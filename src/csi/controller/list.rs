@@ -195,25 +195,22 @@ impl ControllerService {
         }))
     }
 
-    /// The record of a volume that was handed out; `NOT_FOUND` for any other id.
+    /// The record of a volume that was handed out and has its image; else `NOT_FOUND`.
     pub(super) async fn find_volume(
         &self,
         deadline: Duration,
         volume_id: &str,
         secrets: &BTreeMap<String, String>,
     ) -> Result<catalogue::Volume, Status> {
-        let gone = || Status::not_found(format!("the volume {volume_id:?} does not exist"));
-        let id = VolumeId::parse(volume_id).ok_or_else(gone)?;
+        let id = VolumeId::parse(volume_id)
+            .ok_or_else(|| Status::not_found(format!("the volume {volume_id:?} does not exist")))?;
         let credentials = self.credentials(&id.location, secrets)?;
         // Reads only, so it shares no key with the operations that change the volume.
         let operation = operation("reading a volume", &id.location, Vec::new(), String::new());
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            let stored = access.answer(access.volumes.catalogue().volume(&id.image))?;
-            Ok(stored.map(|stored| stored.record))
+            Ok(access.answer(access.volumes.handed_out(&id.image))?.record)
         })
-        .await?
-        .filter(|record| record.state == State::Ready)
-        .ok_or_else(gone)
+        .await
     }
 
     async fn find_snapshot(

@@ -8,12 +8,12 @@ use crate::csi::proto::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
     ControllerUnpublishVolumeResponse,
 };
-use crate::csi::validate;
+use crate::csi::{repeats, validate};
 use crate::kube::{Event, Nodes, Recorder, Subject};
 use crate::notes::FENCED_SECONDS;
 use crate::rbd::Monitor;
 use crate::volume::catalogue::Publication;
-use crate::volume::{Leaving, PublishVolume, image_spec, names};
+use crate::volume::{Leaving, PublishVolume, image_spec};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
 use tonic::{Request, Response, Status};
@@ -52,10 +52,11 @@ impl ControllerService {
                 node: request.node_id,
                 readonly: request.readonly,
                 shared: validate::is_shared(mode),
-                capability: names::digest(&format!("{capability:?}")),
+                capability: repeats::capability_digest(capability),
                 counted: false,
                 token: None,
             },
+            older_capability: repeats::older_capability_digest(capability),
             limit: self.volumes_per_node,
             fence: self.fence,
         };
