@@ -26,7 +26,8 @@ use cinderblock::csi::proto::{
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
     VolumeCapability,
 };
-use common::driver::{Class, Driver, MIB, filesystem, lab_config};
+use cinderblock::rbd::{ImageKey, OpenMode};
+use common::driver::{Class, Driver, MIB, filesystem, from_volume, lab_config};
 use common::{Lab, Namespace};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -82,6 +83,22 @@ impl Volume {
         let found: Vec<_> = addresses.map(|rest| rest.split(' ').next().unwrap().to_owned()).collect();
         self.seen.lock().unwrap().extend(found.iter().cloned());
         found
+    }
+
+    /// A clone of it.
+    async fn clone_as(&mut self, name: &str) -> Volume {
+        let mut request = self.class.create_volume(name, 64 * MIB);
+        request.volume_capabilities = vec![self.capability.clone()];
+        request.volume_content_source = Some(from_volume(&self.id));
+        let made = self.controller.create_volume(request).await.unwrap().into_inner().volume.unwrap();
+        Volume {
+            class: self.class.clone(),
+            capability: self.capability.clone(),
+            id: made.volume_id,
+            context: made.volume_context,
+            controller: self.controller.clone(),
+            seen: Mutex::default(),
+        }
     }
 
     async fn delete(mut self) {
@@ -563,6 +580,55 @@ async fn of_two_nodes_that_share_a_volume_the_lost_one_is_fenced() {
         volume.unpublish(node.name).await;
     }
     assert_eq!(field.fenced(), lost);
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_a_note_is_named_and_never_fenced() {
+    let mut field = Field::new(&[], filesystem(), &[]).await;
+    let Field { lab, namespace, first, volume, .. } = &mut field;
+    let cluster = lab.connect();
+    let image = volume.id.rsplit_once('/').unwrap().1.to_owned();
+    let backup = namespace.pool(&*cluster).open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
+    let address = volume.watchers().pop().unwrap();
+    let refused = volume.publish("first").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains(&address), "{address} is not in {refused}");
+    drop(backup);
+    first.attach(volume).await;
+    let noted = volume.watchers();
+    let backup = namespace.pool(&*cluster).open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
+    assert_eq!(volume.watchers().len(), 2);
+    // The node does not let go, so its client is fenced; the other one goes on.
+    volume.unpublish("first").await;
+    backup.write_at(0, b"goes on").unwrap();
+    drop(backup);
+    assert!(write_durably(&first.path("target/file"), b"x").is_err());
+    first.detach(volume).await;
+    assert_eq!(field.fenced(), noted);
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_that_is_lost_leaves_its_mounted_source_writing() {
+    let mut field = Field::new(&[], filesystem(), &[]).await;
+    let Field { first, second, volume, .. } = &mut field;
+    first.attach(volume).await;
+    write_durably(&first.path("target/file"), b"of the source").unwrap();
+    let mut clone = volume.clone_as("w").await;
+    second.attach(&mut clone).await;
+    let lost = clone.watchers();
+    // Taken away from the node that has it, as from one that is lost.
+    clone.unpublish("second").await;
+    assert!(write_durably(&second.path("target/file"), b"x").is_err());
+    second.detach(&clone).await;
+    write_durably(&first.path("target/file"), b"goes on").unwrap();
+    first.detach(volume).await;
+    volume.unpublish("first").await;
+    assert!(field.fenced().is_empty(), "{:?}", field.fenced());
+    field.volume.seen.lock().unwrap().extend(lost.iter().cloned());
+    assert_eq!(field.fenced(), lost);
+    clone.delete().await;
     field.finish().await;
 }
 

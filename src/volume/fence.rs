@@ -107,16 +107,15 @@ impl Volumes {
         )))
     }
 
-    /// The addresses of the clients that have the image open for writing, this connection's left out. None when there is no
-    /// such image.
+    /// The addresses of the clients that have the image open for writing, those of this process left
+    /// out. None when there is no such image.
     fn writers(&self, image: &str) -> Result<BTreeSet<String>> {
-        let own = self.cluster().address()?;
         let watchers = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(image) => image.watchers()?,
             Err(error) if error.errno == Errno::ENOENT => return Ok(BTreeSet::new()),
             Err(error) => return Err(error.into()),
         };
-        Ok(watchers.into_iter().map(|watcher| watcher.address).filter(|address| *address != own).collect())
+        Ok(self.strangers(&watchers)?.into_iter().collect())
     }
 
     /// The clients that still have the image open once they had the time to close it.
