@@ -222,5 +222,8 @@ fn the_program_and_a_driver_that_starts_say_which_librbd_they_run_on() {
     let Libraries { ceph, librbd, librados, .. } = libraries;
     let said =
         format!("cinderblock {version} starts with librbd {librbd} and librados {librados} of Ceph {ceph}");
-    assert!(driver.log().contains(&said), "{said}: {}", driver.log());
+    let log = driver.log();
+    for said in [said.as_str(), "role=Controller", "clusters=\"lab\""] {
+        assert!(log.contains(said), "{said}: {log}");
+    }
 }

@@ -203,6 +203,15 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
     let wanted = args.kubernetes && args.role != Role::Node;
     let kubernetes = if wanted { Some(kube::connect().await?) } else { None };
     let socket = CsiSocket::bind(&args.endpoint).await?;
+    let clusters: Vec<_> = config.clusters.keys().map(String::as_str).collect();
+    tracing::info!(
+        role = ?args.role,
+        clusters = clusters.join(","),
+        instance = args.instance,
+        driver_name = args.driver_name,
+        node_id = args.node_id,
+        "serves these clusters"
+    );
 
     let identity = match args.role {
         Role::Node => IdentityService::always_ready(&args.driver_name),
