@@ -1,7 +1,7 @@
 //! One log line per RPC: what was called, how long it took, and how it ended.
 //!
-//! Everything logged while an RPC is handled carries its method and a number that is unique in the process. Bodies
-//! are never logged: requests carry credentials. Calls that only ask are logged at `debug` when they succeed,
+//! Everything logged while an RPC is handled carries its method, a number that is unique in the process, and the volume or
+//! snapshot it is about. Bodies are never logged: requests carry credentials. Calls that only ask are logged at `debug` when they succeed,
 //! because probes and listings come every few seconds; calls that change something at `info`; failures at `warn` with the
 //! message the client gets. Of a server stream the opening is logged.
 
@@ -13,7 +13,8 @@ use std::time::Instant;
 use http::{Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::Instrument as _;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 /// Wraps the services of a server in [`RpcLog`].
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +51,8 @@ where
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let path = request.uri().path();
         let method = path.rsplit_once('/').map_or(path, |(_, method)| method).to_owned();
-        let span = tracing::info_span!("rpc", method, number = NUMBER.fetch_add(1, Ordering::Relaxed));
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!("rpc", method, number, object = Empty, outcome = Empty);
 
         let mut call = Call { changes: !only_asks(&method), started: Instant::now(), answered: false };
         let future = span.in_scope(|| self.inner.call(request));
@@ -64,6 +66,17 @@ where
             .instrument(span),
         )
     }
+}
+
+/// Names what the RPC at hand is about, in its log lines from now on: the id of a volume or a snapshot,
+/// or the name of one that is to be made.
+pub(super) fn about(object: &str) {
+    Span::current().record("object", object);
+}
+
+/// Says in the RPC's last log line whether what it asks for was made by it or was there.
+pub(super) fn made(made: bool) {
+    Span::current().record("outcome", if made { "made" } else { "found" });
 }
 
 /// Whether an RPC of this name leaves everything as it is. CSI names those calls so that it shows.
@@ -127,6 +140,8 @@ mod tests {
         fn call(&mut self, request: Request<Option<Status>>) -> Self::Future {
             Box::pin(async move {
                 tracing::info!("at work");
+                about("lab/rbd//csi-a");
+                made(true);
                 match request.into_body() {
                     None => std::future::pending().await,
                     Some(status) if status.code() == Code::Ok => Ok(Response::new(())),
@@ -181,6 +196,8 @@ mod tests {
         assert_eq!(lines[1]["span"]["method"], "CreateVolume");
         assert!(lines[1]["fields"]["milliseconds"].is_u64());
         assert_eq!(lines[0]["span"]["number"], lines[1]["span"]["number"]);
+        assert_eq!(lines[1]["span"]["object"], "lab/rbd//csi-a");
+        assert_eq!(lines[1]["span"]["outcome"], "made");
     }
 
     #[test]

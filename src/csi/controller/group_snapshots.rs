@@ -8,6 +8,7 @@ use crate::csi::proto::group_controller_server::GroupController;
 use crate::csi::proto::group_controller_service_capability::{Rpc, Type, rpc};
 #[allow(clippy::wildcard_imports, reason = "all messages of the service")]
 use crate::csi::proto::*;
+use crate::csi::rpc_log::about;
 use crate::csi::validate;
 use crate::volume::{CreateGroup, GroupSource, State, catalogue, names};
 use std::collections::BTreeSet;
@@ -30,6 +31,7 @@ impl GroupController for ControllerService {
         &self,
         request: Request<CreateVolumeGroupSnapshotRequest>,
     ) -> Result<Response<CreateVolumeGroupSnapshotResponse>, Status> {
+        about(&request.get_ref().name);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::name(&request.name)?;
@@ -74,6 +76,7 @@ impl GroupController for ControllerService {
         &self,
         request: Request<DeleteVolumeGroupSnapshotRequest>,
     ) -> Result<Response<DeleteVolumeGroupSnapshotResponse>, Status> {
+        about(&request.get_ref().group_snapshot_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("group_snapshot_id", &request.group_snapshot_id)?;
@@ -98,6 +101,7 @@ impl GroupController for ControllerService {
         &self,
         request: Request<GetVolumeGroupSnapshotRequest>,
     ) -> Result<Response<GetVolumeGroupSnapshotResponse>, Status> {
+        about(&request.get_ref().group_snapshot_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("group_snapshot_id", &request.group_snapshot_id)?;

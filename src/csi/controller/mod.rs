@@ -24,6 +24,7 @@ use super::proto::controller_server::Controller;
 use super::proto::controller_service_capability::{Rpc, Type, rpc};
 #[allow(clippy::wildcard_imports, reason = "the service speaks nearly every message there is")]
 use super::proto::*;
+use super::rpc_log::about;
 use super::topology::{self, Segments};
 use crate::kube::{Event, Nodes, Recorder, Subject};
 use crate::volume::Error;
@@ -214,6 +215,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
+        about(&request.get_ref().name);
         self.handle_create_volume(request).await
     }
 
@@ -221,6 +223,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_delete_volume(request).await
     }
 
@@ -228,6 +231,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerPublishVolumeRequest>,
     ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_publish_volume(request).await
     }
 
@@ -235,6 +239,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_unpublish_volume(request).await
     }
 
@@ -242,6 +247,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_validate_capabilities(request).await
     }
 
@@ -249,6 +255,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateSnapshotRequest>,
     ) -> Result<Response<CreateSnapshotResponse>, Status> {
+        about(&request.get_ref().name);
         self.handle_create_snapshot(request).await
     }
 
@@ -256,6 +263,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteSnapshotRequest>,
     ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        about(&request.get_ref().snapshot_id);
         self.handle_delete_snapshot(request).await
     }
 
@@ -263,6 +271,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerExpandVolumeRequest>,
     ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_expand_volume(request).await
     }
 
@@ -298,6 +307,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerGetVolumeHealthRequest>,
     ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_get_volume_health(request).await
     }
 
@@ -319,6 +329,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<GetSnapshotRequest>,
     ) -> Result<Response<GetSnapshotResponse>, Status> {
+        about(&request.get_ref().snapshot_id);
         self.handle_get_snapshot(request).await
     }
 
@@ -326,6 +337,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerGetVolumeRequest>,
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_get_volume(request).await
     }
 
@@ -333,6 +345,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         self.handle_modify_volume(request).await
     }
 }

@@ -22,6 +22,7 @@ use super::proto::volume_health::VolumeHealthEntry;
 use super::proto::volume_usage::Unit;
 #[allow(clippy::wildcard_imports, reason = "the service speaks every message there is")]
 use super::proto::*;
+use super::rpc_log::about;
 use super::topology::Segments;
 use super::{deadline, identity, validate};
 use crate::node::{Error, Illness, Node, Usage};
@@ -144,6 +145,7 @@ impl NodeRpcs for NodeService {
         &self,
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         let stage = request::stage(&request, &self.monitors)?;
@@ -158,6 +160,7 @@ impl NodeRpcs for NodeService {
         &self,
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("volume_id", &request.volume_id)?;
@@ -174,6 +177,7 @@ impl NodeRpcs for NodeService {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         let publish = request::publish(&request)?;
@@ -188,6 +192,7 @@ impl NodeRpcs for NodeService {
         &self,
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("volume_id", &request.volume_id)?;
@@ -204,6 +209,7 @@ impl NodeRpcs for NodeService {
         &self,
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
+        about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         let expand = request::expand(&request)?;
@@ -219,6 +225,7 @@ impl NodeRpcs for NodeService {
         &self,
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
+        about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("volume_id", &request.volume_id)?;
@@ -266,6 +273,7 @@ impl NodeRpcs for NodeService {
         if !self.alpha {
             return Err(not_advertised("NodeGetVolumeHealth"));
         }
+        about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("volume_id", &request.volume_id)?;
