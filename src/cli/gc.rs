@@ -162,6 +162,9 @@ fn describe(leftover: &Leftover) -> String {
         }
         Leftover::Remains { image, .. } => format!("{image}: remains of an interrupted removal"),
         Leftover::Journal { entries } => format!("{entries} journal entries"),
+        Leftover::Unreadable { object, key, why } => {
+            format!("{key} in the RADOS object {object}: {why}; everything else is cleared without it")
+        }
         Leftover::Foreign { image, .. } => {
             format!("{image}: marked deleted by Cinder, and nothing depends on it")
         }

@@ -12,7 +12,7 @@ use cinderblock::csi::controller::ControllerService;
 use cinderblock::csi::endpoint::Endpoint;
 use cinderblock::csi::identity::IdentityService;
 use cinderblock::csi::node::NodeService;
-use cinderblock::csi::operations::WORKERS_PER_CLUSTER;
+use cinderblock::csi::operations::THREADS_PER_CLUSTER;
 use cinderblock::csi::proto::controller_server::ControllerServer;
 use cinderblock::csi::proto::group_controller_server::GroupControllerServer;
 use cinderblock::csi::proto::identity_server::IdentityServer;
@@ -20,7 +20,7 @@ use cinderblock::csi::proto::node_server::NodeServer;
 use cinderblock::csi::proto::snapshot_metadata_server::SnapshotMetadataServer;
 use cinderblock::csi::server::{CsiSocket, termination_signal};
 use cinderblock::csi::snapshot_metadata::SnapshotMetadataService;
-use cinderblock::csi::{ids, recovery, topology};
+use cinderblock::csi::{ids, topology};
 use cinderblock::kube::{self, Nodes, Recorder};
 use cinderblock::node::Node;
 use cinderblock::rbd::ceph::{Connections, Timeouts};
@@ -189,11 +189,11 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Blocking threads for a configuration: the workers of each cluster and of the node, the streams of each cluster, the
-/// recoveries at start-up, and some to spare.
+/// Blocking threads for a configuration: for the operations on each cluster and on the node, the sweeper of each pool, and some
+/// to spare.
 fn blocking_threads(config: &Config) -> usize {
     let pools: usize = config.clusters.values().map(|cluster| cluster.pools.len()).sum();
-    (config.clusters.len() + 1) * 2 * WORKERS_PER_CLUSTER + pools + 64
+    (config.clusters.len() + 1) * THREADS_PER_CLUSTER + pools + 64
 }
 
 async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error::Error>> {
@@ -239,11 +239,11 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             }),
             Box::new(move |address| stuck.set_aside(address)),
         ));
-        recovery::start(&clusters);
         let mut controller = ControllerService::new(clusters, nodes, timeout)
             .with_volumes_per_node(args.max_volumes_per_node)
             .with_fencing(!args.no_fence)
             .with_alpha(args.enable_alpha);
+        controller.sweeper().start();
         if let Some(client) = kubernetes {
             let recorder = Recorder::new(client.clone(), &args.driver_name);
             controller = controller.with_kubernetes(recorder, Nodes::new(client, &args.driver_name));

@@ -2,7 +2,7 @@
 
 use super::config::{self, Config};
 use super::ids::Location;
-use super::operations::Operation;
+use super::operations::{Class, Operation};
 use super::status::Scope;
 use crate::rbd::ceph::{ConnectOptions, Timeouts};
 use crate::rbd::{self, Errno, Key, Monitor, Pool};
@@ -50,7 +50,7 @@ impl std::fmt::Debug for Clusters {
 }
 
 /// A user's name and key, from a request's secrets or from the configuration.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Credentials {
     user: String,
     key: Key,
@@ -355,9 +355,15 @@ fn own_credentials(cluster: &config::Cluster) -> Result<Option<Credentials>, Sta
     }
 }
 
-/// The operation `rpc` on `keys` at `location`, told apart from others by `request`, which must not hold secrets.
-pub fn operation(rpc: &'static str, location: &Location, keys: Vec<String>, request: String) -> Operation {
-    Operation { rpc, cluster: location.cluster.clone(), pool: location.pool.clone(), keys, request }
+/// The operation `rpc` of `class` on `keys` at `location`, told apart from others by `request`, which must not hold secrets.
+pub fn operation(
+    class: Class,
+    rpc: &'static str,
+    location: &Location,
+    keys: Vec<String>,
+    request: String,
+) -> Operation {
+    Operation { class, rpc, cluster: location.cluster.clone(), pool: location.pool.clone(), keys, request }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!   the group controller's are the controller's.
 //! - [`config`], [`parameters`], [`qos`], [`ids`], [`repeats`], [`validate`]: everything that comes from outside, checked before use.
 //! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without hanging its caller.
-//! - [`recovery`]: what a controller finishes when it starts.
+//! - [`sweeper`]: what a controller settles and finishes in the background.
 //! - [`status`]: the one table from errors to answers.
 
 pub mod clusters;
@@ -22,11 +22,11 @@ pub mod operations;
 pub mod parameters;
 pub mod proto;
 pub mod qos;
-pub mod recovery;
 pub mod repeats;
 mod rpc_log;
 pub mod server;
 pub mod snapshot_metadata;
 pub mod status;
+pub mod sweeper;
 pub mod topology;
 pub mod validate;

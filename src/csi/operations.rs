@@ -5,54 +5,111 @@
 //! running one's answer; a different one that shares a key gets ABORTED with who holds it, for how long, and what it is
 //! doing. A caller whose deadline comes hears how far the work is.
 //!
-//! Workers are bounded per cluster, and per pool below that, so that a pool or a cluster that hangs takes no other with
-//! it, however often it is asked. Work that still waits for a worker when nobody waits for its answer is dropped: nothing
-//! was begun, and otherwise a cluster that is away for long would gather every request made meanwhile.
+//! The number of operations that run at once is bounded by permits, per cluster and per pool below that, so that a pool or a
+//! cluster that hangs takes no other with it. Each [`Class`] of work has permits of its own: attaching and reading never
+//! wait for changes. An operation that comes to heavy work, such as a flatten of hours, exchanges its permit for a heavy one
+//! ([`Activity::begin_heavy`]), so that it keeps no other change waiting.
+//!
+//! An operation that waits for a permit keeps its place in the queue for [`KEEPS_PLACE`] after its last caller's deadline, so
+//! that a caller that asks again and again gets its turn. After that it is dropped: nothing was begun, and otherwise a
+//! cluster that is away for long would gather every request made meanwhile.
 
 use crate::volume::Activity;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Status;
 
-/// Blocking operations that may run at once on one cluster.
-pub const WORKERS_PER_CLUSTER: usize = 64;
-/// Blocking operations that may run at once in one pool.
-const WORKERS_PER_POOL: usize = 32;
+/// How long a queued operation waits for a caller to ask again. Kubernetes' sidecars do within about a minute while they are
+/// told that a deadline was exceeded.
+const KEEPS_PLACE: Duration = Duration::from_secs(90);
+/// Operations per cluster that may wait for a heavy permit without another one. More than these wait with the permit they have.
+const HEAVY_WAITING: usize = 128;
+
+/// Threads that the operations on one cluster may take: those with a permit of any class, and those that wait for a heavy one.
+pub const THREADS_PER_CLUSTER: usize = HEAVY_WAITING
+    + Class::Attach.per_cluster()
+    + Class::Change.per_cluster()
+    + Class::Heavy.per_cluster()
+    + Class::Stream.per_cluster();
+
+/// A kind of work with permits of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Attaching, detaching and reading: short, and what running pods wait for.
+    Attach,
+    /// Making, changing and deleting.
+    Change,
+    /// Flattening, copying and removing large images: hours, perhaps. Only [`Activity::begin_heavy`] leads here.
+    Heavy,
+    /// Streams over the blocks of a snapshot, which last as long as their reader likes.
+    Stream,
+}
+
+impl Class {
+    /// Permits in one pool.
+    const fn per_pool(self) -> usize {
+        match self {
+            Class::Heavy => 8,
+            _ => 32,
+        }
+    }
+
+    /// Permits on one cluster.
+    const fn per_cluster(self) -> usize {
+        match self {
+            Class::Heavy => 32,
+            _ => 64,
+        }
+    }
+}
 
 /// The operations in flight of one driver.
 #[derive(Debug, Clone, Default)]
 pub struct Operations {
     running: Arc<Mutex<HashMap<String, Arc<Running>>>>,
-    workers: Workers,
+    permits: Permits,
 }
 
-/// The bounds of clusters and pools. Only those in use are remembered: ids from outside may name any pool.
+/// The permits of clusters and pools. Only those in use are remembered: ids from outside may name any pool.
 #[derive(Debug, Clone, Default)]
-struct Workers(Arc<Mutex<HashMap<String, Arc<Semaphore>>>>);
+struct Permits(Arc<Mutex<HashMap<String, Arc<Semaphore>>>>);
 
-/// A worker, given back when dropped.
+/// A permit to work in one pool, given back when dropped.
 #[derive(Debug)]
-pub struct Worker {
+pub struct Permit {
     _of_pool: OwnedSemaphorePermit,
     _of_cluster: OwnedSemaphorePermit,
 }
 
-impl Workers {
-    async fn get(&self, cluster: &str, pool: &str) -> Worker {
-        // The pool's first: who waits for a stuck pool takes no place from the others.
-        let of_pool = self.bound(format!("{cluster}/{pool}"), WORKERS_PER_POOL);
+impl Permits {
+    async fn get(&self, class: Class, cluster: &str, pool: &str) -> Permit {
+        // The pool's first: what waits for a stuck pool takes no place from the others.
+        let of_pool = self.bound(format!("{class:?} {cluster}/{pool}"), class.per_pool());
         let of_pool = acquire(of_pool).await;
-        let of_cluster = acquire(self.bound(cluster.to_owned(), WORKERS_PER_CLUSTER)).await;
-        Worker { _of_pool: of_pool, _of_cluster: of_cluster }
+        let of_cluster = self.bound(format!("{class:?} {cluster}"), class.per_cluster());
+        Permit { _of_pool: of_pool, _of_cluster: acquire(of_cluster).await }
     }
 
-    fn bound(&self, place: String, workers: usize) -> Arc<Semaphore> {
+    /// Exchanges the permit in `held` for a heavy one. Blocks.
+    fn make_heavy(&self, held: &Mutex<Option<Permit>>, operation: &Operation, runtime: &Handle) {
+        let set =
+            |permit| std::mem::replace(&mut *held.lock().unwrap_or_else(PoisonError::into_inner), permit);
+        let waiting = self.bound(format!("waiting {}", operation.cluster), HEAVY_WAITING).try_acquire_owned();
+        if waiting.is_ok() {
+            drop(set(None));
+        }
+        let heavy = runtime.block_on(self.get(Class::Heavy, &operation.cluster, &operation.pool));
+        drop(set(Some(heavy)));
+    }
+
+    fn bound(&self, place: String, permits: usize) -> Arc<Semaphore> {
         let mut bounds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         bounds.retain(|_, bound| Arc::strong_count(bound) > 1);
-        bounds.entry(place).or_insert_with(|| Arc::new(Semaphore::new(workers))).clone()
+        bounds.entry(place).or_insert_with(|| Arc::new(Semaphore::new(permits))).clone()
     }
 }
 
@@ -63,9 +120,22 @@ async fn acquire(bound: Arc<Semaphore>) -> OwnedSemaphorePermit {
     }
 }
 
+/// Returns when nobody has waited for the answer of `sender` for [`KEEPS_PLACE`].
+async fn abandoned<T>(sender: &watch::Sender<T>) {
+    loop {
+        sender.closed().await;
+        tokio::time::sleep(KEEPS_PLACE).await;
+        if sender.is_closed() {
+            return;
+        }
+    }
+}
+
 /// What an operation is, to others.
 #[derive(Debug, Clone)]
 pub struct Operation {
+    /// Whose permits it works with.
+    pub class: Class,
     /// The RPC's name.
     pub rpc: &'static str,
     /// The cluster it works on.
@@ -89,44 +159,29 @@ struct Running {
 
 type Sender<T> = Arc<watch::Sender<Option<Result<T, Status>>>>;
 type Answer<T> = watch::Receiver<Option<Result<T, Status>>>;
-/// An operation, its answer to come, and the work that is to be done after it.
-type Started<T, F> = (Arc<Running>, Answer<T>, Option<F>);
 
 impl Operations {
     /// Runs `work`, or joins the same operation that is running, and answers within `deadline`.
-    ///
-    /// One that is tidying up when this request comes may have taken its effect before, and another controller may have undone that
-    /// since. So its failure is this one's, but after its success the work is run, or the next to do so is joined.
     pub async fn run<T, F>(&self, operation: Operation, deadline: Duration, work: F) -> Result<T, Status>
     where
         T: Clone + Send + Sync + 'static,
         F: FnOnce(Arc<Activity>) -> Result<T, Status> + Send + 'static,
     {
-        let asked = Instant::now();
-        let mut work = work;
-        loop {
-            let (running, mut answer, again) = self.start(operation.clone(), work)?;
-            let left = deadline.saturating_sub(asked.elapsed());
-            let answered = tokio::time::timeout(left, answer.wait_for(Option::is_some)).await;
-            let outcome = match answered {
-                Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| {
-                    Err(Status::unavailable("the operation ended without an answer; try again"))
-                }),
-                Ok(Err(_)) => Err(Status::unavailable(format!(
-                    "{} ended without an answer; try again",
-                    running.operation.rpc
-                ))),
-                Err(_) => Err(Status::deadline_exceeded(format!(
-                    "{} goes on, for {} s now: {}; ask again",
-                    running.operation.rpc,
-                    running.since.elapsed().as_secs(),
-                    running.activity
-                ))),
-            };
-            match again {
-                Some(again) if outcome.is_ok() => work = again,
-                _ => return outcome,
-            }
+        let (running, mut answer) = self.start(operation, work)?;
+        match tokio::time::timeout(deadline, answer.wait_for(Option::is_some)).await {
+            Ok(Ok(answer)) => answer.clone().unwrap_or_else(|| {
+                Err(Status::unavailable("the operation ended without an answer; try again"))
+            }),
+            Ok(Err(_)) => Err(Status::unavailable(format!(
+                "{} ended without an answer; try again",
+                running.operation.rpc
+            ))),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "{} goes on, for {} s now: {}; ask again",
+                running.operation.rpc,
+                running.since.elapsed().as_secs(),
+                running.activity
+            ))),
         }
     }
 
@@ -136,25 +191,23 @@ impl Operations {
         table.get(key).map(|running| running.activity.clone())
     }
 
-    /// A worker for a stream over `pool`, when one is free within `deadline`. Streams are bounded like operations but apart
-    /// from them: long readings keep nobody from making a volume.
-    pub async fn stream_worker(
+    /// A permit for a stream over `pool`, when one is free within `deadline`.
+    pub async fn stream_permit(
         &self,
         cluster: &str,
         pool: &str,
         deadline: Duration,
-    ) -> Result<Worker, Status> {
-        let streams = format!("streams of {cluster}");
-        let worker = tokio::time::timeout(deadline, self.workers.get(&streams, pool)).await;
-        worker.map_err(|_| {
+    ) -> Result<Permit, Status> {
+        let permit = self.permits.get(Class::Stream, cluster, pool);
+        tokio::time::timeout(deadline, permit).await.map_err(|_| {
             Status::unavailable(format!(
                 "as many streams as may are read from the pool {pool}; try again later"
             ))
         })
     }
 
-    /// Starts `work`, or joins the same operation that is running. One that is tidying up gives `work` back.
-    fn start<T, F>(&self, operation: Operation, work: F) -> Result<Started<T, F>, Status>
+    /// Starts `work`, or joins the same operation that is running.
+    fn start<T, F>(&self, operation: Operation, work: F) -> Result<(Arc<Running>, Answer<T>), Status>
     where
         T: Clone + Send + Sync + 'static,
         F: FnOnce(Arc<Activity>) -> Result<T, Status> + Send + 'static,
@@ -166,10 +219,7 @@ impl Operations {
                 && holder.operation.keys == operation.keys
                 && holder.operation.request == operation.request;
             return match holder.answer.downcast_ref::<Sender<T>>() {
-                Some(sender) if same => {
-                    let again = holder.activity.is_tidying_up().then_some(work);
-                    Ok((holder.clone(), sender.subscribe(), again))
-                }
+                Some(sender) if same => Ok((holder.clone(), sender.subscribe())),
                 _ => Err(Status::aborted(format!(
                     "{} holds {key} for {} s now: {}; try again",
                     holder.operation.rpc,
@@ -181,7 +231,7 @@ impl Operations {
         let (sender, answer) = watch::channel(None);
         let sender: Sender<T> = Arc::new(sender);
         let activity = Arc::new(Activity::default());
-        activity.begin("waiting for a free worker");
+        activity.begin("waiting for other operations in this pool");
         let running = Arc::new(Running {
             operation,
             since: Instant::now(),
@@ -194,27 +244,35 @@ impl Operations {
         drop(table);
 
         let mut held = Held { table: self.running.clone(), keys: running.operation.keys.clone() };
-        let (workers, place) = (self.workers.clone(), running.operation.clone());
+        let (permits, operation) = (self.permits.clone(), running.operation.clone());
         tokio::spawn(async move {
-            let mut worker = std::pin::pin!(workers.get(&place.cluster, &place.pool));
-            let worker = loop {
-                tokio::select! {
-                    biased;
-                    worker = &mut worker => break worker,
-                    () = sender.closed() => if held.give_up(&sender) { return },
+            let permit = {
+                let Operation { class, cluster, pool, .. } = &operation;
+                let mut permit = std::pin::pin!(permits.get(*class, cluster, pool));
+                loop {
+                    tokio::select! {
+                        biased;
+                        permit = &mut permit => break permit,
+                        () = abandoned(&sender) => if held.give_up(&sender) { return },
+                    }
                 }
             };
+            let permit = Arc::new(Mutex::new(Some(permit)));
+            activity.when_heavy({
+                let (permit, permits, runtime) = (permit.clone(), permits.clone(), Handle::current());
+                move || permits.make_heavy(&permit, &operation, &runtime)
+            });
             activity.begin("");
             let result = tokio::task::spawn_blocking(move || work(activity)).await.unwrap_or_else(|panic| {
                 tracing::error!(%panic, "an operation panicked");
                 Err(Status::aborted("the driver failed inside this operation, see its log; try again"))
             });
-            drop(worker);
+            drop(permit.lock().unwrap_or_else(PoisonError::into_inner).take());
             // Out of the table first: whoever hears the answer may ask for the next thing at once.
             drop(held);
             sender.send_replace(Some(result));
         });
-        Ok((running, answer, None))
+        Ok((running, answer))
     }
 }
 
@@ -254,6 +312,7 @@ mod tests {
 
     fn operation(rpc: &'static str, key: &str, request: &str) -> Operation {
         Operation {
+            class: Class::Change,
             rpc,
             cluster: "lab".into(),
             pool: "rbd".into(),
@@ -276,7 +335,7 @@ mod tests {
                 wait.recv().unwrap();
                 Ok(7)
             });
-        let (running, ..) = first.unwrap();
+        let (running, _) = first.unwrap();
         while running.activity.to_string() != "flattening rbd/a (37 %)" {
             tokio::task::yield_now().await;
         }
@@ -296,46 +355,10 @@ mod tests {
             counted.fetch_add(1, Ordering::SeqCst);
             Ok(0)
         });
-        let (_, mut again, _) = again.unwrap();
+        let (_, mut again) = again.unwrap();
         release.send(()).unwrap();
         assert_eq!(again.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 7);
         assert_eq!(runs.load(Ordering::SeqCst), 1);
-    }
-
-    #[tokio::test]
-    async fn who_joins_what_is_tidying_up_has_it_looked_at_again() {
-        let operations = Operations::default();
-        let (release, wait) = mpsc::channel::<()>();
-        let deleting = operation("DeleteVolume", "volume a", "1");
-        let first = operations.start(deleting.clone(), move |activity: Arc<Activity>| {
-            activity.tidies_up();
-            wait.recv().unwrap();
-            Ok(1_usize)
-        });
-        let (running, ..) = first.unwrap();
-        while !running.activity.is_tidying_up() {
-            tokio::task::yield_now().await;
-        }
-        let runs = Arc::new(AtomicUsize::new(0));
-        let joining: Vec<_> = (0..5)
-            .map(|_| {
-                let (operations, runs, deleting) = (operations.clone(), runs.clone(), deleting.clone());
-                let work = move |_: Arc<Activity>| Ok(2 + runs.fetch_add(1, Ordering::SeqCst));
-                tokio::spawn(async move { operations.run(deleting, LONG, work).await })
-            })
-            .collect();
-        let waiting = |running: &Running| {
-            let sender = running.answer.downcast_ref::<Sender<usize>>().unwrap();
-            sender.receiver_count()
-        };
-        while waiting(&running) < joining.len() {
-            tokio::task::yield_now().await;
-        }
-        release.send(()).unwrap();
-        for answer in joining {
-            assert!(answer.await.unwrap().unwrap() >= 2);
-        }
-        assert!(runs.load(Ordering::SeqCst) >= 1);
     }
 
     #[tokio::test]
@@ -372,12 +395,12 @@ mod tests {
         assert!(caller.recv_timeout(LONG).is_ok() || receiver.try_recv().is_err());
     }
 
-    /// Occupies every worker of the pool `pool`; they are free again when what this returns is dropped.
+    /// Takes every permit for changes in the pool `pool`; they are free again when what this returns is dropped.
     async fn occupy(operations: &Operations, pool: &str) -> mpsc::Sender<()> {
         let (release, wait) = mpsc::channel::<()>();
         let wait = Arc::new(Mutex::new(wait));
         let begun = Arc::new(Semaphore::new(0));
-        for _ in 0..WORKERS_PER_POOL {
+        for _ in 0..Class::Change.per_pool() {
             let (wait, begun_here) = (wait.clone(), begun.clone());
             let stuck = Operation { pool: pool.into(), keys: Vec::new(), ..operation("stuck", "", "") };
             let work = move |_: Arc<Activity>| {
@@ -388,12 +411,12 @@ mod tests {
             };
             drop(operations.start(stuck, work).unwrap());
         }
-        drop(begun.acquire_many(u32::try_from(WORKERS_PER_POOL).unwrap()).await.unwrap());
+        drop(begun.acquire_many(u32::try_from(Class::Change.per_pool()).unwrap()).await.unwrap());
         release
     }
 
     #[tokio::test]
-    async fn a_stuck_pool_leaves_the_others_their_workers() {
+    async fn a_stuck_pool_leaves_the_others_their_permits() {
         let operations = Operations::default();
         let stuck = occupy(&operations, "stuck").await;
         for number in 0..200 {
@@ -405,6 +428,73 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn changes_that_are_stuck_leave_attaching_its_permits() {
+        let operations = Operations::default();
+        let stuck = occupy(&operations, "rbd").await;
+        let attach = Operation { class: Class::Attach, ..operation("Y", "other", "") };
+        assert_eq!(operations.run(attach, LONG, |_| Ok(1)).await.unwrap(), 1);
+        drop(stuck);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn heavy_work_leaves_other_changes_their_permits_and_a_few_run_at_once() {
+        let operations = Operations::default();
+        let (release, wait) = mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let heavy: Vec<_> = (0..2 * Class::Change.per_pool())
+            .map(|number| {
+                let (wait, begun, ended) = (wait.clone(), begun.clone(), ended.clone());
+                let work = move |activity: Arc<Activity>| {
+                    activity.begin_heavy();
+                    let at_once = begun.fetch_add(1, Ordering::SeqCst) - ended.load(Ordering::SeqCst);
+                    assert!(at_once < Class::Heavy.per_pool(), "{at_once} others are at it");
+                    // Until the sender is dropped.
+                    assert!(wait.lock().unwrap().recv().is_err());
+                    ended.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                };
+                operations.start(operation("heavy", &format!("h{number}"), ""), work).unwrap().1
+            })
+            .collect();
+        while begun.load(Ordering::SeqCst) < Class::Heavy.per_pool() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(operations.run(operation("Y", "other", ""), LONG, |_| Ok(1)).await.unwrap(), 1);
+        drop(release);
+        for mut answer in heavy {
+            answer.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_asks_again_finds_its_operation_at_its_place_in_the_queue() {
+        let operations = Operations::default();
+        let stuck = occupy(&operations, "rbd").await;
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let note = |name: &'static str| {
+            let order = order.clone();
+            move |_: Arc<Activity>| {
+                order.lock().unwrap().push(name);
+                Ok(())
+            }
+        };
+        let (_, given_up) = operations.start(operation("X", "first", ""), note("first")).unwrap();
+        drop(given_up);
+        let (_, mut second) = operations.start(operation("X", "second", ""), note("second")).unwrap();
+        tokio::time::advance(KEEPS_PLACE / 2).await;
+        let (_, mut first) = operations.start(operation("X", "first", ""), note("again")).unwrap();
+        drop(stuck);
+        for answer in [&mut first, &mut second] {
+            answer.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap();
+        }
+        let mut order = order.lock().unwrap().clone();
+        // Both run at once when two permits are free.
+        order.sort_unstable();
+        assert_eq!(order, ["first", "second"]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_nobody_waits_for_is_not_begun_and_what_somebody_joined_is() {
         let operations = Operations::default();
         let stuck = occupy(&operations, "rbd").await;
@@ -417,15 +507,23 @@ mod tests {
             }
         };
         let soon = Duration::from_millis(10);
-        let given_up = operations.run(operation("X", "a", ""), soon, count(1)).await.unwrap_err();
+        let mut given_up = std::pin::pin!(operations.run(operation("X", "a", ""), soon, count(1)));
+        // The clock stands while threads are busy.
+        let given_up = loop {
+            tokio::select! {
+                biased;
+                answer = &mut given_up => break answer.unwrap_err(),
+                () = tokio::time::advance(soon) => {}
+            }
+        };
         assert_eq!(given_up.code(), Code::DeadlineExceeded);
-        assert!(given_up.message().contains("a free worker"), "{}", given_up.message());
+        assert!(given_up.message().contains("waiting for other operations"), "{}", given_up.message());
         // Its key is free again.
         while operations.running.lock().unwrap().contains_key("a") {
-            tokio::task::yield_now().await;
+            tokio::time::advance(KEEPS_PLACE).await;
         }
-        let (_, first, _) = operations.start(operation("X", "b", ""), count(10)).unwrap();
-        let (_, mut second, _) = operations.start(operation("X", "b", ""), count(100)).unwrap();
+        let (_, first) = operations.start(operation("X", "b", ""), count(10)).unwrap();
+        let (_, mut second) = operations.start(operation("X", "b", ""), count(100)).unwrap();
         drop(first);
         drop(stuck);
         assert_eq!(second.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 10);

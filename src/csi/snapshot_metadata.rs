@@ -70,10 +70,10 @@ impl SnapshotMetadataService {
         let credentials = self.controller.credentials(&location, secrets)?;
         let clusters: Arc<Clusters> = self.controller.clusters().clone();
         let operations = self.controller.operations();
-        let worker = operations.stream_worker(&location.cluster, &location.pool, time.left()).await?;
+        let permit = operations.stream_permit(&location.cluster, &location.pool, time.left()).await?;
         let (sender, mut receiver) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
-            let _worker = worker;
+            let _permit = permit;
             let send = |batch| match sender.blocking_send(Ok(message(batch))) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),

@@ -4,8 +4,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What an operation is doing now, for those who wait for it: a step, and how far it is in per cent when that is known.
-#[derive(Debug)]
-pub struct Activity(Mutex<State>);
+#[derive(Default)]
+pub struct Activity {
+    state: Mutex<State>,
+    /// What it does before its heavy work begins.
+    when_heavy: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -14,18 +18,19 @@ struct State {
     why: Option<String>,
     percent: Option<u8>,
     changed: Instant,
-    tidying: bool,
+    /// It waits for another operation of this driver, for however long that takes.
+    waits: bool,
 }
 
-impl Default for Activity {
-    fn default() -> Activity {
-        Activity(Mutex::new(State {
-            step: String::new(),
-            why: None,
-            percent: None,
-            changed: Instant::now(),
-            tidying: false,
-        }))
+impl Default for State {
+    fn default() -> State {
+        State { step: String::new(), why: None, percent: None, changed: Instant::now(), waits: false }
+    }
+}
+
+impl fmt::Debug for Activity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Activity").field(&*self.lock()).finish()
     }
 }
 
@@ -40,25 +45,31 @@ impl Activity {
         self.set(format!("flattening {spec}"), Some(why.to_string()));
     }
 
+    /// Sets what is called before heavy work begins, and may block until there is room for that.
+    pub fn when_heavy(&self, act: impl FnOnce() + Send + 'static) {
+        *self.when_heavy.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
+    }
+
+    /// Says that the work begins which may take long: a flatten, or the removal of a large image. Blocks until there is room for
+    /// it. The operation counts as heavy from then on, to its end.
+    pub fn begin_heavy(&self) {
+        let act = self.when_heavy.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(act) = act {
+            self.begin("waiting for other flattens and removals in this pool");
+            self.lock().waits = true;
+            act();
+            self.begin("");
+        }
+    }
+
     fn set(&self, step: String, why: Option<String>) {
-        let mut state = self.lock();
-        *state = State { step, why, percent: None, changed: Instant::now(), tidying: state.tidying };
+        *self.lock() = State { step, why, ..State::default() };
     }
 
     /// What it is doing, if that is flattening an image.
     pub fn flattening(&self) -> Option<String> {
         let state = self.lock();
         state.why.is_some().then(|| state.to_string())
-    }
-
-    /// Says that what was asked for may be done, and that what it left behind is tidied up.
-    pub fn tidies_up(&self) {
-        self.lock().tidying = true;
-    }
-
-    /// Whether what was asked for may be done.
-    pub fn is_tidying_up(&self) -> bool {
-        self.lock().tidying
     }
 
     /// Says how far the step is, in the form [`crate::rbd::Progress`] wants. Never asks to stop.
@@ -72,13 +83,15 @@ impl Activity {
         }
     }
 
-    /// For how long nothing was heard of it: no step begun, no progress made.
+    /// For how long nothing was heard of it: no step begun, no progress made. Zero while it waits for
+    /// other operations of this driver.
     pub fn quiet_for(&self) -> Duration {
-        self.lock().changed.elapsed()
+        let state = self.lock();
+        if state.waits { Duration::ZERO } else { state.changed.elapsed() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

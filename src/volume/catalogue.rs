@@ -491,8 +491,35 @@ impl Catalogue {
         Error::Conflict(format!("another controller changed the record {key} in {object} at the same time"))
     }
 
+    /// What is not ready, and what cannot be read: each object is read once.
+    pub(super) fn unfinished(&self) -> Result<Unfinished> {
+        let mut found = Unfinished::default();
+        for shard in 0..SHARDS {
+            let object = self.object(shard);
+            let mut after = String::new();
+            loop {
+                let page = self.pool.omap_list(&object, &after, PAGE)?;
+                for (key, bytes) in page.entries {
+                    after.clone_from(&key);
+                    if let Err(error) = found.add(&object, &key, bytes) {
+                        tracing::warn!(%error, "a record is left alone");
+                        found.unreadable.push(Unreadable {
+                            object: object.clone(),
+                            key,
+                            why: error.to_string(),
+                        });
+                    }
+                }
+                if !page.more {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// At most `limit` records (0: as many as there are) after `cursor`, each with its key, in a stable order; and
-    /// where to go on if there are more. Records that come and go meanwhile neither hide nor repeat others.
+    /// where to go on if there are more. Those that cannot be read are logged and left out. Records that come and go meanwhile neither hide nor repeat others.
     pub fn list<R: Record>(&self, cursor: &Cursor, limit: usize) -> Result<Page<R>> {
         let mut found = Vec::new();
         let mut last = cursor.clone();
@@ -512,7 +539,11 @@ impl Catalogue {
                     }
                     after.clone_from(&name);
                     last = Cursor { shard, after: name.clone() };
-                    found.push((name, parse(&object, key, bytes)?));
+                    match parse(&object, key, bytes) {
+                        Ok(stored) => found.push((name, stored)),
+                        // `gc` tells of it.
+                        Err(error) => tracing::warn!(%error, "a record is left out of a listing"),
+                    }
                 }
                 if past_the_kind || !page.more {
                     break;
@@ -520,6 +551,63 @@ impl Catalogue {
             }
         }
         Ok((found, None))
+    }
+}
+
+/// What the catalogue has of records that say that somebody is at work, or was.
+#[derive(Debug, Default)]
+pub struct Unfinished {
+    /// Volumes that are not ready, with their images' names.
+    pub volumes: Vec<(String, Stored<Volume>)>,
+    /// Snapshots that are not ready, with their RBD names.
+    pub snapshots: Vec<(String, Stored<Snapshot>)>,
+    /// Group snapshots that are not ready, with their keys.
+    pub groups: Vec<(String, Stored<Group>)>,
+    /// Ids of the nodes whose volumes are counted.
+    pub nodes: Vec<String>,
+    /// Records that cannot be read, and are left alone.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// Something in an omap that this version cannot read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The RADOS object.
+    pub object: String,
+    /// The key.
+    pub key: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Unfinished {
+    /// Takes over one key of the catalogue.
+    fn add(&mut self, object: &str, key: &str, bytes: Vec<u8>) -> Result<()> {
+        fn take<R: Record>(
+            all: &mut Vec<(String, Stored<R>)>,
+            object: &str,
+            name: &str,
+            bytes: Vec<u8>,
+            is_ready: impl Fn(&R) -> bool,
+        ) -> Result<()> {
+            let stored = parse(object, format!("{}{name}", R::KIND), bytes)?;
+            if !is_ready(&stored.record) {
+                all.push((name.to_string(), stored));
+            }
+            Ok(())
+        }
+        if let Some(name) = key.strip_prefix(Volume::KIND) {
+            take(&mut self.volumes, object, name, bytes, |volume: &Volume| volume.state == State::Ready)
+        } else if let Some(name) = key.strip_prefix(Snapshot::KIND) {
+            take(&mut self.snapshots, object, name, bytes, |snapshot: &Snapshot| {
+                snapshot.state == State::Ready
+            })
+        } else if let Some(name) = key.strip_prefix(Group::KIND) {
+            take(&mut self.groups, object, name, bytes, |group: &Group| group.state == State::Ready)
+        } else {
+            self.nodes.extend(key.strip_prefix(Node::KIND).map(str::to_string));
+            Ok(())
+        }
     }
 }
 

@@ -143,7 +143,6 @@ impl Volumes {
         let source = parent.open(OpenMode::ReadWrite)?;
         parent.home.flatten(&*source, &parent.home.spec(&source.name()?), &why)?;
         drop(source);
-        self.collect_leftovers();
         let source = parent.open(OpenMode::ReadOnly)?;
         Ok((self.depth(&*source, at)? >= policy.max_clone_depth).then_some(why))
     }

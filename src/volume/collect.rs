@@ -1,222 +1,211 @@
-//! Collecting what lost its reason to exist: snapshots made for a clone that is gone, silent parents nobody needs.
+//! Collecting what lost its reason to exist: snapshots made for a clone that is gone, silent parents that nothing needs.
 //!
 //! The rule is *record before drop, collect after*. A suspect stays in the journal until it is settled, so a kill between
-//! any two calls here leaves it to the next collect. Two collectors may work at once: every step takes "already gone"
-//! for success, and librbd itself refuses to remove what still has a child.
+//! any two calls here leaves it to the sweeper. An operation settles what it wrote itself, after its answer; the sweeper
+//! (`sweep`) finds everything else. Two processes may settle one suspect at the same time: every step takes "already gone"
+//! for success, librbd refuses to remove what still has a child, and a removal is done under a lease.
 
 use super::catalogue::{State, Volume};
-use super::journal::{Child, Suspect};
+use super::journal::{Child, Entry, Suspect};
 use super::names;
-use super::{Error, Result, Volumes};
+use super::{Result, Volumes};
 use crate::rbd::{Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate};
-use std::collections::BTreeSet;
-use std::sync::{MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-/// For how long an operation waits for an image that somebody has open.
-const IN_USE: Duration = Duration::from_secs(1);
-/// How long before an operation that waits for another controller looks again.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// The suspects of one operation.
-#[derive(Debug, Default)]
-pub(super) struct Suspected {
-    /// The pools and namespaces in whose journals it wrote some, or an earlier attempt may have.
-    places: BTreeSet<(String, String)>,
-    /// Ids of the images that must not be left to another operation: it wrote suspects about them, or has just set them free.
-    own: BTreeSet<String>,
-    /// The image that it removes, whose lease it holds.
-    destroyed: Option<String>,
-}
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// What became of a suspect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// It is gone, or has a reason to exist that does not depend on the drop that made it suspect.
-    Settled,
-    /// The link that is to be dropped still stands, or something holds it just now. Or it hangs on a creation, which may let
-    /// go of it before it is finished: a clone is flattened while its record says `creating`.
+    /// It has a reason to exist that does not depend on the drop that made it suspect.
+    Kept,
+    /// It is gone. Its image may be unneeded too.
+    Gone,
+    /// The link that is to be dropped still stands, or something has it open just now. Or it hangs on a creation, which may
+    /// let go of it before it is finished: a clone is flattened while its record says `creating`.
     Busy,
-    /// It is to go, and somebody has it open just now.
-    InUse,
 }
 
+/// Suspects about one image, or about one snapshot of it.
+type Group<K> = BTreeMap<K, Vec<Entry>>;
+
 impl Volumes {
-    /// Writes down, each where it lives, what is about to lose a child or has lost its last snapshot.
+    /// Writes down, each where it lives and where the operation began, what is about to lose a child or has lost its last snapshot.
     pub(super) fn suspect(&self, suspects: &[Suspect]) -> Result<()> {
-        for place in places(suspects) {
+        let mut places: BTreeMap<_, Vec<Entry>> = BTreeMap::new();
+        for suspect in suspects {
+            let place = (suspect.pool.as_str(), suspect.namespace.as_str());
+            places.entry(place).or_default().push(Entry::new(suspect.clone()));
+        }
+        for ((pool, namespace), entries) in places {
             // A pool that is gone has no suspects any more.
-            let Some(home) = self.elsewhere(&place.0, &place.1)? else { continue };
-            let here: Vec<_> = suspects.iter().filter(|suspect| is_at(suspect, &place)).cloned().collect();
-            home.journal.add(&here)?;
-            let mut suspected = self.suspected();
-            suspected.own.extend(here.into_iter().map(|suspect| suspect.image_id));
-            suspected.places.insert(place);
+            let Some(home) = self.elsewhere(pool, namespace)? else { continue };
+            if !self.origin.is_of(pool, namespace) {
+                self.origin.add(&entries)?;
+            }
+            home.journal.add(&entries)?;
+            self.suspected.lock().unwrap_or_else(PoisonError::into_inner).extend(entries);
         }
         Ok(())
     }
 
-    /// Settles every suspect that can be settled, parents of collected parents included: those in the journal here, and where
-    /// this operation wrote some, or comes to write some. What is busy stays in its journal. Fails only when a journal
-    /// cannot be read.
-    ///
-    /// Several operations of this process that collect at once do not open one image at the same time, for they would keep
-    /// taking its lock from each other. They wait for each other where the image is their own, and leave it to that one otherwise.
-    pub fn collect(&self) -> Result<()> {
-        let here = (self.pool.name().to_string(), self.pool.namespace().to_string());
-        loop {
-            let mut places = self.suspected().places.clone();
-            places.insert(here.clone());
-            let mut settled_some = false;
-            for (pool, namespace) in places {
-                let Some(home) = self.elsewhere(&pool, &namespace)? else { continue };
-                for entry in home.journal.entries()? {
-                    self.activity.tidies_up();
-                    let what = format!("suspects of {}", entry.suspect.image_id);
-                    let turn = match self.process.turns.try_take(&what) {
-                        None if !self.suspected().own.contains(&entry.suspect.image_id) => continue,
-                        None => {
-                            let turn = self.process.turns.take(&what, self.process.patience);
-                            if !home.journal.holds(&entry)? {
-                                continue;
-                            }
-                            turn
-                        }
-                        turn => turn,
-                    };
-                    match home.settle_in_turn(&entry.suspect) {
-                        Ok(Verdict::Settled) => {
-                            home.journal.forget(&entry)?;
-                            settled_some = true;
-                        }
-                        Ok(Verdict::Busy | Verdict::InUse) => {}
-                        Err(error) => {
-                            tracing::warn!(suspect = ?entry.suspect, %error, "a suspect stays in the journal");
-                        }
-                    }
-                    drop(turn);
-                }
+    /// Forgets an entry that is settled, of an image here.
+    fn forget(&self, entry: &Entry) -> Result<()> {
+        self.journal.forget(entry)?;
+        let Suspect { pool, namespace, .. } = &entry.suspect;
+        if self.origin.is_of(pool, namespace) { Ok(()) } else { self.origin.forget(entry) }
+    }
+
+    /// What this operation wrote into journals and has not settled, to be given to [`Volumes::settle`] once.
+    pub fn take_suspects(&self) -> Vec<Entry> {
+        std::mem::take(&mut *self.suspected.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Settles what this operation wrote into journals.
+    pub fn settle_own(&self) {
+        self.settle(self.take_suspects());
+    }
+
+    /// Settles suspects, wherever they live, and what becomes suspect by that: parents of collected parents. Returns those
+    /// that are busy or could not be settled. They stay in their journals; errors are logged.
+    pub fn settle(&self, entries: Vec<Entry>) -> Vec<Entry> {
+        let unsettled = Mutex::new(Vec::new());
+        let mut todo = entries;
+        while !todo.is_empty() {
+            let mut images = Group::new();
+            for entry in todo {
+                let Suspect { pool, namespace, image_id, .. } = entry.suspect.clone();
+                images.entry((pool, namespace, image_id)).or_default().push(entry);
             }
-            if !settled_some {
-                return Ok(());
-            }
+            let images: Vec<_> = images.into_iter().collect();
+            let threads = (self.process.at_once / images.len()).max(1);
+            in_parallel(&images, self.process.at_once, |((pool, namespace, id), entries)| {
+                let settled = match self.elsewhere(pool, namespace) {
+                    // A pool that is gone has no suspects any more.
+                    Ok(None) => entries.iter().try_for_each(|entry| self.origin.forget(entry)).map(|()| vec![]),
+                    Ok(Some(home)) => home.settle_image(id, entries, threads),
+                    Err(error) => Err(error),
+                };
+                let left = settled.unwrap_or_else(|error| {
+                    tracing::warn!(pool, namespace, id, %error, "suspects stay in the journal");
+                    entries.clone()
+                });
+                unsettled.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
+            });
+            todo = self.take_suspects();
         }
+        unsettled.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has this operation collect here and where the source of `record` is: an earlier attempt may have been killed before it
-    /// collected what it had set free.
-    pub(super) fn take_up(&self, record: &Volume) {
-        let places = &mut self.suspected().places;
-        places.insert((self.pool.name().to_string(), self.pool.namespace().to_string()));
-        if let Some(link) = &record.link {
-            places.insert((link.pool.clone(), link.namespace.clone()));
+    /// Settles suspects about the image `id`, which is here: its snapshots first, so many at once, then itself. Returns those
+    /// that are busy.
+    fn settle_image(&self, id: &str, entries: &[Entry], threads: usize) -> Result<Vec<Entry>> {
+        // The image's own deletion waits for this, and the other way round.
+        let Some(_turn) = self.process.turns.take(&self.image_turn(id), self.process.patience) else {
+            return Ok(entries.to_vec());
+        };
+        let mut suspects: Group<Option<SnapshotId>> = Group::new();
+        for entry in entries {
+            suspects.entry(entry.suspect.snapshot).or_default().push(entry.clone());
         }
-    }
-
-    /// Has this operation settle what others suspect of the image `id`: until now they found it busy.
-    pub(super) fn now_free(&self, id: &str) {
-        self.suspected().own.insert(id.to_string());
-    }
-
-    /// [`Volumes::collect`] after an operation whose own object is already as it should be: a failure is logged, and what
-    /// is left stays in the journal for the next collect.
-    pub(super) fn collect_leftovers(&self) {
-        if let Err(error) = self.collect() {
-            tracing::warn!(pool = self.pool.name(), %error, "collecting is left to the next operation");
-        }
-    }
-
-    /// [`Volumes::collect_leftovers`], if this operation wrote any suspect.
-    pub(super) fn collect_own_leftovers(&self) {
-        if !self.suspected().places.is_empty() {
-            self.collect_leftovers();
-        }
-    }
-
-    fn suspected(&self) -> MutexGuard<'_, Suspected> {
-        self.suspected.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a DeleteVolume that is not this operation has the image `id` to remove.
-    fn is_destroyed_by_another(&self, record: &Volume, id: &str) -> bool {
-        record.state == State::Deleting
-            && record.image_id.as_deref() == Some(id)
-            && self.suspected().destroyed.as_deref() != Some(id)
-    }
-
-    /// Has this operation finish the removal of the image `id` itself.
-    pub(super) fn destroys(&self, id: &str) {
-        self.suspected().destroyed = Some(id.to_string());
-    }
-
-    /// Settles a suspect that lives here. Waits for another controller that has it open or is removing it, if it is this
-    /// operation's own: nobody else might come back to it.
-    fn settle_in_turn(&self, suspect: &Suspect) -> Result<Verdict> {
-        let begun = Instant::now();
-        loop {
-            let verdict = self.settle(suspect);
-            let patience = match verdict {
-                Err(Error::Conflict(_)) => self.process.patience,
-                // A client that died has it open for half a minute.
-                Ok(Verdict::InUse) => self.process.patience.min(IN_USE),
-                _ => return verdict,
-            };
-            if begun.elapsed() >= patience || !self.suspected().own.contains(&suspect.image_id) {
-                return verdict;
-            }
-            std::thread::sleep(PAUSE);
-        }
-    }
-
-    /// Settles a suspect that lives here.
-    fn settle(&self, suspect: &Suspect) -> Result<Verdict> {
-        let id = suspect.image_id.as_str();
-        let mode = if suspect.snapshot.is_some() { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
+        let mode =
+            if suspects.keys().any(Option::is_some) { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
         let image = match self.pool.open_image(ImageKey::Id(id), mode) {
             Ok(image) => image,
-            Err(error) if error.errno == Errno::ENOENT => return self.finish_removal(suspect),
+            Err(error) if error.errno == Errno::ENOENT => {
+                // The names it may have come from the entries.
+                for entry in entries {
+                    self.finish_removal(&entry.suspect)?;
+                    self.forget(entry)?;
+                }
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(error.into()),
         };
         let snapshots = image.snapshots()?;
-        if let Some(snapshot) = snapshots.iter().find(|snapshot| Some(snapshot.id) == suspect.snapshot) {
-            let children = match image.children(Some(snapshot.id)) {
-                Err(error)
-                    if error.errno == Errno::EPERM
-                        && self.is_surely_childless(&*image, suspect, snapshot)? =>
-                {
-                    Vec::new()
-                }
-                children => children?,
+        let verdicts = Mutex::new(Vec::new());
+        let suspects: Vec<_> = suspects.into_iter().collect();
+        in_parallel(&suspects, threads, |(snapshot, entries)| {
+            let found = snapshots.iter().find(|found| Some(found.id) == *snapshot);
+            let settled = match found {
+                None => Ok(all(Verdict::Gone, entries)),
+                Some(found) => self.settle_snapshot(&*image, id, found, entries),
             };
-            let links = |child: &Child| children.iter().any(|listed| listed.image_id == child.image_id);
-            if suspect.child.as_ref().is_some_and(links) {
-                return Ok(Verdict::Busy);
-            }
-            if suspect.child.as_ref().is_some_and(|child| child.flattened) {
-                self.finish_flattens(id, snapshot.id)?;
-            }
-            if !is_collectable(snapshot) {
-                return Ok(Verdict::Settled);
-            }
-            if !children.is_empty() {
-                // A clone of ours comes back here when it goes. Other tools' clones go without a word.
-                return Ok(if self.is_any_ours(&children)? { Verdict::Settled } else { Verdict::Busy });
-            }
-            self.refuse_unchangeable(&*image)?;
-            if self.is_needed_by_a_creation(id, &snapshot.name)? {
-                return Ok(Verdict::Busy);
-            }
-            match self.drop_snapshot(&*image, id, snapshot) {
-                Err(error) if error.is(Errno::EBUSY) => return Ok(Verdict::Busy),
-                other => other?,
+            let settled = settled.unwrap_or_else(|error| {
+                tracing::warn!(id, ?snapshot, %error, "a suspect stays in the journal");
+                all(Verdict::Busy, entries)
+            });
+            verdicts.lock().unwrap_or_else(PoisonError::into_inner).extend(settled);
+        });
+        let verdicts = verdicts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let gone = verdicts.iter().any(|(verdict, _)| *verdict == Verdict::Gone);
+        let image_is_busy = gone && self.remove_if_silent(image, id)? == Verdict::Busy;
+        let mut busy = Vec::new();
+        for (verdict, entry) in verdicts {
+            if verdict == Verdict::Busy || verdict == Verdict::Gone && image_is_busy {
+                busy.push(entry.clone());
+            } else {
+                self.forget(entry)?;
             }
         }
-        self.remove_if_silent(image, id)
+        Ok(busy)
+    }
+
+    /// Settles suspects about one snapshot, which stands.
+    fn settle_snapshot<'a>(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        snapshot: &Snapshot,
+        entries: &'a [Entry],
+    ) -> Result<Vec<(Verdict, &'a Entry)>> {
+        let children = match image.children(Some(snapshot.id)) {
+            Err(error)
+                if error.errno == Errno::EPERM && self.is_surely_childless(image, snapshot, entries)? =>
+            {
+                Vec::new()
+            }
+            children => children?,
+        };
+        let links = |child: &Child| children.iter().any(|listed| listed.image_id == child.image_id);
+        let (linked, unlinked): (Vec<_>, Vec<_>) =
+            entries.iter().partition(|entry| entry.suspect.child.as_ref().is_some_and(links));
+        for entry in &unlinked {
+            self.finish_flatten(id, snapshot.id, &entry.suspect)?;
+        }
+        let verdict = if !is_collectable(snapshot) {
+            Verdict::Kept
+        } else if !children.is_empty() {
+            // A clone of ours comes back here when it goes. Other tools' clones go without a word.
+            if self.is_any_ours(&children)? { Verdict::Kept } else { Verdict::Busy }
+        } else {
+            self.refuse_unchangeable(image)?;
+            if self.is_needed_by_a_creation(id, &snapshot.name)? {
+                Verdict::Busy
+            } else {
+                match self.drop_snapshot(image, id, snapshot) {
+                    Err(error) if error.is(Errno::EBUSY) => Verdict::Busy,
+                    other => other.map(|()| Verdict::Gone)?,
+                }
+            }
+        };
+        Ok([all(Verdict::Busy, linked), all(verdict, unlinked)].concat())
+    }
+
+    /// What the turn at the image `id` here is called, among all of this process.
+    pub(super) fn image_turn(&self, id: &str) -> String {
+        format!("{} {} {id}", self.pool.name(), self.pool.namespace())
     }
 
     /// Whether a snapshot that was cut for a clone has none, although the user may not ask for its clones (that takes a look at the
-    /// object `rbd_children` of every pool): the clone it was cut for is gone. Should another tool have cloned it, librbd keeps it for
-    /// that clone.
-    fn is_surely_childless(&self, image: &dyn Image, suspect: &Suspect, snapshot: &Snapshot) -> Result<bool> {
+    /// object `rbd_children` of every pool): each clone that `entries` name is gone. Should another tool have cloned it, librbd keeps
+    /// it for that clone.
+    fn is_surely_childless(
+        &self,
+        image: &dyn Image,
+        snapshot: &Snapshot,
+        entries: &[Entry],
+    ) -> Result<bool> {
         if snapshot.kind != SnapshotKind::User
             || snapshot.protected
             || !snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX)
@@ -228,30 +217,42 @@ impl Volumes {
         if parent.is_some() && image.parent(None)? != parent {
             return Ok(false);
         }
-        let Some(child) = &suspect.child else { return Ok(true) };
-        let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { return Ok(true) };
-        match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadOnly) {
-            Ok(_) => Ok(false),
-            Err(error) if error.errno == Errno::ENOENT => Ok(home.pool.trash_get(&child.image_id)?.is_none()),
-            Err(error) => Err(error.into()),
+        for child in entries.iter().filter_map(|entry| entry.suspect.child.as_ref()) {
+            let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { continue };
+            match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadOnly) {
+                Ok(_) => return Ok(false),
+                Err(error) if error.errno == Errno::ENOENT => {}
+                Err(error) => return Err(error.into()),
+            }
+            if home.pool.trash_get(&child.image_id)?.is_some() {
+                return Ok(false);
+            }
         }
+        Ok(true)
     }
 
     /// Finishes the flattens that were killed between the two ends of a link to this snapshot, which lists no clone any more
     /// although such a child cannot be opened without it.
     fn finish_flattens(&self, id: &str, snapshot: SnapshotId) -> Result<()> {
         for entry in self.journal.entries_of(id, snapshot)? {
-            let Some(child) = entry.suspect.child.filter(|child| child.flattened) else { continue };
-            let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { continue };
-            let image = match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite) {
-                Ok(image) => image,
-                Err(error) if error.errno == Errno::ENOENT => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let still = image.parent(None)?;
-            if still.is_some_and(|parent| parent.image_id == id && parent.snapshot_id == snapshot) {
-                home.flatten_noted(&*image)?;
-            }
+            self.finish_flatten(id, snapshot, &entry.suspect)?;
+        }
+        Ok(())
+    }
+
+    /// Finishes the flatten that a suspect is about, if it is: one that was killed between the two ends of the link, or after
+    /// that, before the object map was rebuilt.
+    fn finish_flatten(&self, id: &str, snapshot: SnapshotId, suspect: &Suspect) -> Result<()> {
+        let Some(child) = suspect.child.as_ref().filter(|child| child.flattened) else { return Ok(()) };
+        let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { return Ok(()) };
+        let image = match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite) {
+            Ok(image) => image,
+            Err(error) if error.errno == Errno::ENOENT => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let still = image.parent(None)?;
+        if still.is_none_or(|parent| parent.image_id == id && parent.snapshot_id == snapshot) {
+            home.flatten_noted(&*image)?;
         }
         Ok(())
     }
@@ -391,7 +392,7 @@ impl Volumes {
     fn remove_if_silent(&self, image: Box<dyn Image>, id: &str) -> Result<Verdict> {
         let name = image.name()?;
         if !name.ends_with(names::SILENT_SUFFIX) {
-            return Ok(Verdict::Settled);
+            return Ok(Verdict::Kept);
         }
         let volume = names::before_silence(&name, id);
         let Some(silent) = self.catalogue.silent(volume, id)? else {
@@ -399,7 +400,7 @@ impl Volumes {
             // Any other image of such a name is foreign.
             return Ok(match self.catalogue.volume(volume)? {
                 Some(stored) if stored.record.state == State::Deleting => Verdict::Busy,
-                _ => Verdict::Settled,
+                _ => Verdict::Kept,
             });
         };
         let mut snapshots = image.snapshots()?;
@@ -408,7 +409,7 @@ impl Volumes {
         if !snapshots.is_empty() {
             // The entry stays when nothing this driver does would bring it back here: other tools' snapshots go without a word.
             let comes_back = self.is_any_expected(id, &snapshots)?;
-            return Ok(if comes_back { Verdict::Settled } else { Verdict::Busy });
+            return Ok(if comes_back { Verdict::Kept } else { Verdict::Busy });
         }
         self.refuse_unremovable(&*image)?;
         self.suspect(&self.links(&*image, id, &[])?)?;
@@ -417,18 +418,18 @@ impl Volumes {
         let silent = self.catalogue.claim(volume, &silent)?;
         match self.remove_for_good(&name, id) {
             Ok(()) => {}
-            Err(error) if error.errno == Errno::EBUSY => return Ok(Verdict::InUse),
+            Err(error) if error.errno == Errno::EBUSY => return Ok(Verdict::Busy),
             // A clone was made meanwhile.
             Err(error) if error.errno == Errno::ENOTEMPTY => return Ok(Verdict::Busy),
             Err(error) => return Err(error.into()),
         }
         self.catalogue.remove(volume, &silent)?;
-        Ok(Verdict::Settled)
+        Ok(Verdict::Gone)
     }
 
     /// The suspect's image does not open: it is gone, or a removal of it was interrupted. Finishes the removal, of silent
     /// parents by the names they may have; a volume's own is its DeleteVolume's to finish.
-    fn finish_removal(&self, suspect: &Suspect) -> Result<Verdict> {
+    fn finish_removal(&self, suspect: &Suspect) -> Result<()> {
         let id = suspect.image_id.as_str();
         let volume = names::before_silence(&suspect.image, id);
         let silent = self.catalogue.silent(volume, id)?;
@@ -437,7 +438,10 @@ impl Volumes {
         // What lies in the trash otherwise was moved there by somebody, or by librbd in place of a removal of ours.
         if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing || silent.is_some()) {
             let _claimed = match self.catalogue.volume(volume)? {
-                Some(stored) if self.is_destroyed_by_another(&stored.record, id) => {
+                Some(stored)
+                    if stored.record.state == State::Deleting
+                        && stored.record.image_id.as_deref() == Some(id) =>
+                {
                     Some(self.catalogue.claim(volume, &stored)?)
                 }
                 _ => None,
@@ -447,7 +451,7 @@ impl Volumes {
             self.pool.trash_remove_with_progress(id, true, progress).tolerate(Errno::ENOENT)?;
         }
         let Some(silent) = silent else {
-            return Ok(Verdict::Settled);
+            return Ok(());
         };
         for name in [names::silent(volume), names::silent_with_id(volume, id)] {
             if self.pool.image_id(&name)?.is_none_or(|found| found == id) {
@@ -455,7 +459,7 @@ impl Volumes {
             }
         }
         self.catalogue.remove(volume, &silent)?;
-        Ok(Verdict::Settled)
+        Ok(())
     }
 }
 
@@ -468,11 +472,23 @@ pub(super) fn is_collectable(snapshot: &Snapshot) -> bool {
     }
 }
 
-/// The pools and namespaces the suspects live in.
-fn places(suspects: &[Suspect]) -> BTreeSet<(String, String)> {
-    suspects.iter().map(|suspect| (suspect.pool.clone(), suspect.namespace.clone())).collect()
+/// All of `entries`, with this verdict.
+fn all<'a>(verdict: Verdict, entries: impl IntoIterator<Item = &'a Entry>) -> Vec<(Verdict, &'a Entry)> {
+    entries.into_iter().map(|entry| (verdict, entry)).collect()
 }
 
-fn is_at(suspect: &Suspect, (pool, namespace): &(String, String)) -> bool {
-    suspect.pool == *pool && suspect.namespace == *namespace
+/// Does `act` to each of `items`, to so many at a time.
+fn in_parallel<'a, T: Sync>(items: &'a [T], at_once: usize, act: impl Fn(&'a T) + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            act(item);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..at_once.min(items.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
 }

@@ -124,15 +124,8 @@ impl Volumes {
     /// [`Error::AlreadyExists`] when the name is taken by something different, [`Error::NotFound`] when the source is gone,
     /// [`Error::OutOfRange`] when the sizes cannot be had from it, [`Error::Exhausted`] when there is no room.
     pub fn create(&self, request: &CreateVolume) -> Result<Volume> {
-        let made = self.make_volume(request);
-        self.collect_own_leftovers();
-        made
-    }
-
-    fn make_volume(&self, request: &CreateVolume) -> Result<Volume> {
         if let Some(stored) = self.catalogue.volume(&request.image)? {
             if stored.record.state == State::Ready {
-                self.take_up(&stored.record);
                 self.require_image(&request.image, &stored.record)?;
                 return existing(&self.spec(&request.image), &stored.record, request);
             }
@@ -185,9 +178,12 @@ impl Volumes {
         }
     }
 
-    /// Removes what an unfinished creation or deletion of `image` left. Its errors are never final: something is left.
+    /// Removes what an unfinished creation or deletion of `image` left, with the snapshot it cut on its source: at the limit of
+    /// snapshots, a new attempt would flatten a clone to make room for one more. Its errors are never final: something is left.
     fn clear_away(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
-        self.destroy(image, stored).map(drop).map_err(|error| match error {
+        let cleared = self.destroy(image, stored);
+        self.settle_own();
+        cleared.map(drop).map_err(|error| match error {
             Error::FailedPrecondition(_) | Error::InUse(_) | Error::HasSnapshots { .. } => {
                 Error::Conflict(format!("an unfinished volume of this name is in the way: {error}"))
             }

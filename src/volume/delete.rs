@@ -13,9 +13,13 @@ use super::collect::is_collectable;
 use super::journal::{Child, Suspect};
 use super::names;
 use super::{Error, Result, Volumes, now};
+use crate::rbd::turns::Turn;
 use crate::rbd::{self, Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
+
+/// Objects of an image whose removal counts as heavy work: 256 GiB of the default size.
+const LARGE: u64 = 1 << 16;
 
 /// What the data of a deleted volume stay for, until it is gone: the image is a silent parent.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,19 +71,13 @@ impl Volumes {
                 self.spec(image),
                 self.instance
             ))),
-            // A killed deletion may have come as far as this.
-            None => {
-                self.collect_leftovers();
-                Ok(None)
-            }
+            None => Ok(None),
         }
     }
 
-    /// Takes away all that a volume is, whatever its record says, collects what that sets free, and ends the record.
-    /// Returns what its data stay for, if they do. [`Error::InUse`] or [`Error::HasSnapshots`] when it may not go,
+    /// Takes away all that a volume is, whatever its record says, and ends the record. What that sets free is suspect. Returns what its data stay for, if they do. [`Error::InUse`] or [`Error::HasSnapshots`] when it may not go,
     /// [`Error::FailedPrecondition`] when its name is somebody else's, [`Error::Conflict`] when somebody is at work on it.
     pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
-        self.take_up(&stored.record);
         // A ready one is claimed when it is marked: until then it may be refused, and nothing has changed.
         let claimed;
         let stored = if stored.record.state == State::Ready {
@@ -88,18 +86,13 @@ impl Volumes {
             claimed = self.catalogue.claim(image, stored)?;
             &claimed
         };
-        let opened = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
-            Ok(opened) => opened,
-            Err(error) if error.errno == Errno::ENOENT => {
-                self.refuse_if_published(image, &stored.record)?;
-                if stored.record.state == State::Ready {
-                    self.refuse_if_moved(image, stored)?;
-                }
-                return self.destroy_unopened(image, stored).map_err(Error::after_a_change);
+        let Some((opened, id, _turn)) = self.open_in_turn(image)? else {
+            self.refuse_if_published(image, &stored.record)?;
+            if stored.record.state == State::Ready {
+                self.refuse_if_moved(image, stored)?;
             }
-            Err(error) => return Err(error.into()),
+            return self.destroy_unopened(image, stored).map_err(Error::after_a_change);
         };
-        let id = opened.id()?;
         let snapshots = opened.snapshots()?;
         if !is_its_image(&stored.record, &*opened, &id, &snapshots)? {
             self.forget_unmade(image, stored).map_err(Error::after_a_change)?;
@@ -114,10 +107,35 @@ impl Volumes {
         let snapshots = with_clones(&*opened, snapshots)?;
         let begun_before = stored.record.state == State::Deleting;
         let stored = self.mark_deleting(image, stored, Some(id.clone()))?;
-        self.destroys(&id);
         let silent_name = if begun_before { self.begun_silent_name(image, &id)? } else { None };
         self.destroy_opened(image, &stored, opened, &id, &snapshots, silent_name)
             .map_err(Error::after_a_change)
+    }
+
+    /// Opens the image of this name, with its id and the turn at it: what is suspect about it is settled before, or after. None
+    /// when there is no such image.
+    fn open_in_turn(&self, image: &str) -> Result<Option<(Box<dyn Image>, String, Turn)>> {
+        let open = || match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) if error.errno == Errno::ENOENT => Ok(None),
+            Err(error) => Err(Error::from(error)),
+        };
+        let Some(opened) = open()? else { return Ok(None) };
+        let id = opened.id()?;
+        let (turns, name) = (&self.process.turns, self.image_turn(&id));
+        if let Some(turn) = turns.try_take(&name) {
+            return Ok(Some((opened, id, turn)));
+        }
+        // What was read may change before the turn comes.
+        drop(opened);
+        let turn = turns.take(&name, self.process.patience);
+        match (open()?, turn) {
+            (None, _) => Ok(None),
+            (Some(opened), Some(turn)) if opened.id()? == id => Ok(Some((opened, id, turn))),
+            _ => {
+                Err(Error::Conflict(format!("snapshots of {} are being removed just now", self.spec(image))))
+            }
+        }
     }
 
     fn refuse_if_published(&self, image: &str, record: &Volume) -> Result<()> {
@@ -258,10 +276,14 @@ impl Volumes {
                 suspects.extend(self.planned_link(&stored.record, Some(self.child(id)))?);
             }
             self.suspect(&suspects)?;
+            if is_large(&*opened)? {
+                self.activity.begin_heavy();
+            }
             drop(opened);
+            self.activity.begin(format!("removing {}", self.spec(image)));
             self.catalogue.confirm(image, stored)?;
             match self.remove_for_good(image, id) {
-                Ok(()) => return self.forget(image, stored).map(|()| None),
+                Ok(()) => return self.catalogue.remove(image, stored).map(|()| None),
                 // A snapshot came meanwhile.
                 Err(error) if error.errno == Errno::ENOTEMPTY => {}
                 Err(error) => return Err(error.into()),
@@ -282,7 +304,6 @@ impl Volumes {
     /// No image has the volume's name, or only remains of one: what a killed create, remove or rename left, or nothing.
     fn destroy_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
         let stored = self.mark_deleting(image, stored, None)?;
-        stored.record.image_id.iter().for_each(|id| self.destroys(id));
         if let Settled::Silent(retained) = self.settle_by_id(image, &stored)? {
             return Ok(retained);
         }
@@ -291,14 +312,7 @@ impl Volumes {
             Some(id) => self.remove_for_good(image, id)?,
             None => self.remove_image(image).tolerate(Errno::ENOENT)?,
         }
-        self.forget(image, &stored).map(|()| None)
-    }
-
-    /// Ends the record of a volume that is gone. What that set free is collected first: while the record is there, a retry
-    /// knows in which pools to look for it.
-    fn forget(&self, image: &str, deleting: &Stored<Volume>) -> Result<()> {
-        self.collect_leftovers();
-        self.catalogue.remove(image, deleting)
+        self.catalogue.remove(image, &stored).map(|()| None)
     }
 
     /// Ends an unfinished volume whose name is somebody else's: what it planned is a suspect, and its record goes.
@@ -306,9 +320,7 @@ impl Volumes {
         if let Settled::Silent(_) = self.settle_by_id(image, stored)? {
             return Ok(());
         }
-        self.catalogue.remove(image, stored)?;
-        self.collect_leftovers();
-        Ok(())
+        self.catalogue.remove(image, stored)
     }
 
     /// Looks for the volume's image by its id, where it is known, since no image of ours has its name. One that was made
@@ -329,7 +341,8 @@ impl Volumes {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.suspect(self.planned_link(&stored.record, None)?.as_slice())?;
+        let child = stored.record.image_id.as_deref().map(|id| self.child(id));
+        self.suspect(self.planned_link(&stored.record, child)?.as_slice())?;
         Ok(Settled::Unmade)
     }
 
@@ -372,8 +385,6 @@ impl Volumes {
         }
         let silent = Silent { volume: stored.record.id.clone(), deleted: now() };
         self.catalogue.silence(image, stored, id, silent)?;
-        self.now_free(id);
-        self.collect_leftovers();
         Ok((!snapshots.is_empty()).then_some(retained))
     }
 
@@ -460,6 +471,12 @@ fn holds_nothing(image: &dyn Image) -> Result<bool> {
         Err(error) if empty => Err(error.into()),
         _ => Ok(empty),
     }
+}
+
+/// Whether the removal of the image may take long.
+fn is_large(image: &dyn Image) -> Result<bool> {
+    let info = image.info()?;
+    Ok(info.size >> info.order > LARGE)
 }
 
 /// Whether a snapshot outlives its volume: a person made it, or this driver on a person's behalf, or librbd

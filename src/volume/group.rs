@@ -52,12 +52,6 @@ impl Volumes {
     /// not exist, [`Error::FailedPrecondition`] when the writers of one cannot be held off, [`Error::Exhausted`] when an image has
     /// as many snapshots as it may.
     pub fn create_group(&self, request: &CreateGroup) -> Result<Group> {
-        let made = self.make_group(request);
-        self.collect_own_leftovers();
-        made
-    }
-
-    fn make_group(&self, request: &CreateGroup) -> Result<Group> {
         if let Some(stored) = self.catalogue.group(&request.group)? {
             if stored.record.state == State::Ready {
                 return self.existing_group(request, stored.record);
@@ -222,12 +216,10 @@ impl Volumes {
 
     /// Deletes the group snapshot and all its members; fine when it is gone.
     pub fn delete_group(&self, group: &str) -> Result<()> {
-        if let Some(stored) = self.catalogue.group(group)? {
-            return self.delete_recorded_group(group, &stored);
+        match self.catalogue.group(group)? {
+            Some(stored) => self.delete_recorded_group(group, &stored),
+            None => Ok(()),
         }
-        // A killed deletion may have come as far as this.
-        self.collect_leftovers();
-        Ok(())
     }
 
     /// Deletes the group snapshot that `stored` is about; [`Error::Conflict`] when that is not its record any more.
@@ -247,8 +239,6 @@ impl Volumes {
                 self.delete_recorded_snapshot(&member.snapshot, &snapshot)?;
             }
         }
-        self.catalogue.remove(group, stored)?;
-        self.collect_leftovers();
-        Ok(())
+        self.catalogue.remove(group, stored)
     }
 }

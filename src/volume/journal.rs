@@ -9,6 +9,7 @@
 //! that pool and namespace, so that whoever is about to drop a snapshot finds all that is known of it.
 
 use super::Result;
+use super::catalogue::Unreadable;
 use crate::rbd::{Guard, OmapUpdate, Parent, Pool, SnapshotId};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use std::sync::Arc;
 const PAGE: u64 = 512;
 
 /// An image, or one snapshot of it, that may be unneeded once a link or a snapshot is gone.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Suspect {
     /// Pool of the image.
     pub pool: String,
@@ -34,7 +35,7 @@ pub struct Suspect {
 }
 
 /// An image that drops its link to a suspect.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Child {
     /// Its pool.
     pub pool: String,
@@ -67,13 +68,20 @@ impl Suspect {
     }
 }
 
-/// A suspect as it stands in the journal.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A suspect as it stands in a journal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Entry {
     /// The suspect.
     pub suspect: Suspect,
-    key: String,
+    /// As it is written.
     bytes: Vec<u8>,
+}
+
+impl Entry {
+    /// An entry to be written.
+    pub fn new(suspect: Suspect) -> Entry {
+        Entry { bytes: written(&suspect), suspect }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,64 +119,88 @@ impl Journal {
         Journal { pool, object: format!("cinderblock.{instance}.journal") }
     }
 
-    /// Writes the suspects down, all or none. Nothing is written for none.
-    pub fn add(&self, suspects: &[Suspect]) -> Result<()> {
-        if suspects.is_empty() {
+    /// Whether this is the journal of that pool and namespace.
+    pub fn is_of(&self, pool: &str, namespace: &str) -> bool {
+        self.pool.name() == pool && self.pool.namespace() == namespace
+    }
+
+    /// The key of an entry here. A copy of another journal's entry is never found by the image's id.
+    fn key(&self, suspect: &Suspect) -> String {
+        let Suspect { pool, namespace, .. } = suspect;
+        if self.is_of(pool, namespace) {
+            suspect.key()
+        } else {
+            format!("{pool}/{namespace}/{}", suspect.key())
+        }
+    }
+
+    /// Writes the entries down, all or none. Nothing is written for none.
+    pub fn add(&self, entries: &[Entry]) -> Result<()> {
+        if entries.is_empty() {
             return Ok(());
         }
-        let mut set = Vec::new();
-        for suspect in suspects {
-            set.push((suspect.key(), written(suspect)));
-        }
+        let set = entries.iter().map(|entry| (self.key(&entry.suspect), entry.bytes.clone())).collect();
         Ok(self.pool.omap_update(&self.object, &OmapUpdate { set, ..OmapUpdate::default() })?)
     }
 
-    /// All entries. There are as many as operations in flight, and a few more after a crash.
+    /// All entries that can be read. There are as many as operations in flight, and a few more after a crash.
     pub fn entries(&self) -> Result<Vec<Entry>> {
-        self.list("")
+        Ok(self.list("")?.0)
+    }
+
+    /// The entries that cannot be read.
+    pub(super) fn unreadable(&self) -> Result<Vec<Unreadable>> {
+        Ok(self.list("")?.1)
     }
 
     /// The entries about one snapshot of one image.
     pub fn entries_of(&self, image_id: &str, snapshot: SnapshotId) -> Result<Vec<Entry>> {
-        self.list(&format!("{image_id}@{snapshot}#"))
+        Ok(self.list(&format!("{image_id}@{snapshot}#"))?.0)
     }
 
-    /// The entries whose keys begin with `prefix`.
-    fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
+    /// The entries whose keys begin with `prefix`, and those of them that cannot be read.
+    fn list(&self, prefix: &str) -> Result<(Vec<Entry>, Vec<Unreadable>)> {
+        let (mut entries, mut unreadable) = (Vec::new(), Vec::new());
         let mut after = prefix.to_string();
         loop {
             let page = self.pool.omap_list(&self.object, &after, PAGE)?;
             for (key, bytes) in page.entries {
                 if !key.starts_with(prefix) {
-                    return Ok(entries);
+                    return Ok((entries, unreadable));
                 }
                 after.clone_from(&key);
                 match parse(&bytes) {
-                    Ok(suspect) => entries.push(Entry { suspect, key, bytes }),
+                    Ok(suspect) => entries.push(Entry { suspect, bytes }),
                     // Left alone for the driver that wrote it: unknown is never treated as absent.
                     Err(error) => {
-                        tracing::warn!(key, %error, "a journal entry cannot be read and is left alone");
+                        if unreadable.is_empty() {
+                            tracing::warn!(
+                                key,
+                                %error,
+                                "journal entries, this one and perhaps others, cannot be read and are left alone"
+                            );
+                        }
+                        unreadable.push(Unreadable {
+                            object: self.object.clone(),
+                            key,
+                            why: error.to_string(),
+                        });
                     }
                 }
             }
             if !page.more {
-                return Ok(entries);
+                return Ok((entries, unreadable));
             }
         }
     }
 
-    /// Whether an entry is still as it was read.
-    pub fn holds(&self, entry: &Entry) -> Result<bool> {
-        Ok(self.pool.omap_get(&self.object, &[&entry.key])?.get(&entry.key) == Some(&entry.bytes))
-    }
-
     /// Forgets an entry, unless it has been written anew since it was read.
     pub fn forget(&self, entry: &Entry) -> Result<()> {
+        let key = self.key(&entry.suspect);
         let update = OmapUpdate {
-            guards: vec![Guard::Equals(entry.key.clone(), entry.bytes.clone())],
+            guards: vec![Guard::Equals(key.clone(), entry.bytes.clone())],
             set: vec![],
-            remove: vec![entry.key.clone()],
+            remove: vec![key],
         };
         match self.pool.omap_update(&self.object, &update) {
             Err(error) if error.errno == Errno::ECANCELED => Ok(()),

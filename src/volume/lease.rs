@@ -7,7 +7,8 @@
 //! - a process of this machine (and of this PID namespace) that does not exist any more is dead;
 //! - a lease that did not change for [`PATIENCE`], by the own monotonic clock, has expired. Clocks are never compared.
 //!
-//! Who has been overtaken finds that out with its next write to the record, or its next look at it.
+//! Who has been overtaken finds that out with its next write to the record, or its next look at it. A lease that is stored
+//! otherwise than its holder believes, but is the same lease still, was renewed and the reply lost: it is held.
 //!
 //! Crash points: a killed holder leaves its lease, which the next one replaces.
 
@@ -40,10 +41,24 @@ pub struct Leases(Arc<Inner>);
 struct Inner {
     holder: Holder,
     patience: Duration,
-    held: Mutex<Vec<Weak<Lease>>>,
+    held: Mutex<Vec<Held>>,
     /// Others' leases, by their id: as which renewal each was seen first, and when.
     seen: Mutex<HashMap<String, (u64, Instant)>>,
     renewing: OnceLock<()>,
+}
+
+/// A lease of this process, as it is seen without a lock that is held during I/O.
+#[derive(Debug)]
+struct Held {
+    id: String,
+    status: Arc<Status>,
+    lease: Weak<Lease>,
+}
+
+#[derive(Debug)]
+struct Status {
+    held: AtomicBool,
+    renewing: AtomicBool,
 }
 
 impl Default for Leases {
@@ -100,9 +115,10 @@ pub(super) struct Lease {
     pool: Arc<dyn Pool>,
     object: String,
     key: String,
-    /// As it is stored, until it is given back.
+    id: String,
+    /// As it is stored, until it is given back. Locked during I/O.
     stored: Mutex<Option<Stored>>,
-    renewing: AtomicBool,
+    status: Arc<Status>,
 }
 
 impl Leases {
@@ -174,16 +190,18 @@ impl Leases {
     }
 
     fn held(&self, pool: &Arc<dyn Pool>, object: &str, key: &str, stored: Stored) -> Arc<Lease> {
+        let status = Arc::new(Status { held: AtomicBool::new(true), renewing: AtomicBool::new(false) });
         let lease = Arc::new(Lease {
             pool: pool.clone(),
             object: object.to_string(),
             key: key.to_string(),
+            id: stored.id.clone(),
             stored: Mutex::new(Some(stored)),
-            renewing: AtomicBool::new(false),
+            status: status.clone(),
         });
         let mut held = lock(&self.0.held);
-        held.retain(|lease| lease.strong_count() > 0);
-        held.push(Arc::downgrade(&lease));
+        held.retain(|held| held.status.held.load(Ordering::SeqCst));
+        held.push(Held { id: lease.id.clone(), status, lease: Arc::downgrade(&lease) });
         drop(held);
         if !self.0.patience.is_zero() {
             self.0.renewing.get_or_init(|| keep_renewing(Arc::downgrade(&self.0)));
@@ -196,11 +214,8 @@ impl Leases {
         let record = key.strip_prefix(KIND).unwrap_or(key);
         let since = super::now() - theirs.since;
         if theirs.holder.id == self.0.holder.id {
-            let is_this = |lease: &Arc<Lease>| {
-                lock(&lease.stored).as_ref().is_some_and(|stored| stored.id == theirs.id)
-            };
-            let held: Vec<_> = lock(&self.0.held).iter().filter_map(Weak::upgrade).collect();
-            if !held.iter().any(is_this) {
+            let is_this = |held: &Held| held.id == theirs.id && held.status.held.load(Ordering::SeqCst);
+            if !lock(&self.0.held).iter().any(is_this) {
                 return Ok(());
             }
             return Err(Error::Conflict(format!(
@@ -238,44 +253,92 @@ impl Lease {
     /// Changes its object by `update` if the lease is still held, and gives it back in the same change if `over`.
     /// `ECANCELED` when it is not held any more, or a guard does not hold.
     pub(super) fn change(&self, update: &OmapUpdate, over: bool) -> crate::rbd::Result<()> {
-        let mut held = lock(&self.stored);
-        let mut update = update.clone();
-        match &*held {
-            Some(stored) => update.guards.push(Guard::Equals(self.key.clone(), stored.bytes())),
-            None => update.guards.push(Guard::Absent(self.key.clone())),
+        let mut stored = lock(&self.stored);
+        let changed = match self.try_change(stored.as_ref(), update, over) {
+            Err(error) if error.errno == Errno::ECANCELED && self.adopt(&mut stored)? => {
+                self.try_change(stored.as_ref(), update, over)
+            }
+            other => other,
+        };
+        if over && changed.is_ok() {
+            *stored = None;
+            self.status.held.store(false, Ordering::SeqCst);
         }
+        changed
+    }
+
+    fn try_change(&self, stored: Option<&Stored>, update: &OmapUpdate, over: bool) -> crate::rbd::Result<()> {
+        let mut update = update.clone();
+        update.guards.push(match stored {
+            Some(stored) => Guard::Equals(self.key.clone(), stored.bytes()),
+            None => Guard::Absent(self.key.clone()),
+        });
         if over {
             update.remove.push(self.key.clone());
         }
-        self.pool.omap_update(&self.object, &update)?;
-        if over {
-            *held = None;
-        }
-        Ok(())
+        self.pool.omap_update(&self.object, &update)
     }
 
     /// Whether it is held, and the key of its object's omap `record` has the value `bytes`.
     pub(super) fn holds_with(&self, record: &str, bytes: &[u8]) -> crate::rbd::Result<bool> {
-        let held = lock(&self.stored);
+        let mut stored = lock(&self.stored);
         let found = self.pool.omap_get(&self.object, &[record, &self.key])?;
-        let ours = held.as_ref().map(Stored::bytes);
-        Ok(found.get(record).map(Vec::as_slice) == Some(bytes) && found.get(&self.key) == ours.as_ref())
+        let held = match found.get(&self.key) {
+            Some(lease) => self.is_ours(lease, &mut stored),
+            None => stored.is_none(),
+        };
+        Ok(held && found.get(record).map(Vec::as_slice) == Some(bytes))
+    }
+
+    /// Takes what is stored for ours when it differs from what we believe and is still this lease: it was renewed, and the reply
+    /// was lost. Says whether it did.
+    fn adopt(&self, stored: &mut Option<Stored>) -> crate::rbd::Result<bool> {
+        let before = stored.clone();
+        let found = self.pool.omap_get(&self.object, &[&self.key])?;
+        Ok(found.get(&self.key).is_some_and(|lease| self.is_ours(lease, stored)) && *stored != before)
+    }
+
+    /// Whether this is our lease as it is stored, which we believe from then on.
+    fn is_ours(&self, lease: &[u8], stored: &mut Option<Stored>) -> bool {
+        match parse(lease) {
+            Ok(found) if found.id == self.id => stored.as_mut().is_some_and(|stored| {
+                *stored = found;
+                true
+            }),
+            _ => false,
+        }
     }
 
     fn renew(&self) {
-        let mut held = lock(&self.stored);
-        let Some(stored) = &*held else { return };
-        let renewed = Stored { renewed: stored.renewed + 1, ..stored.clone() };
+        let mut stored = lock(&self.stored);
+        if stored.is_none() {
+            return;
+        }
+        let renewed = match self.try_renew(&mut stored) {
+            Err(error) if error.errno == Errno::ECANCELED => match self.adopt(&mut stored) {
+                Ok(true) => self.try_renew(&mut stored),
+                Ok(false) => Err(error),
+                Err(error) => Err(error),
+            },
+            other => other,
+        };
+        // Its holder hears of it with the next write.
+        if let Err(error) = renewed {
+            tracing::warn!(lease = self.key, %error, "a lease could not be renewed");
+        }
+    }
+
+    fn try_renew(&self, stored: &mut Option<Stored>) -> crate::rbd::Result<()> {
+        let Some(before) = &stored else { return Ok(()) };
+        let renewed = Stored { renewed: before.renewed + 1, ..before.clone() };
         let update = OmapUpdate {
-            guards: vec![Guard::Equals(self.key.clone(), stored.bytes())],
+            guards: vec![Guard::Equals(self.key.clone(), before.bytes())],
             set: vec![(self.key.clone(), renewed.bytes())],
             remove: vec![],
         };
-        match self.pool.omap_update(&self.object, &update) {
-            Ok(()) => *held = Some(renewed),
-            // Its holder hears of it with the next write.
-            Err(error) => tracing::warn!(lease = self.key, %error, "a lease could not be renewed"),
-        }
+        self.pool.omap_update(&self.object, &update)?;
+        *stored = Some(renewed);
+        Ok(())
     }
 }
 
@@ -285,30 +348,33 @@ impl Drop for Lease {
         if held && let Err(error) = self.change(&OmapUpdate::default(), true) {
             tracing::debug!(lease = self.key, %error, "a lease is left to expire");
         }
+        self.status.held.store(false, Ordering::SeqCst);
     }
 }
 
 /// Renews what is held, in a thread of its own, for as long as `inner` exists. Each renewal has its own thread too: one that hangs
-/// keeps no other from happening.
+/// keeps no other from happening. Only those threads own leases meanwhile, so that a last owner's give-back hangs no other either.
 fn keep_renewing(inner: Weak<Inner>) {
     let Some(patience) = inner.upgrade().map(|inner| inner.patience) else { return };
     let renew_all = move || {
         while let Some(leases) = inner.upgrade() {
-            let held: Vec<_> = lock(&leases.held).iter().filter_map(Weak::upgrade).collect();
-            drop(leases);
-            for lease in held {
-                if !lease.renewing.swap(true, Ordering::SeqCst) {
-                    let renewing = lease.clone();
-                    let renewal = move || {
-                        renewing.renew();
-                        renewing.renewing.store(false, Ordering::SeqCst);
-                    };
-                    if let Err(error) = std::thread::Builder::new().name("lease".into()).spawn(renewal) {
-                        tracing::warn!(lease = lease.key, %error, "a lease is renewed later");
-                        lease.renewing.store(false, Ordering::SeqCst);
+            for held in lock(&leases.held).iter().filter(|held| held.status.held.load(Ordering::SeqCst)) {
+                if held.status.renewing.swap(true, Ordering::SeqCst) {
+                    continue;
+                }
+                let (status, lease) = (held.status.clone(), held.lease.clone());
+                let renewal = move || {
+                    if let Some(lease) = lease.upgrade() {
+                        lease.renew();
                     }
+                    status.renewing.store(false, Ordering::SeqCst);
+                };
+                if let Err(error) = std::thread::Builder::new().name("lease".into()).spawn(renewal) {
+                    tracing::warn!(%error, "a lease is renewed later");
+                    held.status.renewing.store(false, Ordering::SeqCst);
                 }
             }
+            drop(leases);
             let mut left = patience / RENEWALS;
             while !left.is_zero() && inner.strong_count() > 0 {
                 let slice = left.min(LOOK);

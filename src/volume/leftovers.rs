@@ -3,13 +3,14 @@
 //! Nothing is removed on the strength of the search alone: each leftover is looked at again, by id, when it is cleared. Only what this
 //! driver made is ever touched, except by the explicit search for the chains of `.deleted` images that Cinder leaves in its pools.
 
-use super::catalogue::{Member, State, Volume};
+use super::catalogue::{State, Unreadable, Volume};
 use super::journal::Suspect;
 use super::names;
 use super::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
 use super::{Error, Result, Volumes, now};
 use crate::rbd::{Errno, ImageKey, OpenMode, SnapshotId, Tolerate};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Something that can be finished or removed.
@@ -81,6 +82,15 @@ pub enum Leftover {
         /// How many.
         entries: usize,
     },
+    /// A record or journal entry that this version cannot read. It is left alone, and keeps nothing else from being done.
+    Unreadable {
+        /// The RADOS object that holds it.
+        object: String,
+        /// Its key there.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// An image of Cinder's that it marked deleted and that nothing depends on, with its childless snapshots.
     Foreign {
         /// Its name.
@@ -93,39 +103,43 @@ pub enum Leftover {
 impl Volumes {
     /// Finds what can be cleared. Creations count when they were begun longer than `patience` ago: younger ones may be in progress.
     pub fn leftovers(&self, survey: &Survey, patience: Duration) -> Result<Vec<Leftover>> {
-        let known = self.known()?;
+        let unfinished = self.catalogue.unfinished()?;
+        let is_old = |age_seconds: i64| u64::try_from(age_seconds).is_ok_and(|age| age >= patience.as_secs());
         let mut found = Vec::new();
-        for (image, stored) in &known.volumes {
-            let image = image.clone();
+        for (image, stored) in unfinished.volumes {
             let age_seconds = now() - stored.record.created;
             match stored.record.state {
                 State::Deleting => found.push(Leftover::UnfinishedDeletion { image }),
-                State::Creating if u64::try_from(age_seconds).is_ok_and(|age| age >= patience.as_secs()) => {
+                State::Creating if is_old(age_seconds) => {
                     found.push(Leftover::UnfinishedCreation { image, age_seconds });
                 }
                 State::Creating | State::Ready => {}
             }
         }
-        for (group, stored) in &known.groups {
-            let age_seconds = now() - stored.record.created;
-            let old = u64::try_from(age_seconds).is_ok_and(|age| age >= patience.as_secs());
-            let unready = |member: &Member| {
-                known.snapshots.get(&member.snapshot).is_none_or(|stored| stored.record.state != State::Ready)
-            };
-            let unfinished = match stored.record.state {
-                State::Deleting => true,
-                State::Creating => old,
-                State::Ready => old && stored.record.members.iter().any(unready),
-            };
-            if unfinished {
-                found.push(Leftover::UnfinishedGroup { group: group.clone(), age_seconds });
+        let mut groups: BTreeMap<_, _> = unfinished.groups.into_iter().collect();
+        for (snapshot, stored) in unfinished.snapshots {
+            match stored.record.group {
+                None => {
+                    let image_id = stored.record.image_id;
+                    found.push(Leftover::UnfinishedSnapshot { image_id, snapshot });
+                }
+                Some(group) => {
+                    if let Some(stored) = self.catalogue.group(&group)? {
+                        groups.insert(group, stored);
+                    }
+                }
             }
         }
-        for (snapshot, stored) in &known.snapshots {
-            if stored.record.state != State::Ready && stored.record.group.is_none() {
-                let image_id = stored.record.image_id.clone();
-                found.push(Leftover::UnfinishedSnapshot { image_id, snapshot: snapshot.clone() });
+        for (group, stored) in groups {
+            let age_seconds = now() - stored.record.created;
+            if stored.record.state == State::Deleting || is_old(age_seconds) {
+                found.push(Leftover::UnfinishedGroup { group, age_seconds });
             }
+        }
+        for Unreadable { object, key, why } in
+            unfinished.unreadable.into_iter().chain(self.journal.unreadable()?)
+        {
+            found.push(Leftover::Unreadable { object, key, why });
         }
         for image in &survey.images {
             self.leftovers_of(image, &mut found)?;
@@ -210,6 +224,12 @@ impl Volumes {
 
     /// Finishes or removes one leftover. Fine when it is gone meanwhile, or has become needed.
     pub fn clear(&self, leftover: &Leftover) -> Result<()> {
+        let cleared = self.clear_one(leftover);
+        self.settle_own();
+        cleared
+    }
+
+    fn clear_one(&self, leftover: &Leftover) -> Result<()> {
         match leftover {
             Leftover::UnfinishedDeletion { image } => {
                 self.clear_volume(image, |record| record.state == State::Deleting)
@@ -237,6 +257,7 @@ impl Volumes {
             }
             Leftover::KeptByOthers { image, image_id, by } => {
                 self.collect_suspect(self.as_suspect(image, image_id))?;
+                self.settle_own();
                 match self.pool.open_image(ImageKey::Id(image_id), OpenMode::ReadOnly) {
                     Ok(_) => Err(Error::FailedPrecondition(format!(
                         "it goes once these are removed (rbd snap rm, rbd rm): {}",
@@ -246,7 +267,14 @@ impl Volumes {
                     Err(error) => Err(error.into()),
                 }
             }
-            Leftover::Journal { .. } => self.collect(),
+            Leftover::Journal { .. } => {
+                self.settle(self.journal.entries()?);
+                Ok(())
+            }
+            Leftover::Unreadable { object, key, why } => Err(Error::FailedPrecondition(format!(
+                "{key} in the RADOS object {object} {why}: run the version of the driver that wrote it, or remove the key with `rados \
+                 rmomapkey`"
+            ))),
             Leftover::Foreign { image, image_id } => self.clear_foreign(image, image_id),
         }
     }
@@ -272,8 +300,7 @@ impl Volumes {
     }
 
     fn collect_suspect(&self, suspect: Suspect) -> Result<()> {
-        self.journal.add(&[suspect])?;
-        self.collect()
+        self.suspect(&[suspect])
     }
 
     fn clear_foreign(&self, name: &str, id: &str) -> Result<()> {
@@ -294,8 +321,7 @@ impl Volumes {
             self.drop_snapshot(&*image, id, &snapshot)?;
         }
         drop(image);
-        self.remove_image(name).tolerate(Errno::ENOENT)?;
-        self.collect()
+        Ok(self.remove_image(name).tolerate(Errno::ENOENT)?)
     }
 }
 

@@ -54,7 +54,7 @@ impl Volumes {
     }
 
     /// Cuts `image`, which is here, off its ancestors, and tells those who wait `why`. Fine when it has none. What it lets go of is
-    /// in the journal first; the caller collects.
+    /// in the journal first; the caller settles it.
     pub(super) fn flatten(&self, image: &dyn Image, spec: &str, why: &str) -> Result<()> {
         let id = image.id()?;
         let mut links = self.links(image, &id, &image.snapshots()?)?;
@@ -62,6 +62,7 @@ impl Volumes {
             child.flattened = true;
         }
         self.suspect(&links)?;
+        self.activity.begin_heavy();
         self.activity.begin_flattening(spec, why);
         self.flatten_noted(image)
     }
@@ -92,8 +93,20 @@ impl Volumes {
             self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&name, id) }])?;
             let why = format!("{spec} has as many snapshots as it may ({most}), one of them for this clone");
             self.flatten_clones(&*image, &snapshot, &why)?;
-            self.collect()?;
-            count = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?.snapshots()?.len();
+            self.settle_own();
+            let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
+            let left = image.snapshots()?;
+            count = left.len();
+            if left.iter().any(|left| left.id == snapshot.id)
+                && image.children(Some(snapshot.id))?.is_empty()
+                && !self.is_needed_by_a_creation(id, &snapshot.name)?
+            {
+                // Otherwise a fault would have one clone after another flattened.
+                let name = &snapshot.name;
+                return Err(Error::Conflict(format!(
+                    "the snapshot {name} of {spec} has no clone any more and is not removed yet"
+                )));
+            }
         }
         if count < most {
             return Ok(());

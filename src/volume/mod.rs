@@ -10,8 +10,8 @@
 //! - A refused request has changed nothing.
 //! - An image without a `ready` record was never handed out. An image the catalogue does not know is never adopted or
 //!   deleted.
-//! - Before a link to a parent snapshot is dropped, it is in the journal; after that, `collect` removes what lost its
-//!   reason to exist, all the way up.
+//! - Before a link to a parent snapshot is dropped, it is in the journal. What lost its reason to exist by that is removed, all
+//!   the way up, by [`Volumes::settle`] after the operation, or by [`Volumes::sweep`].
 //!
 //! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of its own, and an old leader's
 //! operation may go on for an hour. Who makes or destroys something holds its [lease], and the other is told so until it is
@@ -45,11 +45,9 @@ mod modify;
 pub mod names;
 mod obstacles;
 mod publish;
-mod recover;
 mod snapshot;
 pub mod survey;
-
-use collect::Suspected;
+mod sweep;
 
 pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
@@ -58,7 +56,7 @@ pub use delete::Retained;
 pub use error::{Error, Result};
 pub use fence::Leaving;
 pub use group::{CreateGroup, GroupSource};
-pub use journal::{Journal, Suspect};
+pub use journal::{Entry, Journal, Suspect};
 pub use lease::Leases;
 pub use publish::PublishVolume;
 pub use snapshot::CreateSnapshot;
@@ -112,9 +110,13 @@ pub struct Volumes {
     pool: Arc<dyn Pool>,
     catalogue: Catalogue,
     journal: Journal,
+    /// The journal where the operation began, which may be in another pool. It has a copy of all that
+    /// the operation suspects elsewhere, so that this pool's sweeper finds it when the operation is killed.
+    origin: Journal,
     instance: String,
     activity: Arc<Activity>,
-    suspected: Arc<Mutex<Suspected>>,
+    /// What this operation wrote into journals and has not settled.
+    suspected: Arc<Mutex<Vec<Entry>>>,
     process: Process,
 }
 
@@ -125,22 +127,31 @@ pub struct Process {
     pub leases: Leases,
     /// The turns it takes.
     pub turns: Turns,
-    /// For how long one of them waits for another, here or elsewhere, that is at work on what it must see settled.
+    /// How long one of them waits for a turn.
     pub patience: Duration,
+    /// How many suspects are settled at the same time. Each takes a round of the monitors, which many can share.
+    pub at_once: usize,
 }
 
 impl Default for Process {
     fn default() -> Process {
-        Process { leases: Leases::default(), turns: Turns::default(), patience: Duration::from_secs(20) }
+        Process {
+            leases: Leases::default(),
+            turns: Turns::default(),
+            patience: Duration::from_secs(20),
+            at_once: 24,
+        }
     }
 }
 
 impl Volumes {
     /// The volumes of `instance` in `pool`, for one operation of `process`. `activity` is told what long work is doing.
     pub fn new(pool: Arc<dyn Pool>, instance: &str, process: Process, activity: Arc<Activity>) -> Volumes {
+        let journal = Journal::new(pool.clone(), instance);
         Volumes {
             catalogue: Catalogue::new(pool.clone(), instance, process.leases.clone()),
-            journal: Journal::new(pool.clone(), instance),
+            origin: journal.clone(),
+            journal,
             pool,
             instance: instance.to_string(),
             activity,
@@ -156,6 +167,7 @@ impl Volumes {
         }
         match self.pool.cluster().pool(pool, namespace) {
             Ok(pool) => Ok(Some(Volumes {
+                origin: self.origin.clone(),
                 suspected: self.suspected.clone(),
                 ..Volumes::new(pool, &self.instance, self.process.clone(), self.activity.clone())
             })),

@@ -31,12 +31,6 @@ impl Volumes {
     /// [`Error::AlreadyExists`] when the name is taken by a snapshot of another volume, [`Error::NotFound`] when the volume
     /// does not exist, [`Error::Exhausted`] when the image has as many snapshots as it may.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<catalogue::Snapshot> {
-        let made = self.make_snapshot(request);
-        self.collect_own_leftovers();
-        made
-    }
-
-    fn make_snapshot(&self, request: &CreateSnapshot) -> Result<catalogue::Snapshot> {
         let found = self.catalogue.snapshot(&request.snapshot)?;
         if let Some(stored) = &found {
             match stored.record.state {
@@ -56,7 +50,7 @@ impl Volumes {
                 // Never handed out, or on its way out: gone with it, and a fresh start.
                 State::Creating | State::Deleting => {
                     self.delete_recorded_snapshot(&request.snapshot, stored)?;
-                    return self.make_snapshot(request);
+                    return self.create_snapshot(request);
                 }
             }
         }
@@ -195,11 +189,7 @@ impl Volumes {
                 }
                 self.delete_recorded_snapshot(snapshot, &stored)
             }
-            _ => {
-                // A killed deletion may have come as far as this.
-                self.collect_leftovers();
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
@@ -215,9 +205,7 @@ impl Volumes {
         }
         let deleting = catalogue::Snapshot { state: State::Deleting, ..stored.record.clone() };
         let stored = self.catalogue.replace(name, stored, deleting)?;
-        self.remove_recorded_snapshot(name, &stored, image).map_err(Error::after_a_change)?;
-        self.collect_leftovers();
-        Ok(())
+        self.remove_recorded_snapshot(name, &stored, image).map_err(Error::after_a_change)
     }
 
     /// The image that a recorded snapshot is on: the recorded one, else the one that has taken its place. `rbd migration` makes a new

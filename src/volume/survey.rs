@@ -126,7 +126,6 @@ impl From<Parent> for SurveyedLink {
 pub(super) struct Known {
     pub(super) volumes: BTreeMap<String, Stored<catalogue::Volume>>,
     pub(super) snapshots: BTreeMap<String, Stored<catalogue::Snapshot>>,
-    pub(super) groups: BTreeMap<String, Stored<catalogue::Group>>,
     silent: BTreeSet<String>,
 }
 
@@ -164,7 +163,6 @@ impl Volumes {
         Ok(Known {
             volumes: all(&self.catalogue)?,
             snapshots: all(&self.catalogue)?,
-            groups: all(&self.catalogue)?,
             silent: all::<catalogue::Silent>(&self.catalogue)?.into_keys().collect(),
         })
     }

@@ -17,7 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
-use cinderblock::rbd::{Cluster, Errno, Key, Pool, Release, Tolerate};
+use cinderblock::rbd::{Cluster, Errno, ImageKey, Key, OpenMode, Pool, Release, Tolerate};
+use cinderblock::volume::Suspect;
 
 /// The pool the lab makes.
 pub const POOL: &str = "rbd";
@@ -222,6 +223,7 @@ impl<'a> Namespace<'a> {
     /// removes their empty objects.
     pub fn assert_nothing_is_recorded(&self) {
         let pool = self.pool(&*self.lab.connect());
+        wait_until_settled(&*pool);
         for object in self.objects().iter().filter(|object| object.starts_with("cinderblock.")) {
             let page = pool.omap_list(object, "", 100).unwrap();
             let keys: Vec<_> = page.entries.iter().map(|(key, _)| key).collect();
@@ -260,8 +262,36 @@ impl Drop for Namespace<'_> {
     }
 }
 
+/// The keys of the journal there that a driver is yet to settle: all but those of links that still stand, which were about to be
+/// cut and were not.
+pub fn unsettled(pool: &dyn Pool) -> Vec<String> {
+    let stands = |suspect: &Suspect| {
+        let home = pool.cluster().pool(&suspect.pool, &suspect.namespace).unwrap();
+        let Ok(image) = home.open_image(ImageKey::Id(&suspect.image_id), OpenMode::ReadOnly) else {
+            return false;
+        };
+        let children = image.children(suspect.snapshot).unwrap_or_default();
+        let child = suspect.child.as_ref();
+        child.is_some_and(|child| children.iter().any(|listed| listed.image_id == child.image_id))
+    };
+    let page = pool.omap_list("cinderblock.default.journal", "", 1000).unwrap();
+    let entries = page.entries.into_iter();
+    entries
+        .filter(|(_, value)| !serde_json::from_slice(value).is_ok_and(|suspect| stands(&suspect)))
+        .map(|(key, _)| key)
+        .collect()
+}
+
+/// Waits until the driver has settled what its answers left to be done.
+pub fn wait_until_settled(pool: &dyn Pool) {
+    wait_until("the journal is settled", || {
+        let left = unsettled(pool);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
 /// Waits until `condition` gives a value; what it gives instead is shown when it does not within [`PATIENCE`].
-pub fn wait_until<T, E: std::fmt::Debug>(what: &str, condition: impl Fn() -> Result<T, E>) -> T {
+pub fn wait_until<T, E: std::fmt::Debug>(what: &str, mut condition: impl FnMut() -> Result<T, E>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match condition() {

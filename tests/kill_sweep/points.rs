@@ -67,10 +67,10 @@ fn point(scenario: &Scenario<'_>, tenant: &mut Tenant<'_>, number: u64, aftermat
     let plan = format!("{}:{number}", if is_long() { "call" } else { "change" });
     let mut victim = tenant.driver(&[("CINDERBLOCK_KILL_AT", &plan)]);
     let answer = victim.ask(&rpc);
-    let killed = answer.is_err();
-    if let Err(status) = answer {
+    let killed = answer.is_err() || tenant.settled_or_dead(&mut victim.driver);
+    if killed {
         let ended = victim.driver.wait();
-        assert_eq!(ended.signal(), Some(9), "{status:?}: {}", victim.driver.log());
+        assert_eq!(ended.signal(), Some(9), "{answer:?}: {}", victim.driver.log());
     }
     drop(victim);
     scenario.settle(tenant, &rpc, aftermath, number.is_multiple_of(2));

@@ -14,7 +14,7 @@ use cinderblock::volume::names;
 use tonic::Code;
 
 use crate::common::driver::{Class, Driver, MIB, filesystem, from_snapshot, from_volume, lab_config};
-use crate::common::{OwnLab, PATIENCE, POOL, wait_until};
+use crate::common::{OwnLab, PATIENCE, POOL, unsettled, wait_until, wait_until_settled};
 use crate::picture::{MARK_BYTES, MARKS, picture};
 use crate::rpc::{Answer, Controller, Rpc, is_transient};
 
@@ -245,6 +245,9 @@ impl<'a> Tenant<'a> {
     /// Asks, again and again where the orchestrator would.
     fn do_once(&mut self, rpc: &Rpc) -> Answer {
         let answer = self.insist(rpc);
+        for pool in [&self.near, &self.far] {
+            wait_until_settled(&**pool);
+        }
         match rpc {
             Rpc::CreateVolume(request) => {
                 assert_eq!(answer.id, self.id(&request.name));
@@ -292,6 +295,18 @@ impl<'a> Tenant<'a> {
     /// One more driver, with these variables in its environment.
     pub fn driver(&self, environment: &[(&str, &str)]) -> Controller {
         controller(self.lab, environment)
+    }
+
+    /// Waits until the driver has settled what its answer left to be done, or is dead. Says whether it is dead.
+    pub fn settled_or_dead(&self, driver: &mut Driver) -> bool {
+        wait_until("the journal is settled", || {
+            let left: Vec<_> =
+                [&self.near, &self.far].into_iter().flat_map(|pool| unsettled(&**pool)).collect();
+            match (driver.has_ended(), left.is_empty()) {
+                (false, false) => Err(left),
+                (ended, _) => Ok(ended),
+            }
+        })
     }
 
     /// Makes the watches of dead drivers go at once, as an operator would who knows that they are dead: 30 seconds are long.

@@ -2,20 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
 use cinderblock::csi::proto::{CreateVolumeRequest, Volume, VolumeContentSource};
 use cinderblock::rbd::{Cluster, Image, ImageKey, OpenMode, Pool};
-use cinderblock::volume::Suspect;
 use futures_util::StreamExt;
 use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::common::driver::{Class, Driver, lab_config};
-use crate::common::{Lab, Namespace, POOL};
+use crate::common::{Lab, Namespace, POOL, unsettled, wait_until_settled};
 use crate::picture::picture;
 
 /// Bytes of a block, and of an object of every image here.
@@ -23,6 +22,9 @@ pub(crate) const BLOCK: usize = 4096;
 
 /// Blocks of a volume when a test does not say.
 pub(crate) const BLOCKS: usize = 3;
+
+/// Requests at a time, as many as a sidecar has.
+const AT_ONCE: usize = 10;
 
 /// How long to wait before asking again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -153,7 +155,7 @@ impl<'a> Family<'a> {
         }
     }
 
-    /// Asks for all of these, ten at a time, and again where told to, as sidecars do. The answers come in the order of the
+    /// Asks for all of these, so many at a time, and again where told to, as sidecars do. The answers come in the order of the
     /// requests.
     async fn ask_all<T: Clone, A>(
         &self,
@@ -168,7 +170,7 @@ impl<'a> Family<'a> {
                 }
             }
         };
-        futures_util::stream::iter(requests).map(insist).buffered(10).collect().await
+        futures_util::stream::iter(requests).map(insist).buffered(AT_ONCE).collect().await
     }
 
     /// Restores a snapshot.
@@ -231,6 +233,24 @@ impl<'a> Family<'a> {
         let texts = self.volumes[volume].texts.clone();
         self.snapshots.insert(name.to_owned(), Held { id: snapshot.snapshot_id, texts });
         Ok(())
+    }
+
+    /// Deletes all of these volumes at once. Returns how long until the last was answered, and until all was settled.
+    pub(crate) async fn delete_all(&mut self, names: &[String]) -> (Duration, Duration) {
+        let requests = names.iter().map(|name| self.class.delete_volume(&self.volume_id(name))).collect();
+        let began = Instant::now();
+        let ask = async |mut controller: ControllerClient<Channel>, request| {
+            controller.delete_volume(request).await
+        };
+        drop(self.ask_all(requests, ask).await);
+        let answered = began.elapsed();
+        for place in &self.places {
+            wait_until_settled(&*place.pool);
+        }
+        for name in names {
+            self.volumes.remove(name);
+        }
+        (answered, began.elapsed())
     }
 
     /// Deletes a snapshot.
@@ -309,6 +329,9 @@ impl<'a> Family<'a> {
     /// holds what was written to it, and is recorded as such; nothing is in flight. In format 2 nothing is protected, so `*`
     /// counts in format 1 only.
     pub(crate) fn assert(&self, drawn: &str) {
+        for place in &self.places {
+            wait_until_settled(&*place.pool);
+        }
         let places: Vec<_> = self.places.iter().map(|place| (place.label, &place.pool)).collect();
         let protected = if self.is_format_1() { "*" } else { "" };
         assert_eq!(
@@ -360,18 +383,7 @@ impl<'a> Family<'a> {
             }
         }
         assert_eq!(recorded, expected, "what is recorded, and what should be");
-        for (key, value) in place.pool.omap_list("cinderblock.default.journal", "", 1000).unwrap().entries {
-            let suspect: Suspect = serde_json::from_slice(&value).unwrap();
-            let home = self.cluster.pool(&suspect.pool, &suspect.namespace).unwrap();
-            let image = home.open_image(ImageKey::Id(&suspect.image_id), OpenMode::ReadOnly).unwrap();
-            let children = image.children(suspect.snapshot).unwrap();
-            assert!(
-                children
-                    .iter()
-                    .any(|child| suspect.child.as_ref().is_some_and(|gone| gone.image_id == child.image_id)),
-                "{key} is left in the journal"
-            );
-        }
+        assert_eq!(unsettled(&*place.pool), Vec::<String>::new(), "what is left in the journal");
     }
 
     /// Every object of every place, and every key of its omap: headers with sizes, features, snapshots, parents and metadata,
@@ -379,6 +391,9 @@ impl<'a> Family<'a> {
     /// record and stay, so empty ones do not count.
     pub(crate) fn everything(&self) -> BTreeSet<String> {
         let mut everything = BTreeSet::new();
+        for place in &self.places {
+            wait_until_settled(&*place.pool);
+        }
         for Place { label, namespace, pool } in &self.places {
             for object in namespace.objects() {
                 // The children of format 1 have keys that are no text.

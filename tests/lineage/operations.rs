@@ -11,6 +11,9 @@ use crate::family::{BLOCK, Family};
 
 const TABLE: &str = include_str!("../../docs/operations.md");
 
+/// For how long nothing is served when all is done: longer than a round of the monitors.
+const QUIET: std::time::Duration = std::time::Duration::from_millis(2500);
+
 /// Times each RPC is measured. The OSD serves the manager too, so the least count is the RPC's own.
 const TIMES: usize = 2;
 
@@ -19,6 +22,20 @@ fn served(lab: &Lab) -> u64 {
     let counters = lab.run("ceph", &["tell", "osd.0", "perf", "dump", "osd"]);
     let counters: serde_json::Value = serde_json::from_str(&counters).unwrap();
     counters["osd"]["op"].as_u64().unwrap()
+}
+
+/// Waits until the OSD serves no more: what an answer leaves to be done is part of its RPC, and waits for the monitors now and
+/// then.
+async fn quiet(lab: &Lab) -> u64 {
+    let mut before = served(lab);
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let now = served(lab);
+        if now == before {
+            return now;
+        }
+        before = now;
+    }
 }
 
 /// The operations of each RPC, by its row of the table.
@@ -30,9 +47,9 @@ struct Counts<'a> {
 impl Counts<'_> {
     /// Counts what one RPC asks for.
     async fn count(&mut self, row: &'static str, rpc: impl Future<Output = ()>) {
-        let before = served(self.lab);
+        let before = quiet(self.lab).await;
         rpc.await;
-        let count = served(self.lab) - before;
+        let count = quiet(self.lab).await - before;
         match self.rows.iter_mut().find(|(name, _)| *name == row) {
             Some((_, least)) => *least = count.min(*least),
             None => self.rows.push((row, count)),

@@ -39,3 +39,20 @@ async fn ten_snapshots_of_ten_volumes_at_once_take_about_one_monitor_round_and_n
     family.delete_snapshot("first").await;
     family.end();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_of_one_volume_deleted_at_once_are_answered_without_a_monitor_round_and_gone_in_few() {
+    let lab = OwnLab::up_with(&["--monitor-round", "1"]);
+    let mut family = Family::new(&lab, "").await;
+    family.create("golden").await;
+    let clones: Vec<String> = (0..100).map(|number| format!("clone-{number:03}")).collect();
+    family.clone_all("golden", &clones).await;
+    let (answered, gone) = family.delete_all(&clones).await;
+    println!("100 clones deleted: the last was answered after {answered:.2?}, all was gone after {gone:.2?}");
+    // One round each would be 100 seconds.
+    assert!(answered < Duration::from_secs(30), "answered after {answered:?}");
+    assert!(gone < Duration::from_secs(50), "gone after {gone:?}");
+    family.assert("golden");
+    family.delete("golden").await;
+    family.end();
+}

@@ -338,8 +338,10 @@ fn s16_a_kill_between_child_and_parent_does_not_leak_the_parent() {
             assert!(victim.session.is_dead(), "{killed} never came:\n{:#?}", victim.session.log());
             assert_eq!(lab.picture(), there, "killed before {killed}");
             let next = Controller::new(&lab.model);
-            let ended = if start { next.recover() } else { next.delete(RBD, "C") };
-            ended.unwrap();
+            if !start {
+                next.delete(RBD, "C").unwrap();
+            }
+            next.recover().unwrap();
             lab.assert_empty();
         }
     }

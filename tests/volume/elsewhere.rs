@@ -1,9 +1,12 @@
 //! Clones across pools and RADOS namespaces.
 
+use std::time::Duration;
+
 use cinderblock::rbd::CloneFormat;
+use cinderblock::rbd::model::Fault;
 use cinderblock::volume::Error;
 
-use crate::lab::{Lab, OTHER_NAMESPACE, OTHER_POOL, RBD};
+use crate::lab::{Controller, Lab, OTHER_NAMESPACE, OTHER_POOL, RBD};
 
 const AAA: &[&str] = &["A", "A", "A"];
 
@@ -86,4 +89,45 @@ fn same_named_clones_in_two_pools_have_a_snapshot_each() {
     lab.delete("B");
     lab.controller.delete(OTHER_POOL, "B").unwrap();
     lab.assert_empty();
+}
+
+/// A, deleted and in the pool RBD; a clone B of it in the other pool, deleted; and C of B in another
+/// namespace, alive.
+fn chain() -> Lab {
+    let lab = Lab::new();
+    lab.create("A");
+    lab.make(&lab.wish("B").home(OTHER_POOL).of_volume_in(RBD, "A"));
+    lab.make(&lab.wish("C").home(OTHER_NAMESPACE).of_volume_in(OTHER_POOL, "B"));
+    lab.controller.delete(RBD, "A").unwrap();
+    lab.controller.delete(OTHER_POOL, "B").unwrap();
+    lab
+}
+
+#[test]
+fn what_a_killed_deletion_left_in_other_pools_is_settled_by_the_sweeper_of_its_own() {
+    let calls = {
+        let lab = chain();
+        let controller = Controller::new(&lab.model);
+        controller.delete(OTHER_NAMESPACE, "C").unwrap();
+        lab.assert_empty();
+        controller.session.calls()
+    };
+    for call in 1..=calls {
+        for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+            let lab = chain();
+            let victim = Controller::new(&lab.model);
+            victim.session.inject(call, fault);
+            victim.delete(OTHER_NAMESPACE, "C").ok();
+            assert!(victim.session.is_dead(), "call {call}");
+            // The caller may have had its answer, and asks nothing more.
+            let next = Controller::new(&lab.model);
+            next.sweep_one(OTHER_NAMESPACE, Duration::from_hours(1)).unwrap();
+            let begun = !lab.picture().contains("C");
+            if begun {
+                let graph = lab.graph();
+                assert!(graph.has_no_images(), "killed at call {call}, {fault:?}:\n{graph}");
+                lab.assert_at_rest();
+            }
+        }
+    }
 }

@@ -1,7 +1,10 @@
 //! What somebody else made is never adopted, overwritten or deleted; and what is refused changes nothing.
 
-use cinderblock::rbd::ImageOptions;
+use std::time::Duration;
+
 use cinderblock::rbd::model::Fault;
+use cinderblock::rbd::{ImageOptions, OmapUpdate};
+use cinderblock::volume::catalogue::{self, Cursor};
 use cinderblock::volume::{Error, Process, Sizes};
 
 use crate::lab::{BLOCK, Controller, Lab, RBD};
@@ -197,7 +200,7 @@ fn two_instances_in_one_pool_leave_each_other_alone() {
     assert!(matches!(error, Error::AlreadyExists(_)), "{error:?}");
     let error = other.delete("A").unwrap_err();
     assert!(matches!(error, Error::FailedPrecondition(_)), "{error:?}");
-    other.recover().unwrap();
+    other.settle(other.sweep(Duration::ZERO).unwrap());
     assert_eq!(lab.graph(), before);
     lab.assert_holds(RBD, "A", AAA);
 }
@@ -244,5 +247,66 @@ fn a_refused_request_changes_nothing() {
     let error = lab.refused(|controller| controller.delete(RBD, "A"));
     assert!(matches!(&error, Error::InUse(why) if why.contains("192.0.2.")), "{error:?}");
     drop(held);
+    lab.assert_at_rest();
+}
+
+/// Records and journal entries of another version keep nothing from being done, and `gc` tells of them.
+#[test]
+fn what_cannot_be_read_is_left_alone_and_told_and_blocks_nothing() {
+    let lab = Lab::new();
+    lab.create("A");
+    lab.clone("A", "B");
+    let victim = Controller::new(&lab.model);
+    let session = victim.session.clone();
+    victim.session.on_call(move |call| {
+        if call.method == "remove_image" {
+            session.crash();
+        }
+    });
+    victim.delete(RBD, "B").unwrap_err();
+    let newer = || br#"{"version":99}"#.to_vec();
+    let write = |object: String, key: &str| {
+        let update = OmapUpdate { set: vec![(key.to_owned(), newer())], ..OmapUpdate::default() };
+        lab.pool(RBD).omap_update(&object, &update).unwrap();
+    };
+    for shard in 0..16 {
+        write(format!("cinderblock.test.catalogue.{shard:02}"), &format!("volume/0{shard}"));
+    }
+    write("cinderblock.test.journal".to_owned(), "1@2#3");
+    let next = Controller::new(&lab.model);
+    next.recover().unwrap();
+    assert_eq!(lab.picture(), "A", "what was half-done is finished");
+    let volumes = next.volumes(RBD).unwrap();
+    let listed = volumes.catalogue().list::<catalogue::Volume>(&Cursor::default(), 0).unwrap().0;
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    let leftovers = volumes.leftovers(&volumes.survey().unwrap(), Duration::ZERO).unwrap();
+    assert_eq!(leftovers.len(), 17, "{leftovers:?}");
+    for leftover in leftovers {
+        let error = volumes.clear(&leftover).unwrap_err();
+        assert!(matches!(&error, Error::FailedPrecondition(_)), "{error}");
+    }
+}
+
+/// A creation that nobody asks for again is undone once it is old; one that somebody is at work on is not.
+#[test]
+fn an_abandoned_creation_is_cleared_once_it_is_old() {
+    let lab = Lab::new();
+    lab.create("A");
+    let victim = Controller::new(&lab.model);
+    let session = victim.session.clone();
+    victim.session.on_call(move |call| {
+        if call.method == "resize" {
+            session.crash();
+        }
+    });
+    victim.create(&lab.wish("B").of("A").blocks(9)).unwrap_err();
+    let before = lab.picture();
+    assert_eq!(before, "A [B.clone_snap] ; B <- A@B.clone_snap");
+    Controller::new(&lab.model).recover().unwrap();
+    assert_eq!(lab.picture(), before, "it may be asked for again");
+    Controller::patient(&lab.model, Duration::from_hours(1)).sweep(Duration::ZERO).unwrap();
+    assert_eq!(lab.picture(), before, "its controller may be at work");
+    Controller::new(&lab.model).sweep(Duration::ZERO).unwrap();
+    assert_eq!(lab.picture(), "A");
     lab.assert_at_rest();
 }

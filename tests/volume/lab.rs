@@ -192,17 +192,26 @@ impl Controller {
     /// The volumes of `home`, as a single RPC sees them.
     pub(crate) fn volumes(&self, home: Home) -> Result<Volumes> {
         let pool = self.session.cluster().pool(home.pool, home.namespace)?;
-        // The other controllers of a test stand still while one waits.
-        let process = Process { leases: self.leases.clone(), patience: Duration::ZERO, ..Process::default() };
+        // The other controllers of a test stand still while one waits; and calls come in one order.
+        let (patience, at_once) = (Duration::ZERO, 1);
+        let process = Process { leases: self.leases.clone(), patience, at_once, ..Process::default() };
         Ok(Volumes::new(pool, "test", process, Arc::new(Activity::default())))
     }
 
+    /// Does something, and settles what it leaves, as the driver does in the background.
+    fn settled<T>(&self, home: Home, act: impl FnOnce(&Volumes) -> Result<T>) -> Result<T> {
+        let volumes = self.volumes(home)?;
+        let outcome = act(&volumes);
+        volumes.settle_own();
+        outcome
+    }
+
     pub(crate) fn create(&self, wish: &Wish) -> Result<catalogue::Volume> {
-        self.volumes(wish.home)?.create(&wish.request())
+        self.settled(wish.home, |volumes| volumes.create(&wish.request()))
     }
 
     pub(crate) fn delete(&self, home: Home, name: &str) -> Result<()> {
-        self.volumes(home)?.delete(name).map(drop)
+        self.settled(home, |volumes| volumes.delete(name).map(drop))
     }
 
     pub(crate) fn snapshot(&self, home: Home, volume: &str, name: &str, max_snapshots: usize) -> Result<Cut> {
@@ -213,12 +222,12 @@ impl Controller {
             image: volume.to_owned(),
             max_snapshots,
         };
-        let record = self.volumes(home)?.create_snapshot(&request)?;
+        let record = self.settled(home, |volumes| volumes.create_snapshot(&request))?;
         Ok(Cut { home, image_id: record.image_id, name: name.to_owned() })
     }
 
     pub(crate) fn delete_snapshot(&self, cut: &Cut) -> Result<()> {
-        self.volumes(cut.home)?.delete_snapshot(&cut.image_id, &cut.name)
+        self.settled(cut.home, |volumes| volumes.delete_snapshot(&cut.image_id, &cut.name))
     }
 
     /// Cuts a group snapshot; its members are called after it and their volumes.
@@ -234,11 +243,11 @@ impl Controller {
             sources: volumes.iter().map(source).collect(),
             max_snapshots: Policy::default().max_snapshots,
         };
-        self.volumes(home)?.create_group(&request)
+        self.settled(home, |volumes| volumes.create_group(&request))
     }
 
     pub(crate) fn delete_group(&self, home: Home, name: &str) -> Result<()> {
-        self.volumes(home)?.delete_group(name)
+        self.settled(home, |volumes| volumes.delete_group(name))
     }
 
     pub(crate) fn grow(&self, home: Home, name: &str, blocks: u64) -> Result<u64> {
@@ -288,7 +297,21 @@ impl Controller {
 
     /// What a controller does when it starts.
     pub(crate) fn recover(&self) -> Result<()> {
-        HOMES.iter().try_for_each(|home| self.volumes(*home)?.recover())
+        self.sweep(Duration::from_hours(1))
+    }
+
+    /// What a controller does when it starts, and every minute, if creations are abandoned after `patience`.
+    pub(crate) fn sweep(&self, patience: Duration) -> Result<()> {
+        HOMES.iter().try_for_each(|home| self.sweep_one(*home, patience))
+    }
+
+    /// The same in one pool and namespace alone.
+    pub(crate) fn sweep_one(&self, home: Home, patience: Duration) -> Result<()> {
+        self.settled(home, |volumes| {
+            volumes.recount_nodes()?;
+            volumes.settle(volumes.sweep(patience)?);
+            Ok(())
+        })
     }
 }
 

@@ -146,3 +146,32 @@ fn who_has_failed_lets_go() {
     let lab = half_made(Fault::Fail(Errno::ETIMEDOUT));
     Controller::patient(&lab.model, FOR_EVER).create(&lab.wish("v")).unwrap();
 }
+
+/// The renewal is applied, and its holder hears that it timed out: the lease is held all the same.
+#[test]
+fn a_renewal_whose_reply_is_lost_does_not_cost_the_lease() {
+    let patience = Duration::from_secs(2);
+    let lab = Lab::new();
+    let slow = Controller::patient(&lab.model, patience);
+    let other = Controller::patient(&lab.model, patience);
+    let session = slow.session.clone();
+    slow.session.on_call({
+        move |call| {
+            if call.method == "create_image" {
+                let before = session.calls();
+                session.inject(before + 1, Fault::LoseReply(Errno::ETIMEDOUT));
+                let begun = Instant::now();
+                // The renewal that loses its reply, and some more.
+                while session.calls() < before + 4 || begun.elapsed() < patience * 2 {
+                    assert!(begun.elapsed() < Duration::from_mins(1), "it is not renewed any more");
+                    let outcome = other.delete(RBD, "v");
+                    assert!(said_to_be_at_work(&outcome), "{outcome:?}");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+    });
+    slow.create(&lab.wish("v")).unwrap();
+    lab.controller.delete(RBD, "v").unwrap();
+    lab.assert_empty();
+}

@@ -63,7 +63,11 @@ impl Notes {
                     let token = read::<serde_json::Value>(value)["token"].as_str().unwrap().to_owned();
                     notes.clients.insert(entry, token);
                 } else if key.contains('@') && key.contains('#') {
-                    notes.suspects.push(read(value));
+                    let suspect: Suspect = read(value);
+                    // The next sweep there forgets a copy that another pool's journal has no more.
+                    if (&suspect.pool, &suspect.namespace) == (&place.0, &place.1) {
+                        notes.suspects.push(suspect);
+                    }
                 } else {
                     notes.others.push(key.clone());
                 }

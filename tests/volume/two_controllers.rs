@@ -181,6 +181,7 @@ fn clear(context: &str, lab: &Lab, controller: &Controller) {
         let deleted = controller.delete(home(place), name);
         deleted.unwrap_or_else(|error: Error| panic!("{context}: deleting {name}: {error}\n{}", lab.graph()));
     }
+    controller.recover().unwrap();
     lab.assert_empty();
 }
 

@@ -1,6 +1,7 @@
 use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
+use crate::csi::operations::Class;
 use crate::csi::parameters::VolumeParameters;
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{
@@ -28,6 +29,7 @@ impl ControllerService {
         let (location, create) = self.volume_to_create(&request)?;
         let credentials = self.credentials(&location, &request.secrets)?;
         let operation = operation(
+            Class::Change,
             "CreateVolume",
             &location,
             vec![format!("volume {}", create.id)],

@@ -1,6 +1,7 @@
 use super::{ControllerService, snapshot_ids, tell_refusal};
 use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
+use crate::csi::operations::Class;
 use crate::csi::proto::{DeleteVolumeRequest, DeleteVolumeResponse};
 use crate::csi::validate;
 use crate::kube::{Event, Subject};
@@ -19,7 +20,13 @@ impl ControllerService {
             return Ok(Response::new(DeleteVolumeResponse {}));
         };
         let credentials = self.credentials(&id.location, &request.secrets)?;
-        let operation = operation("DeleteVolume", &id.location, vec![format!("volume {id}")], String::new());
+        let operation = operation(
+            Class::Change,
+            "DeleteVolume",
+            &id.location,
+            vec![format!("volume {id}")],
+            String::new(),
+        );
         let (recorder, subject) = (self.recorder.clone(), Subject::Volume(request.volume_id));
         // Its PersistentVolume goes as soon as this is answered.
         recorder.expect(&subject);

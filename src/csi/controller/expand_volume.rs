@@ -1,6 +1,7 @@
 use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
+use crate::csi::operations::Class;
 use crate::csi::proto::{ControllerExpandVolumeRequest, ControllerExpandVolumeResponse};
 use crate::csi::validate;
 use crate::kube::Subject;
@@ -26,6 +27,7 @@ impl ControllerService {
             .ok_or_else(|| Status::not_found(format!("the volume {:?} does not exist", request.volume_id)))?;
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let operation = operation(
+            Class::Change,
             "ControllerExpandVolume",
             &id.location,
             vec![format!("volume {id}")],

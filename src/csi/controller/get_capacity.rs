@@ -4,6 +4,7 @@ use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::deadline::left_until;
 use crate::csi::ids::Location;
+use crate::csi::operations::Class;
 use crate::csi::parameters::VolumeParameters;
 use crate::csi::proto::{GetCapacityRequest, GetCapacityResponse};
 use crate::csi::{topology, validate};
@@ -62,7 +63,7 @@ impl ControllerService {
 
     async fn available(&self, deadline: Duration, location: Location) -> Result<i64, Status> {
         let credentials = self.credentials(&location, &BTreeMap::new())?;
-        let operation = operation("GetCapacity", &location, Vec::new(), String::new());
+        let operation = operation(Class::Attach, "GetCapacity", &location, Vec::new(), String::new());
         let stats = self
             .run(operation, deadline, location, credentials, |access, _| {
                 access.volumes.pool().stats().map_err(|error| access.scope.connection_status(&error))

@@ -3,6 +3,7 @@
 use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::ids::{GroupId, Location, MAX_BYTES, SnapshotId, VolumeId};
+use crate::csi::operations::Class;
 use crate::csi::parameters::{self, GroupParameters};
 use crate::csi::proto::group_controller_server::GroupController;
 use crate::csi::proto::group_controller_service_capability::{Rpc, Type, rpc};
@@ -61,7 +62,8 @@ impl GroupController for ControllerService {
         check_room(&location, &id, &create)?;
         let mut keys = vec![format!("group snapshot {id}")];
         keys.extend(ids.iter().map(|id| format!("volume {id}")));
-        let operation = operation("CreateVolumeGroupSnapshot", &location, keys, create.name.clone());
+        let operation =
+            operation(Class::Change, "CreateVolumeGroupSnapshot", &location, keys, create.name.clone());
         let record = self
             .run(operation, deadline, location, credentials, move |access, _| {
                 access.answer(access.volumes.create_group(&create))
@@ -86,7 +88,8 @@ impl GroupController for ControllerService {
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let keys = vec![format!("group snapshot {id}")];
         let members: BTreeSet<_> = request.snapshot_ids.into_iter().collect();
-        let operation = operation("DeleteVolumeGroupSnapshot", &id.location, keys, format!("{members:?}"));
+        let operation =
+            operation(Class::Change, "DeleteVolumeGroupSnapshot", &id.location, keys, format!("{members:?}"));
         self.run(operation, deadline, id.location.clone(), credentials, move |access, _| {
             if let Some(stored) = access.answer(access.volumes.catalogue().group(&id.group))? {
                 check_members(&id, &stored.record, &members)?;
@@ -111,7 +114,8 @@ impl GroupController for ControllerService {
         let id = GroupId::parse(&request.group_snapshot_id).ok_or_else(gone)?;
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let (location, key) = (id.location.clone(), id.group.clone());
-        let operation = operation("reading a group snapshot", &location, Vec::new(), String::new());
+        let operation =
+            operation(Class::Attach, "reading a group snapshot", &location, Vec::new(), String::new());
         let record = self
             .run(operation, deadline, location, credentials, move |access, _| {
                 let stored = access.answer(access.volumes.catalogue().group(&key))?;

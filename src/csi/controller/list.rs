@@ -7,6 +7,7 @@ use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::deadline::left_until;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
+use crate::csi::operations::Class;
 #[allow(clippy::wildcard_imports, reason = "most messages of the lists")]
 use crate::csi::proto::*;
 use crate::csi::topology;
@@ -206,7 +207,7 @@ impl ControllerService {
             .ok_or_else(|| Status::not_found(format!("the volume {volume_id:?} does not exist")))?;
         let credentials = self.credentials(&id.location, secrets)?;
         // Reads only, so it shares no key with the operations that change the volume.
-        let operation = operation("reading a volume", &id.location, Vec::new(), String::new());
+        let operation = operation(Class::Attach, "reading a volume", &id.location, Vec::new(), String::new());
         self.run(operation, deadline, id.location, credentials, move |access, _| {
             Ok(access.answer(access.volumes.handed_out(&id.image))?.record)
         })
@@ -225,7 +226,8 @@ impl ControllerService {
             return Ok(None);
         };
         let credentials = self.credentials(&id.location, secrets)?;
-        let operation = operation("reading a snapshot", &id.location, Vec::new(), String::new());
+        let operation =
+            operation(Class::Attach, "reading a snapshot", &id.location, Vec::new(), String::new());
         let location = id.location.clone();
         self.run(operation, deadline, id.location, credentials, move |access, _| {
             let stored = access.answer(access.volumes.catalogue().snapshot(&id.snapshot))?;
@@ -273,7 +275,7 @@ impl ControllerService {
             let credentials = self.credentials(&location, &secrets)?;
             let left = Bounds { entries: bounds.entries - page.len(), bytes: bounds.bytes - bytes };
             let (from, entry, here) = (std::mem::take(&mut cursor), entry.clone(), location.clone());
-            let operation = operation("listing", &location, Vec::new(), String::new());
+            let operation = operation(Class::Attach, "listing", &location, Vec::new(), String::new());
             let (mut entries, more) = self
                 .run(operation, left_until(until), location.clone(), credentials, move |access, _| {
                     let entry = |name: &str, record: &R| entry(&here, name, record);

@@ -19,12 +19,13 @@ mod volume_health;
 use super::clusters::{Access, Clusters, Credentials};
 use super::deadline;
 use super::ids::{Location, SnapshotId};
-use super::operations::{Operation, Operations};
+use super::operations::{Class, Operation, Operations};
 use super::proto::controller_server::Controller;
 use super::proto::controller_service_capability::{Rpc, Type, rpc};
 #[allow(clippy::wildcard_imports, reason = "the service speaks nearly every message there is")]
 use super::proto::*;
 use super::rpc_log::about;
+use super::sweeper::Sweeper;
 use super::topology::{self, Segments};
 use crate::kube::{Event, Nodes, Recorder, Subject};
 use crate::volume::Error;
@@ -72,6 +73,7 @@ pub struct ControllerService {
     /// The nodes as Kubernetes knows them, if it is asked.
     kubernetes_nodes: Option<Nodes>,
     looks: Arc<nearly_full::Looks>,
+    sweeper: Sweeper,
 }
 
 impl ControllerService {
@@ -79,6 +81,7 @@ impl ControllerService {
     /// that bring no deadline of their own.
     pub fn new(clusters: Arc<Clusters>, nodes: BTreeSet<String>, timeout: Duration) -> ControllerService {
         ControllerService {
+            sweeper: Sweeper::new(clusters.clone()),
             clusters,
             operations: Operations::default(),
             nodes: Arc::new(nodes),
@@ -109,6 +112,11 @@ impl ControllerService {
     #[must_use]
     pub fn with_kubernetes(self, recorder: Recorder, nodes: Nodes) -> ControllerService {
         ControllerService { recorder, kubernetes_nodes: Some(nodes), ..self }
+    }
+
+    /// What works in the background.
+    pub fn sweeper(&self) -> &Sweeper {
+        &self.sweeper
     }
 
     /// The operations in flight, for what bounds them.
@@ -171,11 +179,16 @@ impl ControllerService {
         T: Clone + Send + Sync + 'static,
         F: FnOnce(&Access, &Clusters) -> Result<T, Status> + Send + 'static,
     {
-        let clusters = self.clusters.clone();
+        let (clusters, sweeper) = (self.clusters.clone(), self.sweeper.clone());
+        let changes = operation.class == Class::Change;
         self.operations
             .run(operation, deadline, move |activity| {
-                let access = clusters.access(&location, credentials, activity)?;
-                work(&access, &clusters)
+                let access = clusters.access(&location, credentials.clone(), activity)?;
+                let answer = work(&access, &clusters);
+                if changes {
+                    sweeper.hand_over(&location, credentials, access.volumes.take_suspects());
+                }
+                answer
             })
             .await
     }

@@ -1,6 +1,7 @@
 use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
+use crate::csi::operations::Class;
 use crate::csi::proto::{ControllerModifyVolumeRequest, ControllerModifyVolumeResponse};
 use crate::csi::{qos, validate};
 use tonic::{Request, Response, Status};
@@ -25,6 +26,7 @@ impl ControllerService {
         }
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let operation = operation(
+            Class::Change,
             "ControllerModifyVolume",
             &id.location,
             vec![format!("volume {id}")],

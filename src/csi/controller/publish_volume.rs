@@ -4,6 +4,7 @@
 use super::{ControllerService, tell_refusal};
 use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
+use crate::csi::operations::Class;
 use crate::csi::proto::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
     ControllerUnpublishVolumeResponse,
@@ -63,6 +64,7 @@ impl ControllerService {
         let cluster = crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
         let secret_uuid = cluster.secret_uuid.clone();
         let operation = operation(
+            Class::Attach,
             "ControllerPublishVolume",
             &id.location,
             vec![format!("volume {id}")],
@@ -118,6 +120,7 @@ impl ControllerService {
         };
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let operation = operation(
+            Class::Attach,
             "ControllerUnpublishVolume",
             &id.location,
             vec![format!("volume {id}")],

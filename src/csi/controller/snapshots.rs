@@ -1,6 +1,7 @@
 use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::ids::{GroupId, Location, SnapshotId, VolumeId};
+use crate::csi::operations::Class;
 use crate::csi::parameters::SnapshotParameters;
 use crate::csi::proto::{
     CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, Snapshot,
@@ -36,6 +37,7 @@ impl ControllerService {
             snapshot: snapshot.clone(),
         };
         let operation = operation(
+            Class::Change,
             "CreateSnapshot",
             &id.location,
             vec![format!("volume {id}"), format!("snapshot {}/{snapshot}", id.location)],
@@ -65,7 +67,7 @@ impl ControllerService {
         };
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let key = format!("snapshot {}/{}", id.location, id.snapshot);
-        let operation = operation("DeleteSnapshot", &id.location, vec![key], String::new());
+        let operation = operation(Class::Change, "DeleteSnapshot", &id.location, vec![key], String::new());
         self.run(operation, deadline, id.location, credentials, move |access, _| {
             access.answer(access.volumes.delete_snapshot(&id.image_id, &id.snapshot))
         })

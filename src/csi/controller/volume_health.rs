@@ -1,6 +1,7 @@
 use super::{ControllerService, not_advertised};
 use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
+use crate::csi::operations::Class;
 use crate::csi::proto::volume_health::VolumeHealthEntry;
 use crate::csi::proto::{
     ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse, VolumeHealth, VolumeHealthErrorType,
@@ -42,7 +43,8 @@ impl ControllerService {
         let Some(id) = VolumeId::parse(&volume_id) else { return Ok(None) };
         let credentials = self.credentials(&id.location, secrets)?;
         // Reads only, so it shares no key with the operations that change the volume.
-        let operation = operation("reading a volume's health", &id.location, Vec::new(), String::new());
+        let operation =
+            operation(Class::Attach, "reading a volume's health", &id.location, Vec::new(), String::new());
         let volume = id.to_string();
         let health_statuses = self
             .run(operation, deadline, id.location, credentials, move |access, _| {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::operations::{Operation, Operations};
+use super::operations::{Class, Operation, Operations};
 use super::proto::node_get_storage_health_response::StorageBackendHealth;
 use super::proto::node_server::Node as NodeRpcs;
 use super::proto::node_service_capability::{Rpc, Type, rpc};
@@ -105,8 +105,14 @@ impl NodeService {
     {
         let node = self.node.clone();
         // All of them work on this machine, so they share one bound.
-        let operation =
-            Operation { rpc, cluster: "node".to_owned(), pool: String::new(), keys: vec![key], request };
+        let operation = Operation {
+            class: Class::Attach,
+            rpc,
+            cluster: "node".to_owned(),
+            pool: String::new(),
+            keys: vec![key],
+            request,
+        };
         let work = move |activity: Arc<crate::volume::Activity>| {
             activity.begin("working on this node");
             work(&node).map_err(|error| status(&error))

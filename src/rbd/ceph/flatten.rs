@@ -8,37 +8,55 @@
 //! bring the lost objects back.
 //!
 //! Later versions look at every object themselves, and are let do so.
+//!
+//! The flatten is carried out by the client that has the exclusive lock, with the flags as that client
+//! knows them. So all clients are told of the mark, and the lock is taken after that: a client that gets
+//! the lock reads the header anew when it was told of a change.
 
 use std::ops::ControlFlow;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::call::with_progress;
 use super::handle::Handle;
 use super::libraries::libraries;
-use super::sys::{rbd_flatten_with_progress, rbd_rebuild_object_map};
-use crate::rbd::{Features, ImageKey, OpenMode, Progress, Result};
+use super::sys::{rbd_flatten_with_progress, rbd_get_flags, rbd_rebuild_object_map};
+use crate::rbd::{Errno, Error, Features, OpenMode, Progress, Result};
 
 /// Bits of an image's flags: the object map, and what fast-diff reads from it, are not to be trusted.
 const OBJECT_MAP_INVALID: u64 = 1;
 const FAST_DIFF_INVALID: u64 = 2;
 
-/// Flattens the image that `head` is open on.
+/// How long the other clients of an image have to hear of the mark: longer than the watch of a dead one lasts.
+const HEAR: Duration = Duration::from_secs(40);
+/// How long it is tried to get the exclusive lock from a client that keeps taking it back.
+const TAKE: Duration = Duration::from_secs(30);
+/// How long before that is tried again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Flattens the image that `head` is open on. `EINVAL` when it has no parent; then a map that an interrupted flatten left marked
+/// is rebuilt all the same.
 pub(super) fn flatten(head: &Handle, mode: OpenMode, progress: Progress<'_>) -> Result<()> {
     if !trusts_object_map(libraries().numbers()) {
         return rbd_flatten(head, progress);
     }
     let has_map = head.info()?.features.contains(Features::OBJECT_MAP);
-    if !has_map || mode == OpenMode::ReadOnly || head.parent()?.is_none() {
+    if !has_map || mode == OpenMode::ReadOnly {
         return rbd_flatten(head, progress);
     }
-    distrust_object_map(head)?;
-    // An image that is open does not hear of the mark.
-    let head = Handle::open(head.ioctx(), ImageKey::Id(head.id()), OpenMode::ReadWrite)?;
-    rbd_flatten(&head, progress)?;
-    let code = with_progress(&mut |_, _| ControlFlow::Continue(()), |callback, argument| {
-        // SAFETY: the image is open; callback and argument are valid for the call.
-        unsafe { rbd_rebuild_object_map(head.raw(), callback, argument) }
-    });
-    head.check(code, "rbd_rebuild_object_map").map(drop)
+    if head.parent()?.is_some() {
+        distrust_object_map(head)?;
+        take_lock(head)?;
+    }
+    let flattened = rbd_flatten(head, progress);
+    let has_no_parent = match &flattened {
+        Ok(()) => true,
+        Err(error) => error.errno == Errno::EINVAL && head.parent()?.is_none(),
+    };
+    if has_no_parent && is_distrusted(head)? {
+        rebuild_object_map(head)?;
+    }
+    flattened
 }
 
 /// Whether `rbd_flatten` of this version passes over objects. Ceph repaired it in 18.2.5 and 19.2.1; 18.2.7 and 20.2.4 were
@@ -55,11 +73,49 @@ fn rbd_flatten(head: &Handle, progress: Progress<'_>) -> Result<()> {
     head.check(code, "rbd_flatten_with_progress").map(drop)
 }
 
-/// Sets the flags in the image's header, with the method of the OSD's `rbd` class that librbd uses itself.
+fn rebuild_object_map(head: &Handle) -> Result<()> {
+    let code = with_progress(&mut |_, _| ControlFlow::Continue(()), |callback, argument| {
+        // SAFETY: the image is open; callback and argument are valid for the call.
+        unsafe { rbd_rebuild_object_map(head.raw(), callback, argument) }
+    });
+    head.check(code, "rbd_rebuild_object_map").map(drop)
+}
+
+fn is_distrusted(head: &Handle) -> Result<bool> {
+    let mut flags = 0;
+    // SAFETY: the image is open; `flags` is a place for the answer.
+    let code = unsafe { rbd_get_flags(head.raw(), &raw mut flags) };
+    head.check(code, "rbd_get_flags")?;
+    Ok(flags & OBJECT_MAP_INVALID != 0)
+}
+
+/// Sets the flags in the image's header, with the method of the OSD's `rbd` class that librbd uses itself, and tells all who
+/// have the image open that the header changed, as librbd does.
 fn distrust_object_map(head: &Handle) -> Result<()> {
+    /// librbd's `NotifyMessage` in Ceph's encoding: version 1, readable since version 1, then the length and the number of
+    /// `HeaderUpdate`, which has no fields.
+    const HEADER_UPDATE: [u8; 10] = [1, 1, 4, 0, 0, 0, 3, 0, 0, 0];
+
+    let header = format!("rbd_header.{}", head.id());
     let flags = (OBJECT_MAP_INVALID | FAST_DIFF_INVALID).to_le_bytes();
     // The flags, then the mask of those that are set.
-    head.ioctx().call_class(&format!("rbd_header.{}", head.id()), "set_flags", &[flags, flags].concat())
+    head.ioctx().call_class(&header, "set_flags", &[flags, flags].concat())?;
+    head.ioctx().notify(&header, &HEADER_UPDATE, HEAR)
+}
+
+/// Takes the exclusive lock from whichever client has it. `EBUSY` when that keeps taking it back.
+fn take_lock(head: &Handle) -> Result<()> {
+    let deadline = Instant::now() + TAKE;
+    loop {
+        head.flush()?;
+        if head.owns_lock() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(Errno::EBUSY, "rbd_flush", head.spec()));
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 #[cfg(test)]

@@ -14,13 +14,13 @@ use super::pool::Ioctx;
 use super::sys::{
     RBD_MAX_BLOCK_NAME_SIZE, RBD_MAX_IMAGE_NAME_SIZE, RBD_SNAP_NAMESPACE_TYPE_GROUP,
     RBD_SNAP_NAMESPACE_TYPE_MIRROR, RBD_SNAP_NAMESPACE_TYPE_TRASH, RBD_SNAP_NAMESPACE_TYPE_USER, rbd_close,
-    rbd_diff_iterate2, rbd_get_features, rbd_get_id, rbd_get_parent, rbd_get_size, rbd_get_stripe_count,
-    rbd_get_stripe_unit, rbd_image_info_t, rbd_image_t, rbd_linked_image_spec_cleanup,
-    rbd_linked_image_spec_list_cleanup, rbd_linked_image_spec_t, rbd_list_children3, rbd_open,
-    rbd_open_by_id, rbd_open_by_id_read_only, rbd_open_read_only, rbd_read, rbd_snap_get_name,
-    rbd_snap_get_namespace_type, rbd_snap_get_timestamp, rbd_snap_get_trash_namespace, rbd_snap_info_t,
-    rbd_snap_is_protected, rbd_snap_list, rbd_snap_list_end, rbd_snap_set_by_id, rbd_snap_spec_cleanup,
-    rbd_snap_spec_t, rbd_stat, rbd_write, rbd_write_zeroes, timespec,
+    rbd_diff_iterate2, rbd_flush, rbd_get_features, rbd_get_id, rbd_get_parent, rbd_get_size,
+    rbd_get_stripe_count, rbd_get_stripe_unit, rbd_image_info_t, rbd_image_t, rbd_is_exclusive_lock_owner,
+    rbd_linked_image_spec_cleanup, rbd_linked_image_spec_list_cleanup, rbd_linked_image_spec_t,
+    rbd_list_children3, rbd_open, rbd_open_by_id, rbd_open_by_id_read_only, rbd_open_read_only, rbd_read,
+    rbd_snap_get_name, rbd_snap_get_namespace_type, rbd_snap_get_timestamp, rbd_snap_get_trash_namespace,
+    rbd_snap_info_t, rbd_snap_is_protected, rbd_snap_list, rbd_snap_list_end, rbd_snap_set_by_id,
+    rbd_snap_spec_cleanup, rbd_snap_spec_t, rbd_stat, rbd_write, rbd_write_zeroes, timespec,
 };
 use crate::rbd::{
     Child, Diff, Errno, Error, Extent, Features, ImageInfo, ImageKey, OpenMode, Parent, Result, Snapshot,
@@ -107,6 +107,20 @@ impl Handle {
     /// [`Ioctx::check`] about a snapshot of the image.
     pub(super) fn check_at(&self, code: c_int, call: &'static str, snapshot: &str) -> Result<c_int> {
         self.ioctx.check(code, call, || format!("{}@{snapshot}", self.spec))
+    }
+
+    /// Whether this handle has the exclusive lock. While an operation of its own is in progress it cannot lose it.
+    pub(super) fn owns_lock(&self) -> bool {
+        let mut owner = 0;
+        // SAFETY: the image is open; `owner` is a place for the answer.
+        let code = unsafe { rbd_is_exclusive_lock_owner(self.raw, &raw mut owner) };
+        code == 0 && owner != 0
+    }
+
+    /// Waits for what was written. Takes the exclusive lock for that, as a write would.
+    pub(super) fn flush(&self) -> Result<()> {
+        // SAFETY: the image is open.
+        self.check(unsafe { rbd_flush(self.raw) }, "rbd_flush").map(drop)
     }
 
     pub(super) fn size(&self) -> Result<u64> {

@@ -11,9 +11,9 @@ use super::handle::Handle;
 use super::pool::{CephPool, Ioctx};
 use super::shared::{self, Share};
 use super::sys::{
-    rados, rbd_flush, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list,
-    rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect, rbd_snap_remove,
-    rbd_snap_remove_by_id, rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list, rbd_watchers_list_cleanup,
+    rados, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list, rbd_metadata_remove,
+    rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect, rbd_snap_remove, rbd_snap_remove_by_id,
+    rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list, rbd_watchers_list_cleanup,
 };
 use super::{copy, directory};
 use crate::rbd::{
@@ -301,9 +301,7 @@ impl Image for CephImage {
     }
 
     fn flush(&self) -> Result<()> {
-        // SAFETY: the image is open.
-        let code = unsafe { rbd_flush(self.head.raw()) };
-        self.head.check(code, "rbd_flush").map(drop)
+        self.head.flush()
     }
 
     fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()> {

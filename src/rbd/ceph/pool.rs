@@ -14,7 +14,7 @@ use super::image::CephImage;
 use super::omap;
 use super::options::RawOptions;
 use super::sys::{
-    RBD_TRASH_IMAGE_SOURCE_REMOVING, rados, rados_set_pool_full_try, rbd_clone3, rbd_create4,
+    RBD_TRASH_IMAGE_SOURCE_REMOVING, rados, rados_notify2, rados_set_pool_full_try, rbd_clone3, rbd_create4,
     rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_namespace_exists, rbd_remove_with_progress,
     rbd_trash_get, rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup,
     rbd_trash_move, rbd_trash_remove_with_progress, rbd_trash_restore,
@@ -124,6 +124,31 @@ impl Ioctx {
             )
         };
         self.check(code, method, || self.spec(object)).map(drop)
+    }
+}
+
+impl Ioctx {
+    /// Tells all who watch `object`, and waits until each has heard or its watch is over: `ETIMEDOUT` when that takes longer than
+    /// `timeout`.
+    pub(super) fn notify(&self, object: &str, message: &[u8], timeout: Duration) -> Result<()> {
+        let call = "rados_notify2";
+        let c_object = c_string(object, call)?;
+        let length =
+            c_int::try_from(message.len()).map_err(|_| Error::new(Errno::E2BIG, call, self.spec(object)))?;
+        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        // SAFETY: the context is valid, the name NUL-terminated, the message of the length given; no answers are wanted.
+        let code = unsafe {
+            rados_notify2(
+                self.raw,
+                c_object.as_ptr(),
+                message.as_ptr().cast(),
+                length,
+                milliseconds,
+                null_mut(),
+                null_mut(),
+            )
+        };
+        self.check(code, call, || self.spec(object)).map(drop)
     }
 }
 

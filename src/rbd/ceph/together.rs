@@ -19,7 +19,7 @@ use super::call::{c_string, with_progress};
 use super::handle::Handle;
 use super::meeting::Meeting;
 use super::pool::Ioctx;
-use super::sys::{rbd_flush, rbd_is_exclusive_lock_owner, rbd_snap_create2, rbd_snap_remove};
+use super::sys::{rbd_snap_create2, rbd_snap_remove};
 use crate::rbd::{Errno, Error, Features, ImageKey, NewSnapshot, OpenMode, Result};
 
 /// How long writers are held off for want of the last image.
@@ -95,9 +95,8 @@ fn cut(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<Option<C
     let c_name = c_string(&new.name, CALL)?;
     loop {
         // A flush takes the lock, as a write would.
-        // SAFETY: the image is open.
-        handle.check(unsafe { rbd_flush(handle.raw()) }, "rbd_flush")?;
-        if owns_lock(handle) {
+        handle.flush()?;
+        if handle.owns_lock() {
             break;
         }
         if !meeting.is_open() {
@@ -108,7 +107,7 @@ fn cut(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<Option<C
     let mut met = None;
     let mut report = |_, _| {
         // Reported again when a client is slow to quiesce; the lock was not lost since.
-        if !reported && owns_lock(handle) {
+        if !reported && handle.owns_lock() {
             met = Some(meeting.join(HOLD));
         }
         reported = true;
@@ -129,14 +128,6 @@ fn remove(handle: &Handle, new: &NewSnapshot) -> Result<()> {
     // SAFETY: the image is open, the name NUL-terminated.
     let code = unsafe { rbd_snap_remove(handle.raw(), c_name.as_ptr()) };
     handle.check_at(code, call, &new.name).map(drop)
-}
-
-/// Whether this handle has the exclusive lock. While a snapshot of its own is in progress it cannot lose it.
-fn owns_lock(handle: &Handle) -> bool {
-    let mut owner = 0;
-    // SAFETY: the image is open; `owner` is a place for the answer.
-    let code = unsafe { rbd_is_exclusive_lock_owner(handle.raw(), &raw mut owner) };
-    code == 0 && owner != 0
 }
 
 fn error(errno: Errno, handle: &Handle, new: &NewSnapshot) -> Error {

@@ -221,6 +221,7 @@ impl World {
             done(name, controller.unpublish(home, name));
             done(name, controller.delete(home, name));
         }
+        done("sweep", controller.recover());
         if known.flattened {
             known.collect_garbage();
         }

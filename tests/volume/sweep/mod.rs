@@ -131,10 +131,7 @@ impl Scenario {
             if done {
                 (self.done)(&lab);
             }
-            // A retry without anything in its way has collected what its forerunner left.
-            if !matches!(then, Then::Retry) || scenarios::LEAVE_SUSPECTS.contains(&self.name) {
-                self.expect(&lab, next.recover(), &what);
-            }
+            self.expect(&lab, next.recover(), &what);
         }
         self.assert_end(&lab, reference, done, &what);
     }

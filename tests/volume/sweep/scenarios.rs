@@ -292,10 +292,6 @@ fn restores() -> Vec<Scenario> {
 const WALK_INTO_ANOTHER_POOL: &str = "delete, walking up into another pool";
 const SNAPSHOT_AT_THE_LIMIT: &str = "snapshot at the snapshot limit";
 
-/// When these are killed, the retry may have no reason to look at a journal that still has suspects: it is two pools away, or
-/// there is room for the snapshot by now. The next operation there that sets something free looks.
-pub(super) const LEAVE_SUSPECTS: [&str; 2] = [WALK_INTO_ANOTHER_POOL, SNAPSHOT_AT_THE_LIMIT];
-
 fn deletions() -> Vec<Scenario> {
     let delete_c = |name, before| Scenario {
         name,

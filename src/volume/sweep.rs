@@ -1,0 +1,75 @@
+//! The sweeper: finishes what other operations left half-done, here or in a controller that is dead.
+//!
+//! An operation settles what it wrote itself, so its cost does not grow with what others left. Everything else is found here, by
+//! reading the whole catalogue and the journal: at start-up, every minute, and for `cinderblock gc`. What somebody is at work on has
+//! a lease, and is left to that one.
+
+use super::catalogue::State;
+use super::journal::Entry;
+use super::{Error, Result, Volumes, now};
+use std::time::Duration;
+
+/// How long after it was cut a group snapshot may wait for the operation that cut it.
+const FINISHING: i64 = 60;
+
+impl Volumes {
+    /// Finishes deletions that were begun, group snapshots that were cut, and creations that were begun longer ago than
+    /// `patience`: those are undone, for they were never handed out. Returns the journal, to be given to [`Volumes::settle`].
+    ///
+    /// What cannot be finished is logged, and left for the next time. It is finished as it was read: by the time its turn comes,
+    /// another operation may have finished it, and made another of its name.
+    pub fn sweep(&self, patience: Duration) -> Result<Vec<Entry>> {
+        let unfinished = self.catalogue.unfinished()?;
+        let is_old = |created: i64| u64::try_from(now() - created).is_ok_and(|age| age >= patience.as_secs());
+        for (image, stored) in &unfinished.volumes {
+            if stored.record.state == State::Deleting || is_old(stored.record.created) {
+                tell(image, self.destroy(image, stored).map(drop));
+            }
+        }
+        for (name, stored) in &unfinished.groups {
+            if stored.record.state == State::Deleting || is_old(stored.record.created) {
+                tell(name, self.delete_recorded_group(name, stored));
+            }
+        }
+        for (name, stored) in &unfinished.snapshots {
+            match &stored.record.group {
+                Some(group) => tell(group, self.sweep_group_of(group)),
+                None if stored.record.state == State::Deleting || is_old(stored.record.created) => {
+                    tell(name, self.delete_recorded_snapshot(name, stored));
+                }
+                None => {}
+            }
+        }
+        self.journal.entries()
+    }
+
+    /// Finishes a group snapshot that was cut, but not all of whose members say so.
+    fn sweep_group_of(&self, group: &str) -> Result<()> {
+        match self.catalogue.group(group)? {
+            Some(stored)
+                if stored.record.state == State::Ready && now() - stored.record.created > FINISHING =>
+            {
+                self.finish_group(group, &stored.record)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a controller does once when it starts: counts anew the volumes of each node, which killed requests may have left
+    /// counted.
+    pub fn recount_nodes(&self) -> Result<()> {
+        for node in self.catalogue.unfinished()?.nodes {
+            tell(&node, self.recount(&node));
+        }
+        Ok(())
+    }
+}
+
+/// Logs what is left for the next time. Nothing is said about what somebody is at work on.
+fn tell(name: &str, outcome: Result<()>) {
+    match outcome {
+        Ok(()) => {}
+        Err(Error::Conflict(why)) => tracing::debug!(name, why, "left to the one who is at work on it"),
+        Err(error) => tracing::warn!(name, %error, "left half-done until the next time"),
+    }
+}
