@@ -82,7 +82,9 @@ impl Volumes {
             in_parallel(&images, self.process.at_once, |((pool, namespace, id), entries)| {
                 let settled = match self.elsewhere(pool, namespace) {
                     // A pool that is gone has no suspects any more.
-                    Ok(None) => entries.iter().try_for_each(|entry| self.origin.forget(entry)).map(|()| vec![]),
+                    Ok(None) => {
+                        entries.iter().try_for_each(|entry| self.origin.forget(entry)).map(|()| vec![])
+                    }
                     Ok(Some(home)) => home.settle_image(id, entries, threads),
                     Err(error) => Err(error),
                 };
@@ -200,12 +202,7 @@ impl Volumes {
     /// Whether a snapshot that was cut for a clone has none, although the user may not ask for its clones (that takes a look at the
     /// object `rbd_children` of every pool): each clone that `entries` name is gone. Should another tool have cloned it, librbd keeps
     /// it for that clone.
-    fn is_surely_childless(
-        &self,
-        image: &dyn Image,
-        snapshot: &Snapshot,
-        entries: &[Entry],
-    ) -> Result<bool> {
+    fn is_surely_childless(&self, image: &dyn Image, snapshot: &Snapshot, entries: &[Entry]) -> Result<bool> {
         if snapshot.kind != SnapshotKind::User
             || snapshot.protected
             || !snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX)

@@ -12,7 +12,7 @@ use super::catalogue::{Link, Source, State, Stored, Volume};
 use super::clone::Parent;
 use super::names;
 use super::snapshot::find;
-use super::{DeleteWithSnapshots, Error, Policy, Result, Volumes, now};
+use super::{DeleteWithSnapshots, Error, Made, Policy, Result, Volumes, now};
 use crate::rbd::{CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot};
 use std::collections::BTreeMap;
 
@@ -123,11 +123,11 @@ impl Volumes {
     ///
     /// [`Error::AlreadyExists`] when the name is taken by something different, [`Error::NotFound`] when the source is gone,
     /// [`Error::OutOfRange`] when the sizes cannot be had from it, [`Error::Exhausted`] when there is no room.
-    pub fn create(&self, request: &CreateVolume) -> Result<Volume> {
+    pub fn create(&self, request: &CreateVolume) -> Result<Made<Volume>> {
         if let Some(stored) = self.catalogue.volume(&request.image)? {
             if stored.record.state == State::Ready {
                 self.require_image(&request.image, &stored.record)?;
-                return existing(&self.spec(&request.image), &stored.record, request);
+                return existing(&self.spec(&request.image), &stored.record, request).map(Made::Existing);
             }
             // Never handed out, or on its way out: gone with it, and a fresh start.
             self.clear_away(&request.image, &stored)?;
@@ -164,7 +164,7 @@ impl Volumes {
             Ok(self.catalogue.replace(&request.image, &stored, ready)?.record)
         });
         match made {
-            Ok(record) => Ok(record),
+            Ok(record) => Ok(Made::Created(record)),
             Err(error) if !error.is_final() => Err(error.after_a_change()),
             // The record is gone, and the image is not ours.
             Err(error @ Error::AlreadyExists(_)) => Err(error),

@@ -61,6 +61,29 @@ pub use lease::Leases;
 pub use publish::PublishVolume;
 pub use snapshot::CreateSnapshot;
 
+/// The record of what a request asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made<T> {
+    /// This request made it.
+    Created(T),
+    /// An earlier request had made it.
+    Existing(T),
+}
+
+impl<T> Made<T> {
+    /// Whether this request made it.
+    pub fn is_new(&self) -> bool {
+        matches!(self, Made::Created(_))
+    }
+
+    /// The record.
+    pub fn into_record(self) -> T {
+        match self {
+            Made::Created(record) | Made::Existing(record) => record,
+        }
+    }
+}
+
 /// Which image a clone is rid of its ancestors by, when the chain is as deep as it may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlattenTarget {

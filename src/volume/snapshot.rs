@@ -7,7 +7,7 @@
 use super::catalogue::{self, State, Stored};
 use super::journal::Suspect;
 use super::names;
-use super::{Error, Result, Volumes, now};
+use super::{Error, Made, Result, Volumes, now};
 use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
 
 /// A request for a snapshot.
@@ -30,7 +30,7 @@ impl Volumes {
     ///
     /// [`Error::AlreadyExists`] when the name is taken by a snapshot of another volume, [`Error::NotFound`] when the volume
     /// does not exist, [`Error::Exhausted`] when the image has as many snapshots as it may.
-    pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<catalogue::Snapshot> {
+    pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Made<catalogue::Snapshot>> {
         let found = self.catalogue.snapshot(&request.snapshot)?;
         if let Some(stored) = &found {
             match stored.record.state {
@@ -38,7 +38,7 @@ impl Volumes {
                     if stored.record.source_volume == request.volume_id
                         && self.is_of_this_volume(&request.image, &stored.record)? =>
                 {
-                    return Ok(stored.record.clone());
+                    return Ok(Made::Existing(stored.record.clone()));
                 }
                 State::Ready => {
                     return Err(Error::AlreadyExists(format!(
@@ -88,7 +88,7 @@ impl Volumes {
             },
         )?;
         match self.cut(&*image, request, &stored) {
-            Ok(record) => Ok(record),
+            Ok(record) => Ok(Made::Created(record)),
             Err(error) if !error.is_final() => Err(error.after_a_change()),
             // The record is gone, and the snapshot is not ours.
             Err(error @ Error::AlreadyExists(_)) => Err(error),

@@ -10,7 +10,8 @@ use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, Oma
 use cinderblock::volume::catalogue::{self, Publication};
 use cinderblock::volume::{
     Activity, CreateGroup, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget,
-    GroupSource, Leases, Policy, Process, PublishVolume, Result, Sizes, VolumeSource, Volumes, image_spec,
+    GroupSource, Leases, Made, Policy, Process, PublishVolume, Result, Sizes, VolumeSource, Volumes,
+    image_spec,
 };
 
 /// Bytes in a block, and in an object of every image here: a flatten or a copy takes one step for each.
@@ -207,7 +208,7 @@ impl Controller {
     }
 
     pub(crate) fn create(&self, wish: &Wish) -> Result<catalogue::Volume> {
-        self.settled(wish.home, |volumes| volumes.create(&wish.request()))
+        self.settled(wish.home, |volumes| volumes.create(&wish.request())).map(Made::into_record)
     }
 
     pub(crate) fn delete(&self, home: Home, name: &str) -> Result<()> {
@@ -222,7 +223,7 @@ impl Controller {
             image: volume.to_owned(),
             max_snapshots,
         };
-        let record = self.settled(home, |volumes| volumes.create_snapshot(&request))?;
+        let record = self.settled(home, |volumes| volumes.create_snapshot(&request))?.into_record();
         Ok(Cut { home, image_id: record.image_id, name: name.to_owned() })
     }
 

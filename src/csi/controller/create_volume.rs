@@ -7,7 +7,7 @@ use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{
     CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeCapability, VolumeContentSource,
 };
-use crate::csi::{qos, repeats, topology, validate};
+use crate::csi::{qos, repeats, rpc_log, topology, validate};
 use crate::kube::Subject;
 use crate::node::MapOptions;
 use crate::rbd::CloneFormat;
@@ -38,7 +38,7 @@ impl ControllerService {
         let cluster = location.cluster.clone();
         let subject = Subject::of_new_volume(&request.parameters, &create.id);
         let (recorder, looks, about) = (self.recorder.clone(), self.looks.clone(), subject.clone());
-        let record = self
+        let made = self
             .run_for(&subject, operation, deadline, location, credentials, move |access, clusters| {
                 clusters.check_namespace(access)?;
                 let made = access.volumes.create(&create);
@@ -48,7 +48,9 @@ impl ControllerService {
                 access.answer(made)
             })
             .await?;
-        Ok(Response::new(CreateVolumeResponse { volume: Some(self.placed(&cluster, volume(&record))) }))
+        rpc_log::made(made.is_new());
+        let volume = volume(&made.into_record());
+        Ok(Response::new(CreateVolumeResponse { volume: Some(self.placed(&cluster, volume)) }))
     }
 
     fn volume_to_create(&self, request: &CreateVolumeRequest) -> Result<(Location, CreateVolume), Status> {

@@ -6,7 +6,7 @@ use crate::csi::parameters::SnapshotParameters;
 use crate::csi::proto::{
     CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, Snapshot,
 };
-use crate::csi::validate;
+use crate::csi::{rpc_log, validate};
 use crate::kube::Subject;
 use crate::volume::{CreateSnapshot, catalogue, names};
 use tonic::{Request, Response, Status};
@@ -45,12 +45,13 @@ impl ControllerService {
         );
         let location = id.location.clone();
         let subject = Subject::of_new_snapshot(&request.parameters, &create.volume_id);
-        let record = self
+        let made = self
             .run_for(&subject, operation, deadline, id.location, credentials, move |access, _| {
                 access.answer(access.volumes.create_snapshot(&create))
             })
             .await?;
-        let snapshot = wire_snapshot(location, &snapshot, &record);
+        rpc_log::made(made.is_new());
+        let snapshot = wire_snapshot(location, &snapshot, &made.into_record());
         Ok(Response::new(CreateSnapshotResponse { snapshot: Some(snapshot) }))
     }
 

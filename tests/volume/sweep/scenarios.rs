@@ -97,7 +97,8 @@ fn creations() -> Vec<Scenario> {
             ask: |_, controller| {
                 let mut request = Wish::new("d").request();
                 "a/b".clone_into(&mut request.name);
-                controller.volumes(RBD)?.create(&request).map(|record| format!("{:?}", record.image_id))
+                let made = controller.volumes(RBD)?.create(&request)?;
+                Ok(format!("{:?}", made.into_record().image_id))
             },
             opposite: Some(|_, controller| controller.delete(RBD, "d")),
             done: holds_zeros_d,
