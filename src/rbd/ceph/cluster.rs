@@ -6,8 +6,9 @@ use serde::Deserialize;
 
 use super::call::{c_string, text};
 use super::connection::{Connection, own_addresses};
+use super::ioctx::Ioctx;
 use super::monmap;
-use super::pool::{CephPool, Ioctx};
+use super::pool::CephPool;
 use super::sys::{rados, rados_blocklist_add, rados_mgr_command, rados_wait_for_latest_osdmap, size_t};
 use crate::rbd::{Cluster, Errno, Error, Monitor, Pool, Result, is_client_address};
 

@@ -8,9 +8,10 @@
 use std::ffi::c_char;
 
 use super::call::c_string;
+use super::ioctx::Ioctx;
 use super::omap;
-use super::pool::{Ioctx, trash_get};
 use super::sys::{rados, rbd_rename};
+use super::trash;
 use crate::rbd::{Errno, Error, Result, Tolerate};
 
 const DIRECTORY: &str = "rbd_directory";
@@ -50,7 +51,7 @@ pub(super) fn image_name(ioctx: &Ioctx, id: &str) -> Result<String> {
         return decode(&value).ok_or_else(|| Error::new(Errno::EBADMSG, "image name", ioctx.spec(id)));
     }
     let entry =
-        trash_get(ioctx, id)?.ok_or_else(|| Error::new(Errno::ENOENT, "image name", ioctx.spec(id)))?;
+        trash::get(ioctx, id)?.ok_or_else(|| Error::new(Errno::ENOENT, "image name", ioctx.spec(id)))?;
     Ok(entry.name)
 }
 

@@ -8,7 +8,8 @@ use super::call::{List, c_string, grow, owned, strings, text, with_progress};
 use super::cluster::CephCluster;
 use super::flatten;
 use super::handle::Handle;
-use super::pool::{CephPool, Ioctx};
+use super::ioctx::Ioctx;
+use super::pool::CephPool;
 use super::shared::{self, Share};
 use super::sys::{
     rados, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list, rbd_metadata_remove,

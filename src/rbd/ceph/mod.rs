@@ -27,6 +27,7 @@ mod flatten;
 mod handle;
 mod holds;
 mod image;
+mod ioctx;
 mod libraries;
 mod meeting;
 pub(crate) mod monmap;
@@ -37,6 +38,7 @@ pub(crate) mod pool;
 mod shared;
 mod sys;
 mod together;
+mod trash;
 
 use std::sync::Arc;
 

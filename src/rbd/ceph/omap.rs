@@ -5,7 +5,7 @@ use std::ffi::{CString, c_char, c_int};
 use std::ptr::{null, null_mut};
 
 use super::call::c_string;
-use super::pool::Ioctx;
+use super::ioctx::Ioctx;
 use super::sys::{
     LIBRADOS_CMPXATTR_OP_EQ, LIBRADOS_CREATE_EXCLUSIVE, LIBRADOS_CREATE_IDEMPOTENT,
     LIBRADOS_OPERATION_FULL_FORCE, rados, rados_omap_get_next2, rados_read_op_omap_get_vals2,

@@ -8,17 +8,17 @@ use serde::Deserialize;
 
 use super::call::{List, c_string, grow, owned, with_progress};
 use super::cluster::{CephCluster, from_json};
-use super::connection::Connection;
 use super::directory;
 use super::image::CephImage;
+use super::ioctx::Ioctx;
 use super::omap;
 use super::options::RawOptions;
 use super::sys::{
-    RBD_TRASH_IMAGE_SOURCE_REMOVING, rados, rados_notify2, rados_set_pool_full_try, rbd_clone3, rbd_create4,
-    rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2, rbd_namespace_exists, rbd_remove_with_progress,
-    rbd_trash_get, rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup,
-    rbd_trash_move, rbd_trash_remove_with_progress, rbd_trash_restore,
+    rados, rbd_clone3, rbd_create4, rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2,
+    rbd_namespace_exists, rbd_remove_with_progress, rbd_trash_move, rbd_trash_remove_with_progress,
+    rbd_trash_restore,
 };
+use super::trash;
 use crate::rbd::turns::Turn;
 use crate::rbd::{
     Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
@@ -27,142 +27,6 @@ use crate::rbd::{
 
 /// For how long a removal waits for another of the same image.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// An I/O context: one namespace of one pool. It is destroyed when dropped and keeps its connection alive. The
-/// namespace never changes, so it can be used from several threads.
-#[derive(Debug)]
-pub(super) struct Ioctx {
-    raw: rados::rados_ioctx_t,
-    pool: String,
-    namespace: String,
-    // Dropped after `drop` has destroyed the context.
-    connection: Arc<Connection>,
-}
-
-// SAFETY: librados' and librbd's functions may be called with one context from any thread, several at a time; what
-// changes the context itself (namespace, full-try) happens in `open` only.
-unsafe impl Send for Ioctx {}
-// SAFETY: as above.
-unsafe impl Sync for Ioctx {}
-
-impl Ioctx {
-    pub(super) fn open(connection: &Arc<Connection>, pool: &str, namespace: &str) -> Result<Ioctx> {
-        let c_pool = c_string(pool, "rados_ioctx_create")?;
-        let c_namespace = c_string(namespace, "rados_ioctx_set_namespace")?;
-        let mut raw = null_mut();
-        // SAFETY: the connection is up; `raw` is a place for the handle.
-        let code = unsafe { rados::rados_ioctx_create(connection.raw(), c_pool.as_ptr(), &raw mut raw) };
-        connection.check(code, "rados_ioctx_create", || format!("pool {pool}"))?;
-        // SAFETY: the context is valid and not shared yet. With full-try a full pool refuses at once instead of
-        // blocking, and lets removals through.
-        unsafe {
-            rados::rados_ioctx_set_namespace(raw, c_namespace.as_ptr());
-            rados_set_pool_full_try(raw);
-        }
-        Ok(Ioctx {
-            raw,
-            pool: pool.to_owned(),
-            namespace: namespace.to_owned(),
-            connection: Arc::clone(connection),
-        })
-    }
-
-    /// The handle, for calls that take a `rados_ioctx_t`.
-    pub(super) fn raw(&self) -> rados::rados_ioctx_t {
-        self.raw
-    }
-
-    /// The same place over another connection.
-    pub(super) fn over(&self, connection: &Arc<Connection>) -> Result<Ioctx> {
-        Ioctx::open(connection, &self.pool, &self.namespace)
-    }
-
-    /// The connection the context belongs to.
-    pub(super) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
-
-    /// What tells the image with this id from all others of this process's connections.
-    pub(super) fn key(&self, id: &str) -> (usize, String, String, String) {
-        (Arc::as_ptr(&self.connection).addr(), self.pool.clone(), self.namespace.clone(), id.to_owned())
-    }
-
-    /// The spec of an image or object here, for messages.
-    pub(super) fn spec(&self, name: &str) -> String {
-        spec(&self.pool, &self.namespace, name)
-    }
-
-    /// The spec of an image, group or object of that pool in the namespace here.
-    pub(super) fn spec_in(&self, pool: &str, name: &str) -> String {
-        spec(pool, &self.namespace, name)
-    }
-
-    /// [`Connection::check`].
-    pub(super) fn check(
-        &self,
-        code: c_int,
-        call: &'static str,
-        object: impl FnOnce() -> String,
-    ) -> Result<c_int> {
-        self.connection.check(code, call, object)
-    }
-
-    /// Calls `method` of the OSD's `rbd` class, as librbd does, on `object`. There is no output. `input` is in Ceph's encoding.
-    pub(super) fn call_class(&self, object: &str, method: &'static str, input: &[u8]) -> Result<()> {
-        let (c_object, c_method) = (c_string(object, method)?, c_string(method, method)?);
-        // SAFETY: the context is valid, the names NUL-terminated; the input has the length given.
-        let code = unsafe {
-            rados::rados_exec(
-                self.raw,
-                c_object.as_ptr(),
-                c"rbd".as_ptr(),
-                c_method.as_ptr(),
-                input.as_ptr().cast(),
-                input.len(),
-                null_mut(),
-                0,
-            )
-        };
-        self.check(code, method, || self.spec(object)).map(drop)
-    }
-}
-
-impl Ioctx {
-    /// Tells all who watch `object`, and waits until each has heard or its watch is over: `ETIMEDOUT` when that takes longer than
-    /// `timeout`.
-    pub(super) fn notify(&self, object: &str, message: &[u8], timeout: Duration) -> Result<()> {
-        let call = "rados_notify2";
-        let c_object = c_string(object, call)?;
-        let length =
-            c_int::try_from(message.len()).map_err(|_| Error::new(Errno::E2BIG, call, self.spec(object)))?;
-        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        // SAFETY: the context is valid, the name NUL-terminated, the message of the length given; no answers are wanted.
-        let code = unsafe {
-            rados_notify2(
-                self.raw,
-                c_object.as_ptr(),
-                message.as_ptr().cast(),
-                length,
-                milliseconds,
-                null_mut(),
-                null_mut(),
-            )
-        };
-        self.check(code, call, || self.spec(object)).map(drop)
-    }
-}
-
-impl Drop for Ioctx {
-    fn drop(&mut self) {
-        // SAFETY: made by `open`, destroyed nowhere else; images hold a reference to this context.
-        unsafe { rados::rados_ioctx_destroy(self.raw) }
-    }
-}
-
-/// `pool/namespace/name`, without the namespace when it is the default one.
-fn spec(pool: &str, namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { format!("{pool}/{name}") } else { format!("{pool}/{namespace}/{name}") }
-}
 
 /// A [`Pool`] over an I/O context.
 #[derive(Debug)]
@@ -179,7 +43,7 @@ impl CephPool {
         function: impl FnOnce(rados::rados_ioctx_t, *const c_char) -> c_int,
     ) -> Result<()> {
         let c_name = c_string(name, call)?;
-        let code = function(self.ioctx.raw, c_name.as_ptr());
+        let code = function(self.ioctx.raw(), c_name.as_ptr());
         self.ioctx.check(code, call, || self.ioctx.spec(name)).map(drop)
     }
 
@@ -211,21 +75,21 @@ impl CephPool {
 
 impl Pool for CephPool {
     fn name(&self) -> &str {
-        &self.ioctx.pool
+        self.ioctx.pool()
     }
 
     fn namespace(&self) -> &str {
-        &self.ioctx.namespace
+        self.ioctx.namespace()
     }
 
     fn cluster(&self) -> Arc<dyn Cluster> {
-        Arc::new(CephCluster { connection: Arc::clone(&self.ioctx.connection) })
+        Arc::new(CephCluster { connection: Arc::clone(self.ioctx.connection()) })
     }
 
     fn stats(&self) -> Result<PoolStats> {
         let command = r#"{"prefix":"df","detail":"detail","format":"json"}"#;
         let json = self.cluster().monitor_command(command)?;
-        stats(&json, &self.ioctx.pool)
+        stats(&json, self.ioctx.pool())
     }
 
     fn create_image(&self, name: &str, size: u64, options: &ImageOptions) -> Result<()> {
@@ -241,16 +105,16 @@ impl Pool for CephPool {
     fn clone_image(&self, parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()> {
         let call = "rbd_clone3";
         let options = RawOptions::for_clone(options)?;
-        let parent_ioctx = Ioctx::open(&self.ioctx.connection, &parent.pool, &parent.namespace)?;
+        let parent_ioctx = Ioctx::open(self.ioctx.connection(), &parent.pool, &parent.namespace)?;
         let (image, snapshot) = (c_string(&parent.image, call)?, c_string(&parent.snapshot, call)?);
         let c_name = c_string(name, call)?;
         // SAFETY: both contexts, the NUL-terminated names and the options are valid for the call.
         let code = unsafe {
             rbd_clone3(
-                parent_ioctx.raw,
+                parent_ioctx.raw(),
                 image.as_ptr(),
                 snapshot.as_ptr(),
-                self.ioctx.raw,
+                self.ioctx.raw(),
                 c_name.as_ptr(),
                 options.raw(),
             )
@@ -283,15 +147,15 @@ impl Pool for CephPool {
     }
 
     fn namespace_exists(&self) -> Result<bool> {
-        if self.ioctx.namespace.is_empty() {
+        if self.ioctx.namespace().is_empty() {
             return Ok(true);
         }
         // The register of namespaces is in the pool's default one.
-        let root = Ioctx::open(&self.ioctx.connection, &self.ioctx.pool, "")?;
-        let name = c_string(&self.ioctx.namespace, "rbd_namespace_exists")?;
+        let root = Ioctx::open(self.ioctx.connection(), self.ioctx.pool(), "")?;
+        let name = c_string(self.ioctx.namespace(), "rbd_namespace_exists")?;
         let mut exists = false;
         // SAFETY: the context is open, the name NUL-terminated, and `exists` a place for the answer.
-        let code = unsafe { rbd_namespace_exists(root.raw, name.as_ptr(), &raw mut exists) };
+        let code = unsafe { rbd_namespace_exists(root.raw(), name.as_ptr(), &raw mut exists) };
         if code == -(Errno::EPERM as c_int) {
             // As expected of a user whose capabilities end with the namespace: nothing is wrong with the connection.
             return Err(Error::new(Errno::EPERM, "rbd_namespace_exists", self.ioctx.spec("*")));
@@ -308,7 +172,7 @@ impl Pool for CephPool {
         let blank = rbd_image_spec_t { id: null_mut(), name: null_mut() };
         let (code, items) = grow(blank, 64, |images, count| {
             // SAFETY: there is room for `count` entries at `images`.
-            unsafe { rbd_list2(self.ioctx.raw, images, count) }
+            unsafe { rbd_list2(self.ioctx.raw(), images, count) }
         });
         self.ioctx.check(code, "rbd_list2", || self.ioctx.spec("*"))?;
         // SAFETY: rbd_list2 wrote the entries; this is its cleanup.
@@ -320,19 +184,11 @@ impl Pool for CephPool {
     }
 
     fn trash_get(&self, image_id: &str) -> Result<Option<TrashEntry>> {
-        trash_get(&self.ioctx, image_id)
+        trash::get(&self.ioctx, image_id)
     }
 
     fn trash_list(&self) -> Result<Vec<TrashEntry>> {
-        let (code, items) = grow(BLANK_TRASH_ENTRY, 64, |entries, count| {
-            // SAFETY: there is room for `count` entries at `entries`.
-            unsafe { rbd_trash_list(self.ioctx.raw, entries, count) }
-        });
-        self.ioctx.check(code, "rbd_trash_list", || self.ioctx.spec("*"))?;
-        // SAFETY: rbd_trash_list wrote the entries; this is its cleanup.
-        let list = unsafe { List::new(items, rbd_trash_list_cleanup) };
-        // SAFETY: librbd made the strings, and `list` still owns them.
-        Ok(list.iter().map(|info| unsafe { trash_entry(info) }).collect())
+        trash::list(&self.ioctx)
     }
 
     fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()> {
@@ -370,45 +226,6 @@ impl Pool for CephPool {
     fn remove_object(&self, object: &str) -> Result<()> {
         // SAFETY: context and name are valid for the call.
         self.call("rados_remove", object, |io, object| unsafe { rados::rados_remove(io, object) })
-    }
-}
-
-const BLANK_TRASH_ENTRY: rbd_trash_image_info_t = rbd_trash_image_info_t {
-    id: null_mut(),
-    name: null_mut(),
-    source: 0,
-    deletion_time: 0,
-    deferment_end_time: 0,
-};
-
-/// The trash entry of the image with this id.
-pub(super) fn trash_get(ioctx: &Ioctx, id: &str) -> Result<Option<TrashEntry>> {
-    let call = "rbd_trash_get";
-    let c_id = c_string(id, call)?;
-    let mut info = BLANK_TRASH_ENTRY;
-    // SAFETY: context and id are valid for the call; `info` is a place for the entry.
-    let code = unsafe { rbd_trash_get(ioctx.raw, c_id.as_ptr(), &raw mut info) };
-    match ioctx.check(code, call, || ioctx.spec(id)) {
-        Err(error) if error.errno == Errno::ENOENT => return Ok(None),
-        other => other?,
-    };
-    // SAFETY: rbd_trash_get filled `info`; it is cleaned up once, after the strings were copied.
-    let entry = unsafe { trash_entry(&info) };
-    // SAFETY: as above.
-    unsafe { rbd_trash_get_cleanup(&raw mut info) };
-    Ok(Some(entry))
-}
-
-/// # Safety
-///
-/// librbd filled `info`, and it was not cleaned up yet.
-unsafe fn trash_entry(info: &rbd_trash_image_info_t) -> TrashEntry {
-    TrashEntry {
-        // SAFETY: the caller promises librbd's own strings.
-        id: unsafe { owned(info.id) },
-        // SAFETY: as above.
-        name: unsafe { owned(info.name) },
-        removing: info.source == RBD_TRASH_IMAGE_SOURCE_REMOVING,
     }
 }
 
@@ -460,11 +277,5 @@ mod tests {
     fn a_pool_without_figures_is_not_taken_for_an_empty_one() {
         assert_eq!(stats(DF, "new").unwrap_err().errno, Errno::EAGAIN);
         assert_eq!(stats(b"{}", "plain").unwrap_err().errno, Errno::EBADMSG);
-    }
-
-    #[test]
-    fn specs_leave_the_default_namespace_out() {
-        assert_eq!(spec("rbd", "", "image"), "rbd/image");
-        assert_eq!(spec("rbd", "tenant", "image"), "rbd/tenant/image");
     }
 }

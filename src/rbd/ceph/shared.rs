@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use super::directory;
 use super::handle::Handle;
-use super::pool::Ioctx;
+use super::ioctx::Ioctx;
 use crate::rbd::{Errno, Error, ImageKey, OpenMode, Result};
 
 /// A connection (the address of its `Connection`, which lives as long as a handle on it does), pool, namespace and image id.

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use super::call::{c_string, with_progress};
 use super::handle::Handle;
+use super::ioctx::Ioctx;
 use super::meeting::Meeting;
-use super::pool::Ioctx;
 use super::sys::{rbd_snap_create2, rbd_snap_remove};
 use crate::rbd::{Errno, Error, Features, ImageKey, NewSnapshot, OpenMode, Result};
 
