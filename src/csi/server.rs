@@ -48,7 +48,7 @@ pub enum ServeError {
     #[error("{}: another process serves this socket; stop it, or choose another endpoint", .0.display())]
     InUse(PathBuf),
     /// The path exists and is not a socket.
-    #[error("{}: exists and is not a socket; remove it if nobody needs it, or choose another endpoint", .0.display())]
+    #[error("{}: exists and is not a socket; remove it if no program needs it, or choose another endpoint", .0.display())]
     NotASocket(PathBuf),
     /// A call on the path or its directory failed.
     #[error("{}: cannot {action}: {error}", path.display())]
@@ -222,7 +222,7 @@ async fn clear_stale_socket(path: &Path) -> Result<(), ServeError> {
         Err(error)
             if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) =>
         {
-            tracing::info!(socket = %path.display(), "replacing a socket nobody listens on");
+            tracing::info!(socket = %path.display(), "replacing a socket that no process listens on");
             std::fs::remove_file(path).map_err(ServeError::io("remove the stale socket", path))
         }
         // A full backlog or a denied permission: somebody may well be there.

@@ -120,7 +120,7 @@ impl CephError {
 const AWAY: &str = "The cluster cannot be reached, or does not answer.";
 const COME_BACK: &str = "Nothing, when it passes: callers ask again. Else look at `ceph status`, the monitors in the configuration \
                          and the network.";
-const AT_WORK: &str = "Somebody else is at work on the same object.";
+const AT_WORK: &str = "Another operation is at work on the same object.";
 const ASK_AGAIN: &str = "Nothing: callers ask again.";
 
 /// Why each errno of [`rbd::CLASSES`] is answered, and what to do. Any other errno is INTERNAL: something nobody has thought of.
@@ -158,7 +158,7 @@ pub const CEPH_ERRORS: &[CephError] = &[
     ceph_error(Errno::EMLINK, "The image belongs to a group.", "Take it out with `rbd group image remove`."),
     ceph_error(
         Errno::ENOTEMPTY,
-        "The image has snapshots that somebody else made.",
+        "The image has snapshots that another tool made.",
         "Delete them with `rbd snap rm`, or leave the volume.",
     ),
     ceph_error(Errno::ETIMEDOUT, AWAY, COME_BACK),
@@ -284,7 +284,7 @@ pub const ANSWERS: &[Answer] = &[
     ),
     answer(
         Code::Internal,
-        "Nobody has thought of it: an unknown errno before anything was changed, a program on the node that failed; or, from gRPC itself, a \
+        "The driver does not know the case: an unknown errno before anything was changed, a program on the node that failed; or, from gRPC itself, a \
          request that is no message.",
         "Look at the driver's log, and report it.",
     ),

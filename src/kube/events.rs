@@ -306,7 +306,7 @@ impl Sending {
         }
         let objects = self.objects(&key.0).await?;
         if objects.is_empty() {
-            tracing::debug!(subject = %key.0, reason = key.1, "nobody is told: Kubernetes does not know it");
+            tracing::debug!(subject = %key.0, reason = key.1, "no event is recorded: Kubernetes does not know it");
             return Ok(());
         }
         let mut refusal = None;

@@ -172,7 +172,7 @@ fn require_knowledge_of_growth(directory: &Path, image: &Image, read_only: bool)
         Watch::Unknown => "does not answer at its admin socket",
     };
     Err(Error::FailedPrecondition(format!(
-        "{image} has grown, but its rbd-nbd {why}, so nobody knows whether it has heard of that: the volume has its new size when it is \
+        "{image} has grown, but its rbd-nbd {why}, so it may not have heard of that: the volume has its new size when it is \
          staged again"
     )))
 }

@@ -170,7 +170,10 @@ impl Volumes {
         let name = &parent.link.snapshot;
         if let Some(stale) = &parent.stale {
             if !source.children(Some(stale.id))?.is_empty() {
-                return Err(Error::Conflict(format!("somebody cloned {}@{name} just now", parent.image_id)));
+                return Err(Error::Conflict(format!(
+                    "another client cloned {}@{name} just now",
+                    parent.image_id
+                )));
             }
             let stale_link = Suspect {
                 snapshot: Some(stale.id),
@@ -187,7 +190,7 @@ impl Volumes {
             source.protect_snapshot(name).tolerate(Errno::EBUSY)?;
         }
         find(&source.snapshots()?, name).cloned().ok_or_else(|| {
-            Error::Conflict(format!("somebody removed the snapshot {}@{name}", parent.image_id))
+            Error::Conflict(format!("another client removed the snapshot {}@{name}", parent.image_id))
         })
     }
 }

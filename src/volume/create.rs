@@ -204,7 +204,7 @@ impl Volumes {
 
     fn foreign(&self, image: &str) -> Error {
         Error::AlreadyExists(format!(
-            "the image {} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is \
+            "the image {} exists, but the catalogue of instance {} does not know it: another tool made it, and it is \
              left alone; use another volumeNamePrefix, or remove it",
             self.spec(image),
             self.instance

@@ -66,8 +66,8 @@ impl Volumes {
             }
             Some(stored) => self.destroy(image, &stored).map_err(Error::after_a_change),
             None if self.is_foreign(image)? => Err(Error::FailedPrecondition(format!(
-                "the image {} exists, but the catalogue of instance {} does not know it: it was made by somebody \
-                     else and is not deleted",
+                "the image {} exists, but the catalogue of instance {} does not know it: another tool made it, \
+                     and it is not deleted",
                 self.spec(image),
                 self.instance
             ))),
@@ -97,7 +97,7 @@ impl Volumes {
         if !is_its_image(&stored.record, &*opened, &id, &snapshots)? {
             self.forget_unmade(image, stored).map_err(Error::after_a_change)?;
             return Err(Error::FailedPrecondition(format!(
-                "the image {} is not the one of the unfinished volume of this name: somebody else made it, and it is not \
+                "the image {} is not the one of the unfinished volume of this name: another tool made it, and it is not \
                  deleted",
                 self.spec(image)
             )));

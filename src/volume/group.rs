@@ -164,7 +164,7 @@ impl Volumes {
         });
         self.pool.create_snapshots(&new.collect::<Vec<_>>()).map_err(|error| match error.errno {
             Errno::EROFS => Error::FailedPrecondition(format!(
-                "the writers of all volumes cannot be held off: one is mapped exclusively (rbd map --exclusive), where nobody else \
+                "the writers of all volumes cannot be held off: one is mapped exclusively (rbd map --exclusive), where no other client \
                  may write; map it without that, or leave it out of the group ({error})"
             )),
             Errno::EBUSY => Error::Conflict(format!(
@@ -183,8 +183,9 @@ impl Volumes {
                 image.protect_snapshot(name).tolerate(Errno::EBUSY)?;
             }
             let snapshots = image.snapshots()?;
-            let cut = find(&snapshots, name)
-                .ok_or_else(|| Error::Conflict(format!("somebody removed the snapshot {name} just now")))?;
+            let cut = find(&snapshots, name).ok_or_else(|| {
+                Error::Conflict(format!("another client removed the snapshot {name} just now"))
+            })?;
             (member.snapshot_id, member.size) = (cut.id, cut.size);
             let created = jiff::Timestamp::try_from(cut.created);
             record.created = created.map_or_else(|_| now(), jiff::Timestamp::as_second);
@@ -197,7 +198,7 @@ impl Volumes {
         for member in &record.members {
             let Some(stored) = self.catalogue.snapshot(&member.snapshot)? else {
                 return Err(Error::Conflict(format!(
-                    "somebody removed a member of the group snapshot {group}"
+                    "another client removed a member of the group snapshot {group}"
                 )));
             };
             if stored.record.state == State::Creating {

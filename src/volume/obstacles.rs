@@ -30,7 +30,7 @@ impl Volumes {
         Err(Error::NotFound(format!(
             "the volume {} has no image any more: {}",
             self.spec(image),
-            whereabouts.as_deref().unwrap_or("somebody removed it; delete the volume")
+            whereabouts.as_deref().unwrap_or("another tool removed it; delete the volume")
         )))
     }
 
@@ -57,7 +57,7 @@ impl Volumes {
             let id = self.spec(&entry.id);
             return Ok((!entry.removing).then(|| {
                 format!(
-                    "somebody moved it to the trash, give it back with: rbd trash restore --image {image} {id}"
+                    "another tool moved it to the trash; give it back with: rbd trash restore --image {image} {id}"
                 )
             }));
         }
@@ -70,7 +70,7 @@ impl Volumes {
         let moved = name != image && !name.ends_with(names::SILENT_SUFFIX);
         Ok(moved.then(|| {
             let (from, to) = (self.spec(&name), self.spec(image));
-            format!("somebody renamed it, give it its name back with: rbd rename {from} {to}")
+            format!("another tool renamed it; give it its name back with: rbd rename {from} {to}")
         }))
     }
 

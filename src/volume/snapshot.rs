@@ -136,7 +136,7 @@ impl Volumes {
 
     fn foreign_snapshot(&self, image: &str, snapshot: &str) -> Error {
         Error::AlreadyExists(format!(
-            "{}@{snapshot} exists, but the catalogue of instance {} does not know it: it was made by somebody else and is left \
+            "{}@{snapshot} exists, but the catalogue of instance {} does not know it: another tool made it, and it is left \
              alone; use another snapshotNamePrefix, or remove it",
             self.spec(image),
             self.instance
@@ -164,7 +164,7 @@ impl Volumes {
         }
         let snapshots = image.snapshots()?;
         let cut = find(&snapshots, name)
-            .ok_or_else(|| Error::Conflict(format!("somebody removed the snapshot {name} just now")))?;
+            .ok_or_else(|| Error::Conflict(format!("another client removed the snapshot {name} just now")))?;
         let record = catalogue::Snapshot {
             state: State::Ready,
             snapshot_id: cut.id,

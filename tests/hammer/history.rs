@@ -100,8 +100,7 @@ pub fn legal(rpc: &str, status: &Status, short: bool) {
     let wanted = match rpc {
         "CreateVolume" | "CreateSnapshot" => {
             matches!(code, Code::Aborted | Code::AlreadyExists | Code::NotFound)
-                && !message.contains("somebody else made")
-                && !message.contains("made by somebody else")
+                && !message.contains("another tool made")
         }
         "DeleteVolume" => {
             code == Code::Aborted || code == Code::FailedPrecondition && message.contains("is open at")
