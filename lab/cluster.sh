@@ -5,7 +5,7 @@
 #   ceph.conf    what daemons and clients read; its first line marks the folder as a lab
 #   keyring      the keys of client.admin and of every --user
 #   NAME.key     one key each, nothing else in the file
-#   settings     what `up` was asked for
+#   settings     what `up` was asked for, and the releases daemons were upgraded to
 #   mon mgr osd  the daemons' data; block is the store of a bluestore OSD
 #   log run      their logs and admin sockets
 #
@@ -27,6 +27,12 @@ conf_value() { sed -n "s/^$1 = //p" "$dir/ceph.conf" | head -n 1; }
 
 # setting NAME: one value of what `up` was asked for.
 setting() { sed -n "s/^$1=//p" "$dir/settings"; }
+
+# set_setting NAME VALUE: whoever reads meanwhile finds all the old ones, or all the new ones.
+set_setting() {
+    { sed "/^$1=/d" "$dir/settings" && echo "$1=$2"; } >"$dir/settings.new"
+    mv "$dir/settings.new" "$dir/settings"
+}
 
 # lab_ceph, lab_rbd ARGUMENTS…: Ceph's own tools as client.admin. They give up in the end when a monitor does not answer.
 lab_ceph() { timeout 300 ceph --conf="$dir/ceph.conf" --connect-timeout 120 "$@"; }
@@ -57,18 +63,35 @@ signal() {
     for pid in $(pids_of "$@"); do kill -s "$name" "$pid" 2>/dev/null || true; done
 }
 
-# stop_daemons: TERM, and KILL for one that does not leave in time. Those held by SIGSTOP are let go first. The OSD goes
-# first: it tells the monitor that it leaves, and waits for the answer.
+# stop_daemon DAEMON: TERM, and KILL when it does not leave in time. One held by SIGSTOP is let go
+# first.
+stop_daemon() {
+    signal CONT "$1"
+    signal TERM "$1"
+    wait_until 10 "$1 to stop on SIGTERM" is_gone "$1" && return
+    say "sending SIGKILL"
+    signal KILL "$1"
+    wait_until 60 "$1 to stop on SIGKILL" is_gone "$1"
+}
+
+# stop_daemons: the OSD goes first: it tells the monitor that it leaves, and waits for the answer.
 stop_daemons() {
     signal CONT "${daemons[@]}"
     local daemon
-    for daemon in osd mgr mon; do
-        signal TERM "$daemon"
-        wait_until 10 "$daemon to stop on SIGTERM" is_gone "$daemon" && continue
-        say "sending SIGKILL"
-        signal KILL "$daemon"
-        wait_until 60 "$daemon to stop on SIGKILL" is_gone "$daemon"
-    done
+    for daemon in osd mgr mon; do stop_daemon "$daemon"; done
+}
+
+# release_of DAEMON: the release of its programs, that of its last upgrade or the lab's own. Empty
+# means this machine's.
+release_of() {
+    local own
+    own=$(setting "$1")
+    echo "${own:-$(setting release)}"
+}
+
+# version_of DAEMON: the Ceph it is of.
+version_of() {
+    if [[ -n $(setting "$1") ]]; then root_version "$(setting "$1")"; else setting version; fi
 }
 
 # start_daemon DAEMON: returns when the daemon has bound its ports and gone into the background. The lock of lab/ceph
@@ -77,8 +100,11 @@ stop_daemons() {
 start_daemon() {
     local id=a
     [[ $1 == osd ]] && id=0
-    (cd / && "ceph-$1" --conf="$dir/ceph.conf" --id="$id") {lock}>&- \
-        </dev/null >"$dir/log/start.$1" 2>&1
+    (
+        cd /
+        PATH=$(path_for "$(release_of "$1")")
+        "ceph-$1" --conf="$dir/ceph.conf" --id="$id"
+    ) {lock}>&- </dev/null >"$dir/log/start.$1" 2>&1
 }
 
 # explain DAEMON…: the last words of each daemon, for a person to read.
@@ -257,13 +283,14 @@ wait_until_ready() {
     return 1
 }
 
-# accept_older_users: health says nothing of keys that this lab was asked to have.
-accept_older_users() {
+# mute CODE…: health says nothing of these.
+mute() {
     local code
-    for code in KEYS_ALLOWED KEYS_CREATABLE CLIENT_KEY_TYPE; do
-        lab_ceph health mute "AUTH_INSECURE_$code" --sticky
-    done
+    for code in "$@"; do lab_ceph health mute "$code" --sticky || return; done
 } >/dev/null 2>&1
+
+# accept_older_users: this lab was asked to have keys that health complains of.
+accept_older_users() { mute AUTH_INSECURE_{KEYS_ALLOWED,KEYS_CREATABLE,CLIENT_KEY_TYPE}; }
 
 # make_cluster: from an empty folder to a cluster that answers.
 make_cluster() {
@@ -280,6 +307,41 @@ make_cluster() {
     lab_ceph config set mgr mgr/devicehealth/enable_monitoring false --force
     start_daemon mgr
     start_osd_first_time
+}
+
+# --- upgrades ------------------------------------------------------------------------------------
+
+# name_of RELEASE: what Ceph calls it.
+name_of() {
+    case $1 in
+    16) echo pacific ;;
+    18) echo reef ;;
+    20) echo tentacle ;;
+    esac
+}
+
+# accept_upgrade: health says nothing of what monitors of the next release hold against a cluster
+# that is older. Those of 20 complain of keys of the kind aes. Those of 18 and 20 take an OSD of
+# Debian's 16.2.15 for one of 18, and so OSD_UPGRADE_FINISHED comes before its time.
+accept_upgrade() {
+    mute OSD_UPGRADE_FINISHED \
+        AUTH_INSECURE_{SERVICE_TICKETS,SERVICE_KEY_TYPE,ROTATING_SERVICE_KEY_TYPE} &&
+        accept_older_users
+}
+
+# finish_upgrade DAEMON RELEASE: what an operator does once a daemon runs. The lab is of the new
+# release when all of its daemons are.
+finish_upgrade() {
+    local daemon
+    if [[ $1 == osd ]]; then
+        lab_ceph osd require-osd-release "$(name_of "$2")" &&
+            lab_ceph health unmute OSD_UPGRADE_FINISHED || return
+    fi >/dev/null 2>&1
+    for daemon in "${daemons[@]}"; do
+        [[ $(release_of "$daemon") == "$2" ]] || return 0
+    done
+    set_setting release "$2"
+    set_setting version "$(root_version "$2")"
 }
 
 # --- what is in it ---------------------------------------------------------------------------------------------------
