@@ -23,6 +23,9 @@ test-more: ## the long rest of what CI runs: sweeps of kills and faults, long li
 test-matrix: packages tools ## librbd of Ceph 16, 18 and 20 on daemons of Ceph 16, 18 and 20: every pair; an hour
 	tests/matrix.sh all
 
+test-upgrade: packages ## a driver at work while its cluster goes from Ceph 16 to 18 to 20, daemon by daemon; 4 minutes. LIBRBD=20 (or 18): the driver on that
+	tests/upgrade.sh $(LIBRBD)
+
 test-kills: build ## the driver killed at every call it makes, on a real Ceph; more and longer than in `make test-more`
 	KILL_SWEEP=all cargo test --test kill_sweep
 
@@ -134,4 +137,4 @@ $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 licences: cargo-deny ## of all crates, and where they come from
 	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
 
-.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-kernels test-guest test-fuzz test-hammer test-librbd test-matrix test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean
+.PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-kernels test-guest test-fuzz test-hammer test-librbd test-matrix test-upgrade test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

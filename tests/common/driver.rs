@@ -189,11 +189,11 @@ pub fn cluster_config(id: &str, lab: &Lab) -> String {
 
 /// [`lab_config`] with a user of the driver's own, for the namespace `namespace`.
 pub fn lab_config_with_own_user(lab: &Lab, namespace: &str) -> String {
-    let key_file = std::env::var("LAB_KEY_FILE").unwrap();
     format!(
-        "{}  userID: {}\n  keyFile: {key_file}\n  pools: [{POOL}/{namespace}]\n",
+        "{}  userID: {}\n  keyFile: {}\n  pools: [{POOL}/{namespace}]\n",
         lab_config(lab),
-        lab.user
+        lab.user,
+        lab.key_file.display()
     )
 }
 

@@ -158,6 +158,11 @@ impl OwnLab {
     pub fn daemon(&self, action: &str, daemon: &str) {
         lab_command(&self.directory.path().join("ceph"), &[action, daemon]);
     }
+
+    /// Replaces a daemon by one of that release. Takes `--objectstore bluestore`.
+    pub fn upgrade(&self, daemon: &str, release: &str) {
+        lab_command(&self.directory.path().join("ceph"), &["upgrade", daemon, release]);
+    }
 }
 
 impl std::ops::Deref for OwnLab {

@@ -7,7 +7,9 @@ use cinderblock::rbd::{ImageKey, OpenMode};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
-use crate::common::driver::{Class, Driver, MIB, cluster_config, from_volume, lab_config, within};
+use crate::common::driver::{
+    Class, Driver, MIB, cluster_config, from_volume, lab_config, lab_config_with_own_user, within,
+};
 use crate::common::rpcs::Things;
 use crate::common::{Lab, Namespace, OwnLab, PATIENCE, POOL};
 use crate::lab::{Broken, DEADLINE, Fault, is_back, suffer};
@@ -97,14 +99,7 @@ async fn without_a_manager_every_rpc_works() {
     let lab = Broken::lab().await;
     let namespace = Namespace::new(&lab);
     let class = Class::new(&lab, &namespace.name);
-    let config = format!(
-        "{}  userID: {}\n  keyFile: {}\n  pools: [{POOL}/{}]\n",
-        lab_config(&lab),
-        lab.user,
-        lab.key_file.display(),
-        namespace.name
-    );
-    let driver = Driver::start(&config, &["--role", "controller"]);
+    let driver = Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &["--role", "controller"]);
     let things = Things::make(&driver, &class, "v").await;
     let end = |lab: &OwnLab| lab.daemon("cont", "mgr");
     let fault = Fault::new(&lab, &|lab| lab.daemon("stop", "mgr"), &end);
