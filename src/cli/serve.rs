@@ -23,7 +23,7 @@ use cinderblock::csi::snapshot_metadata::SnapshotMetadataService;
 use cinderblock::csi::{ids, topology};
 use cinderblock::kube::{self, Nodes, Recorder};
 use cinderblock::node::Node;
-use cinderblock::rbd::ceph::{Connections, Timeouts};
+use cinderblock::rbd::ceph::{self, Connections, Timeouts};
 use cinderblock::telemetry::LogArgs;
 use clap::{Args, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -31,6 +31,8 @@ use tonic::service::Routes;
 
 /// How long RPCs in flight may take to finish after SIGTERM. Kubernetes kills after 30 seconds.
 const GRACE: Duration = Duration::from_secs(25);
+/// How long what their answers left to be settled may take after that. Kubernetes gives a pod 30 seconds in all.
+const SETTLING: Duration = Duration::from_secs(3);
 
 /// Serve CSI on a unix socket, as Kubernetes and its sidecars call it.
 ///
@@ -171,10 +173,10 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
     // Work in flight is in the catalogue and the journal: a call that is stuck in librbd must not keep the process.
     runtime.shutdown_background();
     match served {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ceph::end_process(0),
         Err(error) => {
             eprintln!("cinderblock serve: {error}");
-            ExitCode::FAILURE
+            ceph::end_process(1)
         }
     }
 }
@@ -220,6 +222,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
     let topology_used = topology::is_used(&config);
     let mut routes = Routes::new(IdentityServer::new(identity.with_topology(topology_used)));
 
+    let mut sweeper = None;
     if args.role != Role::Node {
         let connections = Arc::new(Connections::default());
         let stuck = connections.clone();
@@ -244,6 +247,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             .with_fencing(!args.no_fence)
             .with_alpha(args.enable_alpha);
         controller.sweeper().start();
+        sweeper = Some(controller.sweeper().clone());
         if let Some(client) = kubernetes {
             let recorder = Recorder::new(client.clone(), &args.driver_name);
             controller = controller.with_kubernetes(recorder, Nodes::new(client, &args.driver_name));
@@ -274,5 +278,8 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         routes = routes.add_service(NodeServer::new(service));
     }
     socket.serve(routes, GRACE, shutdown).await?;
+    if let Some(sweeper) = sweeper {
+        sweeper.rest(SETTLING).await;
+    }
     Ok(())
 }

@@ -34,7 +34,8 @@ pub const THREADS_PER_CLUSTER: usize = HEAVY_WAITING
     + Class::Attach.per_cluster()
     + Class::Change.per_cluster()
     + Class::Heavy.per_cluster()
-    + Class::Stream.per_cluster();
+    + Class::Stream.per_cluster()
+    + Class::Background.per_cluster();
 
 /// A kind of work with permits of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +48,15 @@ pub enum Class {
     Heavy,
     /// Streams over the blocks of a snapshot, which last as long as their reader likes.
     Stream,
+    /// Settling and sweeping, for which no caller waits.
+    Background,
 }
 
 impl Class {
     /// Permits in one pool.
     const fn per_pool(self) -> usize {
         match self {
-            Class::Heavy => 8,
+            Class::Heavy | Class::Background => 8,
             _ => 32,
         }
     }
@@ -61,7 +64,7 @@ impl Class {
     /// Permits on one cluster.
     const fn per_cluster(self) -> usize {
         match self {
-            Class::Heavy => 32,
+            Class::Heavy | Class::Background => 32,
             _ => 64,
         }
     }
@@ -76,7 +79,7 @@ pub struct Operations {
 
 /// The permits of clusters and pools. Only those in use are remembered: ids from outside may name any pool.
 #[derive(Debug, Clone, Default)]
-struct Permits(Arc<Mutex<HashMap<String, Arc<Semaphore>>>>);
+pub(super) struct Permits(Arc<Mutex<HashMap<String, Arc<Semaphore>>>>);
 
 /// A permit to work in one pool, given back when dropped.
 #[derive(Debug)]
@@ -86,7 +89,7 @@ pub struct Permit {
 }
 
 impl Permits {
-    async fn get(&self, class: Class, cluster: &str, pool: &str) -> Permit {
+    pub(super) async fn get(&self, class: Class, cluster: &str, pool: &str) -> Permit {
         // The pool's first: what waits for a stuck pool takes no place from the others.
         let of_pool = self.bound(format!("{class:?} {cluster}/{pool}"), class.per_pool());
         let of_pool = acquire(of_pool).await;
@@ -94,15 +97,30 @@ impl Permits {
         Permit { _of_pool: of_pool, _of_cluster: acquire(of_cluster).await }
     }
 
+    /// Has `activity` exchange `permit` for a heavy one when it comes to heavy work. Returns where the permit is from then on.
+    pub(super) fn exchange(
+        &self,
+        permit: Permit,
+        activity: &Activity,
+        cluster: &str,
+        pool: &str,
+    ) -> Arc<Mutex<Option<Permit>>> {
+        let held = Arc::new(Mutex::new(Some(permit)));
+        let (permits, runtime) = (self.clone(), Handle::current());
+        let (place, cluster, pool) = (held.clone(), cluster.to_owned(), pool.to_owned());
+        activity.when_heavy(move || permits.make_heavy(&place, &cluster, &pool, &runtime));
+        held
+    }
+
     /// Exchanges the permit in `held` for a heavy one. Blocks.
-    fn make_heavy(&self, held: &Mutex<Option<Permit>>, operation: &Operation, runtime: &Handle) {
+    fn make_heavy(&self, held: &Mutex<Option<Permit>>, cluster: &str, pool: &str, runtime: &Handle) {
         let set =
             |permit| std::mem::replace(&mut *held.lock().unwrap_or_else(PoisonError::into_inner), permit);
-        let waiting = self.bound(format!("waiting {}", operation.cluster), HEAVY_WAITING).try_acquire_owned();
+        let waiting = self.bound(format!("waiting {cluster}"), HEAVY_WAITING).try_acquire_owned();
         if waiting.is_ok() {
             drop(set(None));
         }
-        let heavy = runtime.block_on(self.get(Class::Heavy, &operation.cluster, &operation.pool));
+        let heavy = runtime.block_on(self.get(Class::Heavy, cluster, pool));
         drop(set(Some(heavy)));
     }
 
@@ -191,6 +209,11 @@ impl Operations {
         table.get(key).map(|running| running.activity.clone())
     }
 
+    /// The permits, for background work.
+    pub(super) fn permits(&self) -> &Permits {
+        &self.permits
+    }
+
     /// A permit for a stream over `pool`, when one is free within `deadline`.
     pub async fn stream_permit(
         &self,
@@ -257,11 +280,7 @@ impl Operations {
                     }
                 }
             };
-            let permit = Arc::new(Mutex::new(Some(permit)));
-            activity.when_heavy({
-                let (permit, permits, runtime) = (permit.clone(), permits.clone(), Handle::current());
-                move || permits.make_heavy(&permit, &operation, &runtime)
-            });
+            let permit = permits.exchange(permit, &activity, &operation.cluster, &operation.pool);
             activity.begin("");
             let result = tokio::task::spawn_blocking(move || work(activity)).await.unwrap_or_else(|panic| {
                 tracing::error!(%panic, "an operation panicked");

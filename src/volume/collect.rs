@@ -6,6 +6,7 @@
 //! for success, librbd refuses to remove what still has a child, and a removal is done under a lease.
 
 use super::catalogue::{State, Volume};
+use super::delete::is_large;
 use super::journal::{Child, Entry, Suspect};
 use super::names;
 use super::{Result, Volumes};
@@ -66,36 +67,39 @@ impl Volumes {
         self.settle(self.take_suspects());
     }
 
-    /// Settles suspects, wherever they live, and what becomes suspect by that: parents of collected parents. Returns those
-    /// that are busy or could not be settled. They stay in their journals; errors are logged.
-    pub fn settle(&self, entries: Vec<Entry>) -> Vec<Entry> {
-        let unsettled = Mutex::new(Vec::new());
+    /// Settles suspects, wherever they live, and what becomes suspect by that: parents of collected parents. Those that are busy
+    /// or could not be settled stay in their journals; errors are logged.
+    pub fn settle(&self, entries: Vec<Entry>) {
         let mut todo = entries;
         while !todo.is_empty() {
-            let mut images = Group::new();
-            for entry in todo {
-                let Suspect { pool, namespace, image_id, .. } = entry.suspect.clone();
-                images.entry((pool, namespace, image_id)).or_default().push(entry);
-            }
-            let images: Vec<_> = images.into_iter().collect();
-            let threads = (self.process.at_once / images.len()).max(1);
-            in_parallel(&images, self.process.at_once, |((pool, namespace, id), entries)| {
-                let settled = match self.elsewhere(pool, namespace) {
-                    // A pool that is gone has no suspects any more.
-                    Ok(None) => {
-                        entries.iter().try_for_each(|entry| self.origin.forget(entry)).map(|()| vec![])
-                    }
-                    Ok(Some(home)) => home.settle_image(id, entries, threads),
-                    Err(error) => Err(error),
-                };
-                let left = settled.unwrap_or_else(|error| {
-                    tracing::warn!(pool, namespace, id, %error, "suspects stay in the journal");
-                    entries.clone()
-                });
-                unsettled.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
-            });
+            self.settle_some(todo);
             todo = self.take_suspects();
         }
+    }
+
+    /// Settles suspects, wherever they live. What becomes suspect by that is the caller's to take. Returns those that are busy or
+    /// could not be settled.
+    pub fn settle_some(&self, entries: Vec<Entry>) -> Vec<Entry> {
+        let mut images = Group::new();
+        for entry in entries {
+            images.entry(entry.image()).or_default().push(entry);
+        }
+        let images: Vec<_> = images.into_iter().collect();
+        let threads = (self.process.at_once / images.len().max(1)).max(1);
+        let unsettled = Mutex::new(Vec::new());
+        in_parallel(&images, self.process.at_once, |((pool, namespace, id), entries)| {
+            let settled = match self.elsewhere(pool, namespace) {
+                // A pool that is gone has no suspects any more.
+                Ok(None) => entries.iter().try_for_each(|entry| self.origin.forget(entry)).map(|()| vec![]),
+                Ok(Some(home)) => home.settle_image(id, entries, threads),
+                Err(error) => Err(error),
+            };
+            let left = settled.unwrap_or_else(|error| {
+                tracing::warn!(pool, namespace, id, %error, "suspects stay in the journal");
+                entries.clone()
+            });
+            unsettled.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
+        });
         unsettled.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -248,7 +252,10 @@ impl Volumes {
             Err(error) => return Err(error.into()),
         };
         let still = image.parent(None)?;
-        if still.is_none_or(|parent| parent.image_id == id && parent.snapshot_id == snapshot) {
+        if still.as_ref().is_none_or(|parent| parent.image_id == id && parent.snapshot_id == snapshot) {
+            if still.is_some() {
+                self.activity.begin_heavy();
+            }
             home.flatten_noted(&*image)?;
         }
         Ok(())
@@ -410,6 +417,9 @@ impl Volumes {
         }
         self.refuse_unremovable(&*image)?;
         self.suspect(&self.links(&*image, id, &[])?)?;
+        if is_large(&*image)? {
+            self.activity.begin_heavy();
+        }
         drop(image);
         // librbd does not stand two removals of one image at once.
         let silent = self.catalogue.claim(volume, &silent)?;

@@ -47,6 +47,9 @@ enum Settled {
     Unmade,
 }
 
+/// An open image, its id, and the turn at it.
+type OpenInTurn = (Box<dyn Image>, String, Turn);
+
 impl Volumes {
     /// Deletes the volume whose image is named `image`; fine when it is gone.
     ///
@@ -114,7 +117,7 @@ impl Volumes {
 
     /// Opens the image of this name, with its id and the turn at it: what is suspect about it is settled before, or after. None
     /// when there is no such image.
-    fn open_in_turn(&self, image: &str) -> Result<Option<(Box<dyn Image>, String, Turn)>> {
+    fn open_in_turn(&self, image: &str) -> Result<Option<OpenInTurn>> {
         let open = || match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => Ok(Some(opened)),
             Err(error) if error.errno == Errno::ENOENT => Ok(None),
@@ -280,7 +283,6 @@ impl Volumes {
                 self.activity.begin_heavy();
             }
             drop(opened);
-            self.activity.begin(format!("removing {}", self.spec(image)));
             self.catalogue.confirm(image, stored)?;
             match self.remove_for_good(image, id) {
                 Ok(()) => return self.catalogue.remove(image, stored).map(|()| None),
@@ -474,7 +476,7 @@ fn holds_nothing(image: &dyn Image) -> Result<bool> {
 }
 
 /// Whether the removal of the image may take long.
-fn is_large(image: &dyn Image) -> Result<bool> {
+pub(super) fn is_large(image: &dyn Image) -> Result<bool> {
     let info = image.info()?;
     Ok(info.size >> info.order > LARGE)
 }

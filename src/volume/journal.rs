@@ -82,6 +82,12 @@ impl Entry {
     pub fn new(suspect: Suspect) -> Entry {
         Entry { bytes: written(&suspect), suspect }
     }
+
+    /// The image that it is about: its pool, namespace and id.
+    pub fn image(&self) -> (String, String, String) {
+        let Suspect { pool, namespace, image_id, .. } = &self.suspect;
+        (pool.clone(), namespace.clone(), image_id.clone())
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -122,7 +122,7 @@ fn what_a_killed_deletion_left_in_other_pools_is_settled_by_the_sweeper_of_its_o
             // The caller may have had its answer, and asks nothing more.
             let next = Controller::new(&lab.model);
             next.sweep_one(OTHER_NAMESPACE, Duration::from_hours(1)).unwrap();
-            let begun = !lab.picture().contains("C");
+            let begun = !lab.picture().contains('C');
             if begun {
                 let graph = lab.graph();
                 assert!(graph.has_no_images(), "killed at call {call}, {fault:?}:\n{graph}");

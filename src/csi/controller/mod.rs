@@ -80,10 +80,11 @@ impl ControllerService {
     /// A service over `clusters`. `nodes` are the ids volumes may be published to, any when empty; `timeout` is for requests
     /// that bring no deadline of their own.
     pub fn new(clusters: Arc<Clusters>, nodes: BTreeSet<String>, timeout: Duration) -> ControllerService {
+        let operations = Operations::default();
         ControllerService {
-            sweeper: Sweeper::new(clusters.clone()),
+            sweeper: Sweeper::new(clusters.clone(), operations.permits().clone()),
             clusters,
-            operations: Operations::default(),
+            operations,
             nodes: Arc::new(nodes),
             volumes_per_node: None,
             fence: true,
@@ -185,8 +186,10 @@ impl ControllerService {
             .run(operation, deadline, move |activity| {
                 let access = clusters.access(&location, credentials.clone(), activity)?;
                 let answer = work(&access, &clusters);
-                if changes {
-                    sweeper.hand_over(&location, credentials, access.volumes.take_suspects());
+                let suspects = access.volumes.take_suspects();
+                // A user who may change nothing here cannot sweep either.
+                if changes && (answer.is_ok() || !suspects.is_empty()) {
+                    sweeper.hand_over(&location, credentials, suspects);
                 }
                 answer
             })

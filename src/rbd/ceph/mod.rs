@@ -48,6 +48,13 @@ pub use libraries::{Libraries, libraries};
 
 use super::{Cluster, Result};
 
+/// Ends the process at once. An ordinary exit runs the destructors of librados and librbd, which abort the
+/// process when another thread is in a call of theirs.
+pub fn end_process(code: i32) -> ! {
+    // SAFETY: `_exit` takes any number and touches nothing of the process.
+    unsafe { libc::_exit(code) }
+}
+
 /// Connects to a cluster.
 ///
 /// `ETIMEDOUT` when no monitor answers within [`Timeouts::connect`], `EACCES` when the key is wrong or the user
