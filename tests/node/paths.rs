@@ -96,8 +96,15 @@ fn a_mount_in_another_namespace_keeps_the_device_and_is_named() {
     volume.stage().unwrap();
     volume.publish("target", false).unwrap();
     write(&volume.path("target/data"), b"x");
+    // It lets go of other tests' mounts, which would keep their devices.
+    let script = r#"
+        awk -v all="$1/" -v own="$2" 'index($5, all) == 1 && index($5, own) != 1 { print $5 }' \
+            /proc/self/mountinfo | tac | xargs --no-run-if-empty umount --lazy
+        exec sleep 600
+    "#;
     let mut other = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sleep", "600"])
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .args([std::env::temp_dir(), volume.path("")])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
