@@ -92,15 +92,10 @@ fn is_distrusted(head: &Handle) -> Result<bool> {
 /// Sets the flags in the image's header, with the method of the OSD's `rbd` class that librbd uses itself, and tells all who
 /// have the image open that the header changed, as librbd does.
 fn distrust_object_map(head: &Handle) -> Result<()> {
-    /// librbd's `NotifyMessage` in Ceph's encoding: version 1, readable since version 1, then the length and the number of
-    /// `HeaderUpdate`, which has no fields.
-    const HEADER_UPDATE: [u8; 10] = [1, 1, 4, 0, 0, 0, 3, 0, 0, 0];
-
-    let header = format!("rbd_header.{}", head.id());
     let flags = (OBJECT_MAP_INVALID | FAST_DIFF_INVALID).to_le_bytes();
     // The flags, then the mask of those that are set.
-    head.ioctx().call_class(&header, "set_flags", &[flags, flags].concat())?;
-    head.ioctx().notify(&header, &HEADER_UPDATE, HEAR)
+    head.ioctx().call_class(&head.header(), "set_flags", &[flags, flags].concat())?;
+    head.notify_of_change(HEAR)
 }
 
 /// Takes the exclusive lock from whichever client has it. `EBUSY` when that keeps taking it back.

@@ -3,6 +3,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::call::{Callback, List, c_string, grow, owned, text};
@@ -36,6 +37,8 @@ pub(super) struct Handle {
     raw: rbd_image_t,
     id: String,
     spec: String,
+    /// Removals of snapshots in progress.
+    removals: AtomicUsize,
     // Dropped after `drop` has closed the image.
     ioctx: Arc<Ioctx>,
 }
@@ -62,7 +65,13 @@ impl Handle {
         // SAFETY: the context is valid, the key NUL-terminated, `raw` a place for the handle; no snapshot.
         let code = unsafe { open(ioctx.raw(), c_key.as_ptr(), &raw mut raw, null()) };
         ioctx.check(code, call, || ioctx.spec(key))?;
-        let mut handle = Handle { raw, id: String::new(), spec: ioctx.spec(key), ioctx: Arc::clone(ioctx) };
+        let mut handle = Handle {
+            raw,
+            id: String::new(),
+            spec: ioctx.spec(key),
+            removals: AtomicUsize::new(0),
+            ioctx: Arc::clone(ioctx),
+        };
         let (code, id) = grow(0, 64, |id, length| {
             // SAFETY: the image is open; there is room for `length` bytes at `id`.
             unsafe { rbd_get_id(handle.raw, id, *length) }
@@ -115,6 +124,24 @@ impl Handle {
         // SAFETY: the image is open; `owner` is a place for the answer.
         let code = unsafe { rbd_is_exclusive_lock_owner(self.raw, &raw mut owner) };
         code == 0 && owner != 0
+    }
+
+    /// How many snapshots are being removed through this handle.
+    pub(super) fn removals(&self) -> &AtomicUsize {
+        &self.removals
+    }
+
+    /// The RADOS object of the image's header.
+    pub(super) fn header(&self) -> String {
+        format!("rbd_header.{}", self.id)
+    }
+
+    /// Tells all who have the image open that its header changed, as librbd does, and waits as [`Ioctx::notify`] does.
+    pub(super) fn notify_of_change(&self, timeout: Duration) -> Result<()> {
+        /// librbd's `NotifyMessage` in Ceph's encoding: version 1, readable since version 1, then the length and the number of
+        /// `HeaderUpdate`, which has no fields.
+        const HEADER_UPDATE: [u8; 10] = [1, 1, 4, 0, 0, 0, 3, 0, 0, 0];
+        self.ioctx.notify(&self.header(), &HEADER_UPDATE, timeout)
     }
 
     /// Waits for what was written. Takes the exclusive lock for that, as a write would.

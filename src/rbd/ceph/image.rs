@@ -6,17 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::call::{List, c_string, grow, owned, strings, text, with_progress};
 use super::cluster::CephCluster;
-use super::flatten;
 use super::handle::Handle;
 use super::ioctx::Ioctx;
 use super::pool::CephPool;
 use super::shared::{self, Share};
 use super::sys::{
     rados, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list, rbd_metadata_remove,
-    rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect, rbd_snap_remove, rbd_snap_remove_by_id,
-    rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list, rbd_watchers_list_cleanup,
+    rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect, rbd_snap_remove, rbd_snap_rename,
+    rbd_snap_unprotect, rbd_watchers_list, rbd_watchers_list_cleanup,
 };
-use super::{copy, directory};
+use super::{copy, directory, flatten, snapshot_removal};
 use crate::rbd::{
     Child, Cluster, Diff, Errno, Error, Extent, Hold, Image, ImageInfo, ImageKey, ImageOptions, OpenMode,
     Parent, Pool, Progress, Result, Snapshot, SnapshotId, Watcher,
@@ -116,9 +115,7 @@ impl Image for CephImage {
     }
 
     fn remove_snapshot_by_id(&self, id: SnapshotId) -> Result<()> {
-        // SAFETY: the image is open.
-        let code = unsafe { rbd_snap_remove_by_id(self.head.raw(), id) };
-        self.head.check_at(code, "rbd_snap_remove_by_id", &id.to_string()).map(drop)
+        snapshot_removal::remove(&self.head, id)
     }
 
     fn protect_snapshot(&self, name: &str) -> Result<()> {

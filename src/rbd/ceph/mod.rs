@@ -36,6 +36,7 @@ mod omap;
 mod options;
 pub(crate) mod pool;
 mod shared;
+mod snapshot_removal;
 mod sys;
 mod together;
 mod trash;

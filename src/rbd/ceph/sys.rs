@@ -168,6 +168,7 @@ unsafe extern "C" {
     pub fn rados_pool_reverse_lookup(cluster: rados_t, id: i64, buf: *mut c_char, maxlen: size_t) -> c_int;
     pub fn rados_getaddrs(cluster: rados_t, addrs: *mut *mut c_char) -> c_int;
     pub fn rados_set_pool_full_try(io: rados_ioctx_t);
+    pub fn rados_ioctx_selfmanaged_snap_remove(io: rados_ioctx_t, snapid: u64) -> c_int;
     pub fn rados_notify2(
         io: rados_ioctx_t,
         o: *const c_char,
