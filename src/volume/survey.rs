@@ -177,7 +177,11 @@ impl Volumes {
         };
         let mut snapshots = Vec::new();
         for snapshot in image.snapshots()? {
-            let children: Vec<Child> = image.children(Some(snapshot.id))?;
+            let children: Vec<Child> = match image.children(Some(snapshot.id)) {
+                // The driver removed it since it was listed.
+                Err(error) if error.errno == Errno::ENOENT && self.is_gone(&id, snapshot.id)? => continue,
+                children => children?,
+            };
             let (name, kind) = match &snapshot.kind {
                 SnapshotKind::Trash { original_name } => (original_name.clone(), SnapshotUse::Parked),
                 SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => {
@@ -218,6 +222,15 @@ impl Volumes {
             snapshots,
             kept_by,
         })
+    }
+
+    /// Whether the image `id` has that snapshot no more, or is gone itself.
+    fn is_gone(&self, id: &str, snapshot: SnapshotId) -> Result<bool> {
+        match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
+            Ok(image) => Ok(image.snapshots()?.iter().all(|found| found.id != snapshot)),
+            Err(error) if error.errno == Errno::ENOENT => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
