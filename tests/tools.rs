@@ -74,7 +74,10 @@ async fn the_tree_shows_a_silent_parent_and_what_keeps_it() {
     assert_eq!(stdout(&nothing), "nothing is left half-done\n");
 
     controller.delete_volume(class.delete_volume(&b.volume_id)).await.unwrap();
-    assert!(stdout(&tool(&lab, &namespace, &["tree"])).contains("(no images)"));
+    common::wait_until("the silent parent's end", || {
+        let tree = stdout(&tool(&lab, &namespace, &["tree"]));
+        if tree.contains("(no images)") { Ok(()) } else { Err(tree) }
+    });
     namespace.assert_nothing_is_recorded();
     namespace.assert_empty();
 }

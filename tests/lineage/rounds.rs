@@ -19,12 +19,14 @@ async fn ten_snapshots_of_ten_volumes_at_once_take_about_one_monitor_round_and_n
     for name in volumes.iter().map(String::as_str).chain(["B"]) {
         family.create(name).await;
     }
-    // The first comes in the middle of a round; one right after another takes a whole round.
+    // The first comes in the middle of a round; one right after another takes a whole round, unless a
+    // busy machine has it come when a round ends.
     family.snapshot("B", "first").await;
     let one = time(family.snapshot_all(&["B".to_owned()])).await;
     let ten = time(family.snapshot_all(&volumes)).await;
     println!("one snapshot {one:.2?}, ten at once {ten:.2?}");
-    assert!(ten < 4 * one, "one snapshot took {one:?}, ten at once {ten:?}");
+    let round = one.max(Duration::from_secs(1));
+    assert!(ten < 4 * round, "one snapshot took {one:?}, ten at once {ten:?}");
     family.assert(
         &(0..10)
             .map(|number| format!("A{number} [snap-A{number}]"))

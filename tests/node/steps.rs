@@ -67,7 +67,10 @@ async fn ask(rpc: Rpc, driver: &mut Driver, volume: &Volume) -> Result<(), Statu
 async fn insist(rpc: Rpc, driver: &mut Driver, volume: &Volume, what: &str) {
     let deadline = tokio::time::Instant::now() + SOON;
     while let Err(status) = ask(rpc, driver, volume).await {
-        let again = matches!(status.code(), Code::Unavailable | Code::Aborted | Code::FailedPrecondition);
+        let again = matches!(
+            status.code(),
+            Code::Unavailable | Code::Aborted | Code::FailedPrecondition | Code::DeadlineExceeded
+        );
         assert!(again && tokio::time::Instant::now() < deadline, "{what}: {rpc:?}: {status}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
@@ -87,14 +90,14 @@ async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
     let mut driver = Driver::start(&volume).await;
     let is_staged = rpc != Rpc::Stage;
     if is_staged {
-        ask(Rpc::Stage, &mut driver, &volume).await.unwrap();
+        insist(Rpc::Stage, &mut driver, &volume, &what).await;
         if *access != Access::Block {
             // Not made durable: taking the volume down in order does that.
             std::fs::write(volume.path("staging/kept"), KEPT).unwrap();
         }
     }
     if rpc == Rpc::Unpublish {
-        ask(Rpc::Publish, &mut driver, &volume).await.unwrap();
+        insist(Rpc::Publish, &mut driver, &volume, &what).await;
     }
     if rpc == Rpc::Expand {
         volume.grow_image(128);
@@ -102,7 +105,11 @@ async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
     driver.kill();
 
     let mut driver = Driver::start_to_die(&volume, number).await;
-    let answer = ask(rpc, &mut driver, &volume).await;
+    let mut answer = ask(rpc, &mut driver, &volume).await;
+    // On a busy machine it is at work still: it has not died yet.
+    while answer.as_ref().is_err_and(|status| status.code() == Code::DeadlineExceeded) {
+        answer = ask(rpc, &mut driver, &volume).await;
+    }
     let died = answer.is_err();
     if died {
         driver.wait();

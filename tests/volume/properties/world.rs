@@ -547,6 +547,11 @@ impl Known {
             (Request::Create(wish), Error::NotFound(_)) => {
                 wish.source.is_some() && self.contents(request).is_empty()
             }
+            // The source grew after the request was made up.
+            (Request::Create(wish), Error::OutOfRange(_)) => {
+                let is_larger = |source: &Blocks| source.len() as u64 * BLOCK > wish.sizes.required;
+                wish.source.is_some() && self.contents(request).iter().any(is_larger)
+            }
             (Request::Create(wish), Error::Invalid(_)) => wish.format == CloneFormat::V1,
             (Request::Publish(home, name), Error::InUse(why)) => {
                 let key = (*home, name.clone());
