@@ -4,7 +4,6 @@
 #
 #   tests/guest.sh quick       what `make test` runs: each mounter once
 #   tests/guest.sh more        what `make test-more` runs besides
-#   tests/guest.sh quick more  both, in one guest
 #   tests/guest.sh all         every test of tests/node that applies
 #   tests/guest.sh NAME …      those of tests/node alone whose names hold one of these
 #
@@ -103,18 +102,11 @@ nearly_all() {
 }
 
 case $1 in
-quick | more)
-    for part in "$@"; do
-        case $part in
-        quick)
-            over_rbd "${quick_of_rbd[@]}"
-            over_rbd_nbd "${quick_of_rbd_nbd[@]}"
-            ;;
-        more) nearly_all block ;;
-        *) die "$part is neither quick nor more" ;;
-        esac
-    done
+quick)
+    over_rbd "${quick_of_rbd[@]}"
+    over_rbd_nbd "${quick_of_rbd_nbd[@]}"
     ;;
+more) nearly_all block ;;
 all)
     more_of_rbd=() more_of_rbd_nbd=()
     nearly_all mount block

@@ -6,7 +6,7 @@
 #   more   what `make test-more` runs: the long rest, and lint
 #
 # No check is in both test and more. The guest is an emulated machine that runs for minutes on one
-# processor, so it runs beside the other stages, once for all parts, and its stage comes last.
+# processor, so it runs beside the other stages of its part, and its stage comes last.
 #
 # A stage that fails does not keep the others from running. The end tells the outcome of each
 # stage, how long it took, and how many seconds of a processor it has used. The daemons of the lab
@@ -71,12 +71,11 @@ check_scripts() {
 
 # --- the guest ------------------------------------------------------------------------------------
 
-# start_guest: the guest's tests of all parts, unless they run already.
+# start_guest PART: the guest's tests of that part.
 start_guest() {
-    [[ -z ${guest_log:-} ]] || return 0
     guest_log=$(mktemp --tmpdir cinderblock-guest.XXXXXX)
     trap end EXIT
-    tests/guest.sh "${guest_parts[@]}" >"$guest_log" 2>&1 &
+    tests/guest.sh "$1" >"$guest_log" 2>&1 &
     guest=$!
 }
 
@@ -146,20 +145,22 @@ part_test() {
     stage tools make --no-print-directory tools || return 0
     mapfile -t arguments < <(targets test)
     stage build build || return 0
-    start_guest
+    start_guest quick
     with_lab test_on_ceph
     stage newest-pair tests/matrix.sh quick || true
+    stage guest finish_guest || true
 }
 
 part_more() {
     mapfile -t arguments < <(targets more)
     stage more-build build || return 0
-    start_guest
+    start_guest more
     part_lint
     stage lab-test lab/test || true
     stage image tests/image.sh quick target/debug/cinderblock || true
     stage pairings tests/pairings.sh || true
     with_lab cargo_test more-tests
+    stage more-guest finish_guest || true
 }
 
 part_lint() {
@@ -170,16 +171,9 @@ part_lint() {
 }
 
 (($#)) || set -- test
-guest_parts=()
 for part in "$@"; do
-    case $part in
-    lint) ;;
-    test) guest_parts+=(quick) ;;
-    more) guest_parts+=("more") ;;
-    *) die "$part is no part; there are lint, test and more" ;;
-    esac
+    [[ $part == @(lint|test|more) ]] || die "$part is no part; there are lint, test and more"
 done
 stage packages lab/setup || { summary; exit 1; }
 for part in "$@"; do "part_$part"; done
-[[ -z ${guest:-} ]] || stage guest finish_guest || true
 summary
