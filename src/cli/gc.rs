@@ -12,7 +12,7 @@ use super::pool::PoolArgs;
 
 /// Find what was left half-done in a pool and, with --apply, finish it
 ///
-/// A running controller finishes its own leftovers by itself; this is for pools whose controller is gone, for deletions nobody asked for
+/// A running controller finishes its own leftovers by itself; this is for pools whose controller is gone, for deletions no client asked for
 /// again, and for a look. Without --apply nothing is changed. Each leftover is looked at again before anything is removed.
 #[derive(Debug, Args)]
 #[command(

@@ -7,8 +7,8 @@
 //!
 //! The suspects of one image are settled together, and those of different images independently: a removal
 //! of hours delays no other. What comes up about an image meanwhile is its next batch. What cannot be
-//! settled yet is looked at again after a second, then less and less often: what is stuck for days costs
-//! next to nothing.
+//! settled yet is looked at again after a second, then less and less often, at last every 15 minutes: what
+//! is stuck for days costs next to nothing.
 
 use super::clusters::{Access, Clusters, Credentials};
 use super::ids::Location;
@@ -26,7 +26,12 @@ use tonic::{Code, Status};
 const INTERVAL: Duration = Duration::from_mins(1);
 /// How long after it was begun a creation counts as abandoned, unless an operation is at work on it.
 const ABANDONED: Duration = Duration::from_hours(1);
-/// The longest time after which something busy is looked at again.
+/// The longest time after which something busy is looked at again at first: what keeps it may be another
+/// operation here, or the watch of a client that died.
+const OFTEN: Duration = Duration::from_secs(30);
+/// How many times it is looked at so often.
+const LOOKS: u32 = 20;
+/// How long after each further look the next one comes.
 const SELDOM: Duration = Duration::from_mins(15);
 /// How often a driver that ends looks whether everything is settled.
 const LOOK: Duration = Duration::from_millis(20);
@@ -74,8 +79,12 @@ struct Busy {
 
 impl Busy {
     fn since(times: u32) -> Busy {
-        let pause = Duration::from_secs(2_u64.saturating_pow(times.saturating_sub(1))).min(SELDOM);
-        Busy { times, due: Instant::now() + if times == 0 { Duration::ZERO } else { pause } }
+        let pause = match times {
+            0 => Duration::ZERO,
+            1..=LOOKS => Duration::from_secs(2_u64.saturating_pow(times - 1)).min(OFTEN),
+            _ => SELDOM,
+        };
+        Busy { times, due: Instant::now() + pause }
     }
 }
 
