@@ -28,7 +28,7 @@ conf_value() { sed -n "s/^$1 = //p" "$dir/ceph.conf" | head -n 1; }
 # setting NAME: one value of what `up` was asked for.
 setting() { sed -n "s/^$1=//p" "$dir/settings"; }
 
-# set_setting NAME VALUE: whoever reads meanwhile finds all the old ones, or all the new ones.
+# set_setting NAME VALUE: a reader finds all the old ones meanwhile, or all the new ones.
 set_setting() {
     { sed "/^$1=/d" "$dir/settings" && echo "$1=$2"; } >"$dir/settings.new"
     mv "$dir/settings.new" "$dir/settings"

@@ -138,7 +138,7 @@ async fn acquire(bound: Arc<Semaphore>) -> OwnedSemaphorePermit {
     }
 }
 
-/// Returns when nobody has waited for the answer of `sender` for [`KEEPS_PLACE`].
+/// Returns when no caller has waited for the answer of `sender` for [`KEEPS_PLACE`].
 async fn abandoned<T>(sender: &watch::Sender<T>) {
     loop {
         sender.closed().await;

@@ -1,9 +1,10 @@
 //! One log line per RPC: what was called, how long it took, and how it ended.
 //!
-//! Everything logged while an RPC is handled carries its method, a number that is unique in the process, and the volume or
-//! snapshot it is about. Bodies are never logged: requests carry credentials. Calls that only ask are logged at `debug` when they succeed,
-//! because probes and listings come every few seconds; calls that change something at `info`; failures at `warn` with the
-//! message the client gets. Of a server stream the opening is logged.
+//! Everything logged while an RPC is handled carries its method, a number that is unique in the process,
+//! and the volume or snapshot it is about. Bodies are never logged: requests carry credentials. Calls
+//! that only ask are logged at `debug` when they succeed, because probes and listings come every few
+//! seconds; calls that change something at `info`; failures at `warn` with the message the client gets.
+//! Of a server stream the opening is logged.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};

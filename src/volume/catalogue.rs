@@ -519,7 +519,8 @@ impl Catalogue {
     }
 
     /// At most `limit` records (0: as many as there are) after `cursor`, each with its key, in a stable order; and
-    /// where to go on if there are more. Those that cannot be read are logged and left out. Records that come and go meanwhile neither hide nor repeat others.
+    /// where to go on if there are more. Those that cannot be read are logged and left out. Records that come
+    /// and go meanwhile neither hide nor repeat others.
     pub fn list<R: Record>(&self, cursor: &Cursor, limit: usize) -> Result<Page<R>> {
         let mut found = Vec::new();
         let mut last = cursor.clone();
@@ -554,7 +555,7 @@ impl Catalogue {
     }
 }
 
-/// What the catalogue has of records that say that somebody is at work, or was.
+/// The records that an operation is at work on, or was.
 #[derive(Debug, Default)]
 pub struct Unfinished {
     /// Volumes that are not ready, with their images' names.

@@ -1,8 +1,8 @@
 //! The sweeper: finishes what other operations left half-done, here or in a controller that is dead.
 //!
-//! An operation settles what it wrote itself, so its cost does not grow with what others left. Everything else is found here, by
-//! reading the whole catalogue and the journal: at start-up, every minute, and for `cinderblock gc`. What somebody is at work on has
-//! a lease, and is left to that one.
+//! An operation settles what it wrote itself, so its cost does not grow with what others left. The
+//! sweeper finds everything else. It reads the whole catalogue and the journal: at start-up, every minute,
+//! and for `cinderblock gc`. A record that an operation is at work on has a lease, and is left alone.
 
 use super::catalogue::State;
 use super::journal::Entry;
@@ -20,21 +20,24 @@ impl Volumes {
     /// another operation may have finished it, and made another of its name.
     pub fn sweep(&self, patience: Duration) -> Result<Vec<Entry>> {
         let unfinished = self.catalogue.unfinished()?;
-        let is_old = |created: i64| u64::try_from(now() - created).is_ok_and(|age| age >= patience.as_secs());
+        let is_due = |state: State, created: i64| {
+            state == State::Deleting
+                || u64::try_from(now() - created).is_ok_and(|age| age >= patience.as_secs())
+        };
         for (image, stored) in &unfinished.volumes {
-            if stored.record.state == State::Deleting || is_old(stored.record.created) {
+            if is_due(stored.record.state, stored.record.created) {
                 tell(image, self.destroy(image, stored).map(drop));
             }
         }
         for (name, stored) in &unfinished.groups {
-            if stored.record.state == State::Deleting || is_old(stored.record.created) {
+            if is_due(stored.record.state, stored.record.created) {
                 tell(name, self.delete_recorded_group(name, stored));
             }
         }
         for (name, stored) in &unfinished.snapshots {
             match &stored.record.group {
                 Some(group) => tell(group, self.sweep_group_of(group)),
-                None if stored.record.state == State::Deleting || is_old(stored.record.created) => {
+                None if is_due(stored.record.state, stored.record.created) => {
                     tell(name, self.delete_recorded_snapshot(name, stored));
                 }
                 None => {}
@@ -65,11 +68,11 @@ impl Volumes {
     }
 }
 
-/// Logs what is left for the next time. Nothing is said about what somebody is at work on.
+/// Logs what is left for the next time, at `debug` where an operation is at work on it.
 fn tell(name: &str, outcome: Result<()>) {
     match outcome {
         Ok(()) => {}
-        Err(Error::Conflict(why)) => tracing::debug!(name, why, "left to the one who is at work on it"),
+        Err(Error::Conflict(why)) => tracing::debug!(name, why, "left to the operation at work on it"),
         Err(error) => tracing::warn!(name, %error, "left half-done until the next time"),
     }
 }

@@ -287,7 +287,7 @@ fn what_cannot_be_read_is_left_alone_and_told_and_blocks_nothing() {
     }
 }
 
-/// A creation that nobody asks for again is undone once it is old; one that somebody is at work on is not.
+/// A creation that no client asks for again is undone once it is old; one that an operation is at work on is not.
 #[test]
 fn an_abandoned_creation_is_cleared_once_it_is_old() {
     let lab = Lab::new();
