@@ -211,7 +211,9 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// What the head, or the snapshot `at`, is a clone of.
     fn parent(&self, at: Option<SnapshotId>) -> Result<Option<Parent>>;
 
-    /// The clones of the snapshot `of`, or of all snapshots when `None`, those in the trash included.
+    /// The clones of the snapshot `of`, those in the trash included. `None` asks for the clones of
+    /// all snapshots that this handle knows: a read-only handle knows those there were when it was
+    /// opened.
     fn children(&self, of: Option<SnapshotId>) -> Result<Vec<Child>>;
 
     /// Copies what the head shares with its parent into the image and cuts the link; with the deep-flatten feature

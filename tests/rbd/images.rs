@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use cinderblock::rbd::{Errno, Features, ImageEntry, ImageKey, ImageOptions, OpenMode};
 
 use crate::tools::{
-    KIB, MIB, Place, create, created, errno, image_names, layout, open, open_read_only, remove_all, spec,
+    KIB, MIB, Place, clone, create, created, errno, image_names, layout, open, open_read_only, remove_all,
+    snapshot_id, spec,
 };
 
 pub(crate) fn a_new_image_is_what_was_asked_for(place: &Place) {
@@ -159,6 +160,10 @@ pub(crate) fn read_only_images_stay_as_they_were_opened(place: &Place) {
     image.create_snapshot("s").unwrap();
     assert_eq!(read_only.info().unwrap().size, MIB);
     assert_eq!(read_only.snapshots().unwrap(), []);
+    clone(&place.pool, "image", "s", "clone");
+    assert_eq!(read_only.children(None).unwrap(), []);
+    assert_eq!(read_only.children(Some(snapshot_id(&*image, "s"))).unwrap().len(), 1);
+    place.pool.remove_image("clone").unwrap();
     let now = open_read_only(&place.pool, "image");
     assert_eq!((now.info().unwrap().size, now.snapshots().unwrap().len()), (2 * MIB, 1));
     image.remove_snapshot("s").unwrap();

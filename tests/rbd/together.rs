@@ -33,20 +33,23 @@ pub(crate) fn images_are_cut_at_one_moment(place: &Place) {
                 round.store(next, Ordering::SeqCst);
             }
         });
-        for cut in cuts {
+        let outcome = cuts.into_iter().try_for_each(|cut| {
             let (seen, deadline) = (round.load(Ordering::SeqCst), Instant::now() + Duration::from_mins(5));
             while round.load(Ordering::SeqCst) < seen + 3 && !writer.is_finished() {
                 assert!(Instant::now() < deadline, "the writer does not go on");
                 thread::yield_now();
             }
             let all: Vec<_> = images.iter().map(|image| new(&**image, cut)).collect();
-            let made = place.pool.create_snapshots(&all);
-            if made.is_err() {
-                done.store(true, Ordering::SeqCst);
+            // On a machine with much to do, half a minute can be too short to hold all writers off.
+            loop {
+                match place.pool.create_snapshots(&all) {
+                    Err(error) if error.errno == Errno::EBUSY && Instant::now() < deadline => {}
+                    other => break other,
+                }
             }
-            made.unwrap();
-        }
+        });
         done.store(true, Ordering::SeqCst);
+        outcome.unwrap();
     });
     for cut in cuts {
         let numbers = NAMES.map(|name| {

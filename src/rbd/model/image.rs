@@ -295,7 +295,10 @@ impl Image for ModelImage {
     fn children(&self, of: Option<SnapshotId>) -> Result<Vec<Child>> {
         self.read("children", |state| {
             self.check_at(state, of)?;
-            state.children(&self.image, of)
+            match of {
+                Some(id) => state.children(&self.image, [id]),
+                None => state.children(&self.image, self.header(state)?.snapshots.keys().copied()),
+            }
         })
     }
 

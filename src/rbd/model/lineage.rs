@@ -58,16 +58,15 @@ impl State {
         children
     }
 
-    /// The clones of the snapshot `of`, or of every snapshot.
-    pub(super) fn children(&self, image: &ImageRef, of: Option<SnapshotId>) -> Outcome<Vec<Child>> {
-        let header = self.header(image)?;
-        let snapshots = match of {
-            Some(id) if header.snapshots.contains_key(&id) => vec![id],
-            Some(_) => return Err(Errno::ENOENT),
-            None => header.snapshots.keys().copied().collect(),
-        };
+    /// The clones of the snapshots `of`.
+    pub(super) fn children(
+        &self,
+        image: &ImageRef,
+        of: impl IntoIterator<Item = SnapshotId>,
+    ) -> Outcome<Vec<Child>> {
+        self.header(image)?;
         let mut children = Vec::new();
-        for child in snapshots.into_iter().flat_map(|id| self.registered(image, id)) {
+        for child in of.into_iter().flat_map(|id| self.registered(image, id)) {
             // librbd does not count a removal in progress as being in the trash here.
             let removing = self.trash_item(&child).is_some_and(|item| item.removing);
             let (name, in_trash) = self.image_name(&child).unwrap_or_default();
