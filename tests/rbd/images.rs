@@ -164,8 +164,10 @@ pub(crate) fn read_only_images_stay_as_they_were_opened(place: &Place) {
     assert_eq!(read_only.children(None).unwrap(), []);
     assert_eq!(read_only.children(Some(snapshot_id(&*image, "s"))).unwrap().len(), 1);
     place.pool.remove_image("clone").unwrap();
+    assert_eq!(errno(read_only.remove_snapshot("s")), Errno::ENOENT);
     let now = open_read_only(&place.pool, "image");
     assert_eq!((now.info().unwrap().size, now.snapshots().unwrap().len()), (2 * MIB, 1));
+    assert_eq!(errno(now.remove_snapshot("s")), Errno::EROFS);
     image.remove_snapshot("s").unwrap();
     drop((image, read_only, now));
     remove_all(&place.pool, &["image"]);

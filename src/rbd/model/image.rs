@@ -221,7 +221,7 @@ impl Image for ModelImage {
 
     fn remove_snapshot(&self, name: &str) -> Result<()> {
         self.session.call("remove_snapshot", self.snapshot_object(name), |call| {
-            let id = call.state().header(&self.image)?.user_snapshot(name)?;
+            let id = self.header(&call.state())?.user_snapshot(name)?;
             self.changeable()?;
             lineage::remove_snapshot(call, &self.image, id)
         })
