@@ -21,7 +21,7 @@ by_luck=(removal-twice handles-abort quiesce-abort)
 
 # faults_of RELEASE: the faults that do not depend on luck.
 faults_of() {
-    echo copy-of-clone copy-stop write-past-end parent-name diff-overflow
+    echo copy-of-clone copy-stop write-past-end parent-name diff-overflow flush-after-error
     (($1 > 16)) || echo flatten-object-map
 }
 

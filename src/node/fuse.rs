@@ -318,6 +318,8 @@ fn image_options(directory: &Path, image: &Image, read_only: bool, number: u64) 
         "namespace": image.namespace,
         "image": image.name,
         "conf": configuration(directory),
+        // With librbd's cache a flush can say that a write is durable which has failed.
+        "cache": {"direct": true},
         "discard": "unmap",
         "read-only": read_only,
         "auth-client-required": ["none"],
@@ -350,7 +352,8 @@ fn open_error(image: &Image, key: Option<KeyType>, refusal: &Refusal) -> Error {
             Some("Permission denied" | "Operation not permitted") => {
                 Error::Unauthenticated(format!("{text}; {}", user.refused()))
             }
-            Some("Invalid argument") => Error::FailedPrecondition(format!(
+            // librados 20 forgets a key that it cannot decode, and then misses a keyring.
+            Some("Invalid argument" | "No such file or directory") => Error::FailedPrecondition(format!(
                 "{text}; {}",
                 user.is_malformed_to("the librados of this node's qemu-storage-daemon")
             )),
@@ -436,6 +439,7 @@ mod tests {
         for (refusal, expected) in [
             ("error connecting: Permission denied", "Unauthenticated"),
             ("error connecting: Invalid argument", "FailedPrecondition"),
+            ("error connecting: No such file or directory", "FailedPrecondition"),
             ("error connecting: Connection timed out", "Unavailable"),
             ("error reading header from i: No such file or directory", "NotFound"),
             ("error opening pool rbd: No such file or directory", "NotFound"),
@@ -453,6 +457,7 @@ mod tests {
         assert_eq!(options["key-secret"], "key");
         assert_eq!(options["node-name"], "image-3");
         assert_eq!(options["read-only"], true);
+        assert_eq!(options["cache"]["direct"], true);
         let open = Image { user: None, ..image() };
         let options = image_options(Path::new("/d"), &open, false, 0);
         assert_eq!(options["auth-client-required"], json!(["none"]));

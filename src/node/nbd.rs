@@ -308,10 +308,11 @@ fn configuration(directory: &Path, image: &Image, key: Option<&Key>) -> Result<S
             Zeroizing::new(format!("auth_client_required = cephx\nkey = {}\n", key.expose()))
         }
     };
-    // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does.
+    // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does. With librbd's cache a flush can say
+    // that a write is durable which has failed.
     let text = Zeroizing::new(format!(
         "[global]\nmon_host = {}\nclient_mount_timeout = {MONITOR_PATIENCE}\nkeyring = /dev/null\nlog_file =\n\
-         run_dir = /run\n{}{}",
+         run_dir = /run\nrbd_cache = false\n{}{}",
         image.monitors,
         admin_socket::line(&admin_socket_path(directory)),
         *auth

@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <rados/librados.h>
 #include <rbd/librbd.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -23,6 +24,7 @@
 #include <unistd.h>
 
 #define OBJECT (UINT64_C(4) << 20)
+#define TRIES 5
 #define FEATURES 61 /* what the driver gives images: layering to deep-flatten, with an object map */
 
 static void need(int code, const char *call) {
@@ -33,7 +35,7 @@ static void need(int code, const char *call) {
 }
 
 /* An I/O context of the pool, over a connection of its own. */
-static rados_ioctx_t connect_to_pool(void) {
+static rados_ioctx_t connect_with_cache(const char *cache) {
     const char *conf = getenv("CEPH_CONF");
     if (!conf)
         need(-EINVAL, "CEPH_CONF is not set");
@@ -46,18 +48,24 @@ static rados_ioctx_t connect_to_pool(void) {
     rados_conf_set(cluster, "keyring", keyring);
     rados_conf_set(cluster, "admin_socket", "");
     rados_conf_set(cluster, "log_to_stderr", "false");
-    rados_conf_set(cluster, "rbd_cache", "false");
+    rados_conf_set(cluster, "rbd_cache", cache);
     need(rados_connect(cluster), "rados_connect");
     need(rados_ioctx_create(cluster, "rbd", &pool), "rados_ioctx_create");
     return pool;
 }
 
-static void create(rados_ioctx_t pool, const char *name, uint64_t size) {
+static rados_ioctx_t connect_to_pool(void) { return connect_with_cache("false"); }
+
+static void create_with(rados_ioctx_t pool, const char *name, uint64_t size, uint64_t features) {
     rbd_image_options_t options;
     rbd_image_options_create(&options);
-    rbd_image_options_set_uint64(options, RBD_IMAGE_OPTION_FEATURES, FEATURES);
+    rbd_image_options_set_uint64(options, RBD_IMAGE_OPTION_FEATURES, features);
     need(rbd_create4(pool, name, size, options), "rbd_create4");
     rbd_image_options_destroy(options);
+}
+
+static void create(rados_ioctx_t pool, const char *name, uint64_t size) {
+    create_with(pool, name, size, FEATURES);
 }
 
 static rbd_image_t open_image(rados_ioctx_t pool, const char *name) {
@@ -394,6 +402,58 @@ static void quiesce_abort(const char *name) {
     remove_worked_on(connect_to_pool());
 }
 
+/* A client that tells its address, stands still until it goes on, and counts the writes that it is told are durable. */
+static int write_when_woken(int tell) {
+    rados_ioctx_t pool = connect_with_cache("true");
+    rbd_image_t image = open_image(pool, "image");
+    put(image, 0, 7);
+    need(rbd_flush(image), "rbd_flush");
+    char *address;
+    need(rados_getaddrs(rados_ioctx_get_cluster(pool), &address), "rados_getaddrs");
+    need((int)write(tell, address, strlen(address)), "write");
+    close(tell);
+    raise(SIGSTOP);
+    int durable = 0;
+    for (int i = 0; i < TRIES; i++) {
+        char byte = 8;
+        bool written = rbd_write(image, 0, 1, &byte) > 0;
+        sleep(1);
+        durable += written && rbd_flush(image) == 0;
+    }
+    return durable;
+}
+
+/*
+ * With librbd's cache as it is by default, a flush tells of a write that failed after it was acknowledged. The write fails because
+ * its client lost its watch, and is on the blocklist; the flush comes when the failure is known.
+ */
+static void flush_after_error(const char *name) {
+    rados_ioctx_t pool = connect_to_pool();
+    create_with(pool, "image", OBJECT, RBD_FEATURE_LAYERING);
+    int tell[2], status;
+    need(pipe(tell), "pipe");
+    pid_t client = fork();
+    if (client == 0)
+        _exit(write_when_woken(tell[1]));
+    close(tell[1]);
+    char address[256] = {0};
+    need((int)read(tell[0], address, sizeof address - 1), "read");
+    need(waitpid(client, &status, WUNTRACED), "waitpid");
+    sleep(45); /* longer than a watch lasts */
+    rados_t cluster = rados_ioctx_get_cluster(pool);
+    need(rados_blocklist_add(cluster, address, 600), "rados_blocklist_add");
+    need(rados_wait_for_latest_osdmap(cluster), "rados_wait_for_latest_osdmap");
+    rbd_image_t image = open_image(pool, "image");
+    put(image, 1, 9);
+    kill(client, SIGCONT);
+    need(waitpid(client, &status, 0), "waitpid");
+    int durable = WEXITSTATUS(status), now = get(image, 0);
+    rbd_close(image);
+    say(name, durable > 0 && now != 8, "%d of %d writes and flushes were told to be done, and %d is there", durable,
+        TRIES, now);
+    need(rbd_remove(pool, "image"), "rbd_remove");
+}
+
 static const struct {
     const char *name;
     void (*show)(const char *);
@@ -404,6 +464,7 @@ static const struct {
     {"write-past-end", write_past_end},
     {"parent-name", parent_name},
     {"diff-overflow", diff_overflow},
+    {"flush-after-error", flush_after_error},
     {"removal-twice", removal_twice},
     {"handles-abort", handles_abort},
     {"quiesce-abort", quiesce_abort},
