@@ -64,15 +64,16 @@ fn an_mkfs_that_never_began_or_did_not_end_is_done_again() {
             volume.capability.access = Access::Block;
             volume.stage().unwrap();
             let device = format!("/dev/{}", volume.device());
-            let (identity, hole, bytes) = match name {
-                "ext4" => (format!("-U{intent}"), 1024, vec![0; 1024]),
-                _ => (format!("-muuid={intent}"), 126, vec![1]),
-            };
-            run(&format!("mkfs.{name}"), &["-q", &identity, &device]);
-            let file = OpenOptions::new().write(true).open(&device).unwrap();
-            file.write_all_at(&bytes, hole).unwrap();
-            file.sync_all().unwrap();
-            drop(file);
+            if name == "ext4" {
+                run("mkfs.ext4", &["-q", &format!("-U{intent}"), &device]);
+                let file = OpenOptions::new().write(true).open(&device).unwrap();
+                file.write_all_at(&[0; 1024], 1024).unwrap();
+                file.sync_all().unwrap();
+            } else {
+                run("mkfs.xfs", &["-q", &format!("-muuid={intent}"), &device]);
+                // The superblock has a checksum.
+                run("xfs_db", &["-x", "-c", "sb 0", "-c", "write inprogress 1", &device]);
+            }
             volume.unstage().unwrap();
             volume.capability.access = access.clone();
         }

@@ -128,7 +128,8 @@ async fn a_filesystem_lives_its_life() {
     caller.publish().await.unwrap();
     write(&volume.path("target/data"), b"x");
     let usage = caller.stats(&caller.target).await.unwrap();
-    assert!(usage.len() == 2 && usage[0].0 > 50 << 20 && usage[1].1 == 12, "{usage:?}");
+    // The root, lost+found and the file; mkfs of 1.47.1 and newer makes a hidden file beside them.
+    assert!(usage.len() == 2 && usage[0].0 > 50 << 20 && (12..=13).contains(&usage[1].1), "{usage:?}");
     assert_eq!(caller.expand(&caller.target, 64).await.unwrap(), 64 << 20);
     assert_eq!(caller.stats("some/path").await.unwrap_err().code(), Code::NotFound);
     caller.unpublish().await.unwrap();

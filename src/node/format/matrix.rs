@@ -99,7 +99,10 @@ impl On {
             On::ByteAtEnd => put(SIZE - 1, b"x"),
         }
         match self {
-            On::BegunXfs | On::OurBegunXfs => put(126, &[1]),
+            // The superblock has a checksum.
+            On::BegunXfs | On::OurBegunXfs => {
+                run("xfs_db", &["-x", "-c", "sb 0", "-c", "write inprogress 1", name])
+            }
             On::BegunExt4 | On::OurBegunExt4 => put(1024, &[0; 1024]),
             On::Both => {
                 // A software RAID of the old form keeps its superblock at the end.
