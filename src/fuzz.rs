@@ -234,10 +234,16 @@ pub const DECODERS: &[Decoder] = &[
     },
     Decoder {
         name: "lease",
-        seeds: &[concat!(
-            r#"{"version":1,"id":"a","holder":{"host":"h","boot":"b","namespace":1,"pid":2,"started":3,"id":"c"},"#,
-            r#""since":4,"renewed":5}"#
-        )],
+        seeds: &[
+            concat!(
+                r#"{"version":1,"id":"a","holder":{"host":"h","boot":"b","namespace":1,"pid":2,"started":3,"id":"c"},"#,
+                r#""since":4,"renewed":5}"#
+            ),
+            concat!(
+                r#"{"version":2,"id":"a","holder":{"host":"h","boot":"b","namespace":1,"pid":2,"started":3,"id":"c"},"#,
+                r#""since":4,"clients":["10.0.0.1:0/5"],"renewals":5}"#
+            ),
+        ],
         run: |input| {
             if let Ok(stored) = lease::parse(input) {
                 assert_eq!(lease::parse(&stored.bytes()).ok(), Some(stored));

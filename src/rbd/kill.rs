@@ -1,4 +1,4 @@
-//! A process that dies on demand between two calls to Ceph, for the tests of what a dead driver leaves.
+//! A process that dies or stands still on demand between two calls to Ceph, for the tests of what such a driver leaves.
 //!
 //! [`wired`] puts a wrapper around a cluster, its pools and their images that counts the calls. `CINDERBLOCK_KILL_AT` says
 //! after which one the process gets SIGKILL from itself, with no destructor run and nothing flushed:
@@ -12,6 +12,9 @@
 //! `call` does. A call that fails counts. The count is the process's: a test that gives the driver one request to
 //! answer counts that request's calls alone.
 //!
+//! `CINDERBLOCK_STOP_BEFORE=METHOD` says before which call the process stops itself with SIGSTOP: the first of that name,
+//! such as `remove_image`. It goes on with that call when it gets SIGCONT.
+//!
 //! Release builds do not hold this: the module exists only with `debug_assertions`, which Cargo's release profile turns
 //! off and no other setting of this repository turns on. A feature could be left on by a build that asks for all of them.
 
@@ -23,7 +26,7 @@ use super::{
 use nix::sys::signal::{Signal, raise};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 /// What is counted, and after how many the process dies.
@@ -45,9 +48,21 @@ static PLAN: LazyLock<Option<Plan>> = LazyLock::new(|| {
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
-/// The cluster itself when the environment does not ask for a death, else one that counts.
+static STOP_BEFORE: LazyLock<Option<String>> =
+    LazyLock::new(|| std::env::var("CINDERBLOCK_STOP_BEFORE").ok());
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+/// Stands still if this is the call to do so before.
+fn stop_before(call: &str) {
+    if STOP_BEFORE.as_deref() == Some(call) && !STOPPED.swap(true, Ordering::SeqCst) {
+        tracing::warn!(call, "standing still here, as CINDERBLOCK_STOP_BEFORE asks");
+        let _ = raise(Signal::SIGSTOP);
+    }
+}
+
+/// The cluster itself when the environment asks for neither, else one that counts.
 pub fn wired(cluster: Arc<dyn Cluster>) -> Arc<dyn Cluster> {
-    if PLAN.is_some() { Arc::new(Wired(cluster)) } else { cluster }
+    if PLAN.is_some() || STOP_BEFORE.is_some() { Arc::new(Wired(cluster)) } else { cluster }
 }
 
 fn local(_call: &str) {}
@@ -89,6 +104,7 @@ impl Drop for Closing {
 macro_rules! delegate {
     ($($kind:ident $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         $(fn $name(&self, $($argument: $type),*) -> $answer {
+            stop_before(stringify!($name));
             let answer = self.0.$name($($argument),*);
             $kind(stringify!($name));
             answer
@@ -127,6 +143,7 @@ impl Pool for Wired<Arc<dyn Pool>> {
 
     // Counted under the names that the model's calls have.
     fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()> {
+        stop_before("remove_image");
         let answer = self.0.remove_image_with_progress(name, progress);
         change("remove_image");
         answer
@@ -145,7 +162,10 @@ impl Pool for Wired<Arc<dyn Pool>> {
         read stats() -> Result<PoolStats>;
         change create_image(name: &str, size: u64, options: &ImageOptions) -> Result<()>;
         change clone_image(parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()>;
-        change create_snapshots(snapshots: &[NewSnapshot]) -> Result<()>;
+        change create_snapshots(
+            snapshots: &[NewSnapshot],
+            announce: &mut dyn FnMut(&str) -> Result<()>
+        ) -> Result<()>;
         change rename_image(from: &str, to: &str) -> Result<()>;
         read image_id(name: &str) -> Result<Option<String>>;
         read list_images() -> Result<Vec<ImageEntry>>;

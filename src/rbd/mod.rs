@@ -105,10 +105,17 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// Cuts a user snapshot of each of several images here, all at one moment: no snapshot lacks a write that was acknowledged
     /// before a write that another of them holds was sent. Meanwhile writes wait; none fails.
     ///
+    /// `announce` is called with the address of each connection beside this pool's own that works on this, before that one changes
+    /// anything. Its error ends the call.
+    ///
     /// After an error any of the snapshots may have been cut. `EBUSY` when the writers of all could not be held off at one
     /// time, which was tried for half a minute. `EROFS` when a client that has an image's exclusive lock will not share it (`rbd map
     /// --exclusive`). `EINVAL` when an image has no exclusive lock. `EEXIST` when a name is taken.
-    fn create_snapshots(&self, snapshots: &[NewSnapshot]) -> Result<()>;
+    fn create_snapshots(
+        &self,
+        snapshots: &[NewSnapshot],
+        announce: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<()>;
 
     /// Removes an image, or finishes a removal of that name that was interrupted. `ENOENT` when nothing of that
     /// name is left, `EBUSY` when it has watchers, `ENOTEMPTY` when it has snapshots (parked ones without children go

@@ -22,18 +22,6 @@ struct Place {
 pub(crate) struct Turn(Arc<Place>);
 
 impl Turns {
-    /// Takes the turn at `what` if nobody has it.
-    pub(crate) fn try_take(&self, what: &str) -> Option<Turn> {
-        let place = self.at(what);
-        let mut taken = place.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if *taken {
-            return None;
-        }
-        *taken = true;
-        drop(taken);
-        Some(Turn(place))
-    }
-
     /// Waits for the turn at `what`, and takes it. `None` when it did not come for as long as `patience`: nobody is to hang on a
     /// call of somebody else that does.
     pub(crate) fn take(&self, what: &str, patience: Duration) -> Option<Turn> {
@@ -72,16 +60,16 @@ mod tests {
     #[test]
     fn one_at_a_time_has_the_turn_and_the_next_gets_it() {
         let turns = Turns::default();
-        let first = turns.try_take("image").unwrap();
-        assert!(turns.try_take("image").is_none());
-        assert!(turns.try_take("another").is_some());
+        let first = turns.take("image", Duration::ZERO).unwrap();
+        assert!(turns.take("image", Duration::ZERO).is_none());
+        assert!(turns.take("another", Duration::ZERO).is_some());
         let next = std::thread::spawn({
             let turns = turns.clone();
             move || turns.take("image", Duration::from_mins(1)).is_some()
         });
         drop(first);
         assert!(next.join().unwrap());
-        let last = turns.try_take("image").unwrap();
+        let last = turns.take("image", Duration::ZERO).unwrap();
         assert!(turns.take("image", Duration::ZERO).is_none());
         drop(last);
     }

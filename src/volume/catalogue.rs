@@ -11,8 +11,9 @@
 //! - `deleting` is written before the first call that destroys;
 //! - the record is removed after the last one.
 //!
-//! A record that says `creating` or `deleting` has a [lease](super::lease) while somebody is at work on it, which is taken and given back
-//! in the writes that make the record so and otherwise. Whoever comes to it meanwhile is told so ([`Error::Conflict`]).
+//! A record that says `creating` or `deleting` has a [lease](super::lease) while a controller is at work on
+//! it. The writes that change the record take the lease and give it back. Another request for the record
+//! is told so meanwhile ([`Error::Conflict`]).
 //!
 //! A group snapshot has a record beside those of its members, and is ready when its own says so.
 //!
@@ -269,6 +270,13 @@ pub struct Stored<R> {
     lease: Option<Arc<Lease>>,
 }
 
+impl<R> Stored<R> {
+    /// Writes a further client that is to work on the record into its lease. `ECANCELED` when that is not held any more.
+    pub(super) fn add_client(&self, address: &str) -> crate::rbd::Result<()> {
+        self.lease.as_ref().map_or(Ok(()), |lease| lease.add_client(address))
+    }
+}
+
 fn shard_of(name: &str) -> u8 {
     // Two hexadecimal digits always parse.
     u8::from_str_radix(&names::digest(name)[..2], 16).unwrap_or(0) % SHARDS
@@ -389,18 +397,6 @@ impl Catalogue {
         Ok(Stored { lease, ..new })
     }
 
-    /// Looks whether a record is still as it was read or written, and its lease still held if it was: [`Error::Conflict`] when
-    /// not.
-    pub fn confirm<R: Record>(&self, home: &str, stored: &Stored<R>) -> Result<()> {
-        let holds = if let Some(lease) = &stored.lease {
-            lease.holds_with(&stored.key, &stored.bytes)?
-        } else {
-            let found = self.pool.omap_get(&self.home(home), &[&stored.key])?;
-            found.get(&stored.key) == Some(&stored.bytes)
-        };
-        if holds { Ok(()) } else { Err(self.conflict(home, &stored.key)) }
-    }
-
     /// Takes the lease of a record that must still be as it was read, unless it is held. [`Error::Conflict`] when somebody else
     /// is at work on it.
     pub fn claim<R: Record>(&self, home: &str, old: &Stored<R>) -> Result<Stored<R>> {
@@ -486,7 +482,7 @@ impl Catalogue {
         }
     }
 
-    fn conflict(&self, home: &str, key: &str) -> Error {
+    pub(super) fn conflict(&self, home: &str, key: &str) -> Error {
         let object = self.home(home);
         Error::Conflict(format!("another controller changed the record {key} in {object} at the same time"))
     }

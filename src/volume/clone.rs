@@ -43,7 +43,7 @@ impl Volumes {
         parent: &Parent,
     ) -> Result<Volume> {
         let flatten = self.shorten(request, parent)?;
-        let snapshot = self.snapshot_to_clone(request, stored, parent)?;
+        let snapshot = self.snapshot_to_clone(request, parent)?;
         // The source may have grown since it was looked at.
         let size = stored.record.size.max(snapshot.size);
         if !request.sizes.allow(size) {
@@ -58,7 +58,6 @@ impl Volumes {
         };
         let options =
             ImageOptions { order: None, stripe_unit: None, stripe_count: None, ..request.options.clone() };
-        self.catalogue.confirm(&request.image, stored)?;
         match self.pool.clone_image(&spec, &request.image, &options) {
             Ok(()) => {}
             Err(error) if error.errno == Errno::EEXIST => {
@@ -74,7 +73,7 @@ impl Volumes {
         let not_inherited = not_inherited(&*parent.image, &request.settings)?;
         let changes = grows || flatten.is_some() || request.has_metadata() || !not_inherited.is_empty();
         let image = if changes {
-            self.open_to_change(&request.image, stored)?
+            self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)?
         } else {
             self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadOnly)?
         };
@@ -148,12 +147,7 @@ impl Volumes {
     }
 
     /// The snapshot to clone, ready for that: the one asked for, or one newly cut.
-    fn snapshot_to_clone(
-        &self,
-        request: &CreateVolume,
-        stored: &Stored<Volume>,
-        parent: &Parent,
-    ) -> Result<Snapshot> {
+    fn snapshot_to_clone(&self, request: &CreateVolume, parent: &Parent) -> Result<Snapshot> {
         let protect = request.options.clone_format == CloneFormat::V1;
         if let Some(snapshot) = &parent.snapshot {
             if protect && !snapshot.protected {
@@ -183,7 +177,6 @@ impl Volumes {
             parent.home.drop_snapshot(&*source, &parent.image_id, stale)?;
         }
         self.activity.begin(format!("taking a snapshot for {}", self.spec(&request.image)));
-        self.catalogue.confirm(&request.image, stored)?;
         source.create_snapshot(name)?;
         if protect {
             refuse_if_blind(&*source, parent, name)?;

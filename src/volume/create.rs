@@ -295,17 +295,9 @@ impl Volumes {
             let image_id = self.pool.image_id(&request.image)?;
             return Ok(Volume { image_id, ..stored.record.clone() });
         }
-        let image = self.open_to_change(&request.image, stored)?;
+        let image = self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)?;
         describe(&*image, request)?;
         Ok(Volume { image_id: Some(image.id()?), ..stored.record.clone() })
-    }
-
-    /// Opens the image just made under this name. By the time it is open, another controller may have cleared it away and made
-    /// its own: then the record is not as it was written any more.
-    pub(super) fn open_to_change(&self, image: &str, stored: &Stored<Volume>) -> Result<Box<dyn Image>> {
-        let opened = self.pool.open_image(ImageKey::Name(image), OpenMode::ReadWrite)?;
-        self.catalogue.confirm(image, stored)?;
-        Ok(opened)
     }
 
     /// What to tell when the image's name was taken between our look and our create.

@@ -89,7 +89,8 @@ impl Volumes {
             claimed = self.catalogue.claim(image, stored)?;
             &claimed
         };
-        let Some((opened, id, _turn)) = self.open_in_turn(image)? else {
+        let known = stored.record.image_id.as_deref();
+        let Some((opened, id, _turn)) = self.open_in_turn(image, known)? else {
             self.refuse_if_published(image, &stored.record)?;
             if stored.record.state == State::Ready {
                 self.refuse_if_moved(image, stored)?;
@@ -115,30 +116,33 @@ impl Volumes {
             .map_err(Error::after_a_change)
     }
 
-    /// Opens the image of this name, with its id and the turn at it: what is suspect about it is settled before, or after. None
-    /// when there is no such image.
-    fn open_in_turn(&self, image: &str) -> Result<Option<OpenInTurn>> {
+    /// Opens the image of this name, with its id and the turn at it: what is suspect about it is settled before it is opened, or
+    /// after the turn. `known` is the id that the record has. None when there is no such image.
+    fn open_in_turn(&self, image: &str, known: Option<&str>) -> Result<Option<OpenInTurn>> {
         let open = || match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => Ok(Some(opened)),
             Err(error) if error.errno == Errno::ENOENT => Ok(None),
             Err(error) => Err(Error::from(error)),
         };
-        let Some(opened) = open()? else { return Ok(None) };
-        let id = opened.id()?;
-        let (turns, name) = (&self.process.turns, self.image_turn(&id));
-        if let Some(turn) = turns.try_take(&name) {
-            return Ok(Some((opened, id, turn)));
-        }
-        // What was read may change before the turn comes.
-        drop(opened);
-        let turn = turns.take(&name, self.process.patience);
-        match (open()?, turn) {
-            (None, _) => Ok(None),
-            (Some(opened), Some(turn)) if opened.id()? == id => Ok(Some((opened, id, turn))),
-            _ => {
-                Err(Error::Conflict(format!("snapshots of {} are being removed just now", self.spec(image))))
+        let mut id = match known {
+            Some(id) => id.to_string(),
+            None => match open()? {
+                Some(opened) => opened.id()?,
+                None => return Ok(None),
+            },
+        };
+        // Another image may have the name, or may get it meanwhile.
+        for _ in 0..2 {
+            let turn = self.process.turns.take(&self.image_turn(&id), self.process.patience);
+            let Some(opened) = open()? else { return Ok(None) };
+            let found = opened.id()?;
+            match turn {
+                Some(turn) if found == id => return Ok(Some((opened, id, turn))),
+                Some(_) => id = found,
+                None => break,
             }
         }
+        Err(Error::Conflict(format!("snapshots of {} are being removed just now", self.spec(image))))
     }
 
     fn refuse_if_published(&self, image: &str, record: &Volume) -> Result<()> {
@@ -187,8 +191,8 @@ impl Volumes {
     /// back.
     fn refuse_if_moved(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         let Some(whereabouts) = self.whereabouts(image, &stored.record)? else { return Ok(()) };
-        // Another controller that is deleting the volume moves its image, too.
-        self.catalogue.confirm(image, stored)?;
+        // Another controller that is deleting the volume moves its image, too: that one has the lease.
+        self.catalogue.claim(image, stored)?;
         Err(Error::FailedPrecondition(format!(
             "{} is not there under that name: {whereabouts}, or remove it there, and delete the volume again",
             self.spec(image)
@@ -283,7 +287,6 @@ impl Volumes {
                 self.activity.begin_heavy();
             }
             drop(opened);
-            self.catalogue.confirm(image, stored)?;
             match self.remove_for_good(image, id) {
                 Ok(()) => return self.catalogue.remove(image, stored).map(|()| None),
                 // A snapshot came meanwhile.
@@ -291,7 +294,6 @@ impl Volumes {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.catalogue.confirm(image, stored)?;
         match self.pool.rename_image(image, &silent_name.unwrap_or_else(|| names::silent(image))) {
             // An earlier volume of this name is silent still.
             Err(error) if error.errno == Errno::EEXIST => {
@@ -309,7 +311,6 @@ impl Volumes {
         if let Settled::Silent(retained) = self.settle_by_id(image, &stored)? {
             return Ok(retained);
         }
-        self.catalogue.confirm(image, &stored)?;
         match &stored.record.image_id {
             Some(id) => self.remove_for_good(image, id)?,
             None => self.remove_image(image).tolerate(Errno::ENOENT)?,

@@ -157,12 +157,13 @@ impl Volumes {
             self.catalogue.insert_snapshot(&source.snapshot, source.record.clone())?;
         }
         self.activity.begin(format!("cutting {} snapshots at one moment", sources.len()));
-        self.catalogue.confirm(&request.group, stored)?;
         let new = sources.iter().map(|source| NewSnapshot {
             image_id: source.record.image_id.clone(),
             name: source.snapshot.clone(),
         });
-        self.pool.create_snapshots(&new.collect::<Vec<_>>()).map_err(|error| match error.errno {
+        let mut announce = |address: &str| stored.add_client(address);
+        self.pool.create_snapshots(&new.collect::<Vec<_>>(), &mut announce).map_err(|error| match error.errno {
+            Errno::ECANCELED => self.catalogue.conflict(&request.group, &request.group),
             Errno::EROFS => Error::FailedPrecondition(format!(
                 "the writers of all volumes cannot be held off: one is mapped exclusively (rbd map --exclusive), where no other client \
                  may write; map it without that, or leave it out of the group ({error})"

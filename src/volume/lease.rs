@@ -1,18 +1,39 @@
-//! Leases: who is at work on a record that says `creating` or `deleting`.
+//! Leases: which controller is at work on a record that says `creating` or `deleting`.
 //!
-//! A lease is a key beside the record's, written and removed in the same atomic changes as the record itself, and part of what guards
-//! them. While its holder works it is renewed from time to time, also while a single call into librbd takes minutes. So a
-//! record is taken over from a controller only when that one is dead, has let go of it, or was not heard of for long:
+//! A lease is a key beside the record's. The atomic changes that write and remove the record also write
+//! and remove its lease, and the lease is part of what guards them. It names the clients that work under
+//! it, by their addresses as Ceph's blocklist has them: the connection that took it, and each further
+//! one, which is written into it before it changes anything.
 //!
-//! - a process of this machine (and of this PID namespace) that does not exist any more is dead;
-//! - a lease that did not change for [`PATIENCE`], by the own monotonic clock, has expired. Clocks are never compared.
+//! The holder renews the lease while it works, also while a single call into librbd takes minutes. A
+//! controller takes a record over from another one when that one's process, on this machine and in this
+//! PID namespace, does not exist any more, or when its lease did not change for [`PATIENCE`].
+//! - Time is this machine's monotonic clock. Clocks are never compared.
+//! - Only time counts during which this controller could read the lease. So two controllers that both
+//!   lose Ceph do not take each other for dead.
 //!
-//! Who has been overtaken finds that out with its next write to the record, or its next look at it. A lease that is stored
-//! otherwise than its holder believes, but is the same lease still, was renewed and the reply lost: it is held.
+//! **Before it takes the lease over, it puts the clients in it on the blocklist.** From then on no call
+//! of the other can change anything, also none that was begun before, however long its threads stood
+//! still. So a controller with a lease needs no look at its record before a call. Its own next call
+//! tells it when it was overtaken: `ESHUTDOWN`. Without the right to blocklist nothing is taken over.
 //!
-//! Crash points: a killed holder leaves its lease, which the next one replaces.
+//! The same holds inside a process: an operation whose connection hangs loses its lease to the next one,
+//! which has another connection.
+//!
+//! A lease that is over and could not be given back is given back as soon as Ceph answers, so that a
+//! healthy controller is not taken for a silent one.
+//!
+//! A version before 2 named no clients. Its leases are taken over as it did itself, without fencing. It
+//! cannot read those of this version, and leaves their records alone.
+//!
+//! A lease that is stored otherwise than its holder believes, but is the same lease still, was renewed
+//! and the reply lost: it is held.
+//!
+//! Crash points: a killed holder leaves its lease, which the next one replaces. A controller killed
+//! between the blocklist and the lease leaves both as they are, and the next one does the same again.
 
 use super::{Error, Result};
+use crate::notes::FENCED_SECONDS;
 use crate::rbd::{Guard, OmapUpdate, Pool};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -33,6 +54,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often a lease is tried to be taken while it changes.
 const ATTEMPTS: usize = 5;
 
+/// The version of leases this build writes.
+const VERSION: u32 = 2;
+
 /// The leases that one process holds, and what it has seen of others'. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Leases(Arc<Inner>);
@@ -42,9 +66,39 @@ struct Inner {
     holder: Holder,
     patience: Duration,
     held: Mutex<Vec<Held>>,
-    /// Others' leases, by their id: as which renewal each was seen first, and when.
-    seen: Mutex<HashMap<String, (u64, Instant)>>,
+    /// Leases that stand in the way of an operation here, by their id.
+    seen: Mutex<HashMap<String, Seen>>,
+    /// Leases that are over, and could not be given back.
+    owed: Mutex<Vec<Owed>>,
+    /// Clients that were fenced, with the own address that each was fenced from, and when.
+    fenced: Mutex<HashMap<(String, String), Instant>>,
     renewing: OnceLock<()>,
+}
+
+/// A lease that stands in the way, as it was read last.
+#[derive(Debug)]
+struct Seen {
+    pool: Arc<dyn Pool>,
+    object: String,
+    key: String,
+    renewals: u64,
+    /// When it was read last.
+    read: Instant,
+    /// How long it was readable and did not change.
+    silent: Duration,
+    /// Whether it is being read again.
+    looking: bool,
+}
+
+/// A lease that is over, and could not be given back. A controller that took it for silent would fence a
+/// healthy one.
+#[derive(Debug)]
+struct Owed {
+    pool: Arc<dyn Pool>,
+    object: String,
+    key: String,
+    id: String,
+    since: Instant,
 }
 
 /// A lease of this process, as it is seen without a lock that is held during I/O.
@@ -93,8 +147,12 @@ pub(crate) struct Stored {
     holder: Holder,
     /// Seconds since 1970 when it was taken.
     since: i64,
-    /// How often it was renewed.
-    renewed: u64,
+    /// The addresses of the clients that work under it. Version 1 has none.
+    #[serde(default)]
+    clients: Vec<String>,
+    /// How often it was renewed. Version 1 has another name for it, so that it cannot read this one.
+    #[serde(alias = "renewed")]
+    renewals: u64,
 }
 
 impl Stored {
@@ -112,6 +170,7 @@ pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Stored> {
 /// A lease that is held, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Lease {
+    leases: Weak<Inner>,
     pool: Arc<dyn Pool>,
     object: String,
     key: String,
@@ -133,13 +192,16 @@ impl Leases {
             patience,
             held: Mutex::default(),
             seen: Mutex::default(),
+            owed: Mutex::default(),
+            fenced: Mutex::default(),
             renewing: OnceLock::new(),
         }))
     }
 
     /// Changes `object` by `update` and takes the lease `key` there with it.
     ///
-    /// [`Error::Conflict`] when another holds it; `None` when a guard of `update` does not hold.
+    /// [`Error::Conflict`] when another holds it; `None` when a guard of `update` does not hold; `EPERM`
+    /// when it is to be taken over and the user may not blocklist.
     pub(super) fn take(
         &self,
         pool: &Arc<dyn Pool>,
@@ -148,11 +210,12 @@ impl Leases {
         update: &OmapUpdate,
     ) -> Result<Option<Arc<Lease>>> {
         let stored = Stored {
-            version: 1,
+            version: VERSION,
             id: uuid::Uuid::new_v4().simple().to_string(),
             holder: self.0.holder.clone(),
             since: super::now(),
-            renewed: 0,
+            clients: vec![pool.cluster().address()?],
+            renewals: 0,
         };
         let mut free = Guard::Absent(key.to_string());
         for _ in 0..ATTEMPTS {
@@ -181,7 +244,7 @@ impl Leases {
                             "the lease {key} in the RADOS object {object} cannot be read ({error}); nothing was changed"
                         ))
                     })?;
-                    self.refuse_if_alive(key, &theirs)?;
+                    self.overtake(pool, object, key, &theirs)?;
                     Guard::Equals(key.to_string(), bytes.clone())
                 }
             };
@@ -192,6 +255,7 @@ impl Leases {
     fn held(&self, pool: &Arc<dyn Pool>, object: &str, key: &str, stored: Stored) -> Arc<Lease> {
         let status = Arc::new(Status { held: AtomicBool::new(true), renewing: AtomicBool::new(false) });
         let lease = Arc::new(Lease {
+            leases: Arc::downgrade(&self.0),
             pool: pool.clone(),
             object: object.to_string(),
             key: key.to_string(),
@@ -203,46 +267,177 @@ impl Leases {
         held.retain(|held| held.status.held.load(Ordering::SeqCst));
         held.push(Held { id: lease.id.clone(), status, lease: Arc::downgrade(&lease) });
         drop(held);
-        if !self.0.patience.is_zero() {
-            self.0.renewing.get_or_init(|| keep_renewing(Arc::downgrade(&self.0)));
-        }
+        self.0.keep_renewing();
         lease
     }
 
-    /// [`Error::Conflict`] unless the holder of a lease is dead, or has it no more, or has not renewed it for long.
-    fn refuse_if_alive(&self, key: &str, theirs: &Stored) -> Result<()> {
+    /// Makes sure that no client works under a lease any more. [`Error::Conflict`] unless its holder is
+    /// dead, or has given it up, or has not renewed it for long.
+    fn overtake(&self, pool: &Arc<dyn Pool>, object: &str, key: &str, theirs: &Stored) -> Result<()> {
         let record = key.strip_prefix(KIND).unwrap_or(key);
         let since = super::now() - theirs.since;
-        if theirs.holder.id == self.0.holder.id {
-            let is_this = |held: &Held| held.id == theirs.id && held.status.held.load(Ordering::SeqCst);
-            if !lock(&self.0.held).iter().any(is_this) {
-                return Ok(());
-            }
+        let ours = theirs.holder.id == self.0.holder.id;
+        let is_it = |held: &Held| held.id == theirs.id && held.status.held.load(Ordering::SeqCst);
+        if ours && !lock(&self.0.held).iter().any(is_it) {
+            // That operation is over, and could not give its lease back.
+            return Ok(());
+        }
+        if ours && theirs.clients.contains(&pool.cluster().address()?) {
             return Err(Error::Conflict(format!(
                 "another operation of this driver is at work on {record} for {since} seconds"
             )));
         }
-        if theirs.holder.is_dead() {
+        if !theirs.holder.is_dead() {
+            let silent = self.0.observe(pool, object, key, theirs);
+            let left = self.0.patience.saturating_sub(silent);
+            if !left.is_zero() {
+                let holder = if ours {
+                    "another operation of this driver, on a connection that was given up,".to_string()
+                } else {
+                    format!("another controller, process {} on {},", theirs.holder.pid, theirs.holder.host)
+                };
+                return Err(Error::Conflict(format!(
+                    "{holder} is at work on {record} for {since} seconds; if it is dead, its work is taken over in {} seconds",
+                    left.as_secs() + 1
+                )));
+            }
+        }
+        self.fence(pool, record, theirs)
+    }
+
+    /// Puts the clients that work under a lease on the blocklist. Those that are on it already, as far as the
+    /// connection of `pool` knows, stay as they are: each entry costs a round of the monitors.
+    fn fence(&self, pool: &Arc<dyn Pool>, record: &str, theirs: &Stored) -> Result<()> {
+        let cluster = pool.cluster();
+        let own = cluster.address()?;
+        if theirs.clients.is_empty() {
+            tracing::warn!(
+                record,
+                host = theirs.holder.host,
+                "a version of the driver that names no clients left this; it is taken over without fencing"
+            );
+        }
+        for client in &theirs.clients {
+            let known = (own.clone(), client.clone());
+            let fresh = Duration::from_secs(u64::from(FENCED_SECONDS) / 2);
+            {
+                let mut fenced = lock(&self.0.fenced);
+                fenced.retain(|_, at| at.elapsed() < fresh);
+                if fenced.contains_key(&known) {
+                    continue;
+                }
+            }
+            tracing::warn!(
+                record,
+                client,
+                host = theirs.holder.host,
+                process = theirs.holder.pid,
+                "a controller that is dead or silent is fenced, and its work taken over"
+            );
+            cluster.blocklist(client, FENCED_SECONDS)?;
+            lock(&self.0.fenced).insert(known, Instant::now());
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// How long a lease that was read just now was readable and did not change.
+    fn observe(self: &Arc<Inner>, pool: &Arc<dyn Pool>, object: &str, key: &str, lease: &Stored) -> Duration {
+        self.keep_renewing();
+        let mut seen = lock(&self.seen);
+        let now = Instant::now();
+        let entry = seen.entry(lease.id.clone()).or_insert_with(|| Seen {
+            pool: pool.clone(),
+            object: object.to_string(),
+            key: key.to_string(),
+            renewals: lease.renewals,
+            read: now,
+            silent: Duration::ZERO,
+            looking: false,
+        });
+        let gap = now - entry.read;
+        if entry.renewals != lease.renewals {
+            entry.silent = Duration::ZERO;
+        } else if entry.silent < self.patience {
+            // In a longer gap a read has failed, or has waited: the holder could not renew it either.
+            let readable = gap <= self.patience / RENEWALS * 3 / 2;
+            entry.silent = if readable { entry.silent + gap } else { Duration::ZERO };
+        }
+        (entry.renewals, entry.read) = (lease.renewals, now);
+        entry.silent
+    }
+
+    /// Reads again the leases that stand in the way, each in a thread of its own, and forgets those that are renewed or gone, and
+    /// those that have expired long ago.
+    fn look_again(self: &Arc<Inner>) {
+        let mut seen = lock(&self.seen);
+        seen.retain(|_, seen| seen.read.elapsed() < self.patience.saturating_mul(10));
+        for (id, seen) in seen.iter_mut() {
+            if seen.silent >= self.patience || std::mem::replace(&mut seen.looking, true) {
+                continue;
+            }
+            let (inner, id, pool) = (self.clone(), id.clone(), seen.pool.clone());
+            let (object, key) = (seen.object.clone(), seen.key.clone());
+            let look = move || {
+                let found = pool.omap_get(&object, &[&key]);
+                let is_it = |lease: &Stored| lease.id == id;
+                let silent = found.map(|found| {
+                    let lease = found.get(&key).and_then(|bytes| parse(bytes).ok()).filter(is_it);
+                    lease.map(|lease| inner.observe(&pool, &object, &key, &lease))
+                });
+                let mut seen = lock(&inner.seen);
+                match silent {
+                    Ok(None | Some(Duration::ZERO)) => drop(seen.remove(&id)),
+                    _ => drop(seen.get_mut(&id).map(|seen| seen.looking = false)),
+                }
+            };
+            if let Err(error) = std::thread::Builder::new().name("lease".into()).spawn(look) {
+                tracing::warn!(%error, "a lease is read later");
+                seen.looking = false;
+            }
+        }
+    }
+
+    /// Gives back what is owed, each in a thread of its own, for as long as others may look at it.
+    fn give_back(self: &Arc<Inner>) {
+        for owed in std::mem::take(&mut *lock(&self.owed)) {
+            let inner = self.clone();
+            let give_back = move || match owed.give_back() {
+                Err(error)
+                    if error.errno != Errno::ESHUTDOWN && owed.since.elapsed() < inner.patience * 10 =>
+                {
+                    lock(&inner.owed).push(owed);
+                }
+                _ => {}
+            };
+            if let Err(error) = std::thread::Builder::new().name("lease".into()).spawn(give_back) {
+                tracing::warn!(%error, "a lease is left to expire");
+            }
+        }
+    }
+
+    /// Begins to renew what is held, and to read again what stands in the way, for as long as the leases exist.
+    fn keep_renewing(self: &Arc<Inner>) {
+        if !self.patience.is_zero() {
+            self.renewing.get_or_init(|| keep_renewing(Arc::downgrade(self)));
+        }
+    }
+}
+
+impl Owed {
+    fn give_back(&self) -> crate::rbd::Result<()> {
+        let found = self.pool.omap_get(&self.object, &[&self.key])?;
+        let Some(bytes) = found.get(&self.key) else { return Ok(()) };
+        if parse(bytes).is_ok_and(|lease| lease.id != self.id) {
             return Ok(());
         }
-        let mut seen = lock(&self.0.seen);
-        // Whoever renewed a lease last so long ago has given it back since, or nobody asks for it any more.
-        seen.retain(|_, (_, first)| first.elapsed() <= self.0.patience.saturating_mul(100));
-        let entry = seen.entry(theirs.id.clone()).or_insert((theirs.renewed, Instant::now()));
-        if entry.0 != theirs.renewed {
-            *entry = (theirs.renewed, Instant::now());
-        }
-        let unchanged = entry.1.elapsed();
-        if unchanged >= self.0.patience {
-            return Ok(());
-        }
-        Err(Error::Conflict(format!(
-            "another controller, process {} on {}, is at work on {record} for {since} seconds; if it is dead, its work is taken \
-             over in {} seconds",
-            theirs.holder.pid,
-            theirs.holder.host,
-            self.0.patience.saturating_sub(unchanged).as_secs() + 1
-        )))
+        let update = OmapUpdate {
+            guards: vec![Guard::Equals(self.key.clone(), bytes.clone())],
+            set: vec![],
+            remove: vec![self.key.clone()],
+        };
+        self.pool.omap_update(&self.object, &update)
     }
 }
 
@@ -279,15 +474,14 @@ impl Lease {
         self.pool.omap_update(&self.object, &update)
     }
 
-    /// Whether it is held, and the key of its object's omap `record` has the value `bytes`.
-    pub(super) fn holds_with(&self, record: &str, bytes: &[u8]) -> crate::rbd::Result<bool> {
-        let mut stored = lock(&self.stored);
-        let found = self.pool.omap_get(&self.object, &[record, &self.key])?;
-        let held = match found.get(&self.key) {
-            Some(lease) => self.is_ours(lease, &mut stored),
-            None => stored.is_none(),
-        };
-        Ok(held && found.get(record).map(Vec::as_slice) == Some(bytes))
+    /// Writes a further client that is to work under the lease, by its address. `ECANCELED` when the lease is
+    /// not held any more.
+    pub(super) fn add_client(&self, address: &str) -> crate::rbd::Result<()> {
+        self.rewrite(|stored| {
+            if !stored.clients.iter().any(|known| known == address) {
+                stored.clients.push(address.to_string());
+            }
+        })
     }
 
     /// Takes what is stored for ours when it differs from what we believe and is still this lease: it was renewed, and the reply
@@ -310,34 +504,38 @@ impl Lease {
     }
 
     fn renew(&self) {
-        let mut stored = lock(&self.stored);
-        if stored.is_none() {
-            return;
-        }
-        let renewed = match self.try_renew(&mut stored) {
-            Err(error) if error.errno == Errno::ECANCELED => match self.adopt(&mut stored) {
-                Ok(true) => self.try_renew(&mut stored),
-                Ok(false) => Err(error),
-                Err(error) => Err(error),
-            },
-            other => other,
-        };
-        // Its holder hears of it with the next write.
-        if let Err(error) = renewed {
+        // Its holder hears of a failure with its next call.
+        if let Err(error) = self.rewrite(|stored| stored.renewals += 1) {
             tracing::warn!(lease = self.key, %error, "a lease could not be renewed");
         }
     }
 
-    fn try_renew(&self, stored: &mut Option<Stored>) -> crate::rbd::Result<()> {
+    /// Changes what is stored of the lease, if it has not been given back.
+    fn rewrite(&self, change: impl Fn(&mut Stored)) -> crate::rbd::Result<()> {
+        let mut stored = lock(&self.stored);
+        match self.try_rewrite(&mut stored, &change) {
+            Err(error) if error.errno == Errno::ECANCELED && self.adopt(&mut stored)? => {
+                self.try_rewrite(&mut stored, &change)
+            }
+            other => other,
+        }
+    }
+
+    fn try_rewrite(
+        &self,
+        stored: &mut Option<Stored>,
+        change: &impl Fn(&mut Stored),
+    ) -> crate::rbd::Result<()> {
         let Some(before) = &stored else { return Ok(()) };
-        let renewed = Stored { renewed: before.renewed + 1, ..before.clone() };
+        let mut changed = before.clone();
+        change(&mut changed);
         let update = OmapUpdate {
             guards: vec![Guard::Equals(self.key.clone(), before.bytes())],
-            set: vec![(self.key.clone(), renewed.bytes())],
+            set: vec![(self.key.clone(), changed.bytes())],
             remove: vec![],
         };
         self.pool.omap_update(&self.object, &update)?;
-        *stored = Some(renewed);
+        *stored = Some(changed);
         Ok(())
     }
 }
@@ -346,7 +544,16 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let held = lock(&self.stored).is_some();
         if held && let Err(error) = self.change(&OmapUpdate::default(), true) {
-            tracing::debug!(lease = self.key, %error, "a lease is left to expire");
+            tracing::debug!(lease = self.key, %error, "a lease is given back later");
+            if let Some(leases) = self.leases.upgrade() {
+                lock(&leases.owed).push(Owed {
+                    pool: self.pool.clone(),
+                    object: self.object.clone(),
+                    key: self.key.clone(),
+                    id: self.id.clone(),
+                    since: Instant::now(),
+                });
+            }
         }
         self.status.held.store(false, Ordering::SeqCst);
     }
@@ -374,6 +581,8 @@ fn keep_renewing(inner: Weak<Inner>) {
                     held.status.renewing.store(false, Ordering::SeqCst);
                 }
             }
+            leases.look_again();
+            leases.give_back();
             drop(leases);
             let mut left = patience / RENEWALS;
             while !left.is_zero() && inner.strong_count() > 0 {

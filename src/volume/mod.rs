@@ -13,13 +13,12 @@
 //! - Before a link to a parent snapshot is dropped, it is in the journal. What lost its reason to exist by that is removed, all
 //!   the way up, by [`Volumes::settle`] after the operation, or by [`Volumes::sweep`].
 //!
-//! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of its own, and an old leader's
-//! operation may go on for an hour. Who makes or destroys something holds its [lease], and the other is told so until it is
-//! done, dead, or was not heard of for half a minute. Every write to a record is guarded by what was read, so exactly one of
-//! them gets its way, and the other stops at its next write. Directly before each call that makes, renames or removes an image by its
-//! name, or cuts or renames a snapshot, a controller writes its record or looks whether it is still as it wrote it; everything else
-//! goes by ids, which are never used twice. What remains is a controller whose threads all stand still between that look and the
-//! call, for longer than its lease lasts. RBD offers nothing to close that gap with: it removes by name only.
+//! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of its
+//! own, and an old leader's operation may go on for an hour. A controller that makes or destroys
+//! something holds its [lease]. Another one is told so until the work is done. It takes the work over
+//! when the first is dead, or was silent for half a minute, and puts the first one's connection on
+//! Ceph's blocklist before that. So no call of an overtaken controller lands, however long its threads
+//! stood still, and a call by name needs no look at the record before it.
 //!
 //! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
 

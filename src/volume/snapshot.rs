@@ -258,10 +258,8 @@ impl Volumes {
                 }
             };
             let ours: Vec<_> = snapshots.iter().filter(is_ours).collect();
-            // Their ids are known from here on, and they are ours if the record is.
-            self.catalogue.confirm(name, stored)?;
             for snapshot in &ours {
-                self.drop_or_park(&*image, id, name, snapshot, stored)?;
+                self.drop_or_park(&*image, id, name, snapshot)?;
             }
             let image_name = image.name()?;
             if image_name.ends_with(names::SILENT_SUFFIX) {
@@ -283,14 +281,7 @@ impl Volumes {
     /// Removes a user snapshot. One that must stay is renamed out of the way, and collected with its last clone: with clones
     /// of format 1 it cannot be removed, and with clones and a parent of its own librbd would let go of that parent when the
     /// snapshot is the last of the image to link to it, although the clones still read through.
-    fn drop_or_park(
-        &self,
-        image: &dyn Image,
-        id: &str,
-        name: &str,
-        snapshot: &Snapshot,
-        stored: &Stored<catalogue::Snapshot>,
-    ) -> Result<()> {
+    fn drop_or_park(&self, image: &dyn Image, id: &str, name: &str, snapshot: &Snapshot) -> Result<()> {
         let has_clones = || image.children(Some(snapshot.id)).map(|children| !children.is_empty());
         if snapshot.name != name && has_clones()? {
             // An earlier attempt has renamed it, or librbd parked it.
@@ -303,8 +294,6 @@ impl Volumes {
                 other => return other,
             }
         }
-        // Another controller may have come to this end, and cut another snapshot of this name.
-        self.catalogue.confirm(name, stored)?;
         match image.rename_snapshot(name, &names::silent(name)) {
             Err(error) if error.errno == Errno::EEXIST => {
                 image.rename_snapshot(name, &names::silent_with_id(name, &snapshot.id.to_string()))?;

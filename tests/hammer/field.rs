@@ -15,8 +15,6 @@ use super::common::driver::{Class, Driver, MIB, from_snapshot, from_volume, lab_
 use super::common::{Lab, Namespace};
 use super::history::Event;
 
-/// Drivers at work.
-pub const DRIVERS: usize = 2;
 /// Names of volumes, and as many of snapshots.
 pub const NAMES: usize = 10;
 /// Bytes of the golden volume, and of the smaller empty ones.
@@ -25,6 +23,8 @@ pub const SMALL: i64 = 4 * MIB;
 pub const LARGE: i64 = 8 * MIB;
 
 pub struct Field {
+    /// How many drivers are at work.
+    pub count: usize,
     drivers: Mutex<Vec<(Driver, Channel)>>,
     config: String,
     /// How often a driver was started anew.
@@ -53,12 +53,12 @@ pub enum Origin {
 
 impl Field {
     /// With a golden volume that holds a pattern, and a snapshot of it.
-    pub async fn new(lab: &Lab, namespace: &Namespace<'_>) -> Field {
+    pub async fn new(lab: &Lab, namespace: &Namespace<'_>, count: usize) -> Field {
         let class = Class::new(lab, &namespace.name);
         let pool = namespace.pool(&*lab.connect());
         let config = lab_config_with_own_user(lab, &namespace.name);
         let mut drivers = Vec::new();
-        for _ in 0..DRIVERS {
+        for _ in 0..count {
             drivers.push(start(&config).await);
         }
         let mut controller = ControllerClient::new(drivers[0].1.clone());
@@ -69,6 +69,7 @@ impl Field {
         drop(image);
         let snapshot = controller.create_snapshot(class.create_snapshot("golden", &golden)).await.unwrap();
         Field {
+            count,
             drivers: Mutex::new(drivers),
             config,
             restarts: AtomicUsize::new(0),
@@ -87,7 +88,7 @@ impl Field {
     /// Each driver in turn.
     pub fn controller(&self) -> ControllerClient<Channel> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.controller_of(turn % DRIVERS)
+        self.controller_of(turn % self.count)
     }
 
     /// The driver of that number.
@@ -96,12 +97,16 @@ impl Field {
     }
 
     /// Starts drivers anew that librbd has aborted: one handle of an image is closed while it works for one of the other driver, see
-    /// `src/rbd/ceph/shared.rs`. No other end is forgiven.
+    /// `src/rbd/ceph/shared.rs`. No other end is forgiven, and none of a driver that works alone.
     pub async fn keep_alive(&self) {
         loop {
-            for number in 0..DRIVERS {
+            for number in 0..self.count {
                 if !self.drivers.lock().unwrap()[number].0.has_ended() {
                     continue;
+                }
+                {
+                    let drivers = self.drivers.lock().unwrap();
+                    assert!(self.count > 1, "the only driver has ended: {}", drivers[number].0.log());
                 }
                 let fresh = start(&self.config).await;
                 let (old, _) = std::mem::replace(&mut self.drivers.lock().unwrap()[number], fresh);

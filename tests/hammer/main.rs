@@ -1,12 +1,13 @@
-//! Two drivers, one cluster, 64 clients, ten names: every answer is legal for what went before, and nothing is left.
+//! Two drivers or one, one cluster, 64 clients, ten names: every answer is legal for what went before, and nothing is left.
 //!
 //! The clients create, clone, restore, delete and look at volumes and snapshots of the same few names; some hang up in the
 //! middle, some bring deadlines nobody can meet. Every few seconds all stand still: what is there is settled and read, byte for
 //! byte, and what was answered since is held against the rules in [`history`].
 //!
-//! Each call goes to the one or the other driver: both work at once, on one catalogue, on the same names.
+//! Each call goes to the one or the other driver: both work at once, on one catalogue, on the same names. A driver that works
+//! alone is never aborted by librbd.
 //!
-//! `HAMMER_SECONDS` says for how long (20), `HAMMER_SEED` which numbers are drawn; the seed is printed. Which calls meet is the
+//! `HAMMER_SECONDS` says for how long (20, and half of it with one driver), `HAMMER_SEED` which numbers are drawn; the seed is printed. Which calls meet is the
 //! machine's affair, so a seed repeats the calls and not the run.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -35,15 +36,25 @@ const CLIENTS: u64 = 64;
 const ROUND: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_is_legal_and_nothing_is_left() {
+async fn every_answer_of_two_drivers_is_legal_and_nothing_is_left() {
+    hammer(2, 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_alone_is_never_aborted() {
+    hammer(1, 10).await;
+}
+
+/// With so many drivers, for so many seconds unless the environment says otherwise.
+async fn hammer(drivers: usize, seconds: u64) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seconds = number("HAMMER_SECONDS").unwrap_or(20);
+    let seconds = number("HAMMER_SECONDS").map_or(seconds, |all| all * seconds / 20);
     let seed = number("HAMMER_SEED").unwrap_or_else(Random::seed_of_now);
-    println!("hammer: HAMMER_SEED={seed}, {seconds} seconds");
+    println!("hammer: HAMMER_SEED={seed}, {seconds} seconds, {drivers} drivers");
 
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
-    let field = Arc::new(Field::new(&lab, &namespace).await);
+    let field = Arc::new(Field::new(&lab, &namespace, drivers).await);
     let keep_alive = tokio::spawn({
         let field = field.clone();
         async move { field.keep_alive().await }

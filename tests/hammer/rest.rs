@@ -9,7 +9,7 @@ use tonic::{Code, Response, Status};
 
 use super::clients::is_gone;
 use super::common::random::Random;
-use super::field::{DRIVERS, Field, NAMES, Origin, SMALL, pattern};
+use super::field::{Field, NAMES, Origin, SMALL, pattern};
 use super::history::{Event, Name, What};
 
 /// What a volume or snapshot holds.
@@ -37,7 +37,7 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
             continue;
         }
         let request = field.create_volume(number, &Origin::Empty(SMALL));
-        for driver in 0..DRIVERS {
+        for driver in 0..field.count {
             // Or another request has made it.
             let _ = finally(&format!("CreateVolume v{number}"), async || {
                 field.controller_of(driver).create_volume(request.clone()).await
@@ -47,7 +47,7 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
     }
     for number in 0..NAMES {
         let request = field.class.create_snapshot(&format!("s{number}"), &field.golden);
-        for driver in 0..DRIVERS {
+        for driver in 0..field.count {
             let _ = finally(&format!("CreateSnapshot s{number}"), async || {
                 field.controller_of(driver).create_snapshot(request.clone()).await
             })
@@ -172,7 +172,7 @@ async fn snapshots(field: &Field) -> Vec<Snapshot> {
 /// Deletes a volume through each driver in turn: after that none of them is at work on it, and it is gone.
 async fn delete_volume(field: &Field, id: &str) {
     let request = field.class.delete_volume(id);
-    for driver in 0..DRIVERS {
+    for driver in 0..field.count {
         let delete = async || field.controller_of(driver).delete_volume(request.clone()).await;
         finally(&format!("DeleteVolume {id}"), delete).await.unwrap();
     }
@@ -186,7 +186,7 @@ pub async fn delete_everything(field: &Field) {
     }
     for snapshot in snapshots(field).await {
         let request = field.class.delete_snapshot(&snapshot.snapshot_id);
-        for driver in 0..DRIVERS {
+        for driver in 0..field.count {
             let delete = async || field.controller_of(driver).delete_snapshot(request.clone()).await;
             finally("DeleteSnapshot", delete).await.unwrap();
         }

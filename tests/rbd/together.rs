@@ -42,7 +42,7 @@ pub(crate) fn images_are_cut_at_one_moment(place: &Place) {
             let all: Vec<_> = images.iter().map(|image| new(&**image, cut)).collect();
             // On a machine with much to do, half a minute can be too short to hold all writers off.
             loop {
-                match place.pool.create_snapshots(&all) {
+                match place.pool.create_snapshots(&all, &mut |_| Ok(())) {
                     Err(error) if error.errno == Errno::EBUSY && Instant::now() < deadline => {}
                     other => break other,
                 }
@@ -77,14 +77,17 @@ pub(crate) fn images_without_a_lock_or_a_free_name_are_not_cut_together(place: &
     let options = ImageOptions { features: Some(Features::LAYERING), ..layout() };
     place.pool.create_image("unlocked", MIB, &options).unwrap();
     let unlocked = open(&place.pool, "unlocked");
-    let refused = place.pool.create_snapshots(&[new(&*image, "s"), new(&*unlocked, "s")]);
+    let refused = place.pool.create_snapshots(&[new(&*image, "s"), new(&*unlocked, "s")], &mut |_| Ok(()));
     assert_eq!(errno(refused), Errno::EINVAL);
     let missing = NewSnapshot { image_id: "123456".to_owned(), name: "s".to_owned() };
-    assert_eq!(errno(place.pool.create_snapshots(&[new(&*image, "s"), missing])), Errno::ENOENT);
+    assert_eq!(
+        errno(place.pool.create_snapshots(&[new(&*image, "s"), missing], &mut |_| Ok(()))),
+        Errno::ENOENT
+    );
     assert_eq!(snapshot_names(&*image), [""; 0]);
     image.create_snapshot("s").unwrap();
-    assert_eq!(errno(place.pool.create_snapshots(&[new(&*image, "s")])), Errno::EEXIST);
-    place.pool.create_snapshots(&[new(&*image, "t")]).unwrap();
+    assert_eq!(errno(place.pool.create_snapshots(&[new(&*image, "s")], &mut |_| Ok(()))), Errno::EEXIST);
+    place.pool.create_snapshots(&[new(&*image, "t")], &mut |_| Ok(())).unwrap();
     assert_eq!(snapshot_names(&*open_read_only(&place.pool, "image")), ["s", "t"]);
     image.remove_snapshot("s").unwrap();
     image.remove_snapshot("t").unwrap();

@@ -190,6 +190,11 @@ impl Controller {
         Controller { session: model.connect(), leases: Leases::new(patience) }
     }
 
+    /// The same process, on another connection.
+    pub(crate) fn reconnected(&self, model: &Model) -> Controller {
+        Controller { session: model.connect(), leases: self.leases.clone() }
+    }
+
     /// The volumes of `home`, as a single RPC sees them.
     pub(crate) fn volumes(&self, home: Home) -> Result<Volumes> {
         let pool = self.session.cluster().pool(home.pool, home.namespace)?;

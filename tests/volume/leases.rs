@@ -1,10 +1,10 @@
-//! Who is at work on a record is left at it, for as long as it is alive.
+//! A controller that is at work on a record is left at it for as long as it is alive. One that takes its work over fences it first.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cinderblock::rbd::Errno;
-use cinderblock::rbd::model::Fault;
+use cinderblock::rbd::model::{Fault, Model};
+use cinderblock::rbd::{Errno, OmapUpdate};
 use cinderblock::volume::catalogue::State;
 use cinderblock::volume::{Error, Result};
 
@@ -173,5 +173,246 @@ fn a_renewal_whose_reply_is_lost_does_not_cost_the_lease() {
     });
     slow.create(&lab.wish("v")).unwrap();
     lab.controller.delete(RBD, "v").unwrap();
+    lab.assert_empty();
+}
+
+/// The lease of the one record that has one: the object and the key it is in, and what is stored.
+fn lease_of(model: &Model) -> (String, String, serde_json::Value) {
+    let pool = model.connect().cluster().pool(RBD.pool, RBD.namespace).unwrap();
+    for shard in 0..16 {
+        let object = format!("cinderblock.test.catalogue.{shard:02}");
+        for (key, value) in pool.omap_list(&object, "lease/", 10).unwrap().entries {
+            if key.starts_with("lease/") {
+                return (object, key, serde_json::from_slice(&value).unwrap());
+            }
+        }
+    }
+    panic!("nothing has a lease");
+}
+
+/// The one that stood still is at a call of its own again, and that call changes nothing.
+#[test]
+fn a_controller_that_was_overtaken_changes_nothing_any_more() {
+    for method in ["create_image", "omap_update", "remove_image"] {
+        let lab = Lab::new();
+        if method == "remove_image" {
+            lab.create("v");
+        }
+        let first = Controller::new(&lab.model);
+        let met = Arc::new(Mutex::new(None));
+        first.session.on_call({
+            let (met, model, plain) = (met.clone(), lab.model.clone(), lab.wish("v"));
+            move |call| {
+                let unfinished = Notes::of(&model.graph()).volumes.values().any(|v| v.state != State::Ready);
+                if call.method == method && unfinished && met.lock().unwrap().is_none() {
+                    let second = Controller::new(&model);
+                    second.delete(RBD, "v").unwrap();
+                    second.create(&plain).unwrap();
+                    *met.lock().unwrap() = Some(model.graph());
+                }
+            }
+        });
+        let outcome = if method == "remove_image" {
+            first.delete(RBD, "v")
+        } else {
+            first.create(&lab.wish("v")).map(drop)
+        };
+        assert!(matches!(&outcome, Err(error) if error.is(Errno::ESHUTDOWN)), "{method}: {outcome:?}");
+        assert!(first.session.is_blocklisted());
+        let after = met.lock().unwrap().take().expect("the other came in between");
+        assert_eq!(after, lab.graph(), "{method}: it changed something");
+        lab.controller.delete(RBD, "v").unwrap();
+        lab.assert_empty();
+    }
+}
+
+#[test]
+fn without_the_right_to_blocklist_nothing_is_taken_over() {
+    let lab = half_made(Fault::CrashBefore);
+    let powerless = Controller::new(&lab.model);
+    powerless.session.on_call({
+        let session = powerless.session.clone();
+        move |call| {
+            if call.method == "blocklist" {
+                session.inject(call.number, Fault::Fail(Errno::EPERM));
+            }
+        }
+    });
+    let before = lab.graph();
+    for outcome in [powerless.delete(RBD, "v"), powerless.create(&lab.wish("v")).map(drop)] {
+        let error = outcome.unwrap_err();
+        assert!(error.is(Errno::EPERM), "{error}");
+    }
+    assert_eq!(before, lab.graph());
+    lab.controller.delete(RBD, "v").unwrap();
+    lab.assert_empty();
+}
+
+/// Both controllers lose Ceph for longer than a lease lasts. The one that asks has seen the lease before.
+#[test]
+fn an_outage_is_not_taken_for_silence() {
+    let patience = Duration::from_secs(1);
+    let lab = half_made(Fault::CrashBefore);
+    let asks = Controller::patient(&lab.model, patience);
+    assert!(said_to_be_at_work(&asks.delete(RBD, "v")));
+    let first = asks.session.calls() + 1;
+    for call in first..first + 100_000 {
+        asks.session.inject(call, Fault::Fail(Errno::ETIMEDOUT));
+    }
+    std::thread::sleep(patience * 2);
+    assert!(matches!(asks.delete(RBD, "v"), Err(Error::Rbd(error)) if error.errno == Errno::ETIMEDOUT));
+    asks.session.forget_faults();
+    let back = Instant::now();
+    assert!(said_to_be_at_work(&asks.delete(RBD, "v")));
+    while let Err(error) = asks.delete(RBD, "v") {
+        assert!(matches!(error, Error::Conflict(_)), "{error}");
+        assert!(back.elapsed() < Duration::from_mins(5), "it never expires");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(back.elapsed() >= patience, "it was taken over after {:?}", back.elapsed());
+    lab.assert_empty();
+}
+
+/// A caller asks once, and again when the lease has expired: the controller has looked at it in between.
+#[test]
+fn a_lease_expires_though_its_record_is_asked_for_seldom() {
+    let patience = Duration::from_secs(1);
+    let lab = half_made(Fault::CrashBefore);
+    let asks = Controller::patient(&lab.model, patience);
+    let begun = Instant::now();
+    let mut asked = 0;
+    while asks.delete(RBD, "v").is_err() {
+        asked += 1;
+        assert!(begun.elapsed() < Duration::from_mins(5), "it never expires");
+        std::thread::sleep(patience * 3);
+    }
+    assert!(asked > 0);
+    lab.assert_empty();
+}
+
+/// A call hangs, and the connection is given up: the next operation of the same process fences it and goes on.
+#[test]
+fn an_operation_whose_connection_hangs_is_overtaken_in_its_own_process() {
+    let patience = Duration::from_secs(1);
+    let lab = Lab::new();
+    let stuck = Controller::patient(&lab.model, patience);
+    let next = stuck.reconnected(&lab.model);
+    stuck.session.on_call({
+        let (session, next) = (stuck.session.clone(), next.clone());
+        move |call| {
+            if call.method != "create_image" {
+                return;
+            }
+            // No renewal comes through any more.
+            for later in call.number + 1..call.number + 10_000 {
+                session.inject(later, Fault::Fail(Errno::ETIMEDOUT));
+            }
+            let begun = Instant::now();
+            while let Err(error) = next.delete(RBD, "v") {
+                assert!(matches!(error, Error::Conflict(_)), "{error}");
+                assert!(begun.elapsed() < Duration::from_mins(5), "it is at work for ever");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(begun.elapsed() >= patience);
+        }
+    });
+    let outcome = stuck.create(&lab.wish("v"));
+    assert!(matches!(&outcome, Err(error) if error.is(Errno::ESHUTDOWN)), "{outcome:?}");
+    assert!(stuck.session.is_blocklisted() && !next.session.is_blocklisted());
+    lab.assert_empty();
+}
+
+#[test]
+fn an_operation_on_the_same_connection_is_never_overtaken() {
+    let lab = Lab::new();
+    let slow = Controller::new(&lab.model);
+    slow.session.on_call({
+        let slow = slow.clone();
+        move |call| {
+            if call.method == "create_image" {
+                let outcome = slow.delete(RBD, "v");
+                let said = "another operation of this driver is at work";
+                assert!(matches!(&outcome, Err(Error::Conflict(why)) if why.contains(said)), "{outcome:?}");
+            }
+        }
+    });
+    slow.create(&lab.wish("v")).unwrap();
+    lab.controller.delete(RBD, "v").unwrap();
+    lab.assert_empty();
+}
+
+/// Snapshots that are cut at one moment have a connection of their own.
+#[test]
+fn a_further_connection_is_written_into_the_lease_before_it_works() {
+    let lab = Lab::new();
+    lab.create("a");
+    lab.create("b");
+    let cuts = Controller::patient(&lab.model, FOR_EVER);
+    let clients = Arc::new(Mutex::new(0));
+    cuts.session.on_call({
+        let (clients, model) = (clients.clone(), lab.model.clone());
+        move |call| {
+            if call.method == "create_snapshots" {
+                *clients.lock().unwrap() = lease_of(&model).2["clients"].as_array().unwrap().len();
+            }
+        }
+    });
+    cuts.group(RBD, "g", &["a", "b"]).unwrap();
+    assert_eq!(*clients.lock().unwrap(), 2);
+    lab.controller.delete_group(RBD, "g").unwrap();
+    for name in ["a", "b"] {
+        lab.controller.delete(RBD, name).unwrap();
+    }
+    lab.assert_empty();
+}
+
+/// A version before names no clients. It does not know what this one calls the renewals, so it cannot read this one's leases.
+#[test]
+fn leases_of_the_version_before_are_taken_over_and_it_cannot_read_these() {
+    let lab = half_made(Fault::CrashBefore);
+    let (object, key, mut lease) = lease_of(&lab.model);
+    let fields = lease.as_object_mut().unwrap();
+    assert_eq!(fields["version"], 2);
+    assert!(!fields.contains_key("renewed"));
+    fields["version"] = 1.into();
+    fields.remove("clients").unwrap();
+    let renewals = fields.remove("renewals").unwrap();
+    fields.insert("renewed".to_owned(), renewals);
+    let pool = lab.model.connect().cluster().pool(RBD.pool, RBD.namespace).unwrap();
+    let set = vec![(key, serde_json::to_vec(&lease).unwrap())];
+    pool.omap_update(&object, &OmapUpdate { set, ..OmapUpdate::default() }).unwrap();
+    assert!(said_to_be_at_work(&Controller::patient(&lab.model, FOR_EVER).delete(RBD, "v")));
+    let next = Controller::new(&lab.model);
+    next.delete(RBD, "v").unwrap();
+    assert!(!next.session.log().iter().any(|call| call.info.method == "blocklist"));
+    lab.assert_empty();
+}
+
+/// Ceph is away when an operation ends: its lease is given back when Ceph answers again, and its controller is not fenced.
+#[test]
+fn a_lease_that_could_not_be_given_back_is_given_back_later() {
+    let patience = Duration::from_secs(1);
+    let lab = Lab::new();
+    let healthy = Controller::patient(&lab.model, patience);
+    healthy.session.on_call({
+        let session = healthy.session.clone();
+        move |call| {
+            if call.method == "create_image" {
+                for later in call.number..call.number + 4 {
+                    session.inject(later, Fault::Fail(Errno::ETIMEDOUT));
+                }
+            }
+        }
+    });
+    healthy.create(&lab.wish("v")).unwrap_err();
+    assert_eq!(lease_of(&lab.model).2["clients"].as_array().unwrap().len(), 1);
+    let other = Controller::patient(&lab.model, FOR_EVER);
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while let Err(error) = other.delete(RBD, "v") {
+        assert!(said_to_be_at_work(&Err(error)));
+        assert!(Instant::now() < deadline, "it is never given back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!healthy.session.is_blocklisted());
     lab.assert_empty();
 }

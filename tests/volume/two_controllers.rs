@@ -2,8 +2,8 @@
 //! other request. However that ends, both callers ask again until they have their answer; then everything that is handed
 //! out holds what it should, all that must hold at rest holds, and once everything is deleted nothing is left.
 //!
-//! The first stands still for as long as its lease lasts, or for so short that the other respects it. In the first case the calls directly
-//! after a look at the record are left out: see the last paragraph of `cinderblock::volume`.
+//! The first stands still for as long as its lease lasts, so that the other fences it and takes its work over, or for so short that
+//! the other respects the lease.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,6 @@ use cinderblock::volume::catalogue::State;
 use cinderblock::volume::{Error, FlattenTarget, Policy, Result};
 
 use crate::lab::{BLOCK, Controller, Cut, Lab, RBD, Wish, home};
-use crate::properties::BY_NAME;
 use crate::rest::{Exempt, Notes, broken};
 
 /// A request, asked of a controller, about the volumes of [`set_up`].
@@ -103,7 +102,7 @@ fn play(format: CloneFormat, stands: Stands, victim: (&str, Ask), intruder: (&st
     first.session.on_call({
         let (met, second, known, model) = (met.clone(), second.clone(), known.clone(), lab.model.clone());
         move |call| {
-            if call.number == at && (stands == Stands::Shortly || !BY_NAME.contains(&call.method)) {
+            if call.number == at {
                 let _ = intruder.1(&second, &known);
                 *met.lock().unwrap() = Some(ready_volumes(&model.graph()));
             }
@@ -190,10 +189,7 @@ fn every_pair(format: CloneFormat, stands: Stands) {
     for victim in REQUESTS {
         for intruder in REQUESTS {
             let mut at = 1;
-            let mut misses = 0;
-            // A call by name is left out, but more may follow.
-            while misses < 3 {
-                misses = if play(format, stands, victim, intruder, at) { 0 } else { misses + 1 };
+            while play(format, stands, victim, intruder, at) {
                 plays += 1;
                 at += 1;
             }
@@ -229,7 +225,7 @@ fn a_killed_removal_is_finished_although_a_creation_cut_its_snapshot_too_late() 
         let second = Controller::new(&lab.model);
         second.session.inject(call, Fault::CrashInside(step));
         first.session.on_call(move |info| {
-            if info.number == at && !BY_NAME.contains(&info.method) {
+            if info.number == at {
                 let _ = second.delete(RBD, "b");
             }
         });

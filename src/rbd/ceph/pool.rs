@@ -126,8 +126,12 @@ impl Pool for CephPool {
         self.ioctx.check(code, call, object).map(drop)
     }
 
-    fn create_snapshots(&self, snapshots: &[NewSnapshot]) -> Result<()> {
-        super::together::create_snapshots(&self.ioctx, snapshots)
+    fn create_snapshots(
+        &self,
+        snapshots: &[NewSnapshot],
+        announce: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<()> {
+        super::together::create_snapshots(&self.ioctx, snapshots, announce)
     }
 
     fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()> {

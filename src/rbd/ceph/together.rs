@@ -29,8 +29,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const CALL: &str = "rbd_snap_create2";
 
-pub(super) fn create_snapshots(ioctx: &Ioctx, snapshots: &[NewSnapshot]) -> Result<()> {
+pub(super) fn create_snapshots(
+    ioctx: &Ioctx,
+    snapshots: &[NewSnapshot],
+    announce: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<()> {
     let connection = Arc::new(ioctx.connection().for_blocking(snapshots.len())?);
+    announce(connection.address())?;
     let ioctx = Arc::new(ioctx.over(&connection)?);
     let mut handles = Vec::new();
     for new in snapshots {

@@ -65,7 +65,7 @@ impl Cluster for ModelCluster {
     }
 
     fn address(&self) -> Result<String> {
-        self.session.call("address", "cluster", |_| Ok(self.session.address()))
+        Ok(self.session.address())
     }
 
     fn is_own(&self, address: &str) -> Result<bool> {

@@ -61,7 +61,12 @@ impl Pool for ModelPool {
         })
     }
 
-    fn create_snapshots(&self, snapshots: &[NewSnapshot]) -> Result<()> {
+    fn create_snapshots(
+        &self,
+        snapshots: &[NewSnapshot],
+        announce: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<()> {
+        announce(&self.session.second_address())?;
         let names: Vec<_> =
             snapshots.iter().map(|new| self.object(&format!("{}@{}", new.image_id, new.name))).collect();
         self.session.call("create_snapshots", names.join(" "), |call| {

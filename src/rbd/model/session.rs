@@ -111,6 +111,11 @@ impl Session {
         self.control().faults.insert(call, fault);
     }
 
+    /// Nothing is planned for any call any more.
+    pub fn forget_faults(&self) {
+        self.control().faults.clear();
+    }
+
     /// Calls `hook` before each call of this session from now on. No lock is held while it runs, so it may make
     /// calls on other sessions and inspect the model; calls of this session made inside it do not run it again.
     pub fn on_call(&self, hook: impl FnMut(&CallInfo) + Send + 'static) {
@@ -167,6 +172,11 @@ impl Session {
     /// This client's address as a blocklist would name it.
     pub(super) fn address(&self) -> String {
         format!("192.0.2.{}:0/{}", self.inner.number % 256, self.inner.number)
+    }
+
+    /// The address of the connection that this client makes beside its own for some calls. It does no work of its own here.
+    pub(super) fn second_address(&self) -> String {
+        format!("192.0.2.{}:1/{}", self.inner.number % 256, self.inner.number)
     }
 
     /// This client's global id.
@@ -226,8 +236,8 @@ impl Session {
 
     /// Numbers the call and runs the hook; the fault planned for it, or `ESHUTDOWN` when the session is dead.
     fn begin(&self, info: &mut CallInfo) -> Outcome<Option<Fault>> {
-        let blocklisted = self.state().blocklist.contains(&self.address());
         let hook = {
+            let blocklisted = self.is_blocklisted();
             let mut control = self.control();
             if control.dead || blocklisted {
                 return Err(Errno::ESHUTDOWN);
@@ -240,8 +250,18 @@ impl Session {
             hook(info);
             self.control().hook.get_or_insert(hook);
         }
+        let blocklisted = self.is_blocklisted();
         let control = self.control();
-        if control.dead { Err(Errno::ESHUTDOWN) } else { Ok(control.faults.get(&info.number).copied()) }
+        if control.dead || blocklisted {
+            Err(Errno::ESHUTDOWN)
+        } else {
+            Ok(control.faults.get(&info.number).copied())
+        }
+    }
+
+    /// Whether the cluster refuses this client.
+    pub fn is_blocklisted(&self) -> bool {
+        self.state().blocklist.contains(&self.address())
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {

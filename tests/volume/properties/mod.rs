@@ -18,8 +18,6 @@ use proptest::test_runner::{Config, FileFailurePersistence};
 use step::{Step, step, step_of_two};
 use world::World;
 
-pub(crate) use world::BY_NAME;
-
 /// Sequences of each test when the environment does not say.
 const SEQUENCES: u32 = 10_000;
 
