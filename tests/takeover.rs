@@ -208,7 +208,7 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
         (before, fenced)
     };
     let (outcome, (before, fenced)) = tokio::join!(begun, others);
-    outcome.expect_err("the first was overtaken");
+    assert!(outcome.is_err(), "{work:?}: the first was not overtaken");
     assert_eq!(picture(&*pool), before, "{work:?}: the first changed something afterwards");
 
     // It connects anew, and knows what the other has made.
@@ -219,7 +219,7 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
     }
     assert_eq!(picture(&*pool), before, "{work:?}: the first made another one");
 
-    for id in snapshot.iter() {
+    for id in &snapshot {
         insist!(second.delete_snapshot(id));
     }
     match work {

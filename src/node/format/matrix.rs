@@ -101,7 +101,7 @@ impl On {
         match self {
             // The superblock has a checksum.
             On::BegunXfs | On::OurBegunXfs => {
-                run("xfs_db", &["-x", "-c", "sb 0", "-c", "write inprogress 1", name])
+                run("xfs_db", &["-x", "-c", "sb 0", "-c", "write inprogress 1", name]);
             }
             On::BegunExt4 | On::OurBegunExt4 => put(1024, &[0; 1024]),
             On::Both => {
