@@ -36,13 +36,13 @@ pairs=(
 
 # Suites, in the table's order. Every pair runs the first, those of full_pairs the others too.
 suites=(integration model csi-sanity)
-full_suites=(lineage node kills)
+full_suites=(node kills)
 full_pairs=(16-on-16 18-on-18 20-on-20 20-on-16 16-on-20)
 
 # --- the suites ----------------------------------------------------------------------------------
 
 # Targets whose tests ask Ceph for something that releases may answer otherwise.
-integration=(rbd controller lists groups metadata modify serve fencing conformance)
+integration=(rbd controller lists groups metadata modify serve fencing takeover conformance)
 
 suite_integration() {
     local target
@@ -51,11 +51,6 @@ suite_integration() {
 
 suite_model() {
     AGREEMENT_SEQUENCES=15 AGREEMENT_KILLS=18 run_target model_agreement
-}
-
-suite_lineage() {
-    # Hundreds of clones of one volume take minutes, whatever the release.
-    run_target lineage --skip of_455_clones
 }
 
 suite_node() {
@@ -260,7 +255,7 @@ targets_of() {
         case $suite in
         integration) printf '%s\n' "${integration[@]}" ;;
         model) echo model_agreement ;;
-        lineage | node) echo "$suite" ;;
+        node) echo node ;;
         kills) echo kill_sweep ;;
         quick) printf '%s\n' controller model_agreement node ;;
         csi-sanity) ;;

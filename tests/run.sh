@@ -23,7 +23,7 @@ source lab/common.sh
 source lab/leaks.sh
 
 # Test targets of minutes: they belong to more, all others to test.
-long_targets=(faults hammer kill_sweep lineage)
+long_targets=(faults hammer kill_sweep lineage takeover)
 
 rows=() passed=0 failed=0 run_began=$(milliseconds)
 

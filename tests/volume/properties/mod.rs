@@ -19,7 +19,7 @@ use step::{Step, step, step_of_two};
 use world::World;
 
 /// Sequences of each test when the environment does not say.
-const SEQUENCES: u32 = 10_000;
+const SEQUENCES: u32 = 5_000;
 
 fn config() -> Config {
     let default = Config::default();
