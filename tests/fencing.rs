@@ -690,7 +690,7 @@ async fn wait_until_async<E: std::fmt::Debug>(
     }
 }
 
-/// The clients on the lab's blocklist that are there for years. Nobody else makes such entries.
+/// The clients on the lab's blocklist that are there for years: those of nodes and controllers that were fenced.
 fn fenced(lab: &Lab) -> Vec<String> {
     let cluster = lab.connect();
     let command = serde_json::json!({"prefix": "osd blocklist ls", "format": "json"});

@@ -180,7 +180,8 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
     let snapshot = if with_snapshot { Some(insist!(second.snapshot())) } else { None };
 
     let stop = [("CINDERBLOCK_STOP_BEFORE", method)];
-    let first = Controller { driver: Driver::start_in(&stop, &lab_config(&lab), &arguments), class: class() };
+    let patient = [&arguments[..], &["--rpc-timeout", "600"]].concat();
+    let first = Controller { driver: Driver::start_in(&stop, &lab_config(&lab), &patient), class: class() };
     let pid = first.driver.pid();
     let begun = async { first.begin(work).await };
     let others = async {
@@ -208,7 +209,8 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
         (before, fenced)
     };
     let (outcome, (before, fenced)) = tokio::join!(begun, others);
-    assert!(outcome.is_err(), "{work:?}: the first was not overtaken");
+    let status = outcome.unwrap_err();
+    assert!(status.message().contains("blocklisted"), "{work:?}: the first was not overtaken: {status}");
     assert_eq!(picture(&*pool), before, "{work:?}: the first changed something afterwards");
 
     // It connects anew, and knows what the other has made.

@@ -10,6 +10,9 @@
 //! wait for changes. An operation that comes to heavy work, such as a flatten of hours, exchanges its permit for a heavy one
 //! ([`Activity::begin_heavy`]), so that it keeps no other change waiting.
 //!
+//! An operation that hangs ([`Activity::is_given_up`]) does not keep what it works on: the next request for that starts another
+//! operation, on another connection, which takes its work over by fencing it.
+//!
 //! An operation that waits for a permit keeps its place in the queue for [`KEEPS_PLACE`] after its last caller's deadline, so
 //! that a caller that asks again and again gets its turn. After that it is dropped: nothing was begun, and otherwise a
 //! cluster that is away for long would gather every request made meanwhile.
@@ -237,7 +240,18 @@ impl Operations {
     {
         let mut table = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         for key in &operation.keys {
-            let Some(holder) = table.get(key) else { continue };
+            let Some(holder) = table.get(key).cloned() else { continue };
+            if holder.activity.is_given_up() {
+                tracing::warn!(
+                    rpc = holder.operation.rpc,
+                    key,
+                    seconds = holder.since.elapsed().as_secs(),
+                    activity = %holder.activity,
+                    "an operation hangs, and is given up"
+                );
+                table.retain(|_, running| !Arc::ptr_eq(running, &holder));
+                continue;
+            }
             let same = holder.operation.rpc == operation.rpc
                 && holder.operation.keys == operation.keys
                 && holder.operation.request == operation.request;
@@ -254,7 +268,7 @@ impl Operations {
         let (sender, answer) = watch::channel(None);
         let sender: Sender<T> = Arc::new(sender);
         let activity = Arc::new(Activity::default());
-        activity.begin("waiting for other operations in this pool");
+        activity.begin_waiting("waiting for other operations in this pool");
         let running = Arc::new(Running {
             operation,
             since: Instant::now(),
@@ -266,7 +280,7 @@ impl Operations {
         }
         drop(table);
 
-        let mut held = Held { table: self.running.clone(), keys: running.operation.keys.clone() };
+        let mut held = Held { table: self.running.clone(), running: running.clone() };
         let (permits, operation) = (self.permits.clone(), running.operation.clone());
         tokio::spawn(async move {
             let permit = {
@@ -298,7 +312,7 @@ impl Operations {
 /// An operation's keys in the table, given back when dropped.
 struct Held {
     table: Arc<Mutex<HashMap<String, Arc<Running>>>>,
-    keys: Vec<String>,
+    running: Arc<Running>,
 }
 
 impl Held {
@@ -307,16 +321,24 @@ impl Held {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = sender.receiver_count() == 0;
         if alone {
-            self.keys.drain(..).for_each(|key| drop(table.remove(&key)));
+            self.release(&mut table);
         }
         alone
+    }
+
+    /// Another operation may have the keys, when this one was given up.
+    fn release(&self, table: &mut HashMap<String, Arc<Running>>) {
+        for key in &self.running.operation.keys {
+            if table.get(key).is_some_and(|running| Arc::ptr_eq(running, &self.running)) {
+                table.remove(key);
+            }
+        }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        self.keys.drain(..).for_each(|key| drop(table.remove(&key)));
+        self.release(&mut self.table.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -378,6 +400,38 @@ mod tests {
         release.send(()).unwrap();
         assert_eq!(again.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 7);
         assert_eq!(runs.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn an_operation_that_hangs_is_given_up_and_keeps_nothing() {
+        let operations = Operations::default();
+        let (release, wait) = mpsc::channel::<()>();
+        let (begun, at_work) = mpsc::channel();
+        let hangs = move |activity: Arc<Activity>| {
+            begun.send(activity).unwrap();
+            Ok(wait.recv().is_ok())
+        };
+        let (_, mut first) = operations.start(operation("X", "k", ""), hangs).unwrap();
+        let activity =
+            tokio::task::spawn_blocking(move || at_work.recv_timeout(LONG).unwrap()).await.unwrap();
+        assert_eq!(
+            operations.run(operation("Y", "k", ""), LONG, |_| Ok(1)).await.unwrap_err().code(),
+            Code::Aborted
+        );
+        activity.give_up();
+        let (end, wait) = mpsc::channel::<()>();
+        let work = move |_: Arc<Activity>| Ok(wait.recv().is_ok());
+        let (_, mut second) = operations.start(operation("X", "k", ""), work).unwrap();
+        // The first ends after all, and lets go of nothing that the second has.
+        drop(release);
+        assert!(!first.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap());
+        assert_eq!(
+            operations.run(operation("Y", "k", ""), LONG, |_| Ok(1)).await.unwrap_err().code(),
+            Code::Aborted
+        );
+        end.send(()).unwrap();
+        assert!(second.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap());
+        assert_eq!(operations.run(operation("Y", "k", ""), LONG, |_| Ok(1)).await.unwrap(), 1);
     }
 
     #[tokio::test]

@@ -37,6 +37,7 @@ impl Scope {
             Error::Exhausted(_) => Status::resource_exhausted(message),
             Error::Conflict(_) => Status::aborted(message),
             Error::Rbd(cause) => Status::new(code(cause.errno), self.advise(cause, message)),
+            Error::MayNotFence(cause) => Status::permission_denied(self.advise(cause, message)),
             Error::Unfinished(cause) => {
                 let code = match code(cause.errno) {
                     Code::Unavailable if cause.errno == Errno::ETIMEDOUT => Code::DeadlineExceeded,
@@ -326,6 +327,7 @@ mod tests {
             Error::HasSnapshots { volume: words(), image_id: words(), snapshots: vec![words()] },
             Error::Exhausted(words()),
             Error::Conflict(words()),
+            Error::MayNotFence(cause(Errno::EPERM)),
         ];
         errors.extend(errnos.flat_map(|errno| [Error::Rbd(cause(errno)), Error::Unfinished(cause(errno))]));
         for error in errors {

@@ -158,6 +158,7 @@ impl Pool for Wired<Arc<dyn Pool>> {
     delegate! {
         local name() -> &str;
         local namespace() -> &str;
+        local has_timed_out() -> bool;
         read namespace_exists() -> Result<bool>;
         read stats() -> Result<PoolStats>;
         change create_image(name: &str, size: u64, options: &ImageOptions) -> Result<()>;

@@ -80,6 +80,9 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// The connection this pool was opened on, to reach parents that live in other pools.
     fn cluster(&self) -> Arc<dyn Cluster>;
 
+    /// Whether a call on this pool or on an image that was opened through it timed out: it can be on its way to the cluster still.
+    fn has_timed_out(&self) -> bool;
+
     /// Whether the namespace is registered, as `rbd namespace create` does. Images can be created only in one that is; the
     /// default namespace always is.
     fn namespace_exists(&self) -> Result<bool>;

@@ -3,6 +3,10 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long nothing may be heard of an operation before it counts as hung. The longest call that tells nothing of its progress
+/// is the walk over an image of many terabytes without an object map.
+const GIVEN_UP: Duration = Duration::from_mins(10);
+
 /// What an operation is doing now, for those who wait for it: a step, and how far it is in per cent when that is known.
 #[derive(Default)]
 pub struct Activity {
@@ -20,11 +24,19 @@ struct State {
     changed: Instant,
     /// It waits for another operation of this driver, for however long that takes.
     waits: bool,
+    given_up: bool,
 }
 
 impl Default for State {
     fn default() -> State {
-        State { step: String::new(), why: None, percent: None, changed: Instant::now(), waits: false }
+        State {
+            step: String::new(),
+            why: None,
+            percent: None,
+            changed: Instant::now(),
+            waits: false,
+            given_up: false,
+        }
     }
 }
 
@@ -38,6 +50,12 @@ impl Activity {
     /// Says which step begins.
     pub fn begin(&self, step: impl Into<String>) {
         self.set(step.into(), None);
+    }
+
+    /// Says that it waits for other operations of this driver from now on, for however long that takes.
+    pub fn begin_waiting(&self, step: impl Into<String>) {
+        self.begin(step);
+        self.lock().waits = true;
     }
 
     /// Says that the image `spec` is flattened from now on, and why.
@@ -55,15 +73,15 @@ impl Activity {
     pub fn begin_heavy(&self) {
         let act = self.when_heavy.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(act) = act {
-            self.begin("waiting for other flattens and removals in this pool");
-            self.lock().waits = true;
+            self.begin_waiting("waiting for other flattens and removals in this pool");
             act();
             self.begin("");
         }
     }
 
     fn set(&self, step: String, why: Option<String>) {
-        *self.lock() = State { step, why, ..State::default() };
+        let mut state = self.lock();
+        *state = State { step, why, given_up: state.given_up, ..State::default() };
     }
 
     /// What it is doing, if that is flattening an image.
@@ -88,6 +106,20 @@ impl Activity {
     pub fn quiet_for(&self) -> Duration {
         let state = self.lock();
         if state.waits { Duration::ZERO } else { state.changed.elapsed() }
+    }
+
+    /// Has it count as hung.
+    pub fn give_up(&self) {
+        self.lock().given_up = true;
+    }
+
+    /// Whether a call of it counts as hung, for ever perhaps. Its connection was set aside long before. Its leases are not
+    /// renewed any more, so that the same request can be carried out on another connection, which fences this one first.
+    pub fn is_given_up(&self) -> bool {
+        let quiet = self.quiet_for();
+        let mut state = self.lock();
+        state.given_up |= quiet >= GIVEN_UP;
+        state.given_up
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -47,6 +47,11 @@ pub enum Error {
     /// Ceph failed before anything was changed, or after everything begun was undone.
     #[error("{0}")]
     Rbd(#[from] rbd::Error),
+    /// Another controller has begun the work and is gone, and the user may not fence it.
+    #[error(
+        "another controller that is gone has begun this, and to take its work over it is put on Ceph's blocklist: {0}"
+    )]
+    MayNotFence(rbd::Error),
     /// Ceph failed half-way. What was begun is recorded, and the same request continues it.
     #[error("not finished, and the same request will continue it: {0}")]
     Unfinished(rbd::Error),
@@ -69,7 +74,7 @@ impl Error {
     /// undone before such an error is returned.
     pub fn is_final(&self) -> bool {
         match self {
-            Error::Conflict(_) | Error::Unfinished(_) => false,
+            Error::Conflict(_) | Error::Unfinished(_) | Error::MayNotFence(_) => false,
             Error::Rbd(cause) => !cause.class().may_pass(),
             _ => true,
         }
@@ -88,6 +93,9 @@ impl Error {
 
     /// Whether Ceph answered with this errno.
     pub fn is(&self, errno: Errno) -> bool {
-        matches!(self, Error::Rbd(error) | Error::Unfinished(error) if error.errno == errno)
+        matches!(
+            self,
+            Error::Rbd(error) | Error::Unfinished(error) | Error::MayNotFence(error) if error.errno == errno
+        )
     }
 }

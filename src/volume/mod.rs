@@ -171,7 +171,7 @@ impl Volumes {
     pub fn new(pool: Arc<dyn Pool>, instance: &str, process: Process, activity: Arc<Activity>) -> Volumes {
         let journal = Journal::new(pool.clone(), instance);
         Volumes {
-            catalogue: Catalogue::new(pool.clone(), instance, process.leases.clone()),
+            catalogue: Catalogue::new(pool.clone(), instance, process.leases.of(&activity)),
             origin: journal.clone(),
             journal,
             pool,

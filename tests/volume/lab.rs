@@ -197,11 +197,16 @@ impl Controller {
 
     /// The volumes of `home`, as a single RPC sees them.
     pub(crate) fn volumes(&self, home: Home) -> Result<Volumes> {
+        self.volumes_for(home, Arc::new(Activity::default()))
+    }
+
+    /// The same for the operation that does this.
+    pub(crate) fn volumes_for(&self, home: Home, activity: Arc<Activity>) -> Result<Volumes> {
         let pool = self.session.cluster().pool(home.pool, home.namespace)?;
         // The other controllers of a test stand still while one waits; and calls come in one order.
         let (patience, at_once) = (Duration::ZERO, 1);
         let process = Process { leases: self.leases.clone(), patience, at_once, ..Process::default() };
-        Ok(Volumes::new(pool, "test", process, Arc::new(Activity::default())))
+        Ok(Volumes::new(pool, "test", process, activity))
     }
 
     /// Does something, and settles what it leaves, as the driver does in the background.

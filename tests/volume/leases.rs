@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cinderblock::rbd::model::{Fault, Model};
 use cinderblock::rbd::{Errno, OmapUpdate};
 use cinderblock::volume::catalogue::State;
-use cinderblock::volume::{Error, Result};
+use cinderblock::volume::{Activity, Error, Result};
 
 use crate::lab::{Controller, Lab, RBD};
 use crate::rest::Notes;
@@ -142,8 +142,8 @@ fn a_lease_that_is_renewed_does_not_expire() {
 }
 
 #[test]
-fn who_has_failed_lets_go() {
-    let lab = half_made(Fault::Fail(Errno::ETIMEDOUT));
+fn a_failed_operation_lets_go() {
+    let lab = half_made(Fault::Fail(Errno::EIO));
     Controller::patient(&lab.model, FOR_EVER).create(&lab.wish("v")).unwrap();
 }
 
@@ -241,7 +241,7 @@ fn without_the_right_to_blocklist_nothing_is_taken_over() {
     let before = lab.graph();
     for outcome in [powerless.delete(RBD, "v"), powerless.create(&lab.wish("v")).map(drop)] {
         let error = outcome.unwrap_err();
-        assert!(error.is(Errno::EPERM), "{error}");
+        assert!(matches!(error, Error::MayNotFence(_)), "{error}");
     }
     assert_eq!(before, lab.graph());
     lab.controller.delete(RBD, "v").unwrap();
@@ -261,8 +261,8 @@ fn an_outage_is_not_taken_for_silence() {
     }
     std::thread::sleep(patience * 2);
     assert!(matches!(asks.delete(RBD, "v"), Err(Error::Rbd(error)) if error.errno == Errno::ETIMEDOUT));
-    asks.session.forget_faults();
     let back = Instant::now();
+    asks.session.forget_faults();
     assert!(said_to_be_at_work(&asks.delete(RBD, "v")));
     while let Err(error) = asks.delete(RBD, "v") {
         assert!(matches!(error, Error::Conflict(_)), "{error}");
@@ -319,6 +319,35 @@ fn an_operation_whose_connection_hangs_is_overtaken_in_its_own_process() {
     let outcome = stuck.create(&lab.wish("v"));
     assert!(matches!(&outcome, Err(error) if error.is(Errno::ESHUTDOWN)), "{outcome:?}");
     assert!(stuck.session.is_blocklisted() && !next.session.is_blocklisted());
+    lab.assert_empty();
+}
+
+/// A call hangs for ever, on a connection on which others get through.
+#[test]
+fn an_operation_that_is_given_up_does_not_renew_its_lease() {
+    let patience = Duration::from_secs(1);
+    let lab = Lab::new();
+    let hangs = Controller::patient(&lab.model, patience);
+    let next = Controller::patient(&lab.model, patience);
+    let activity = Arc::new(Activity::default());
+    hangs.session.on_call({
+        let (next, activity) = (next.clone(), activity.clone());
+        move |call| {
+            if call.method != "create_image" {
+                return;
+            }
+            activity.give_up();
+            let begun = Instant::now();
+            while let Err(error) = next.delete(RBD, "v") {
+                assert!(matches!(error, Error::Conflict(_)), "{error}");
+                assert!(begun.elapsed() < Duration::from_mins(5), "it is at work for ever");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    });
+    let outcome = hangs.volumes_for(RBD, activity).unwrap().create(&lab.wish("v").request());
+    assert!(matches!(&outcome, Err(error) if error.is(Errno::ESHUTDOWN)), "{outcome:?}");
+    assert!(hangs.session.is_blocklisted());
     lab.assert_empty();
 }
 
@@ -388,10 +417,10 @@ fn leases_of_the_version_before_are_taken_over_and_it_cannot_read_these() {
     lab.assert_empty();
 }
 
-/// Ceph is away when an operation ends: its lease is given back when Ceph answers again, and its controller is not fenced.
+/// Ceph refuses writes when an operation ends: its lease is given back when Ceph takes them again, and its controller is not fenced.
 #[test]
 fn a_lease_that_could_not_be_given_back_is_given_back_later() {
-    let patience = Duration::from_secs(1);
+    let patience = Duration::from_secs(6);
     let lab = Lab::new();
     let healthy = Controller::patient(&lab.model, patience);
     healthy.session.on_call({
@@ -399,14 +428,14 @@ fn a_lease_that_could_not_be_given_back_is_given_back_later() {
         move |call| {
             if call.method == "create_image" {
                 for later in call.number..call.number + 4 {
-                    session.inject(later, Fault::Fail(Errno::ETIMEDOUT));
+                    session.inject(later, Fault::Fail(Errno::EIO));
                 }
             }
         }
     });
     healthy.create(&lab.wish("v")).unwrap_err();
     assert_eq!(lease_of(&lab.model).2["clients"].as_array().unwrap().len(), 1);
-    let other = Controller::patient(&lab.model, FOR_EVER);
+    let other = Controller::patient(&lab.model, patience);
     let deadline = Instant::now() + Duration::from_mins(1);
     while let Err(error) = other.delete(RBD, "v") {
         assert!(said_to_be_at_work(&Err(error)));
@@ -414,5 +443,64 @@ fn a_lease_that_could_not_be_given_back_is_given_back_later() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(!healthy.session.is_blocklisted());
+    lab.assert_empty();
+}
+
+/// The lease is taken, and the reply is lost: no operation has it, and it is given back.
+#[test]
+fn a_lease_whose_taking_lost_its_reply_is_given_back() {
+    let patience = Duration::from_secs(6);
+    let lab = Lab::new();
+    let healthy = Controller::patient(&lab.model, patience);
+    healthy.session.on_call({
+        let session = healthy.session.clone();
+        move |call| {
+            if call.method == "omap_update" {
+                session.inject(call.number, Fault::LoseReply(Errno::EIO));
+            }
+        }
+    });
+    healthy.create(&lab.wish("v")).unwrap_err();
+    lease_of(&lab.model);
+    healthy.session.on_call(|_| ());
+    let other = Controller::patient(&lab.model, patience);
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while let Err(error) = other.delete(RBD, "v") {
+        assert!(said_to_be_at_work(&Err(error)));
+        assert!(Instant::now() < deadline, "it is never given back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!healthy.session.is_blocklisted());
+    lab.assert_empty();
+}
+
+/// The call can be on its way still. Nobody waits for the lease to expire: its operation is over.
+#[test]
+fn a_call_that_timed_out_is_fenced_before_its_work_is_done_again() {
+    let lab = half_made(Fault::Fail(Errno::ETIMEDOUT));
+    assert_eq!(lease_of(&lab.model).2["over"], true);
+    let next = Controller::patient(&lab.model, FOR_EVER);
+    next.delete(RBD, "v").unwrap();
+    let fenced = next.session.log().into_iter().filter(|call| call.info.method == "blocklist").count();
+    assert_eq!(fenced, 1);
+    lab.assert_empty();
+}
+
+/// Leases can be read and not be written: the holder cannot renew it either.
+#[test]
+fn while_nothing_can_be_written_no_controller_is_taken_for_silent() {
+    let lab = half_made(Fault::CrashBefore);
+    let asks = Controller::new(&lab.model);
+    asks.session.on_call({
+        let session = asks.session.clone();
+        move |call| {
+            if call.method == "omap_update" && session.calls() > 1 {
+                session.inject(call.number, Fault::Fail(Errno::EROFS));
+            }
+        }
+    });
+    asks.delete(RBD, "v").unwrap_err();
+    assert!(!asks.session.log().iter().any(|call| call.info.method == "blocklist"));
+    lab.controller.delete(RBD, "v").unwrap();
     lab.assert_empty();
 }

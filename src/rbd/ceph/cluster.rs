@@ -62,11 +62,11 @@ impl Cluster for CephCluster {
         // SAFETY: the handle is connected; the address is NUL-terminated, and librados reads it alone, `const` or not.
         let code =
             unsafe { rados_blocklist_add(self.connection.raw(), c_address.as_ptr().cast_mut(), seconds) };
-        self.connection.check(code, call, || address.to_owned()).map_err(|error| match error.errno {
-            // The monitors know the user, who connected before.
-            Errno::EACCES => Error { errno: Errno::EPERM, ..error },
-            _ => error,
-        })?;
+        if code == -(Errno::EACCES as c_int) {
+            // The monitors know the user, who connected before: the connection is as good as it was.
+            return Err(Error::new(Errno::EPERM, call, address));
+        }
+        self.connection.check(code, call, || address.to_owned())?;
         // SAFETY: the handle is connected.
         let code = unsafe { rados_wait_for_latest_osdmap(self.connection.raw()) };
         self.connection.check(code, "rados_wait_for_latest_osdmap", || address.to_owned()).map(drop)

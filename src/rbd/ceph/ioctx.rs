@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::call::c_string;
@@ -17,6 +18,7 @@ pub(super) struct Ioctx {
     raw: rados::rados_ioctx_t,
     pool: String,
     namespace: String,
+    timed_out: AtomicBool,
     // Dropped after `drop` has destroyed the context.
     connection: Arc<Connection>,
 }
@@ -45,8 +47,14 @@ impl Ioctx {
             raw,
             pool: pool.to_owned(),
             namespace: namespace.to_owned(),
+            timed_out: AtomicBool::new(false),
             connection: Arc::clone(connection),
         })
+    }
+
+    /// Whether a call timed out.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.timed_out.load(Ordering::Relaxed)
     }
 
     /// The handle, for calls that take a `rados_ioctx_t`.
@@ -96,7 +104,11 @@ impl Ioctx {
         call: &'static str,
         object: impl FnOnce() -> String,
     ) -> Result<c_int> {
-        self.connection.check(code, call, object)
+        let checked = self.connection.check(code, call, object);
+        if matches!(&checked, Err(error) if error.errno == Errno::ETIMEDOUT) {
+            self.timed_out.store(true, Ordering::Relaxed);
+        }
+        checked
     }
 
     /// Calls `method` of the OSD's `rbd` class, as librbd does, on `object`. There is no output. `input` is in Ceph's encoding.

@@ -150,6 +150,10 @@ impl Pool for CephPool {
         directory::rename(&self.ioctx, from, to)
     }
 
+    fn has_timed_out(&self) -> bool {
+        self.ioctx.has_timed_out()
+    }
+
     fn namespace_exists(&self) -> Result<bool> {
         if self.ioctx.namespace().is_empty() {
             return Ok(true);

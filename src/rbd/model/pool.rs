@@ -127,6 +127,10 @@ impl Pool for ModelPool {
         self.session.call("rename_image", self.object(from), |call| rename(call, &self.place, from, to))
     }
 
+    fn has_timed_out(&self) -> bool {
+        self.session.has_timed_out()
+    }
+
     fn namespace_exists(&self) -> Result<bool> {
         self.session.call("namespace_exists", self.object(""), |call| {
             match call.state().check_registered(&self.place) {

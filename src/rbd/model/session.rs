@@ -82,6 +82,7 @@ struct Inner {
 struct Control {
     dead: bool,
     linger: bool,
+    timed_out: bool,
     calls: usize,
     faults: BTreeMap<usize, Fault>,
     records: Vec<CallRecord>,
@@ -230,7 +231,10 @@ impl Session {
         }
         let error = outcome.as_ref().err().copied();
         let answer = outcome.map_err(|errno| Error::new(errno, method, info.object.clone()));
-        self.control().records.push(CallRecord { info, steps, error });
+        let mut control = self.control();
+        control.timed_out |= error == Some(Errno::ETIMEDOUT);
+        control.records.push(CallRecord { info, steps, error });
+        drop(control);
         answer
     }
 
@@ -257,6 +261,11 @@ impl Session {
         } else {
             Ok(control.faults.get(&info.number).copied())
         }
+    }
+
+    /// Whether a call of this client timed out.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.control().timed_out
     }
 
     /// Whether the cluster refuses this client.

@@ -1,7 +1,7 @@
 //! The protocol by which a controller takes over what another one has begun: two controllers, one name,
 //! and at every step a freeze, a crash, an outage or a lost reply. A frozen controller is one that makes
 //! no step while the other does and time passes, and then goes on. A call by name is sent in one step and
-//! lands in a later one.
+//! lands in a later one, perhaps after its sender has given it up.
 //!
 //! A step of the model is one guarded write, one call by name, one look at a lease, or one entry on the
 //! blocklist. The tests leave out one rule at a time, and show that the protocol needs each of them.
@@ -31,6 +31,8 @@ enum Without {
     ConnectionNoted,
     /// A record is written whatever it and its lease are now.
     Guarded,
+    /// The lease of an operation whose call timed out is given back like any other.
+    TimeoutMarked,
     /// A lease that stays the same expires, whether it could be read meanwhile or not.
     ReadableTime,
 }
@@ -53,6 +55,8 @@ struct Lease {
     process: u8,
     clients: BTreeSet<Connection>,
     renewals: u8,
+    /// Its operation has ended, and a call of it may be on its way.
+    over: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -95,6 +99,8 @@ enum Phase {
 struct Controller {
     process: u8,
     connection: Connection,
+    /// A call of its last operation timed out, and that one's lease is not marked yet.
+    timed_out: bool,
     phase: Phase,
     frozen: bool,
     /// It was frozen for longer than a lease lasts.
@@ -130,6 +136,7 @@ enum Action {
     Send(usize),
     Land(usize),
     LandWithoutReply(usize),
+    TimeOut(usize),
     LandLate,
     Finish(usize),
     Look(usize),
@@ -188,9 +195,16 @@ impl State {
     /// A new lease, unless there were too many.
     fn lease(&mut self, at: usize) -> Option<Lease> {
         let id = self.leases;
+        self.controllers[at].timed_out = false;
         let Controller { process, connection, .. } = self.controllers[at];
         self.leases += 1;
-        (id < LEASES).then(|| Lease { id, process, clients: BTreeSet::from([connection]), renewals: 0 })
+        (id < LEASES).then(|| Lease {
+            id,
+            process,
+            clients: BTreeSet::from([connection]),
+            renewals: 0,
+            over: false,
+        })
     }
 
     /// A guarded write of a record that is as it was read.
@@ -226,6 +240,7 @@ impl Model for Protocol {
         let controller = |number| Controller {
             process: number,
             connection: number,
+            timed_out: false,
             phase: Phase::Idle,
             frozen: false,
             lost: false,
@@ -266,6 +281,7 @@ impl Model for Protocol {
             if state.mishaps < MISHAPS {
                 actions.extend([
                     Action::LandWithoutReply(controller),
+                    Action::TimeOut(controller),
                     Action::Freeze(controller),
                     Action::Kill(controller),
                 ]);
@@ -358,6 +374,19 @@ impl Model for Protocol {
                 state.controllers[at].phase = Phase::Idle;
                 state.mishaps += 1;
             }
+            Action::TimeOut(at) => {
+                let Phase::Sent(_, connection, call) = state.controllers[at].phase else { return None };
+                // The next request of this controller has another connection.
+                if state.connections == CONNECTIONS {
+                    return None;
+                }
+                state.in_flight.insert((connection, call));
+                state.controllers[at].phase = Phase::Idle;
+                state.controllers[at].connection = state.connections;
+                state.controllers[at].timed_out = without != Without::TimeoutMarked;
+                state.connections += 1;
+                state.mishaps += 1;
+            }
             Action::LandLate => {
                 let (connection, call) = state.in_flight.pop_first()?;
                 state.land(connection, call);
@@ -385,16 +414,19 @@ impl Model for Protocol {
                 if state.controllers[at].phase != Phase::Idle || record.progress == Progress::Ready {
                     return None;
                 }
-                let is_left = record.process().is_none_or(|process| process == state.controllers[at].process);
-                state.controllers[at].phase =
-                    if is_left { Phase::Fenced(record) } else { Phase::Watches(record, false) };
+                let ours = record.process().is_some_and(|process| process == state.controllers[at].process);
+                // The controller knows of its own operations that they have ended.
+                let is_over = ours || record.lease.as_ref().is_none_or(|lease| lease.over);
+                state.controllers[at].phase = Phase::Watches(record, is_over);
             }
             Action::Fence(at) => match state.controllers[at].phase.clone() {
                 Phase::Watches(record, true) if !state.outage => {
                     if !matches!(without, Without::Fencing | Without::FenceFirst)
                         && let Some(lease) = &record.lease
                     {
-                        state.fence(&lease.clients);
+                        let own = state.controllers[at].connection;
+                        let others = lease.clients.iter().copied().filter(|client| *client != own).collect();
+                        state.fence(&others);
                     }
                     state.controllers[at].phase = Phase::Fenced(record);
                 }
@@ -440,8 +472,14 @@ impl Model for Protocol {
                 let connection = state.connections;
                 state.connections += 1;
                 let process = state.controllers[at].process + 2;
-                state.controllers[at] =
-                    Controller { process, connection, phase: Phase::Idle, frozen: false, lost: false };
+                state.controllers[at] = Controller {
+                    process,
+                    connection,
+                    timed_out: false,
+                    phase: Phase::Idle,
+                    frozen: false,
+                    lost: false,
+                };
                 state.mishaps += 1;
             }
             Action::Outage => {
@@ -459,7 +497,9 @@ impl Model for Protocol {
                 for controller in &mut state.controllers {
                     controller.lost |= controller.frozen;
                     let Some(record) = &mut state.record else { continue };
-                    if record.process() != Some(controller.process) || controller.frozen || state.outage {
+                    let is_over = record.lease.as_ref().is_some_and(|lease| lease.over);
+                    let ours = record.process() == Some(controller.process);
+                    if !ours || is_over || controller.frozen || state.outage {
                         continue;
                     }
                     let is_at_work = match &controller.phase {
@@ -469,6 +509,8 @@ impl Model for Protocol {
                     if is_at_work {
                         let lease = record.lease.as_mut()?;
                         lease.renewals = 1 - lease.renewals;
+                    } else if std::mem::take(&mut controller.timed_out) {
+                        record.lease.as_mut()?.over = true;
                     } else {
                         // It is given back, if that has failed before.
                         record.lease = None;
@@ -522,6 +564,7 @@ fn finished(protocol: &Protocol, state: &State) -> State {
     state.controllers[0] = Controller {
         process: u8::MAX,
         connection: Connection::MAX,
+        timed_out: false,
         phase: Phase::Idle,
         frozen: false,
         lost: false,
@@ -557,6 +600,7 @@ fn every_rule_is_needed() {
         (Without::FenceFirst, NO_LATE_CHANGE),
         (Without::ConnectionNoted, NO_LATE_CHANGE),
         (Without::Guarded, WHOLE),
+        (Without::TimeoutMarked, NO_LATE_CHANGE),
         (Without::ReadableTime, NONE_HEALTHY),
     ] {
         let search = Protocol { without }.checker().threads(2);
