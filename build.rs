@@ -1,9 +1,9 @@
 //! Generates the CSI types and services from `proto/`, without protoc.
 //!
-//! Three files go to `OUT_DIR`, and `src/csi/proto.rs` includes them: the types (`csi.v1.rs`), the encoded descriptor
-//! with its options (`csi_descriptor.bin`), and a `Debug` for each message with a `csi_secret` field
-//! (`csi_debug.rs`). Which messages those are is read from the descriptor, so a field that gains the mark can
-//! never be printed by a derived `Debug`.
+//! Three files go to `OUT_DIR`, and `src/csi/proto.rs` includes them: the types (`csi.v1.rs`), the
+//! encoded descriptor with its options (`csi_descriptor.bin`), and a `Debug` for each message with
+//! a `csi_secret` field (`csi_debug.rs`). Which messages those are is read from the descriptor, so
+//! a field that gains the mark can never be printed by a derived `Debug`.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -44,8 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The fields of `message` that carry the option `csi_secret`.
 fn secret_fields(message: &MessageDescriptor) -> Result<Vec<FieldDescriptor>, Box<dyn Error>> {
     let pool: &DescriptorPool = message.parent_pool();
-    let csi_secret =
-        pool.get_extension_by_name("csi.v1.csi_secret").ok_or("csi.proto does not define csi_secret")?;
+    let csi_secret = pool
+        .get_extension_by_name("csi.v1.csi_secret")
+        .ok_or("csi.proto does not define csi_secret")?;
     Ok(message
         .fields()
         .filter(|field| *field.options().get_extension(&csi_secret) == Value::Bool(true))
@@ -55,7 +56,11 @@ fn secret_fields(message: &MessageDescriptor) -> Result<Vec<FieldDescriptor>, Bo
 /// The source of a `Debug` that prints every field of `message`, and of a secret map only the keys.
 fn redacting_debug(message: &MessageDescriptor) -> Result<String, Box<dyn Error>> {
     if message.parent_message().is_some() {
-        return Err(format!("{} is nested: its Rust path is not just its name", message.full_name()).into());
+        return Err(format!(
+            "{} is nested: its Rust path is not just its name",
+            message.full_name()
+        )
+        .into());
     }
     let name = message.name();
     let secrets = secret_fields(message)?;
@@ -67,7 +72,10 @@ fn redacting_debug(message: &MessageDescriptor) -> Result<String, Box<dyn Error>
     for field in message.fields() {
         let field_name = field.name();
         if secrets.contains(&field) {
-            writeln!(source, "            .field(\"{field_name}\", &KeysOnly(&self.{field_name}))")?;
+            writeln!(
+                source,
+                "            .field(\"{field_name}\", &KeysOnly(&self.{field_name}))"
+            )?;
         } else {
             writeln!(source, "            .field(\"{field_name}\", &self.{field_name})")?;
         }

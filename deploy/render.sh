@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Prints the plain manifests: the chart with its defaults and values.yaml beside this script. `make manifests` writes them to
-# cinderblock.yaml, and tests/chart fails when the two differ. KUBE_VERSION=1.30.0 deploy/render.sh prints them for an older Kubernetes.
+# Prints the plain manifests: the chart with its defaults and values.yaml beside this script.
+# `make manifests` writes them to cinderblock.yaml, and tests/chart fails when the two differ.
+# KUBE_VERSION=1.30.0 deploy/render.sh prints them for an older Kubernetes.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

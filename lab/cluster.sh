@@ -1,4 +1,5 @@
-# One Ceph cluster of one monitor, one manager and one OSD, all of it inside one folder. Sourced, never run.
+# One Ceph cluster of one monitor, one manager and one OSD, all of it inside one folder. Sourced,
+# never run.
 # shellcheck shell=bash disable=SC2154 # dir, lock and the options are lab/ceph's own
 #
 # The folder ($dir) holds:
@@ -9,8 +10,9 @@
 #   mon mgr osd  the daemons' data; block is the store of a bluestore OSD
 #   log run      their logs and admin sockets
 #
-# Nothing else is written anywhere, and a daemon is known by its command line alone (`--conf=$dir/ceph.conf`): there is
-# no pid file that could lie. Every file is 0600, every folder 0700 (umask of lab/ceph).
+# Nothing else is written anywhere, and a daemon is known by its command line alone
+# (`--conf=$dir/ceph.conf`): there is no pid file that could lie. Every file is 0600, every folder
+# 0700 (umask of lab/ceph).
 
 daemons=(mon mgr osd)
 mark="# A Cinderblock lab: made by lab/ceph, removed by lab/ceph down."
@@ -34,11 +36,12 @@ set_setting() {
     mv "$dir/settings.new" "$dir/settings"
 }
 
-# lab_ceph, lab_rbd ARGUMENTS…: Ceph's own tools as client.admin. They give up in the end when a monitor does not answer.
+# lab_ceph, lab_rbd ARGUMENTS…: Ceph's own tools as client.admin. They give up in the end when a
+# monitor does not answer.
 lab_ceph() { timeout 300 ceph --conf="$dir/ceph.conf" --connect-timeout 120 "$@"; }
 lab_rbd() { timeout 300 rbd --conf="$dir/ceph.conf" "$@"; }
 
-# --- processes -------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 # pids_of DAEMON…: the running processes of this lab's daemons of those kinds.
 pids_of() {
@@ -56,7 +59,8 @@ is_gone() { [[ -z $(pids_of "$@") ]]; }
 # stopped_by_signal DAEMON: whether SIGSTOP holds it.
 stopped_by_signal() { [[ $(sed 's/.*) //' "/proc/$(pids_of "$1")/stat") == [Tt]* ]]; }
 
-# signal NAME DAEMON…: sends a signal to each process of those daemons. One that has gone meanwhile is no error.
+# signal NAME DAEMON…: sends a signal to each process of those daemons. One that has gone meanwhile
+# is no error.
 signal() {
     local name=$1 pid
     shift
@@ -94,9 +98,9 @@ version_of() {
     if [[ -n $(setting "$1") ]]; then root_version "$(setting "$1")"; else setting version; fi
 }
 
-# start_daemon DAEMON: returns when the daemon has bound its ports and gone into the background. The lock of lab/ceph
-# is closed for it, or the daemon would hold it for as long as it lives. Debian's Ceph 20 looks for
-# the OSD's classes under a relative name, so it starts in /.
+# start_daemon DAEMON: returns when the daemon has bound its ports and gone into the background. The
+# lock of lab/ceph is closed for it, or the daemon would hold it for as long as it lives. Debian's
+# Ceph 20 looks for the OSD's classes under a relative name, so it starts in /.
 start_daemon() {
     local id=a
     [[ $1 == osd ]] && id=0
@@ -119,7 +123,7 @@ explain() {
     done >&2
 }
 
-# --- making a cluster ------------------------------------------------------------------------------------------------
+# --- making a cluster -----------------------------------------------------------------------------
 
 # write_conf V2_PORT V1_PORT
 write_conf() {
@@ -172,7 +176,8 @@ mgr data = $dir/mgr
 # No pool of its own, for the health of disks.
 mgr pool = false
 keyring = $dir/mgr/keyring
-# Loading a module takes a tenth of a second each; these are not needed, and Ceph's health does not miss them.
+# Loading a module takes a tenth of a second each; these are not needed, and Ceph's health does not
+# miss them.
 mgr disabled modules = $(IFS=,; echo "${needless_modules[*]}")
 
 [osd]
@@ -182,8 +187,9 @@ osd journal =
 osd objectstore = $objectstore
 memstore device bytes = 8589934592
 osd memory target = 1073741824
-# An OSD may read for heartbeat grace times this, an hour, before it has to be told again that it may. One that is held for longer than that (a stopped
-# process, a busy machine) finds its groups "laggy", and with no other OSD to tell it, Ceph 16 never ends that: all that reads waits for ever.
+# An OSD may read for heartbeat grace times this, an hour, before it has to be told again that it
+# may. One that is held for longer than that (a stopped process, a busy machine) finds its groups
+# "laggy", and with no other OSD to tell it, Ceph 16 never ends that: all that reads waits for ever.
 osd pool default read lease ratio = 180
 # The data of a removed snapshot goes at once, not with a pause of seconds after each step.
 osd snap trim sleep hdd = 0
@@ -204,8 +210,8 @@ CONF
 # Whether the cluster has to let users in whose keys are older than its own.
 has_older_users() { ((${version%%.*} >= 20)) && [[ $key == aes ]]; }
 
-# write_keys: one keyring with every key the cluster starts with (the monitor takes them in at birth), and what each
-# party may read of it.
+# write_keys: one keyring with every key the cluster starts with (the monitor takes them in at
+# birth), and what each party may read of it.
 write_keys() {
     ceph-authtool --create-keyring "$dir/mon.keyring" --gen-key --name=mon. --cap mon 'allow *'
     local kind=()
@@ -234,8 +240,9 @@ write_key_file() {
     printf %s "$key" >"$dir/$1.key"
 }
 
-# start_monitor: tries port pairs until the monitor could bind both. The bind itself decides, so two labs that pick
-# the same pair at the same time cannot both get it. The ports lie below the range the kernel hands to clients.
+# start_monitor: tries port pairs until the monitor could bind both. The bind itself decides, so two
+# labs that pick the same pair at the same time cannot both get it. The ports lie below the range
+# the kernel hands to clients.
 start_monitor() {
     local try port ciphers=()
     # The daemons keep newer keys; the preferred kind is that of new users.
@@ -267,8 +274,8 @@ start_osd_first_time() {
     start_daemon osd
 }
 
-# is_ready: HEALTH_OK, an active manager (without one health stays OK for the first two minutes) that has heard from
-# the OSD, and every placement group in service.
+# is_ready: HEALTH_OK, an active manager (without one health stays OK for the first two minutes)
+# that has heard from the OSD, and every placement group in service.
 is_ready() {
     local report
     report=$(lab_ceph status --format json 2>/dev/null) &&
@@ -344,7 +351,7 @@ finish_upgrade() {
     set_setting version "$(root_version "$2")"
 }
 
-# --- what is in it ---------------------------------------------------------------------------------------------------
+# --- what is in it --------------------------------------------------------------------------------
 
 ensure_pool() {
     lab_ceph osd pool create "$1" >/dev/null 2>&1 && lab_rbd pool init "$1"
@@ -356,7 +363,8 @@ ensure_namespace() {
     [[ $names == *"\"name\":\"${1#*/}\""* ]] || lab_rbd namespace create "$1"
 }
 
-# ensure_user NAME=CAPS: CAPS as `ceph auth` takes them: mon 'profile rbd' osd 'profile rbd pool=rbd'.
+# ensure_user NAME=CAPS: CAPS as `ceph auth` takes them: mon 'profile rbd' osd 'profile rbd
+# pool=rbd'.
 ensure_user() {
     local name=${1%%=*} caps
     mapfile -t caps < <(xargs -n 1 printf '%s\n' <<<"${1#*=}")

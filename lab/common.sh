@@ -1,7 +1,8 @@
 # Words every script of the lab shares. Sourced, never run.
 # shellcheck shell=bash disable=SC2154 # dir is the folder of the script that sources it
 
-# say WORDS…: one line of progress, on standard error so that standard output stays a command's answer.
+# say WORDS…: one line of progress, on standard error so that standard output stays a command's
+# answer.
 say() {
     printf '%s: %s\n' "${program:-lab}" "$*" >&2
 }
@@ -12,7 +13,8 @@ die() {
     exit 1
 }
 
-# wait_until SECONDS WHAT COMMAND…: runs COMMAND until it succeeds. Returns 1, naming WHAT, when it did not in time.
+# wait_until SECONDS WHAT COMMAND…: runs COMMAND until it succeeds. Returns 1, naming WHAT, when it
+# did not in time.
 wait_until() {
     local deadline=$((SECONDS + $1)) what=$2
     local limit=$1
@@ -38,8 +40,8 @@ seconds_since() {
     printf '%d.%d s' $((passed / 1000)) $((passed % 1000 / 100))
 }
 
-# lock_folder: one `up` or `down` at a time per folder. The folder itself is the lock file; when it was removed while we
-# waited, the lock is on nothing, so we take it anew.
+# lock_folder: one `up` or `down` at a time per folder. The folder itself is the lock file; when it
+# was removed while we waited, the lock is on nothing, so we take it anew.
 lock_folder() {
     while true; do
         mkdir -p "$dir"

@@ -11,8 +11,8 @@
 #   log                 what each process has said
 #   node                the node, see lab/node.sh
 #
-# A process is known by one argument of its command line that names this folder: there is no pid file that could lie.
-# Every file is 0600, every folder 0700 (umask of lab/kubernetes).
+# A process is known by one argument of its command line that names this folder: there is no pid
+# file that could lie. Every file is 0600, every folder 0700 (umask of lab/kubernetes).
 
 control_plane=(etcd kube-apiserver kube-controller-manager kube-scheduler snapshot-controller)
 
@@ -30,7 +30,7 @@ mark_of() {
 # setting NAME: one value of what this lab is.
 setting() { sed -n "s/^$1=//p" "$dir/settings"; }
 
-# --- processes -------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 # shellcheck disable=SC2062 # it is quoted
 # (The pattern is glued to its option, or grep would find itself.)
@@ -68,7 +68,7 @@ explain() {
     done >&2
 }
 
-# --- who is who ------------------------------------------------------------------------------------------------------
+# --- who is who -----------------------------------------------------------------------------------
 
 # make_authority: the certificate authority, and the key that signs service accounts' tokens.
 make_authority() {
@@ -79,7 +79,8 @@ make_authority() {
     openssl pkey -in "$dir/pki/accounts.key" -pubout -out "$dir/pki/accounts.pub"
 } 2>>"$dir/log/openssl.log"
 
-# make_certificate NAME SUBJECT ADDRESSES: ADDRESSES as in subjectAltName, empty for one that only calls others.
+# make_certificate NAME SUBJECT ADDRESSES: ADDRESSES as in subjectAltName, empty for one that only
+# calls others.
 make_certificate() {
     local name=$1 subject=$2 addresses=$3
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "$subject" \
@@ -116,7 +117,8 @@ make_client() {
     write_kubeconfig "$dir/$1.kubeconfig" "{client-certificate: \"$dir/pki/$1.crt\", client-key: \"$dir/pki/$1.key\"}"
 }
 
-# token NAMESPACE/SERVICEACCOUNT: makes a kubeconfig that is that service account's for a day, prints its path.
+# token NAMESPACE/SERVICEACCOUNT: makes a kubeconfig that is that service account's for a day,
+# prints its path.
 token() {
     local file=$dir/tokens/${1/\//.}.kubeconfig token
     mkdir -p "$dir/tokens"
@@ -128,7 +130,7 @@ token() {
 
 kubectl() { "$bin/kubectl" --kubeconfig="$dir/admin.kubeconfig" "$@"; }
 
-# --- making a control plane ------------------------------------------------------------------------------------------
+# --- making a control plane -----------------------------------------------------------------------
 
 make_control_plane() {
     echo "$mark" >"$dir/mark"
@@ -159,7 +161,8 @@ all_run() {
     done
 }
 
-# start_api_server: tries ports until it could bind one. The ports lie below the range the kernel hands to clients.
+# start_api_server: tries ports until it could bind one. The ports lie below the range the kernel
+# hands to clients.
 start_api_server() {
     local try
     for ((try = 0; try < 20; try++)); do
@@ -190,8 +193,9 @@ start_api_server() {
 serves() { kubectl get --raw /readyz --request-timeout=5s >"$dir/log/kubectl.log" 2>&1; }
 serves_or_ended() { serves || is_gone kube-apiserver; }
 
-# add_snapshots: the kinds of snapshots, group snapshots and changed blocks, and the controller that Kubernetes has for
-# them, under an account of its own. Its files come from the modules its program is built from.
+# add_snapshots: the kinds of snapshots, group snapshots and changed blocks, and the controller that
+# Kubernetes has for them, under an account of its own. Its files come from the modules its program
+# is built from.
 add_snapshots() {
     local module=github.com/kubernetes-csi/external-snapshot snapshotter client metadata
     client=$(module_folder "${module}ter/client/v8")

@@ -17,8 +17,9 @@ need_driver() {
     [[ -n ${LAB_MONITORS:-} && -r ${LAB_KEY_FILE:-} ]] || die "no Ceph is named; run: make lab-up && eval \"\$(lab/ceph env)\""
 }
 
-# start_driver FOLDER POOL ARGUMENT…: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and its log in FOLDER/driver.log.
-# POOL, or POOL/NAMESPACE, is where it works when a request brings no secrets. Further arguments go to `cinderblock serve`.
+# start_driver FOLDER POOL ARGUMENT…: serves on FOLDER/csi.sock, keeps its state in FOLDER/state and
+# its log in FOLDER/driver.log. POOL, or POOL/NAMESPACE, is where it works when a request brings no
+# secrets. Further arguments go to `cinderblock serve`.
 start_driver() {
     driver_folder=$1
     cat >"$driver_folder/clusters.yaml" <<YAML
@@ -51,9 +52,9 @@ stop_driver() {
 
 driver_is_gone() { ! kill -0 "$driver_pid" 2>/dev/null; }
 
-# clear_node FOLDER: takes away by force what a driver that has stopped still holds on this machine: filesystems, the
-# last first; the loop devices they were on; the processes that hold the images open, with the files they export.
-# Needs leaks.sh. It goes on whatever fails.
+# clear_node FOLDER: takes away by force what a driver that has stopped still holds on this machine:
+# filesystems, the last first; the loop devices they were on; the processes that hold the images
+# open, with the files they export. Needs leaks.sh. It goes on whatever fails.
 clear_node() {
     local path device pid
     mounts_left "$1" | grep -v "^mount $1/state/" | tac | while read -r _ path; do umount "$path" || true; done

@@ -1,15 +1,18 @@
-# The kernels of lab/guest: Debian's cloud kernels, each from the suite that has it. Sourced, never run.
+# The kernels of lab/guest: Debian's cloud kernels, each from the suite that has it. Sourced, never
+# run.
 # shellcheck shell=bash disable=SC2154 # here is the folder of the script that sources this
 #
-# Each is unpacked, not installed, in .tools/kernel/RELEASE (as `uname -r` names it), with `boot/vmlinuz-RELEASE` and `lib`,
-# whatever the layout of its packages. A folder there is complete: it is made elsewhere and moved.
+# Each is unpacked, not installed, in .tools/kernel/RELEASE (as `uname -r` names it), with
+# `boot/vmlinuz-RELEASE` and `lib`, whatever the layout of its packages. A folder there is complete:
+# it is made elsewhere and moved.
 
 kernels=$here/../.tools/kernel
 
 # The versions there are, and the suites they come from.
 declare -A kernel_suites=([6.1]=bookworm [6.12]=trixie [7]=trixie-backports)
 
-# find_kernel VERSION: sets `release` and `kernel`, its folder, to the newest one of that version; fails when none is there.
+# find_kernel VERSION: sets `release` and `kernel`, its folder, to the newest one of that version;
+# fails when none is there.
 find_kernel() {
     release=$(find "$kernels" -mindepth 1 -maxdepth 1 -name "$1.*" -printf '%f\n' | sort -V | tail -n 1)
     # shellcheck disable=SC2034 # for the scripts that source this

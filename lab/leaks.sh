@@ -1,9 +1,10 @@
-# What a test or a demonstration has left behind. Each function prints what it finds, a line each, and nothing when all
-# is gone. Sourced, never run. They ask Ceph as CEPH_CONF says.
+# What a test or a demonstration has left behind. Each function prints what it finds, a line each,
+# and nothing when all is gone. Sourced, never run. They ask Ceph as CEPH_CONF says.
 # shellcheck shell=bash
 
-# rbd_left POOL NAMESPACE: images, what librbd keeps of images that are half gone, and every key in librbd's own lists
-# (images, trash, children, groups) and in the driver's catalogue and journal. NAMESPACE may be empty.
+# rbd_left POOL NAMESPACE: images, what librbd keeps of images that are half gone, and every key in
+# librbd's own lists (images, trash, children, groups) and in the driver's catalogue and journal.
+# NAMESPACE may be empty.
 rbd_left() {
     local pool=$1 namespace=$2 object objects keys
     objects=$(rados --pool "$pool" --namespace "$namespace" ls) || return

@@ -1,17 +1,20 @@
-# A node for lab/kubernetes: containerd, and a kubelet that joins the control plane as node-1. Sourced, never run.
+# A node for lab/kubernetes: containerd, and a kubelet that joins the control plane as node-1.
+# Sourced, never run.
 # shellcheck shell=bash disable=SC2154 # dir, home, bin, here, network, bridge and cgroup are lab/kubernetes' own
 #
-# The node has this machine's kernel, processors, devices and network, and mount and process namespaces of its own
-# (lab/node-init), so that it has the folders that a node has (/var/lib/kubelet) and nothing outlives it. What it writes is
-# in $dir/node. Pods have addresses of a network that this machine has the first address of, on a bridge; services have none
-# but the API server's, at which a process of the node hands connections on. There is no DNS.
+# The node has this machine's kernel, processors, devices and network, and mount and process
+# namespaces of its own (lab/node-init), so that it has the folders that a node has
+# (/var/lib/kubelet) and nothing outlives it. What it writes is in $dir/node. Pods have addresses of
+# a network that this machine has the first address of, on a bridge; services have none but the API
+# server's, at which a process of the node hands connections on. There is no DNS.
 
 node="node-1"
 
 # The image that holds a pod's namespaces, as this containerd knows it.
 pause=registry.k8s.io/pause:3.10.2
 
-# node_init: the process id of the node's first process. There are two of its name, and it is the one in a namespace.
+# node_init: the process id of the node's first process. There are two of its name, and it is the
+# one in a namespace.
 node_init() {
     local pid
     for pid in $(pids_of node-init); do
@@ -99,7 +102,8 @@ write_node_configuration() {
     "ipam": {"type": "host-local", "ranges": [[{"subnet": "$network.0/24", "gateway": "$network.1"}]],
              "routes": [{"dst": "0.0.0.0/0", "gw": "$network.1"}]}}]}
 CNI
-    # Not everybody may make a process less likely to be killed when memory is short (CAP_SYS_RESOURCE).
+    # Not everybody may make a process less likely to be killed when memory is short
+    # (CAP_SYS_RESOURCE).
     cat >"$home/containerd.toml" <<CONTAINERD
 version = 3
 
@@ -173,7 +177,8 @@ clean_node() {
         "$dir/log"/{node-init,containerd,kubelet,socat,images}.log
 }
 
-# loops_of_pods: the loop devices, of those that the node shares with this machine, that are mounted for pods.
+# loops_of_pods: the loop devices, of those that the node shares with this machine, that are mounted
+# for pods.
 loops_of_pods() {
     [[ -z $(node_init) ]] || in_node grep ' /var/lib/kubelet/' /proc/self/mountinfo | grep -oE '/loop[0-9]+' | sort -u | tr -d / || true
 }
@@ -183,7 +188,7 @@ remove_cgroups() {
     [[ -z $(find /sys/fs/cgroup -type d -name "$cgroup") ]]
 }
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 # image NAME FOLDER COMMAND…: an image of a root filesystem, whose containers run this command.
 image() {
@@ -207,7 +212,8 @@ root_of() {
     chmod 1777 "$1/tmp"
 }
 
-# add_program FOLDER PROGRAM: puts one of our programs at the top of it, and the libraries it is linked against.
+# add_program FOLDER PROGRAM: puts one of our programs at the top of it, and the libraries it is
+# linked against.
 add_program() {
     local library
     install -m 0755 "$bin/$2" "$1/$2"
@@ -216,7 +222,8 @@ add_program() {
     done < <(ldd "$bin/$2" | grep -o '/[^ ]*')
 }
 
-# import_images: what the chart's pods run besides the driver, busybox for others, and what holds a pod's namespaces.
+# import_images: what the chart's pods run besides the driver, busybox for others, and what holds a
+# pod's namespaces.
 import_images() {
     local root=$home/image name
     root_of "$root"

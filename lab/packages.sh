@@ -1,22 +1,24 @@
 # Debian's packages the lab runs on. Sourced, never run.
 # shellcheck shell=bash disable=SC2034 # the lists are for the scripts that source this
 
-# Ceph's daemons and tools, librbd and librados to build against, and what a node needs to attach through FUSE.
+# Ceph's daemons and tools, librbd and librados to build against, and what a node needs to attach
+# through FUSE.
 lab_packages=(
     ceph-mon ceph-mgr ceph-osd ceph-common librbd-dev librados-dev
     qemu-system-common qemu-block-extra e2fsprogs xfsprogs util-linux
 )
 
-# What lab/guest takes besides: an emulator, what its initramfs is made of, and what a guest attaches with.
+# What lab/guest takes besides: an emulator, what its initramfs is made of, and what a guest
+# attaches with.
 guest_packages=(qemu-system-x86 qemu-system-common busybox-static cpio kmod iproute2 socat rbd-nbd)
 
 # What lab/kubernetes takes besides, for a control plane and for its node.
 kubernetes_packages=(openssl)
 node_packages=(runc containernetworking-plugins busybox-static umoci socat iproute2 gcc libc6-dev)
 
-# A linker for Rust, and a C compiler for the check of the declarations against librados' and librbd's
-# headers. What tests look at scripts and answers with, end processes with (procps has kill), and make
-# hosts odd with. Python, for what checks objects against Kubernetes' schemas.
+# A linker for Rust, and a C compiler for the check of the declarations against librados' and
+# librbd's headers. What tests look at scripts and answers with, end processes with (procps has
+# kill), and make hosts odd with. Python, for what checks objects against Kubernetes' schemas.
 build_packages=(gcc libc6-dev shellcheck jq socat faketime procps python3-venv)
 
 # missing_packages NAME…: those of the named packages that are not installed, one a line.
@@ -56,8 +58,9 @@ install_packages() {
     stop_packaged_services "${missing[@]}"
 }
 
-# stop_packaged_services NAME…: where systemd runs, Ceph's packages start units of their own. The lab starts its
-# daemons itself, in its own folder, so units that came with packages just installed are stopped and stay off.
+# stop_packaged_services NAME…: where systemd runs, Ceph's packages start units of their own. The
+# lab starts its daemons itself, in its own folder, so units that came with packages just installed
+# are stopped and stay off.
 stop_packaged_services() {
     [[ -d /run/systemd/system && " $* " == *" ceph-"* ]] || return 0
     say "stopping and disabling the systemd units these packages brought: the lab starts its own daemons"

@@ -1,7 +1,8 @@
-//! Everything that reads what comes from outside, for `tests/fuzz` to throw bytes at. In debug builds alone.
+//! Everything that reads what comes from outside, for `tests/fuzz` to throw bytes at. In debug
+//! builds alone.
 //!
-//! A decoder must not panic, whatever it is given, and must not need more memory than its input explains. What it understood, it
-//! must print in a form that it understands as the same.
+//! A decoder must not panic, whatever it is given, and must not need more memory than its input
+//! explains. What it understood, it must print in a form that it understands as the same.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -13,8 +14,12 @@ use crate::csi::config::Config;
 use crate::csi::controller::list::Place;
 use crate::csi::endpoint::Endpoint;
 use crate::csi::ids::{GroupId, Location, SnapshotId, VolumeId, is_name};
-use crate::csi::parameters::{GroupParameters, Parameters, SnapshotParameters, VolumeParameters, compared};
-use crate::csi::proto::{ControllerPublishVolumeRequest, CreateVolumeRequest, NodeStageVolumeRequest};
+use crate::csi::parameters::{
+    GroupParameters, Parameters, SnapshotParameters, VolumeParameters, compared,
+};
+use crate::csi::proto::{
+    ControllerPublishVolumeRequest, CreateVolumeRequest, NodeStageVolumeRequest,
+};
 use crate::csi::{clusters, deadline, identity, qos, validate};
 use crate::node::{FsType, MapOptions, check_unmap_options, monitors, mount, options, qmp, record};
 use crate::rbd::ceph::{monmap, pool};
@@ -182,7 +187,9 @@ pub const DECODERS: &[Decoder] = &[
     },
     Decoder {
         name: "pool-statistics",
-        seeds: &[r#"{"pools":[{"name":"rbd","stats":{"stored":1,"max_avail":2,"quota_bytes":0}}]}"#],
+        seeds: &[
+            r#"{"pools":[{"name":"rbd","stats":{"stored":1,"max_avail":2,"quota_bytes":0}}]}"#,
+        ],
         run: |input| drop(pool::stats(input, "rbd")),
     },
     Decoder {
@@ -290,7 +297,12 @@ pub const DECODERS: &[Decoder] = &[
     },
     Decoder {
         name: "mount-option",
-        seeds: &["noatime", "context=\"system_u:object_r:a_t:s0:c1,c2\"", "data=ordered", "loop=/etc"],
+        seeds: &[
+            "noatime",
+            "context=\"system_u:object_r:a_t:s0:c1,c2\"",
+            "data=ordered",
+            "loop=/etc",
+        ],
         run: |input| {
             let text = text(input);
             if options::check_mount_option(&text).is_ok() {
@@ -335,14 +347,19 @@ pub const DECODERS: &[Decoder] = &[
     },
     Decoder {
         name: "messages",
-        seeds: &["\n\u{4}name\u{12}\u{2}\u{8}\u{5}\u{1a}\u{2}\u{a}\u{0}\"\u{6}\n\u{1}a\u{12}\u{1}b"],
+        seeds: &[
+            "\n\u{4}name\u{12}\u{2}\u{8}\u{5}\u{1a}\u{2}\u{a}\u{0}\"\u{6}\n\u{1}a\u{12}\u{1}b",
+        ],
         run: |input| {
             if let Ok(request) = CreateVolumeRequest::decode(input) {
                 drop(validate::name(&request.name));
                 drop(validate::capabilities(&request.volume_capabilities));
                 drop(validate::sizes(request.capacity_range.as_ref()));
                 drop(validate::map("parameters", &request.parameters));
-                assert_eq!(CreateVolumeRequest::decode(&request.encode_to_vec()[..]).ok(), Some(request));
+                assert_eq!(
+                    CreateVolumeRequest::decode(&request.encode_to_vec()[..]).ok(),
+                    Some(request)
+                );
             }
             drop(ControllerPublishVolumeRequest::decode(input));
             drop(NodeStageVolumeRequest::decode(input));
@@ -388,7 +405,8 @@ fn again<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + Debug>(
 fn stored<R: Record + Debug>(input: &[u8]) {
     if let Ok(stored) = catalogue::parse::<R>("object", "key".into(), input.to_vec()) {
         let written = catalogue::stored("key".into(), stored.record.clone());
-        let again = catalogue::parse::<R>("object", "key".into(), written.bytes).map(|stored| stored.record);
+        let again = catalogue::parse::<R>("object", "key".into(), written.bytes)
+            .map(|stored| stored.record);
         assert_eq!(again.ok(), Some(stored.record));
     }
 }

@@ -1,8 +1,10 @@
 //! Cinderblock: a CSI driver for Ceph RBD.
 //!
-//! The rooms, from the wire down; arrows only run downwards (`docs/architecture.md` has the picture):
+//! The rooms, from the wire down; arrows only run downwards (`docs/architecture.md` has the
+//! picture):
 //!
-//! - [`csi`]: the wire. Generated types, the socket, one file per CSI service, ids, parameters, one error table.
+//! - [`csi`]: the wire. Generated types, the socket, one file per CSI service, ids, parameters, one
+//!   error table.
 //! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
 //! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
 //! - [`kube`]: Kubernetes, as a client, for those who have it.

@@ -1,8 +1,10 @@
-//! The notes of which clients may write to a volume, in the omap of the volume's pool. Fencing goes by them.
+//! The notes of which clients may write to a volume, in the omap of the volume's pool. Fencing goes
+//! by them.
 //!
-//! A volume has one entry for each node it is published to. The controller writes the entry together with the publication, with a
-//! fresh token, and removes both in one write. The node adds a client before that client's first write. Every write of either
-//! side is guarded by the entry as it was read, so
+//! A volume has one entry for each node it is published to. The controller writes the entry
+//! together with the publication, with a fresh token, and removes both in one write. The node adds
+//! a client before that client's first write. Every write of either side is guarded by the entry as
+//! it was read, so
 //!
 //! - a node that was unpublished, or published anew, meanwhile adds no client;
 //! - the controller never releases a volume while a client is noted that it did not see.
@@ -14,7 +16,8 @@ use serde::{Deserialize, Serialize};
 /// The version of entries this build writes; it reads no newer ones.
 const VERSION: u32 = 1;
 
-/// How long a fenced client stays on Ceph's blocklist, in seconds: five years. Ceph has no "for ever".
+/// How long a fenced client stays on Ceph's blocklist, in seconds: five years. Ceph has no "for
+/// ever".
 pub const FENCED_SECONDS: u32 = 5 * 365 * 24 * 3600;
 
 /// What all keys of entries begin with.
@@ -57,7 +60,12 @@ pub struct Place {
 impl Notes {
     /// The entry of a node that was just given the volume.
     pub(crate) fn new(node: &str, token: &str) -> Notes {
-        Notes { version: VERSION, node: node.to_owned(), token: token.to_owned(), clients: Vec::new() }
+        Notes {
+            version: VERSION,
+            node: node.to_owned(),
+            token: token.to_owned(),
+            clients: Vec::new(),
+        }
     }
 
     /// The entry in the form it is written in.
@@ -100,7 +108,11 @@ mod tests {
     #[test]
     fn an_entry_is_read_as_it_was_written() {
         let mut notes = Notes::new("a/b", "t");
-        notes.clients.push(Client { address: "10.0.0.1:0/7".into(), boot: "b".into(), image_id: "i".into() });
+        notes.clients.push(Client {
+            address: "10.0.0.1:0/7".into(),
+            boot: "b".into(),
+            image_id: "i".into(),
+        });
         assert_eq!(Notes::parse(&notes.bytes()), Ok(notes));
         assert_eq!(key("csi-x", "a/b"), "notes/csi-x/a/b");
     }

@@ -1,7 +1,8 @@
 //! Logging.
 //!
-//! Log lines go to stderr, as text for people or as one JSON object per line for collectors. What must not be logged
-//! is kept out at the source: the CSI messages' `Debug` hides credentials (`csi::proto`).
+//! Log lines go to stderr, as text for people or as one JSON object per line for collectors. What
+//! must not be logged is kept out at the source: the CSI messages' `Debug` hides credentials
+//! (`csi::proto`).
 
 use std::fmt;
 use std::io::{self, IsTerminal as _};
@@ -29,8 +30,8 @@ pub enum LogFormat {
 /// The logging flags of a command that runs as a service.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LogArgs {
-    /// The least severe level to log: error, warn, info, debug or trace; or filters per module, as in
-    /// info,cinderblock::volume=debug.
+    /// The least severe level to log: error, warn, info, debug or trace; or filters per module, as
+    /// in info,cinderblock::volume=debug.
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "LEVEL", value_parser = levels)]
     pub log_level: Targets,
 
@@ -39,16 +40,19 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 }
 
-/// Reads a filter. Libraries that log each frame of each connection do so only when they are named in it.
+/// Reads a filter. Libraries that log each frame of each connection do so only when they are named
+/// in it.
 fn levels(text: &str) -> Result<Targets, ParseError> {
     format!("h2=info,hyper_util=info,{text}").parse()
 }
 
 impl LogArgs {
-    /// Starts logging for the whole process. To be called once, before anything is logged; fails when called again.
+    /// Starts logging for the whole process. To be called once, before anything is logged; fails
+    /// when called again.
     pub fn init(self) -> Result<(), TryInitError> {
         let json = self.log_format == LogFormat::Json;
-        let for_programs = json.then(|| layer().json().with_span_list(false).with_writer(io::stderr));
+        let for_programs =
+            json.then(|| layer().json().with_span_list(false).with_writer(io::stderr));
         let for_people =
             (!json).then(|| layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr));
         tracing_subscriber::registry()
@@ -59,9 +63,10 @@ impl LogArgs {
     }
 }
 
-/// Tells, once, that a client's requests are refused by the HTTP/2 library before any code of ours sees them, for what they name as
-/// `:authority`. Clients built on gRPC's C core send the path of a Unix socket there, which is no authority. h2 takes no setting for it
-/// and tells of it at debug alone.
+/// Tells, once, that a client's requests are refused by the HTTP/2 library before any code of ours
+/// sees them, for what they name as `:authority`. Clients built on gRPC's C core send the path of a
+/// Unix socket there, which is no authority. h2 takes no setting for it and tells of it at debug
+/// alone.
 #[derive(Default)]
 struct RefusedClients {
     told: AtomicBool,
@@ -124,8 +129,9 @@ mod tests {
 
     #[test]
     fn frames_are_logged_only_when_they_are_asked_for() {
-        let read =
-            |text: &str| Service::try_parse_from(["service", "--log-level", text]).unwrap().log.log_level;
+        let read = |text: &str| {
+            Service::try_parse_from(["service", "--log-level", text]).unwrap().log.log_level
+        };
         assert!(read("debug").would_enable("cinderblock::csi", &Level::DEBUG));
         assert!(!read("debug").would_enable("h2::codec::framed_read", &Level::DEBUG));
         assert!(read("info,h2=debug").would_enable("h2::codec::framed_read", &Level::DEBUG));

@@ -6,8 +6,8 @@ mod common;
 
 use cinderblock::csi::proto::controller_service_capability::{Type, rpc};
 use cinderblock::csi::proto::{
-    ControllerGetCapabilitiesRequest, ControllerGetVolumeHealthRequest, ControllerListVolumeHealthRequest,
-    VolumeHealthErrorType,
+    ControllerGetCapabilitiesRequest, ControllerGetVolumeHealthRequest,
+    ControllerListVolumeHealthRequest, VolumeHealthErrorType,
 };
 use common::driver::{Class, Driver, MIB, lab_config_with_own_user};
 use common::{Lab, Namespace, POOL};
@@ -28,12 +28,14 @@ async fn the_health_of_a_volume_is_told_with_alpha_enabled_and_not_offered_witho
         let driver = Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &arguments);
         let mut controller = driver.controller().await;
         let request = ControllerGetCapabilitiesRequest {};
-        let capabilities = controller.controller_get_capabilities(request).await.unwrap().into_inner();
+        let capabilities =
+            controller.controller_get_capabilities(request).await.unwrap().into_inner();
         let offered = capabilities.capabilities.iter().any(|capability| {
             matches!(&capability.r#type, Some(Type::Rpc(rpc)) if rpc.r#type() == rpc::Type::GetVolumeHealth)
         });
         assert_eq!(offered, alpha);
-        let volume = controller.create_volume(class.create_volume("v", MIB)).await.unwrap().into_inner();
+        let volume =
+            controller.create_volume(class.create_volume("v", MIB)).await.unwrap().into_inner();
         let id = volume.volume.unwrap().volume_id;
         let answer = controller.controller_get_volume_health(health(&id)).await;
         let list = ControllerListVolumeHealthRequest::default;
@@ -49,7 +51,8 @@ async fn the_health_of_a_volume_is_told_with_alpha_enabled_and_not_offered_witho
         assert!(listed.unwrap().into_inner().entries.is_empty(), "all are well");
         controller.create_volume(class.create_volume("another", MIB)).await.unwrap();
         for missing in ["no id", &format!("{id}-other")] {
-            let missing = controller.controller_get_volume_health(health(missing)).await.unwrap_err();
+            let missing =
+                controller.controller_get_volume_health(health(missing)).await.unwrap_err();
             assert_eq!(missing.code(), Code::NotFound);
         }
         lab.run("rbd", &["rm", "--no-progress", &format!("{POOL}/{}/csi-v", namespace.name)]);

@@ -147,32 +147,40 @@ async fn flattens_keep_nobody_from_attaching_detaching_and_expanding() {
         .collect();
     let begun = Instant::now();
     // All have come as far as their flatten, and only some are let to it.
-    while gate.cloned.load(Ordering::SeqCst) < RESTORES || gate.flattening.load(Ordering::SeqCst) == 0 {
+    while gate.cloned.load(Ordering::SeqCst) < RESTORES
+        || gate.flattening.load(Ordering::SeqCst) == 0
+    {
         assert!(begun.elapsed() < LONG, "restores wait for the flattens of others: {gate:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
     for id in &others {
-        answered(controller.controller_publish_volume(Request::new(ControllerPublishVolumeRequest {
-            volume_id: id.clone(),
-            node_id: "n".to_owned(),
-            volume_capability: Some(capability()),
-            secrets: secrets(),
-            ..ControllerPublishVolumeRequest::default()
-        })))
+        answered(controller.controller_publish_volume(Request::new(
+            ControllerPublishVolumeRequest {
+                volume_id: id.clone(),
+                node_id: "n".to_owned(),
+                volume_capability: Some(capability()),
+                secrets: secrets(),
+                ..ControllerPublishVolumeRequest::default()
+            },
+        )))
         .await;
-        answered(controller.controller_expand_volume(Request::new(ControllerExpandVolumeRequest {
-            volume_id: id.clone(),
-            capacity_range: Some(CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 }),
-            secrets: secrets(),
-            ..ControllerExpandVolumeRequest::default()
-        })))
+        answered(controller.controller_expand_volume(Request::new(
+            ControllerExpandVolumeRequest {
+                volume_id: id.clone(),
+                capacity_range: Some(CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 }),
+                secrets: secrets(),
+                ..ControllerExpandVolumeRequest::default()
+            },
+        )))
         .await;
-        answered(controller.controller_unpublish_volume(Request::new(ControllerUnpublishVolumeRequest {
-            volume_id: id.clone(),
-            node_id: "n".to_owned(),
-            secrets: secrets(),
-        })))
+        answered(controller.controller_unpublish_volume(Request::new(
+            ControllerUnpublishVolumeRequest {
+                volume_id: id.clone(),
+                node_id: "n".to_owned(),
+                secrets: secrets(),
+            },
+        )))
         .await;
     }
     let at_once = gate.flattening.load(Ordering::SeqCst);

@@ -22,21 +22,28 @@ async fn a_volume_lives_its_life_and_leaves_nothing() {
     let class = Class::new(&lab, &namespace.name);
 
     let request = class.create_volume("pvc-1", 16 * MIB);
-    let volume = controller.create_volume(request.clone()).await.unwrap().into_inner().volume.unwrap();
+    let volume =
+        controller.create_volume(request.clone()).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(volume.volume_id, format!("lab/{POOL}/{}/csi-pvc-1", namespace.name));
     assert_eq!(volume.capacity_bytes, 16 * MIB);
     assert_eq!(volume.volume_context["imageName"], "csi-pvc-1");
     assert_eq!(volume.volume_context["contentSource"], "none");
     let again = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap();
     assert_eq!(again, volume);
-    let larger = controller.create_volume(class.create_volume("pvc-1", 17 * MIB)).await.unwrap_err();
+    let larger =
+        controller.create_volume(class.create_volume("pvc-1", 17 * MIB)).await.unwrap_err();
     assert_eq!(larger.code(), Code::AlreadyExists);
     assert!(larger.message().contains("it has 16777216 bytes"), "{}", larger.message());
     assert!(larger.details().is_empty());
 
     let request = class.create_snapshot("snap-1", &volume.volume_id);
-    let snapshot = controller.create_snapshot(request.clone()).await.unwrap().into_inner().snapshot.unwrap();
-    assert!(snapshot.ready_to_use && snapshot.size_bytes == 16 * MIB && snapshot.creation_time.is_some());
+    let snapshot =
+        controller.create_snapshot(request.clone()).await.unwrap().into_inner().snapshot.unwrap();
+    assert!(
+        snapshot.ready_to_use
+            && snapshot.size_bytes == 16 * MIB
+            && snapshot.creation_time.is_some()
+    );
     let again = controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap();
     assert_eq!(again, snapshot);
 
@@ -96,20 +103,31 @@ async fn publish_and_refuse_to_delete(
         secrets: class.secrets.clone(),
         ..ControllerPublishVolumeRequest::default()
     };
-    let context =
-        controller.controller_publish_volume(publish.clone()).await.unwrap().into_inner().publish_context;
+    let context = controller
+        .controller_publish_volume(publish.clone())
+        .await
+        .unwrap()
+        .into_inner()
+        .publish_context;
     assert_eq!(context["auth_username"], lab.user);
     assert_eq!(context["image"], volume_id.strip_prefix("lab/").unwrap());
     assert_eq!(context["monitors"], lab.monitors);
-    assert!(!context.values().any(|value| value.contains(lab.key.expose())), "a key was handed out");
+    assert!(
+        !context.values().any(|value| value.contains(lab.key.expose())),
+        "a key was handed out"
+    );
     let again = controller.controller_publish_volume(publish.clone()).await.unwrap().into_inner();
     assert_eq!(again.publish_context, context);
-    let elsewhere = ControllerPublishVolumeRequest { node_id: "node-2".to_string(), ..publish.clone() };
+    let elsewhere =
+        ControllerPublishVolumeRequest { node_id: "node-2".to_string(), ..publish.clone() };
     let refused = controller.controller_publish_volume(elsewhere).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("node-1"), "{}", refused.message());
     let readonly = ControllerPublishVolumeRequest { readonly: true, ..publish };
-    assert_eq!(controller.controller_publish_volume(readonly).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(
+        controller.controller_publish_volume(readonly).await.unwrap_err().code(),
+        Code::AlreadyExists
+    );
     let delete = controller.delete_volume(class.delete_volume(volume_id)).await.unwrap_err();
     assert_eq!(delete.code(), Code::FailedPrecondition);
     assert!(delete.message().contains("node-1"), "{}", delete.message());
@@ -223,12 +241,20 @@ async fn a_missing_pool_or_namespace_is_said_in_words() {
     let missing_pool = Class::new(&lab, "ns").with("pool", "no-such-pool");
     for (rpc, status) in all_rpcs(&driver, &missing_pool, "ns").await {
         assert_eq!(status.code(), Code::InvalidArgument, "{rpc}: {status:?}");
-        assert!(status.message().contains("the pool no-such-pool does not exist"), "{}", status.message());
+        assert!(
+            status.message().contains("the pool no-such-pool does not exist"),
+            "{}",
+            status.message()
+        );
     }
     let missing_namespace = Class::new(&lab, "no-such-namespace").create_volume("v", MIB);
     let status = driver.controller().await.create_volume(missing_namespace).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert!(status.message().contains("rbd namespace create rbd/no-such-namespace"), "{}", status.message());
+    assert!(
+        status.message().contains("rbd namespace create rbd/no-such-namespace"),
+        "{}",
+        status.message()
+    );
 }
 
 #[tokio::test]
@@ -241,15 +267,27 @@ async fn bad_requests_are_refused_in_words_before_anything_is_touched() {
     let good = || class.create_volume("v", MIB);
     let range = |required_bytes, limit_bytes| Some(CapacityRange { required_bytes, limit_bytes });
     let cases = [
-        (CreateVolumeRequest { name: String::new(), ..good() }, Code::InvalidArgument, "name is missing"),
-        (CreateVolumeRequest { name: "n".repeat(129), ..good() }, Code::InvalidArgument, "129 bytes"),
+        (
+            CreateVolumeRequest { name: String::new(), ..good() },
+            Code::InvalidArgument,
+            "name is missing",
+        ),
+        (
+            CreateVolumeRequest { name: "n".repeat(129), ..good() },
+            Code::InvalidArgument,
+            "129 bytes",
+        ),
         (CreateVolumeRequest { name: "a\u{7}".into(), ..good() }, Code::InvalidArgument, "U+0007"),
         (
             CreateVolumeRequest { volume_capabilities: vec![], ..good() },
             Code::InvalidArgument,
             "volume_capabilities",
         ),
-        (CreateVolumeRequest { capacity_range: range(-1, 0), ..good() }, Code::InvalidArgument, "negative"),
+        (
+            CreateVolumeRequest { capacity_range: range(-1, 0), ..good() },
+            Code::InvalidArgument,
+            "negative",
+        ),
         (
             CreateVolumeRequest { capacity_range: range(2 * MIB, MIB), ..good() },
             Code::OutOfRange,
@@ -265,14 +303,21 @@ async fn bad_requests_are_refused_in_words_before_anything_is_touched() {
             Code::InvalidArgument,
             "did you mean \"pool\"",
         ),
-        (class.clone().with("clusterID", "prod").create_volume("v", MIB), Code::InvalidArgument, "knows lab"),
+        (
+            class.clone().with("clusterID", "prod").create_volume("v", MIB),
+            Code::InvalidArgument,
+            "knows lab",
+        ),
         (
             CreateVolumeRequest { volume_content_source: Some(from_snapshot("garbage")), ..good() },
             Code::NotFound,
             "\"garbage\" does not exist",
         ),
         (
-            CreateVolumeRequest { volume_content_source: Some(from_volume("other/rbd/v")), ..good() },
+            CreateVolumeRequest {
+                volume_content_source: Some(from_volume("other/rbd/v")),
+                ..good()
+            },
             Code::InvalidArgument,
             "cannot cross clusters",
         ),
@@ -331,9 +376,13 @@ async fn a_volume_that_is_open_somewhere_is_not_deleted() {
     let cluster = lab.connect();
     let pool = namespace.pool(&*cluster);
     let image = pool
-        .open_image(cinderblock::rbd::ImageKey::Name("csi-open"), cinderblock::rbd::OpenMode::ReadWrite)
+        .open_image(
+            cinderblock::rbd::ImageKey::Name("csi-open"),
+            cinderblock::rbd::OpenMode::ReadWrite,
+        )
         .unwrap();
-    let status = controller.delete_volume(class.delete_volume(&volume.volume_id)).await.unwrap_err();
+    let status =
+        controller.delete_volume(class.delete_volume(&volume.volume_id)).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     let address = cluster.address().unwrap();
     assert!(status.message().contains(&address), "{address} is not in {:?}", status.message());

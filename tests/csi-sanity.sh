@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# csi-sanity against the built driver on a real Ceph: once with filesystems, once with block devices. Volumes are really
-# attached, formatted and mounted, so it runs as root. It has a RADOS namespace of its own and leaves nothing.
+# csi-sanity against the built driver on a real Ceph: once with filesystems, once with block
+# devices. Volumes are really attached, formatted and mounted, so it runs as root. It has a RADOS
+# namespace of its own and leaves nothing.
 #
 #   eval "$(lab/ceph env)" && tests/csi-sanity.sh
 #
-# CINDERBLOCK=path/to/the/binary takes another one, SANITY_MOUNTER another mounter than fuse, SANITY_FOCUS the specs alone whose
-# names it matches, SANITY_ACCESS one of mount and block.
+# CINDERBLOCK=path/to/the/binary takes another one, SANITY_MOUNTER another mounter than fuse,
+# SANITY_FOCUS the specs alone whose names it matches, SANITY_ACCESS one of mount and block.
 set -euo pipefail
 umask 077
 

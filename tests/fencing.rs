@@ -1,6 +1,7 @@
-//! Nodes that are lost without letting go of their volume, on a real Ceph: a controller, two nodes on the `fuse` mounter. The first
-//! freezes in the middle of writing until its watch has ended, is unpublished and fenced, and wakes up when the second has the
-//! volume. And nodes that are not lost, and are not fenced.
+//! Nodes that are lost without letting go of their volume, on a real Ceph: a controller, two nodes
+//! on the `fuse` mounter. The first freezes in the middle of writing until its watch has ended, is
+//! unpublished and fenced, and wakes up when the second has the volume. And nodes that are not
+//! lost, and are not fenced.
 //!
 //! Needs root, FUSE, loop devices, and the environment `lab/ceph env` prints.
 
@@ -24,8 +25,8 @@ use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVo
 use cinderblock::csi::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
     ControllerUnpublishVolumeRequest, NodeExpandVolumeRequest, NodeGetVolumeHealthRequest,
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
-    VolumeCapability,
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, VolumeCapability,
 };
 use cinderblock::rbd::{ImageKey, OpenMode};
 use common::driver::{Class, Driver, MIB, filesystem, from_volume, lab_config};
@@ -81,7 +82,8 @@ impl Volume {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
         let addresses = text.lines().filter_map(|line| line.trim().strip_prefix("watcher="));
-        let found: Vec<_> = addresses.map(|rest| rest.split(' ').next().unwrap().to_owned()).collect();
+        let found: Vec<_> =
+            addresses.map(|rest| rest.split(' ').next().unwrap().to_owned()).collect();
         self.seen.lock().unwrap().extend(found.iter().cloned());
         found
     }
@@ -91,7 +93,8 @@ impl Volume {
         let mut request = self.class.create_volume(name, 64 * MIB);
         request.volume_capabilities = vec![self.capability.clone()];
         request.volume_content_source = Some(from_volume(&self.id));
-        let made = self.controller.create_volume(request).await.unwrap().into_inner().volume.unwrap();
+        let made =
+            self.controller.create_volume(request).await.unwrap().into_inner().volume.unwrap();
         Volume {
             class: self.class.clone(),
             capability: self.capability.clone(),
@@ -194,8 +197,10 @@ impl Node {
 
     /// Takes it down here.
     async fn detach(&mut self, volume: &Volume) {
-        let request =
-            NodeUnpublishVolumeRequest { volume_id: volume.id.clone(), target_path: self.text("target") };
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: volume.id.clone(),
+            target_path: self.text("target"),
+        };
         self.client.node_unpublish_volume(request).await.unwrap();
         let request = NodeUnstageVolumeRequest {
             volume_id: volume.id.clone(),
@@ -230,7 +235,8 @@ impl Drop for Node {
             let _ = Command::new("umount").arg(self.path(name)).status();
         }
         for entry in fs::read_dir("/sys/block").unwrap().flatten() {
-            let file = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+            let file =
+                fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
             if Path::new(&file).starts_with(&self.state) {
                 let device = Path::new("/dev").join(entry.file_name());
                 let _ = Command::new("losetup").arg("--detach").arg(device).status();
@@ -258,7 +264,9 @@ fn daemons(folder: &Path) -> impl Iterator<Item = u32> {
 }
 
 fn signal(process: u32, signal: &str) {
-    assert!(Command::new("kill").args(["-s", signal, &process.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args(["-s", signal, &process.to_string()]).status().unwrap().success()
+    );
 }
 
 /// Wakes the process up also when a test fails.
@@ -295,7 +303,11 @@ struct Field {
 }
 
 impl Field {
-    async fn new(parameters: &[(&str, &str)], capability: VolumeCapability, arguments: &[&str]) -> Field {
+    async fn new(
+        parameters: &[(&str, &str)],
+        capability: VolumeCapability,
+        arguments: &[&str],
+    ) -> Field {
         let lab: &Lab = Box::leak(Box::new(Lab::from_environment()));
         let namespace = Namespace::new(lab);
         let states = tempfile::tempdir().unwrap();
@@ -330,8 +342,7 @@ impl Field {
         let fenced = self.fenced();
         self.volume.delete().await;
         for address in fenced {
-            let command =
-                serde_json::json!({"prefix": "osd blocklist", "blocklistop": "rm", "addr": address});
+            let command = serde_json::json!({"prefix": "osd blocklist", "blocklistop": "rm", "addr": address});
             self.lab.connect().monitor_command(&command.to_string()).unwrap();
         }
         self.namespace.assert_nothing_is_left();
@@ -346,7 +357,8 @@ fn block(mode: Mode) -> VolumeCapability {
     }
 }
 
-/// Freezes the first node until its watch has ended, gives the volume to the second one, and thaws the first.
+/// Freezes the first node until its watch has ended, gives the volume to the second one, and thaws
+/// the first.
 async fn lose_the_first_node(features: &[(&str, &str)], snapshot_while_idle: bool) {
     let mut field = Field::new(features, filesystem(), &[]).await;
     let Field { first, second, volume, .. } = &mut field;
@@ -356,7 +368,8 @@ async fn lose_the_first_node(features: &[(&str, &str)], snapshot_while_idle: boo
     assert_eq!(volume.publish("second").await.unwrap_err().code(), Code::FailedPrecondition);
     let [address] = <[String; 1]>::try_from(volume.watchers()).unwrap();
     let snapshot = if snapshot_while_idle {
-        // The controller takes the exclusive lock for it, and the idle node does not ask for it back.
+        // The controller takes the exclusive lock for it, and the idle node does not ask for it
+        // back.
         let request = volume.class.create_snapshot("s", &volume.id);
         let made = volume.controller.create_snapshot(request).await.unwrap().into_inner();
         Some(made.snapshot.unwrap().snapshot_id)
@@ -371,9 +384,11 @@ async fn lose_the_first_node(features: &[(&str, &str)], snapshot_while_idle: boo
         move || write_durably(&path, &vec![7; 1 << 20])
     });
     let froze = Instant::now();
-    wait_until_async(Duration::from_mins(5), "the watch to end", async || match volume.watchers() {
-        watchers if watchers.is_empty() => Ok(()),
-        watchers => Err(watchers),
+    wait_until_async(Duration::from_mins(5), "the watch to end", async || {
+        match volume.watchers() {
+            watchers if watchers.is_empty() => Ok(()),
+            watchers => Err(watchers),
+        }
     })
     .await;
     tokio::time::sleep(Duration::from_secs(45).saturating_sub(froze.elapsed())).await;
@@ -434,22 +449,27 @@ async fn a_frozen_node_that_lost_its_lock_to_a_snapshot_writes_not_a_byte() {
 #[repr(align(4096))]
 struct Block([u8; 4096]);
 
-/// The write is acknowledged, fails, and is flushed after that: with librbd's cache, the flush said that all was well.
+/// The write is acknowledged, fails, and is flushed after that: with librbd's cache, the flush said
+/// that all was well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_fails_before_its_flush_is_not_told_to_be_durable() {
-    let mut field = Field::new(&[("imageFeatures", "layering")], block(Mode::SingleNodeWriter), &[]).await;
+    let mut field =
+        Field::new(&[("imageFeatures", "layering")], block(Mode::SingleNodeWriter), &[]).await;
     let Field { first, volume, .. } = &mut field;
     first.attach(volume).await;
     // Past the kernel's cache, so that each write reaches librbd before the flush does.
     let mut options = OpenOptions::new();
-    let device = options.write(true).custom_flags(nix::libc::O_DIRECT).open(first.path("target")).unwrap();
+    let device =
+        options.write(true).custom_flags(nix::libc::O_DIRECT).open(first.path("target")).unwrap();
     let block = Box::new(Block([1; 4096]));
     // librbd's cache begins to work with the first flush.
     device.write_all_at(&block.0, 0).and_then(|()| device.sync_all()).unwrap();
     let frozen = Frozen::new(daemon(&first.state));
-    wait_until_async(Duration::from_mins(5), "the watch to end", async || match volume.watchers() {
-        watchers if watchers.is_empty() => Ok(()),
-        watchers => Err(watchers),
+    wait_until_async(Duration::from_mins(5), "the watch to end", async || {
+        match volume.watchers() {
+            watchers if watchers.is_empty() => Ok(()),
+            watchers => Err(watchers),
+        }
     })
     .await;
     volume.unpublish("first").await;
@@ -468,7 +488,8 @@ async fn a_write_that_fails_before_its_flush_is_not_told_to_be_durable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_that_grew_is_fenced_by_its_new_client() {
     // A mounted ext4 grows with CAP_SYS_RESOURCE alone, a raw device always.
-    let mut field = Field::new(&[("imageFeatures", "layering")], block(Mode::SingleNodeWriter), &[]).await;
+    let mut field =
+        Field::new(&[("imageFeatures", "layering")], block(Mode::SingleNodeWriter), &[]).await;
     let Field { first, volume, .. } = &mut field;
     first.attach(volume).await;
     let before = volume.watchers();
@@ -567,8 +588,10 @@ async fn a_killed_daemon_is_fenced_before_the_next_one_is_started() {
         some => Err(some),
     })
     .await;
-    let request =
-        NodeUnpublishVolumeRequest { volume_id: volume.id.clone(), target_path: first.text("target") };
+    let request = NodeUnpublishVolumeRequest {
+        volume_id: volume.id.clone(),
+        target_path: first.text("target"),
+    };
     first.client.node_unpublish_volume(request).await.unwrap();
     first.attach(volume).await;
     write_durably(&first.path("target/file"), b"x").unwrap();
@@ -625,7 +648,8 @@ async fn a_client_without_a_note_is_named_and_never_fenced() {
     let Field { lab, namespace, first, volume, .. } = &mut field;
     let cluster = lab.connect();
     let image = volume.id.rsplit_once('/').unwrap().1.to_owned();
-    let backup = namespace.pool(&*cluster).open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
+    let backup =
+        namespace.pool(&*cluster).open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
     let address = volume.watchers().pop().unwrap();
     let refused = volume.publish("first").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
@@ -633,7 +657,8 @@ async fn a_client_without_a_note_is_named_and_never_fenced() {
     drop(backup);
     first.attach(volume).await;
     let noted = volume.watchers();
-    let backup = namespace.pool(&*cluster).open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
+    let backup =
+        namespace.pool(&*cluster).open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
     assert_eq!(volume.watchers().len(), 2);
     // The node does not let go, so its client is fenced; the other one goes on.
     volume.unpublish("first").await;
@@ -690,7 +715,8 @@ async fn wait_until_async<E: std::fmt::Debug>(
     }
 }
 
-/// The clients on the lab's blocklist that are there for years: those of nodes and controllers that were fenced.
+/// The clients on the lab's blocklist that are there for years: those of nodes and controllers that
+/// were fenced.
 fn fenced(lab: &Lab) -> Vec<String> {
     let cluster = lab.connect();
     let command = serde_json::json!({"prefix": "osd blocklist ls", "format": "json"});

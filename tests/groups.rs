@@ -84,8 +84,12 @@ impl<'a> Group<'a> {
     }
 
     async fn listed(&mut self) -> Vec<Snapshot> {
-        let list =
-            self.controller.list_snapshots(ListSnapshotsRequest::default()).await.unwrap().into_inner();
+        let list = self
+            .controller
+            .list_snapshots(ListSnapshotsRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
         list.entries.into_iter().filter_map(|entry| entry.snapshot).collect()
     }
 
@@ -113,12 +117,18 @@ async fn a_group_lives_its_life_and_leaves_nothing() {
     let lab = Lab::from_environment();
     let mut group = Group::new(&lab).await;
     let alone = group.class.create_snapshot("alone", &group.volumes[0]);
-    let alone = group.controller.create_snapshot(alone).await.unwrap().into_inner().snapshot.unwrap();
+    let alone =
+        group.controller.create_snapshot(alone).await.unwrap().into_inner().snapshot.unwrap();
 
     let made = group.created("weekly").await;
     assert!(made.ready_to_use && made.creation_time.is_some());
-    assert!(made.group_snapshot_id.ends_with("/group@csi-group-weekly"), "{}", made.group_snapshot_id);
-    let sources: Vec<_> = made.snapshots.iter().map(|member| member.source_volume_id.clone()).collect();
+    assert!(
+        made.group_snapshot_id.ends_with("/group@csi-group-weekly"),
+        "{}",
+        made.group_snapshot_id
+    );
+    let sources: Vec<_> =
+        made.snapshots.iter().map(|member| member.source_volume_id.clone()).collect();
     assert_eq!(sources, group.volumes);
     for member in &made.snapshots {
         assert_eq!(member.group_snapshot_id, made.group_snapshot_id);
@@ -129,7 +139,8 @@ async fn a_group_lives_its_life_and_leaves_nothing() {
     turned.source_volume_ids.reverse();
     let again = group.groups.create_volume_group_snapshot(turned).await.unwrap().into_inner();
     assert_eq!(again.group_snapshot, Some(made.clone()));
-    let found = group.groups.get_volume_group_snapshot(group.get(&made)).await.unwrap().into_inner();
+    let found =
+        group.groups.get_volume_group_snapshot(group.get(&made)).await.unwrap().into_inner();
     assert_eq!(found.group_snapshot, Some(made.clone()));
 
     let mut listed = group.listed().await;
@@ -147,14 +158,19 @@ async fn a_group_lives_its_life_and_leaves_nothing() {
         volume_content_source: Some(from_snapshot(&made.snapshots[1].snapshot_id)),
         ..group.class.create_volume("restored", MIB)
     };
-    let restored = group.controller.create_volume(restore).await.unwrap().into_inner().volume.unwrap();
+    let restored =
+        group.controller.create_volume(restore).await.unwrap().into_inner().volume.unwrap();
     for _ in 0..2 {
         group.groups.delete_volume_group_snapshot(group.delete(&made)).await.unwrap();
     }
     assert_eq!(group.listed().await, std::slice::from_ref(&alone));
     let gone = group.groups.get_volume_group_snapshot(group.get(&made)).await.unwrap_err();
     assert_eq!(gone.code(), Code::NotFound);
-    group.controller.delete_snapshot(group.class.delete_snapshot(&alone.snapshot_id)).await.unwrap();
+    group
+        .controller
+        .delete_snapshot(group.class.delete_snapshot(&alone.snapshot_id))
+        .await
+        .unwrap();
     group.controller.delete_volume(group.class.delete_volume(&restored.volume_id)).await.unwrap();
     group.end(&lab);
 }
@@ -163,13 +179,28 @@ async fn a_group_lives_its_life_and_leaves_nothing() {
 async fn a_group_that_cannot_be_is_refused_and_leaves_nothing() {
     let lab = Lab::from_environment();
     let mut group = Group::new(&lab).await;
-    let unlocked = group.class.clone().with("imageFeatures", "layering").create_volume("unlocked", MIB);
     let unlocked =
-        group.controller.create_volume(unlocked).await.unwrap().into_inner().volume.unwrap().volume_id;
+        group.class.clone().with("imageFeatures", "layering").create_volume("unlocked", MIB);
+    let unlocked = group
+        .controller
+        .create_volume(unlocked)
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap()
+        .volume_id;
     let other = Namespace::new(&lab);
     let elsewhere = Class::new(&lab, &other.name).create_volume("elsewhere", MIB);
-    let elsewhere =
-        group.controller.create_volume(elsewhere).await.unwrap().into_inner().volume.unwrap().volume_id;
+    let elsewhere = group
+        .controller
+        .create_volume(elsewhere)
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap()
+        .volume_id;
 
     let made = group.created("g").await;
     let with = |more: &str| {
@@ -181,7 +212,8 @@ async fn a_group_that_cannot_be_is_refused_and_leaves_nothing() {
         source_volume_ids: group.volumes[..2].to_vec(),
         ..group.create("g")
     };
-    let none = CreateVolumeGroupSnapshotRequest { source_volume_ids: Vec::new(), ..group.create("other") };
+    let none =
+        CreateVolumeGroupSnapshotRequest { source_volume_ids: Vec::new(), ..group.create("other") };
     let nobody = CreateVolumeGroupSnapshotRequest { secrets: [].into(), ..group.create("other") };
     let mut mistyped = group.create("other");
     mistyped.parameters = [("volumeGroupNamePrefx".to_string(), "x".to_string())].into();
@@ -211,11 +243,20 @@ async fn a_group_that_cannot_be_is_refused_and_leaves_nothing() {
         assert!(refused.details().is_empty());
     }
     // The configuration's own user serves requests without secrets.
-    let own =
-        group.groups.create_volume_group_snapshot(nobody).await.unwrap().into_inner().group_snapshot.unwrap();
+    let own = group
+        .groups
+        .create_volume_group_snapshot(nobody)
+        .await
+        .unwrap()
+        .into_inner()
+        .group_snapshot
+        .unwrap();
 
     for snapshot_ids in [Vec::new(), member_ids(&made)[..2].to_vec(), member_ids(&own)] {
-        let get = GetVolumeGroupSnapshotRequest { snapshot_ids: snapshot_ids.clone(), ..group.get(&made) };
+        let get = GetVolumeGroupSnapshotRequest {
+            snapshot_ids: snapshot_ids.clone(),
+            ..group.get(&made)
+        };
         assert_eq!(
             group.groups.get_volume_group_snapshot(get).await.unwrap_err().code(),
             Code::InvalidArgument
@@ -237,7 +278,8 @@ async fn a_group_that_cannot_be_is_refused_and_leaves_nothing() {
     group.end(&lab);
 }
 
-/// Writes 1 to `a`, then 1 to `b`, then 1 to `c`, then 2 to `a` and so on, each acknowledged before the next is sent.
+/// Writes 1 to `a`, then 1 to `b`, then 1 to `c`, then 2 to `a` and so on, each acknowledged before
+/// the next is sent.
 struct Writer {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
@@ -365,7 +407,9 @@ async fn a_cut_never_shows_a_later_write_without_an_earlier_one() {
     for volume in &group.volumes.clone() {
         writer.goes_on();
         let request = group.class.create_snapshot(&format!("of {volume}"), volume);
-        torn.push(group.controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap());
+        torn.push(
+            group.controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap(),
+        );
     }
     let disturber = Disturber::start(&lab, &group, &writer);
     for cut in 12..15 {
@@ -380,13 +424,20 @@ async fn a_cut_never_shows_a_later_write_without_an_earlier_one() {
         assert!(is_one_moment(&numbers), "{} holds {numbers:?}", cut.group_snapshot_id);
         assert!(numbers[0] > 3, "{numbers:?}");
     }
-    assert!(!is_one_moment(&numbers(&*pool, &torn)), "snapshots one after another look like one moment");
+    assert!(
+        !is_one_moment(&numbers(&*pool, &torn)),
+        "snapshots one after another look like one moment"
+    );
 
     for cut in &cuts {
         group.groups.delete_volume_group_snapshot(group.delete(cut)).await.unwrap();
     }
     for snapshot in &torn {
-        group.controller.delete_snapshot(group.class.delete_snapshot(&snapshot.snapshot_id)).await.unwrap();
+        group
+            .controller
+            .delete_snapshot(group.class.delete_snapshot(&snapshot.snapshot_id))
+            .await
+            .unwrap();
     }
     group.delete_volumes().await;
     drop(pool);

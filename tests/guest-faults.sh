@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What krbd's volumes go through with their nodes: the node plugin killed under load, the plug pulled, a node that is frozen,
-# fenced by the controller and wakes up. Two guests, a controller and a Ceph beside them. Needs root. GUEST_KERNEL is the
-# guests' kernel, as `lab/guest up --kernel` takes it.
+# What krbd's volumes go through with their nodes: the node plugin killed under load, the plug
+# pulled, a node that is frozen, fenced by the controller and wakes up. Two guests, a controller and
+# a Ceph beside them. Needs root. GUEST_KERNEL is the guests' kernel, as `lab/guest up --kernel`
+# takes it.
 set -euo pipefail
 umask 077
 
@@ -115,8 +116,9 @@ publish() {
 
 is_unwatched() { ! ceph rbd --id admin status "rbd/csi-$1" | grep -q watcher=; }
 
-# lose VOLUME SNAPSHOT [PARAMETER…]: the first node, which writes to it, is frozen until its watch has ended, and the volume is
-# given to the second. With a SNAPSHOT that is cut before, while the node is idle. The first node's other volume is not touched.
+# lose VOLUME SNAPSHOT [PARAMETER…]: the first node, which writes to it, is frozen until its watch
+# has ended, and the volume is given to the second. With a SNAPSHOT that is cut before, while the
+# node is idle. The first node's other volume is not touched.
 lose() {
     local volume=$1 snapshot=$2 before listed second
     local -a parameters=()

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# What each of Debian's kernels and each mounter takes of a cluster of Ceph 20: features of images, types of keys, protocols; and
-# what a user reads where they do not go together. Prints the table "Kernels" of docs/reference/compatibility.md. Needs root.
+# What each of Debian's kernels and each mounter takes of a cluster of Ceph 20: features of images,
+# types of keys, protocols; and what a user reads where they do not go together. Prints the table
+# "Kernels" of docs/reference/compatibility.md. Needs root.
 #
 #   tests/guest-kernels.sh [VERSION …]   the kernels, as `lab/guest up --kernel` takes them      (6.1 6.12 7)
 #
-# The driver of these tests runs with the librbd of Ceph 20, in a guest with the kernel, one after the other.
+# The driver of these tests runs with the librbd of Ceph 20, in a guest with the kernel, one after
+# the other.
 set -euo pipefail
 umask 077
 
@@ -61,8 +63,8 @@ make_users() {
     ceph ceph auth get-key client.csi >"$work/ceph/csi.key"
 }
 
-# check MOUNTER TEST LAUNCHER…: one test in the guest, the test's program started by LAUNCHER. Its words go to standard error, its
-# row of the table to $work/rows.
+# check MOUNTER TEST LAUNCHER…: one test in the guest, the test's program started by LAUNCHER. Its
+# words go to standard error, its row of the table to $work/rows.
 check() {
     local mounter=$1 test=$2
     shift 2

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# In a guest: the driver as a node, and one who writes. For tests/guest-faults.sh, which tells the lab's variables.
+# In a guest: the driver as a node, and one who writes. For tests/guest-faults.sh, which tells the
+# lab's variables.
 #
 #   tests/guest-node.sh start        the driver, in the background; one that runs is killed first, as a crash would
 #   tests/guest-node.sh stage IMAGE [CONTEXT], unstage IMAGE     CONTEXT is what controller-publish answered

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The mounters rbd and rbd-nbd on a kernel that has them: a guest (lab/guest) and a Ceph beside it, in a network of their own. The
-# tests of tests/node run in the guest with each of them, those of tests/guest, and csi-sanity's node specs. Needs root.
+# The mounters rbd and rbd-nbd on a kernel that has them: a guest (lab/guest) and a Ceph beside it,
+# in a network of their own. The tests of tests/node run in the guest with each of them, those of
+# tests/guest, and csi-sanity's node specs. Needs root.
 #
 #   tests/guest.sh quick       what `make test` runs: each mounter once
 #   tests/guest.sh more        what `make test-more` runs besides
@@ -47,8 +48,8 @@ in_guest() {
     say "$what: $(seconds_since "$began")"
 }
 
-# What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all of
-# it is for `make test-guest`.
+# What of tests/node runs over which mounter. Each test takes seconds in an emulated machine, so all
+# of it is for `make test-guest`.
 quick_of_rbd=(growth::xfs a_restarted_driver the_key_is_in a_refused_attach)
 quick_of_rbd_nbd=(a_restarted_driver the_key_is_in)
 more_of_rbd=(
@@ -91,7 +92,8 @@ sanity() {
     in_guest "csi-sanity over $1" SANITY_MOUNTER="$1" SANITY_FOCUS='Node Service' SANITY_ACCESS="${*:2}" "$here/tests/csi-sanity.sh"
 }
 
-# nearly_all ACCESS…: all but what is quick's, with csi-sanity of rbd-nbd with these kinds of access.
+# nearly_all ACCESS…: all but what is quick's, with csi-sanity of rbd-nbd with these kinds of
+# access.
 nearly_all() {
     over_rbd "${more_of_rbd[@]}"
     in_guest "tests/guest over rbd" NODE_MOUNTER=rbd "$own" --test-threads 1 krbd::

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The chart, installed with helm on a Kubernetes with a node (lab/kubernetes) and a Ceph beside it: pods write to volumes, read
-# what a snapshot and a clone hold, a node plugin is replaced while a pod writes, and nothing is left afterwards. Volumes are
-# attached by the mounter fuse. Needs root.
+# The chart, installed with helm on a Kubernetes with a node (lab/kubernetes) and a Ceph beside it:
+# pods write to volumes, read what a snapshot and a clone hold, a node plugin is replaced while a
+# pod writes, and nothing is left afterwards. Volumes are attached by the mounter fuse. Needs root.
 set -euo pipefail
 umask 077
 
@@ -38,7 +38,7 @@ explain_cluster() {
 
 in_node() { lab/kubernetes --dir "$work/kubernetes" node run "$@"; }
 
-# --- a cluster with a Ceph -------------------------------------------------------------------------------------------
+# --- a cluster with a Ceph ------------------------------------------------------------------------
 
 version=$(sed -n 's/^appVersion: *"\{0,1\}\([^"]*\)"\{0,1\}$/\1/p' charts/cinderblock/Chart.yaml)
 lab/kubernetes up --dir "$work/kubernetes"
@@ -66,7 +66,7 @@ check "helm installs the chart, and everything in it becomes ready" \
     helm install cinderblock charts/cinderblock --values "$work/values.yaml" --wait --timeout 5m
 check "helm test writes to a volume and reads it back" helm test cinderblock --timeout 5m
 
-# --- pods and volumes ------------------------------------------------------------------------------------------------
+# --- pods and volumes -----------------------------------------------------------------------------
 
 # claim NAME FURTHER: a claim of one gibibyte; FURTHER as YAML, what it is made of.
 claim() {
@@ -134,7 +134,7 @@ for name in restored cloned; do
     check "a second pod reads all of it in what was $name" ran "reads-$name"
 done
 
-# --- growth ----------------------------------------------------------------------------------------------------------
+# --- growth ---------------------------------------------------------------------------------------
 
 kubectl delete pod reads-cloned
 kubectl patch persistentvolumeclaim cloned --patch '{"spec": {"resources": {"requests": {"storage": "2Gi"}}}}'
@@ -142,7 +142,7 @@ kubectl patch persistentvolumeclaim cloned --patch '{"spec": {"resources": {"req
 pod is-larger cloned '[ "$(df -m /volume | awk "END { print \$2 }")" -gt 1500 ]; [ "$(cat /volume/data)" = mine ]'
 check "a volume that grew is larger in its next pod, and holds what it held" ran is-larger
 
-# --- a rollout while a pod writes ------------------------------------------------------------------------------------
+# --- a rollout while a pod writes -----------------------------------------------------------------
 
 plugin() { kubectl get pod --namespace cinderblock --selector app.kubernetes.io/component=node --output "jsonpath={.items[*].$1}"; }
 plugin_is_new() { [[ $(plugin metadata.uid) != *"$old_plugin"* && $(plugin 'status.containerStatuses[*].ready') == "true true true" ]]; }
@@ -182,7 +182,7 @@ check "its volume is detached" wait_until 60 "it to be detached" detached
 pod reads-on first '[ "$(cat /volume/counter)" -ge '"$last"' ] && [ "$(sha256sum </volume/data)" = "$(cat /volume/sum)" ]'
 check "the next pod finds all that was synced" ran reads-on
 
-# --- nothing is left -------------------------------------------------------------------------------------------------
+# --- nothing is left ------------------------------------------------------------------------------
 
 kubectl delete pod --all
 kubectl delete volumesnapshot --all

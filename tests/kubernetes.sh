@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The driver, the chart's sidecars and the chart's rights on a real control plane: brings up a Ceph and a Kubernetes, runs the test target
-# `kubernetes` on them, sees that nothing is left in either, and takes both down. Needs root, FUSE and loop devices, since volumes are
-# really mounted.
+# The driver, the chart's sidecars and the chart's rights on a real control plane: brings up a Ceph
+# and a Kubernetes, runs the test target `kubernetes` on them, sees that nothing is left in either,
+# and takes both down. Needs root, FUSE and loop devices, since volumes are really mounted.
 #
 #   tests/kubernetes.sh             every test
 #   tests/kubernetes.sh NAME        those alone whose names hold this
 #
-# KUBERNETES_CLAIMS=50 makes as many claims at once instead of 200. When a test fails, the folder with every log stays.
+# KUBERNETES_CLAIMS=50 makes as many claims at once instead of 200. When a test fails, the folder
+# with every log stays.
 set -euo pipefail
 umask 077
 

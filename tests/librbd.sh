@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# librbd itself, release by release: `tests/librbd.sh [RELEASE…]`, for 16, 18 and 20 when none is named. Needs root.
+# librbd itself, release by release: `tests/librbd.sh [RELEASE…]`, for 16, 18 and 20 when none is
+# named. Needs root.
 #
 # - The driver's declarations of C functions are held against the headers of the release.
-# - tests/librbd/faults.c shows which faults that the driver works around the release has, with daemons of the same release.
+# - tests/librbd/faults.c shows which faults that the driver works around the release has, with
+#   daemons of the same release.
 #   Fails when the release has one that `faults_of` does not name, or lacks one that it names. What depends on luck is shown
 #   and not judged.
 set -euo pipefail

@@ -14,7 +14,11 @@ use common::{Lab, Namespace, wait_until};
 use tonic::Code;
 use tonic::transport::Channel;
 
-async fn page(controller: &mut ControllerClient<Channel>, max: i32, token: &str) -> (Vec<String>, String) {
+async fn page(
+    controller: &mut ControllerClient<Channel>,
+    max: i32,
+    token: &str,
+) -> (Vec<String>, String) {
     let request = ListVolumesRequest { max_entries: max, starting_token: token.to_string() };
     let answer = controller.list_volumes(request).await.unwrap().into_inner();
     let ids = answer.entries.into_iter().map(|entry| entry.volume.unwrap().volume_id).collect();
@@ -25,13 +29,16 @@ async fn page(controller: &mut ControllerClient<Channel>, max: i32, token: &str)
 async fn pages_are_stable_while_volumes_come_and_go() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
-    let driver = Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &["--role", "controller"]);
+    let driver =
+        Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &["--role", "controller"]);
     let mut controller = driver.controller().await;
     let class = Class::new(&lab, &namespace.name);
     let mut ids = BTreeSet::new();
     for number in 0..9 {
         let request = class.create_volume(&format!("v{number}"), MIB);
-        ids.insert(controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id);
+        ids.insert(
+            controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id,
+        );
     }
     let (all, token) = page(&mut controller, 0, "").await;
     assert_eq!((all.iter().cloned().collect::<BTreeSet<_>>(), token.as_str()), (ids.clone(), ""));
@@ -47,7 +54,8 @@ async fn pages_are_stable_while_volumes_come_and_go() {
     let (third, token) = page(&mut controller, 3, &token).await;
     assert_eq!((third.as_slice(), token.as_str()), (&all[7..], ""));
 
-    let garbage = ListVolumesRequest { max_entries: 0, starting_token: "invalid-token".to_string() };
+    let garbage =
+        ListVolumesRequest { max_entries: 0, starting_token: "invalid-token".to_string() };
     assert_eq!(controller.list_volumes(garbage).await.unwrap_err().code(), Code::Aborted);
     let negative = ListVolumesRequest { max_entries: -1, starting_token: String::new() };
     assert_eq!(controller.list_volumes(negative).await.unwrap_err().code(), Code::InvalidArgument);
@@ -87,7 +95,8 @@ async fn pages_are_stable_while_volumes_come_and_go() {
 async fn snapshots_of_deleted_volumes_stay_listed() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
-    let driver = Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &["--role", "controller"]);
+    let driver =
+        Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &["--role", "controller"]);
     let mut controller = driver.controller().await;
     let class = Class::new(&lab, &namespace.name);
     let mut snapshots = Vec::new();
@@ -95,7 +104,9 @@ async fn snapshots_of_deleted_volumes_stay_listed() {
         let volume = controller.create_volume(class.create_volume(name, MIB)).await.unwrap();
         let volume = volume.into_inner().volume.unwrap();
         let request = class.create_snapshot(&format!("s-{name}"), &volume.volume_id);
-        snapshots.push(controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap());
+        snapshots.push(
+            controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap(),
+        );
         controller.delete_volume(class.delete_volume(&volume.volume_id)).await.unwrap();
     }
     let mut list = async |request: ListSnapshotsRequest| {
@@ -109,14 +120,18 @@ async fn snapshots_of_deleted_volumes_stay_listed() {
     let one = &snapshots[1];
     let by_id = ListSnapshotsRequest { snapshot_id: one.snapshot_id.clone(), ..Default::default() };
     assert_eq!(list(by_id).await, std::slice::from_ref(one));
-    let by_source =
-        ListSnapshotsRequest { source_volume_id: one.source_volume_id.clone(), ..Default::default() };
+    let by_source = ListSnapshotsRequest {
+        source_volume_id: one.source_volume_id.clone(),
+        ..Default::default()
+    };
     assert_eq!(list(by_source).await, std::slice::from_ref(one));
-    let source = ListSnapshotsRequest { source_volume_id: "no id at all".to_string(), ..Default::default() };
+    let source =
+        ListSnapshotsRequest { source_volume_id: "no id at all".to_string(), ..Default::default() };
     assert_eq!(list(source).await, []);
     let id = ListSnapshotsRequest { snapshot_id: "no id at all".to_string(), ..Default::default() };
     assert_eq!(list(id).await, []);
-    let get = GetSnapshotRequest { snapshot_id: one.snapshot_id.clone(), secrets: class.secrets.clone() };
+    let get =
+        GetSnapshotRequest { snapshot_id: one.snapshot_id.clone(), secrets: class.secrets.clone() };
     let got = controller.get_snapshot(get.clone()).await.unwrap().into_inner().snapshot.unwrap();
     assert_eq!(got, *one);
     for snapshot in &snapshots {
@@ -158,7 +173,8 @@ async fn capacity_is_what_quota_and_disks_leave() {
     // `rbd pool init` stores a few bytes.
     assert!((10 * MIB - 4096..=10 * MIB).contains(&bounded.available_capacity), "{bounded:?}");
     assert_eq!(bounded.maximum_volume_size, Some(bounded.available_capacity));
-    let everywhere = controller.get_capacity(GetCapacityRequest::default()).await.unwrap().into_inner();
+    let everywhere =
+        controller.get_capacity(GetCapacityRequest::default()).await.unwrap().into_inner();
     assert!(everywhere.available_capacity > 100 * MIB, "{everywhere:?}");
     let missing = GetCapacityRequest {
         parameters: Class::new(&lab, "").with("pool", "no-such-pool").parameters,

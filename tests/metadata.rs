@@ -1,4 +1,5 @@
-//! Snapshot metadata over the socket: a chain of snapshots, backed up by what the streams say and rebuilt elsewhere.
+//! Snapshot metadata over the socket: a chain of snapshots, backed up by what the streams say and
+//! rebuilt elsewhere.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -15,7 +16,8 @@ use common::{Lab, Namespace};
 use tonic::Code;
 use tonic::transport::Channel;
 
-/// A byte beyond whole objects and whole sectors of objects: the tail is not aligned to anything but sectors.
+/// A byte beyond whole objects and whole sectors of objects: the tail is not aligned to anything
+/// but sectors.
 const TAIL: u64 = 512 * 3;
 
 async fn allocated(
@@ -72,7 +74,8 @@ async fn delta(
 /// The whole content of the snapshot `name`.
 fn content(image: &dyn Image, name: &str) -> Vec<u8> {
     let snapshots = image.snapshots().unwrap();
-    let snapshot = snapshots.iter().find(|s| s.kind == SnapshotKind::User && s.name == name).unwrap();
+    let snapshot =
+        snapshots.iter().find(|s| s.kind == SnapshotKind::User && s.name == name).unwrap();
     let mut bytes = vec![0; usize::try_from(snapshot.size).unwrap()];
     assert_eq!(image.read_at(Some(snapshot.id), 0, &mut bytes).unwrap(), bytes.len());
     bytes
@@ -97,8 +100,13 @@ async fn a_chain_is_rebuilt(features: &str) {
     let mut controller = driver.controller().await;
     let class = Class::new(&lab, &namespace.name).with("imageFeatures", features);
     let size = 24 * MIB + i64::try_from(TAIL).unwrap();
-    let volume =
-        controller.create_volume(class.create_volume("v", size)).await.unwrap().into_inner().volume.unwrap();
+    let volume = controller
+        .create_volume(class.create_volume("v", size))
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
     let cluster = lab.connect();
     let pool = namespace.pool(&*cluster);
     let open = || pool.open_image(ImageKey::Name("csi-v"), OpenMode::ReadWrite).unwrap();
@@ -112,7 +120,9 @@ async fn a_chain_is_rebuilt(features: &str) {
     let image = open();
     image.write_at(0, &[1; 700]).unwrap();
     image.write_at(9 << 20, &vec![2; 5 << 20]).unwrap();
-    image.write_at(u64::try_from(size).unwrap() - TAIL, &vec![3; usize::try_from(TAIL).unwrap()]).unwrap();
+    image
+        .write_at(u64::try_from(size).unwrap() - TAIL, &vec![3; usize::try_from(TAIL).unwrap()])
+        .unwrap();
     drop(image);
     cut("s1").await;
     let image = open();
@@ -135,11 +145,16 @@ async fn a_chain_is_rebuilt(features: &str) {
     let client = &mut SnapshotMetadataClient::new(driver.channel().await);
     let image = pool.open_image(ImageKey::Name("csi-v"), OpenMode::ReadOnly).unwrap();
     let mut copy = Vec::new();
-    apply(&mut copy, &content(&*image, "csi-snap-s1"), &allocated(client, &class, &snapshots[0], 1).await);
+    apply(
+        &mut copy,
+        &content(&*image, "csi-snap-s1"),
+        &allocated(client, &class, &snapshots[0], 1).await,
+    );
     assert!(copy == content(&*image, "csi-snap-s1"), "the full backup differs");
-    for (base, target, name) in
-        [(&snapshots[0], &snapshots[1], "csi-snap-s2"), (&snapshots[1], &snapshots[2], "csi-snap-s3")]
-    {
+    for (base, target, name) in [
+        (&snapshots[0], &snapshots[1], "csi-snap-s2"),
+        (&snapshots[1], &snapshots[2], "csi-snap-s3"),
+    ] {
         let blocks = delta(client, &class, base, target).await;
         apply(&mut copy, &content(&*image, name), &blocks);
         assert!(copy == content(&*image, name), "the copy differs at {name}: {blocks:?}");
@@ -152,14 +167,20 @@ async fn a_chain_is_rebuilt(features: &str) {
         secrets: class.secrets.clone(),
         ..GetMetadataDeltaRequest::default()
     };
-    assert_eq!(client.get_metadata_delta(backwards).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        client.get_metadata_delta(backwards).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
     let beyond = GetMetadataAllocatedRequest {
         snapshot_id: snapshots[0].snapshot_id.clone(),
         starting_offset: snapshots[0].size_bytes + 1,
         secrets: class.secrets.clone(),
         ..GetMetadataAllocatedRequest::default()
     };
-    assert_eq!(client.get_metadata_allocated(beyond.clone()).await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(
+        client.get_metadata_allocated(beyond.clone()).await.unwrap_err().code(),
+        Code::OutOfRange
+    );
     for snapshot in &snapshots {
         controller.delete_snapshot(class.delete_snapshot(&snapshot.snapshot_id)).await.unwrap();
     }

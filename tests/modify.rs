@@ -30,7 +30,11 @@ async fn limits_are_applied_whole_or_not_at_all() {
     let spec = format!("{POOL}/{}/csi-v", namespace.name);
     let configured = |key: &str| {
         let list = lab.run("rbd", &["config", "image", "list", &spec]);
-        let line = list.lines().find(|line| line.split_whitespace().next() == Some(key)).unwrap().to_string();
+        let line = list
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(key))
+            .unwrap()
+            .to_string();
         let words: Vec<_> = line.split_whitespace().map(str::to_string).collect();
         (words[1].clone(), words[2].clone())
     };
@@ -53,7 +57,10 @@ async fn limits_are_applied_whole_or_not_at_all() {
     assert_eq!(configured("rbd_qos_iops_limit"), image("100"));
     for id in ["no id at all", &format!("lab/{spec}-other")] {
         let missing = ControllerModifyVolumeRequest { volume_id: id.to_string(), ..modify(&[]) };
-        assert_eq!(controller.controller_modify_volume(missing).await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(
+            controller.controller_modify_volume(missing).await.unwrap_err().code(),
+            Code::NotFound
+        );
     }
     controller.delete_volume(class.delete_volume(&volume.volume_id)).await.unwrap();
     namespace.assert_nothing_is_recorded();

@@ -1,6 +1,7 @@
-//! What a user reads where a driver's librados and a cluster of Ceph 20 do not go together, and that the commands in a message
-//! mend it. tests/pairings.sh makes the lab, whose keys are of the type aes256k, and runs this on librados 16 and 20. Each
-//! test changes the cluster for all, so they run one after the other.
+//! What a user reads where a driver's librados and a cluster of Ceph 20 do not go together, and
+//! that the commands in a message mend it. tests/pairings.sh makes the lab, whose keys are of the
+//! type aes256k, and runs this on librados 16 and 20. Each test changes the cluster for all, so
+//! they run one after the other.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "the messages are for the reader of a run")]
@@ -39,19 +40,22 @@ fn allow(lab: &Lab, ciphers: &str) {
     lab.run("ceph", &["mon", "set", "auth_allowed_ciphers", ciphers]);
 }
 
-/// A user with a key of the type `key_type`. A monitor that was just told to allow that type does so a moment later.
+/// A user with a key of the type `key_type`. A monitor that was just told to allow that type does
+/// so a moment later.
 fn user(lab: &Lab, name: &str, key_type: &str) -> (String, Key) {
     let name = format!("{name}-{}", std::process::id());
     let entity = format!("client.{name}");
     let words =
-        [&["auth", "get-or-create-key", &entity][..], &CAPABILITIES, &["--key_type", key_type]].concat();
+        [&["auth", "get-or-create-key", &entity][..], &CAPABILITIES, &["--key_type", key_type]]
+            .concat();
     let key = wait_until("a user is made", || lab.try_run("ceph", &words));
     (name, Key::new(&key))
 }
 
 /// Runs the command at the end of a message as it is, as the lab's administrator.
 fn run_what_it_says(lab: &Lab, message: &str, before: &str) {
-    let (_, command) = message.split_once(before).unwrap_or_else(|| panic!("no command in {message:?}"));
+    let (_, command) =
+        message.split_once(before).unwrap_or_else(|| panic!("no command in {message:?}"));
     wait_until("the command in the message succeeds", || {
         let output = Command::new("sh")
             .args(["-c", command])
@@ -134,7 +138,8 @@ async fn clones_of_format_2_are_made_whatever_the_oldest_client_may_be() {
         lab.run("ceph", &["osd", "set-require-min-compat-client", oldest]);
         let id = create(&driver, &class, "source").await.unwrap();
         let mut controller = driver.controller().await;
-        let snapshot = controller.create_snapshot(within(30, class.create_snapshot("s", &id))).await.unwrap();
+        let snapshot =
+            controller.create_snapshot(within(30, class.create_snapshot("s", &id))).await.unwrap();
         let snapshot = snapshot.into_inner().snapshot.unwrap().snapshot_id;
         let mut request = class.create_volume("restored", MIB);
         request.volume_content_source = Some(from_snapshot(&snapshot));
@@ -151,14 +156,15 @@ async fn clones_of_format_2_are_made_whatever_the_oldest_client_may_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_insists_on_encryption_takes_all_but_a_driver_that_was_told_not_to_encrypt() {
+async fn a_cluster_that_insists_on_encryption_takes_all_but_a_driver_that_was_told_not_to_encrypt()
+{
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
     allow(&lab, "aes,aes256k");
     let (name, key) = user(&lab, "old", "aes");
     let class = Class::new(&lab, &namespace.name).of_user(&name, &key);
-    let modes =
-        ["cluster", "service", "client"].map(|of| [format!("ms_{of}_mode"), format!("ms_mon_{of}_mode")]);
+    let modes = ["cluster", "service", "client"]
+        .map(|of| [format!("ms_{of}_mode"), format!("ms_mon_{of}_mode")]);
     for mode in modes.as_flattened() {
         lab.run("ceph", &["config", "set", "global", mode, "secure"]);
     }
@@ -167,8 +173,10 @@ async fn a_cluster_that_insists_on_encryption_takes_all_but_a_driver_that_was_to
 
     // The first protocol is not encrypted, whatever these options say.
     let v1 = lab.monitors.split("v1:").nth(1).unwrap().trim_end_matches(']');
-    let driver =
-        Driver::start(&format!("- clusterID: lab\n  monitors: [\"v1:{v1}\"]\n"), &["--role", "controller"]);
+    let driver = Driver::start(
+        &format!("- clusterID: lab\n  monitors: [\"v1:{v1}\"]\n"),
+        &["--role", "controller"],
+    );
     assert_eq!(create(&driver, &class, "v").await.unwrap(), id);
 
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What a user reads where librados 16 or 20 and a cluster of Ceph 20 do not go together: tests/pairings.rs on both. Needs root.
+# What a user reads where librados 16 or 20 and a cluster of Ceph 20 do not go together:
+# tests/pairings.rs on both. Needs root.
 set -euo pipefail
 umask 077
 

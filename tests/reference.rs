@@ -1,5 +1,6 @@
-//! `docs/reference/` says what the code does: its tables are made of the code's, its capabilities are asked of the driver, and its
-//! command line is the program's own help. After a change: `UPDATE_REFERENCE=1 cargo test --test reference`, and commit.
+//! `docs/reference/` says what the code does: its tables are made of the code's, its capabilities
+//! are asked of the driver, and its command line is the program's own help. After a change:
+//! `UPDATE_REFERENCE=1 cargo test --test reference`, and commit.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::format_push_string, reason = "a text that grows")]
@@ -11,7 +12,9 @@ use std::path::Path;
 use std::process::Command;
 
 use cinderblock::csi::config::{CLUSTER_KEYS, Config, FILE_KEYS};
-use cinderblock::csi::parameters::{GROUP_PARAMETERS, Parameter, SNAPSHOT_PARAMETERS, VOLUME_PARAMETERS};
+use cinderblock::csi::parameters::{
+    GROUP_PARAMETERS, Parameter, SNAPSHOT_PARAMETERS, VOLUME_PARAMETERS,
+};
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::{
     ControllerGetCapabilitiesRequest, GetPluginCapabilitiesRequest, NodeGetCapabilitiesRequest,
@@ -75,14 +78,17 @@ fn parameters() {
 /// The words that an error of the parser lists as what it expected.
 fn expected(error: &str) -> BTreeSet<String> {
     let list = error.lines().next().unwrap().split("expected ").nth(1).unwrap();
-    let words =
-        list.trim_start_matches("one of ").split([',', ' ']).filter(|word| !matches!(*word, "" | "or"));
+    let words = list
+        .trim_start_matches("one of ")
+        .split([',', ' '])
+        .filter(|word| !matches!(*word, "" | "or"));
     words.map(|word| word.trim_matches('`').to_owned()).collect()
 }
 
 #[test]
 fn the_configuration_has_these_keys_and_no_others() {
-    let names = |keys: &[Parameter]| keys.iter().map(|key| key.name.to_owned()).collect::<BTreeSet<_>>();
+    let names =
+        |keys: &[Parameter]| keys.iter().map(|key| key.name.to_owned()).collect::<BTreeSet<_>>();
     let error = Config::parse("- {clusterID: a, no-such-key: 1}").unwrap_err();
     assert_eq!(expected(&error), names(CLUSTER_KEYS), "{error}");
     let error = Config::parse("{clusters: [], no-such-key: 1}").unwrap_err();
@@ -116,8 +122,13 @@ fn errors() {
              Messages end with Ceph's own error. Before anything was changed it is answered so; any other is INTERNAL.\n\n\
              | Ceph | code | cause | remedy |\n|---|---|---|---|\n";
     for error in CEPH_ERRORS {
-        text +=
-            &format!("| {:?} | {} | {} | {} |\n", error.errno, name(error.code()), error.cause, error.remedy);
+        text += &format!(
+            "| {:?} | {} | {} | {} |\n",
+            error.errno,
+            name(error.code()),
+            error.cause,
+            error.remedy
+        );
     }
     assert_is("errors.md", &text);
 }
@@ -125,17 +136,24 @@ fn errors() {
 /// What the driver advertises with this configuration and these arguments.
 async fn advertised(config: &str, more: &[&str]) -> BTreeSet<(&'static str, &'static str)> {
     let state = tempfile::tempdir().unwrap();
-    let arguments = ["--role", "all", "--node-id", "n", "--state-dir", state.path().to_str().unwrap()];
+    let arguments =
+        ["--role", "all", "--node-id", "n", "--state-dir", state.path().to_str().unwrap()];
     let driver = Driver::start(config, &[&arguments[..], more].concat());
     let mut found = BTreeSet::new();
-    let plugin =
-        driver.identity().await.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
+    let plugin = driver
+        .identity()
+        .await
+        .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
+        .await
+        .unwrap();
     for capability in plugin.into_inner().capabilities {
         found.insert((
             "plugin",
             match capability.r#type.unwrap() {
                 plugin_capability::Type::Service(service) => service.r#type().as_str_name(),
-                plugin_capability::Type::VolumeExpansion(expansion) => expansion.r#type().as_str_name(),
+                plugin_capability::Type::VolumeExpansion(expansion) => {
+                    expansion.r#type().as_str_name()
+                }
             },
         ));
     }
@@ -158,7 +176,8 @@ async fn advertised(config: &str, more: &[&str]) -> BTreeSet<(&'static str, &'st
 
 #[tokio::test]
 async fn capabilities() {
-    // No monitor listens there: what a driver can do does not depend on whether its cluster answers.
+    // No monitor listens there: what a driver can do does not depend on whether its cluster
+    // answers.
     let key = tempfile::NamedTempFile::new().unwrap();
     let without = "- {clusterID: lab, monitors: ['127.0.0.1:1']}".to_string();
     let with = format!(
@@ -170,8 +189,9 @@ async fn capabilities() {
         when.entry(capability).or_insert("always");
     }
     for capability in advertised(&with, &[]).await {
-        when.entry(capability)
-            .or_insert("when every cluster of the configuration has `userID`, `keyFile` and `pools`");
+        when.entry(capability).or_insert(
+            "when every cluster of the configuration has `userID`, `keyFile` and `pools`",
+        );
     }
     let mut text = String::from(
         "# Capabilities\n\n\
@@ -186,7 +206,8 @@ async fn capabilities() {
 }
 
 fn help(words: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_cinderblock")).args(words).arg("--help").output().unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_cinderblock")).args(words).arg("--help").output().unwrap();
     assert!(output.status.success(), "{words:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     // Lines that hold nothing but the indentation of a list.
@@ -197,7 +218,8 @@ fn help(words: &[&str]) -> String {
 fn command_line() {
     let top = help(&[]);
     let mut text = format!("# Command line\n\nThe program's own help.\n\n```\n{top}\n```\n");
-    let commands = top.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
+    let commands =
+        top.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
     let names: Vec<_> = commands.map(|line| line.split_whitespace().next().unwrap()).collect();
     assert!(names.len() > 3, "{names:?}");
     for name in names.into_iter().filter(|name| *name != "help") {

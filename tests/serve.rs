@@ -1,4 +1,5 @@
-//! `cinderblock serve` as its operator meets it: what wrong arguments and configurations say, and how it ends. No Ceph is needed.
+//! `cinderblock serve` as its operator meets it: what wrong arguments and configurations say, and
+//! how it ends. No Ceph is needed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -43,7 +44,10 @@ fn wrong_arguments_are_refused_at_once_in_words() {
             "possible values: controller, node, all",
         ),
         (vec!["--endpoint", endpoint, "--config", config, "--role", "node"], "--node-id <ID>"),
-        ([&controller[..], &["--endpoint", endpoint, "--topology", "zone"]].concat(), "expected KEY=VALUE"),
+        (
+            [&controller[..], &["--endpoint", endpoint, "--topology", "zone"]].concat(),
+            "expected KEY=VALUE",
+        ),
         (
             [&controller[..], &["--endpoint", endpoint, "--instance", "a/b"]].concat(),
             "an instance is 1 to 32",
@@ -53,7 +57,10 @@ fn wrong_arguments_are_refused_at_once_in_words() {
             "a letter at both ends",
         ),
         ([&controller[..], &["--endpoint", endpoint, "--rpc-timeout", "0"]].concat(), "1..=86400"),
-        ([&controller[..], &["--endpoint", endpoint, "--log-level", "a=b=c"]].concat(), "--log-level"),
+        (
+            [&controller[..], &["--endpoint", endpoint, "--log-level", "a=b=c"]].concat(),
+            "--log-level",
+        ),
     ] {
         let output = serve(&arguments);
         let error = String::from_utf8_lossy(&output.stderr);
@@ -77,8 +84,14 @@ fn a_wrong_configuration_is_refused_at_once_in_words() {
             None => assert!(!path.exists()),
         }
         let endpoint = endpoint(directory.path());
-        let output =
-            serve(&["--role", "controller", "--endpoint", &endpoint, "--config", path.to_str().unwrap()]);
+        let output = serve(&[
+            "--role",
+            "controller",
+            "--endpoint",
+            &endpoint,
+            "--config",
+            path.to_str().unwrap(),
+        ]);
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{text:?}: {error}");
         assert!(
@@ -95,8 +108,18 @@ fn serve_until(words: &str, kubeconfig: Option<&Path>) {
     std::fs::write(&config, CONFIG).unwrap();
     let log = directory.path().join("log");
     let mut command = Command::new(env!("CARGO_BIN_EXE_cinderblock"));
-    command.args(["serve", "--role", "controller", "--endpoint", &endpoint(directory.path()), "--config"]);
-    command.arg(&config).stderr(std::fs::File::create(&log).unwrap()).env_remove("KUBERNETES_SERVICE_HOST");
+    command.args([
+        "serve",
+        "--role",
+        "controller",
+        "--endpoint",
+        &endpoint(directory.path()),
+        "--config",
+    ]);
+    command
+        .arg(&config)
+        .stderr(std::fs::File::create(&log).unwrap())
+        .env_remove("KUBERNETES_SERVICE_HOST");
     if let Some(kubeconfig) = kubeconfig {
         command.arg("--kubernetes").env("KUBECONFIG", kubeconfig);
     }
@@ -121,7 +144,8 @@ fn it_says_whether_it_speaks_to_kubernetes_and_needs_no_api_server_for_that() {
     let kubeconfig = directory.path().join("kubeconfig");
     let cluster = "clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]";
     let context = "contexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c";
-    std::fs::write(&kubeconfig, format!("apiVersion: v1\nkind: Config\n{cluster}\n{context}\n")).unwrap();
+    std::fs::write(&kubeconfig, format!("apiVersion: v1\nkind: Config\n{cluster}\n{context}\n"))
+        .unwrap();
     serve_until("https://127.0.0.1:1/", Some(&kubeconfig));
 }
 
@@ -220,7 +244,8 @@ fn request_of_the_c_core(socket: &str) -> Vec<u8> {
         let length = u8::try_from(payload.len()).unwrap();
         [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
     };
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &headers)].concat()
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 4, 1, &headers)]
+        .concat()
 }
 
 #[test]
@@ -247,7 +272,10 @@ fn a_client_whose_authority_is_a_path_is_told_of_once() {
             // SETTINGS and the reset of the stream: 9 bytes at least each.
             let mut answer = [0; 18];
             client.read_exact(&mut answer).unwrap();
-            told = std::fs::read_to_string(&log).unwrap().matches("grpc.default_authority=localhost").count();
+            told = std::fs::read_to_string(&log)
+                .unwrap()
+                .matches("grpc.default_authority=localhost")
+                .count();
             more -= i32::from(told > 0);
         }
         std::thread::sleep(Duration::from_millis(20));

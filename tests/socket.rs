@@ -1,6 +1,10 @@
 //! The CSI socket on a real filesystem: who may use it, when it is refused, and how it ends.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 use std::fs;
 use std::io;
@@ -15,8 +19,8 @@ use cinderblock::csi::proto::identity_client::IdentityClient;
 use cinderblock::csi::proto::identity_server::{Identity, IdentityServer};
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::{
-    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
-    NodeGetInfoRequest, ProbeRequest, ProbeResponse,
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+    GetPluginInfoResponse, NodeGetInfoRequest, ProbeRequest, ProbeResponse,
 };
 use cinderblock::csi::server::{CsiSocket, ServeError, termination_signal};
 use nix::sys::signal::Signal;
@@ -71,8 +75,10 @@ struct Server {
 impl Server {
     async fn start(grace: Duration) -> Server {
         let directory = tempfile::tempdir().unwrap();
-        let stub =
-            Stub { probes_begun: Arc::new(Semaphore::new(0)), probes_let_go: Arc::new(Semaphore::new(0)) };
+        let stub = Stub {
+            probes_begun: Arc::new(Semaphore::new(0)),
+            probes_let_go: Arc::new(Semaphore::new(0)),
+        };
         let socket = CsiSocket::bind(&endpoint(&directory.path().join("csi.sock"))).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let routes = Routes::new(IdentityServer::new(stub.clone()));
@@ -98,7 +104,11 @@ impl Server {
     async fn begin_probe(&self) -> JoinHandle<Result<Response<ProbeResponse>, Status>> {
         let mut client = client(&self.path()).await;
         let probe = tokio::spawn(async move { client.probe(ProbeRequest {}).await });
-        tokio::time::timeout(SOON, self.stub.probes_begun.acquire()).await.unwrap().unwrap().forget();
+        tokio::time::timeout(SOON, self.stub.probes_begun.acquire())
+            .await
+            .unwrap()
+            .unwrap()
+            .forget();
         probe
     }
 }
@@ -154,11 +164,15 @@ async fn the_socket_is_its_owners_alone_and_the_only_file() {
 async fn a_service_that_is_not_served_is_unimplemented_with_a_text() {
     let mut server = Server::start(SOON).await;
     let channel =
-        tonic::transport::Endpoint::try_from(format!("unix://{}", server.path().display())).unwrap();
+        tonic::transport::Endpoint::try_from(format!("unix://{}", server.path().display()))
+            .unwrap();
     let mut node = NodeClient::new(channel.connect().await.unwrap());
     let status = node.node_get_info(NodeGetInfoRequest {}).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().starts_with("csi.v1.Node/NodeGetInfo is not served on this socket"), "{status}");
+    assert!(
+        status.message().starts_with("csi.v1.Node/NodeGetInfo is not served on this socket"),
+        "{status}"
+    );
     server.stop();
     server.ended().await.unwrap();
 }

@@ -1,7 +1,9 @@
-//! A driver stands still in the middle of a request, another one takes its work over, and the first goes on: on a real Ceph.
+//! A driver stands still in the middle of a request, another one takes its work over, and the first
+//! goes on: on a real Ceph.
 //!
-//! The first stops right before a call that goes by a name, where a look at the record would not help any more. It stands still for
-//! longer than its lease lasts. What the second has made by then stays as it is, and the first finds its way back.
+//! The first stops right before a call that goes by a name, where a look at the record would not
+//! help any more. It stands still for longer than its lease lasts. What the second has made by then
+//! stays as it is, and the first finds its way back.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -87,7 +89,11 @@ impl Controller {
     async fn delete_group(&self, group: &VolumeGroupSnapshot) -> Result<(), Status> {
         let request = DeleteVolumeGroupSnapshotRequest {
             group_snapshot_id: group.group_snapshot_id.clone(),
-            snapshot_ids: group.snapshots.iter().map(|snapshot| snapshot.snapshot_id.clone()).collect(),
+            snapshot_ids: group
+                .snapshots
+                .iter()
+                .map(|snapshot| snapshot.snapshot_id.clone())
+                .collect(),
             secrets: self.class.secrets.clone(),
         };
         let mut client = GroupControllerClient::new(self.driver.channel().await);
@@ -138,7 +144,12 @@ fn picture(pool: &dyn Pool) -> BTreeMap<String, (String, Vec<(String, u64)>)> {
     let images = pool.list_images().unwrap().into_iter();
     let of = |id: &str| {
         let image = pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly).unwrap();
-        image.snapshots().unwrap().into_iter().map(|snapshot| (snapshot.name, snapshot.id)).collect()
+        image
+            .snapshots()
+            .unwrap()
+            .into_iter()
+            .map(|snapshot| (snapshot.name, snapshot.id))
+            .collect()
     };
     images.map(|image| (image.name.clone(), (image.id.clone(), of(&image.id)))).collect()
 }
@@ -181,7 +192,8 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
 
     let stop = [("CINDERBLOCK_STOP_BEFORE", method)];
     let patient = [&arguments[..], &["--rpc-timeout", "600"]].concat();
-    let first = Controller { driver: Driver::start_in(&stop, &lab_config(&lab), &patient), class: class() };
+    let first =
+        Controller { driver: Driver::start_in(&stop, &lab_config(&lab), &patient), class: class() };
     let pid = first.driver.pid();
     let begun = async { first.begin(work).await };
     let others = async {
@@ -210,7 +222,10 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
     };
     let (outcome, (before, fenced)) = tokio::join!(begun, others);
     let status = outcome.unwrap_err();
-    assert!(status.message().contains("blocklisted"), "{work:?}: the first was not overtaken: {status}");
+    assert!(
+        status.message().contains("blocklisted"),
+        "{work:?}: the first was not overtaken: {status}"
+    );
     assert_eq!(picture(&*pool), before, "{work:?}: the first changed something afterwards");
 
     // It connects anew, and knows what the other has made.

@@ -25,7 +25,16 @@ fn tool(lab: &Lab, namespace: &Namespace<'_>, arguments: &[&str]) -> Output {
         .args(arguments)
         .arg("--config")
         .arg(&config)
-        .args(["--pool", POOL, "--namespace", &namespace.name, "--user", &lab.user, "--key-file", &key_file])
+        .args([
+            "--pool",
+            POOL,
+            "--namespace",
+            &namespace.name,
+            "--user",
+            &lab.user,
+            "--key-file",
+            &key_file,
+        ])
         .output()
         .unwrap()
 }
@@ -41,8 +50,13 @@ async fn the_tree_shows_a_silent_parent_and_what_keeps_it() {
     let driver = Driver::controller_for(&lab);
     let mut controller = driver.controller().await;
     let class = Class::new(&lab, &namespace.name);
-    let a =
-        controller.create_volume(class.create_volume("a", MIB)).await.unwrap().into_inner().volume.unwrap();
+    let a = controller
+        .create_volume(class.create_volume("a", MIB))
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
     let clone = CreateVolumeRequest {
         volume_content_source: Some(from_volume(&a.volume_id)),
         ..class.create_volume("b", MIB)
@@ -64,7 +78,8 @@ async fn the_tree_shows_a_silent_parent_and_what_keeps_it() {
         )
     );
     let json: Value =
-        serde_json::from_str(&stdout(&tool(&lab, &namespace, &["tree", "--output", "json"]))).unwrap();
+        serde_json::from_str(&stdout(&tool(&lab, &namespace, &["tree", "--output", "json"])))
+            .unwrap();
     assert_eq!(json["images"][0]["kind"], "silent-parent");
     assert_eq!(json["images"][1]["parent"]["snapshot"], "csi-b.clone_snap");
     let dot = stdout(&tool(&lab, &namespace, &["tree", "--output", "dot"]));
@@ -89,18 +104,29 @@ async fn gc_shows_first_and_clears_only_what_is_the_drivers_own() {
     let driver = Driver::controller_for(&lab);
     let mut controller = driver.controller().await;
     let class = Class::new(&lab, &namespace.name);
-    let a =
-        controller.create_volume(class.create_volume("a", MIB)).await.unwrap().into_inner().volume.unwrap();
+    let a = controller
+        .create_volume(class.create_volume("a", MIB))
+        .await
+        .unwrap()
+        .into_inner()
+        .volume
+        .unwrap();
     controller.create_volume(class.create_volume("half", MIB)).await.unwrap();
     let spec = |image: &str| format!("{POOL}/{}/{image}", namespace.name);
-    // A snapshot whose clone is gone, a creation nobody came back for, and an image that is not ours.
+    // A snapshot whose clone is gone, a creation nobody came back for, and an image that is not
+    // ours.
     lab.run("rbd", &["snap", "create", "--no-progress", &spec("csi-a@csi-gone.clone_snap")]);
     lab.run("rbd", &["create", "--size", "1M", &spec("theirs.deleted")]);
     let cluster = lab.connect();
-    let volumes =
-        Volumes::new(namespace.pool(&*cluster), "default", Process::default(), Arc::new(Activity::default()));
+    let volumes = Volumes::new(
+        namespace.pool(&*cluster),
+        "default",
+        Process::default(),
+        Arc::new(Activity::default()),
+    );
     let half = volumes.catalogue().volume("csi-half").unwrap().unwrap();
-    let unfinished = catalogue::Volume { state: State::Creating, created: 0, ..half.record.clone() };
+    let unfinished =
+        catalogue::Volume { state: State::Creating, created: 0, ..half.record.clone() };
     volumes.catalogue().replace("csi-half", &half, unfinished).unwrap();
 
     let found = tool(&lab, &namespace, &["gc"]);
@@ -198,7 +224,8 @@ fn a_tool_that_cannot_reach_its_pool_says_why() {
             "no-such-pool",
         ),
         (
-            [vec!["gc", "--config", config, "--pool", "rbd", "--cluster", "b"], access.to_vec()].concat(),
+            [vec!["gc", "--config", config, "--pool", "rbd", "--cluster", "b"], access.to_vec()]
+                .concat(),
             1,
             "knows lab",
         ),
@@ -221,10 +248,12 @@ fn the_program_and_a_driver_that_starts_say_which_librbd_they_run_on() {
     expected.extend(libraries.lacks.iter().map(|lacks| format!("lacks {lacks}")));
     assert_eq!(stdout(&output).lines().collect::<Vec<_>>(), expected);
 
-    let driver = Driver::start("- {clusterID: lab, monitors: ['127.0.0.1:1']}", &["--role", "controller"]);
+    let driver =
+        Driver::start("- {clusterID: lab, monitors: ['127.0.0.1:1']}", &["--role", "controller"]);
     let Libraries { ceph, librbd, librados, .. } = libraries;
-    let said =
-        format!("cinderblock {version} starts with librbd {librbd} and librados {librados} of Ceph {ceph}");
+    let said = format!(
+        "cinderblock {version} starts with librbd {librbd} and librados {librados} of Ceph {ceph}"
+    );
     let log = driver.log();
     for said in [said.as_str(), "role=Controller", "clusters=\"lab\""] {
         assert!(log.contains(said), "{said}: {log}");

@@ -14,16 +14,23 @@ use tempfile::TempDir;
 use tonic::Code;
 
 fn zone(name: &str) -> Topology {
-    Topology { segments: [("zone".to_owned(), name.to_owned()), ("rack".to_owned(), "7".to_owned())].into() }
+    Topology {
+        segments: [("zone".to_owned(), name.to_owned()), ("rack".to_owned(), "7".to_owned())]
+            .into(),
+    }
 }
 
 fn required(zones: &[&str]) -> TopologyRequirement {
-    TopologyRequirement { requisite: zones.iter().map(|name| zone(name)).collect(), preferred: Vec::new() }
+    TopologyRequirement {
+        requisite: zones.iter().map(|name| zone(name)).collect(),
+        preferred: Vec::new(),
+    }
 }
 
 async fn offers_topology(driver: &Driver) -> bool {
     let request = GetPluginCapabilitiesRequest {};
-    let answer = driver.identity().await.get_plugin_capabilities(request).await.unwrap().into_inner();
+    let answer =
+        driver.identity().await.get_plugin_capabilities(request).await.unwrap().into_inner();
     answer.capabilities.iter().any(|capability| {
         matches!(&capability.r#type,
             Some(Type::Service(one)) if one.r#type() == service::Type::VolumeAccessibilityConstraints)
@@ -40,7 +47,8 @@ async fn volumes_of_a_cluster_are_made_and_counted_only_where_it_is_reached() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
     let class = Class::new(&lab, &namespace.name);
-    let config = format!("{}  topology: {{zone: a}}\n", lab_config_with_own_user(&lab, &namespace.name));
+    let config =
+        format!("{}  topology: {{zone: a}}\n", lab_config_with_own_user(&lab, &namespace.name));
     let (_state, driver) = start(&config, &["--topology", "zone=a", "--topology", "rack=7"]);
     assert!(offers_topology(&driver).await);
     assert_eq!(node_info(&driver).await.accessible_topology, Some(zone("a")));
@@ -53,7 +61,8 @@ async fn volumes_of_a_cluster_are_made_and_counted_only_where_it_is_reached() {
     let refused = controller.create_volume(create(&["b", "c"])).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     assert!(refused.message().contains("is reached from"), "{refused}");
-    let volume = controller.create_volume(create(&["b", "a"])).await.unwrap().into_inner().volume.unwrap();
+    let volume =
+        controller.create_volume(create(&["b", "a"])).await.unwrap().into_inner().volume.unwrap();
     let reached = [Topology { segments: [("zone".to_owned(), "a".to_owned())].into() }];
     assert_eq!(volume.accessible_topology, reached);
     let listed = controller.list_volumes(ListVolumesRequest::default()).await.unwrap().into_inner();
@@ -65,7 +74,8 @@ async fn volumes_of_a_cluster_are_made_and_counted_only_where_it_is_reached() {
             accessible_topology: Some(zone(place)),
             ..GetCapacityRequest::default()
         };
-        let capacity = controller.get_capacity(request).await.unwrap().into_inner().available_capacity;
+        let capacity =
+            controller.get_capacity(request).await.unwrap().into_inner().available_capacity;
         assert_eq!(capacity > 0, has_room, "{place}: {capacity}");
     }
     controller.delete_volume(class.delete_volume(&volume.volume_id)).await.unwrap();
@@ -87,8 +97,11 @@ async fn a_node_tells_which_clusters_it_does_not_reach() {
     let config = format!("{}- clusterID: gone\n  monitors: [\"127.0.0.1:1\"]\n", lab_config(&lab));
     let (_state, driver) = start(&config, &["--enable-alpha"]);
     let mut node = NodeClient::new(driver.channel().await);
-    let health =
-        node.node_get_storage_health(NodeGetStorageHealthRequest::default()).await.unwrap().into_inner();
+    let health = node
+        .node_get_storage_health(NodeGetStorageHealthRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     let [gone] = &health.backend_health[..] else { panic!("{health:?}") };
     assert_eq!(gone.status(), StorageHealthErrorType::StorageUnreachable);
     assert!(gone.message.contains("cluster gone"), "{}", gone.message);

@@ -15,7 +15,8 @@ const EXIT_NOT_FOUND: u8 = 3;
 
 /// Find out which image a claim is, which claim an image is, and which nodes have it
 ///
-/// Kubernetes is asked, and nothing else: as the pod's service account in a pod, else as KUBECONFIG says. Nothing is changed.
+/// Kubernetes is asked, and nothing else: as the pod's service account in a pod, else as KUBECONFIG
+/// says. Nothing is changed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   cinderblock find default/data                    # a PersistentVolumeClaim, by namespace and name
@@ -29,7 +30,8 @@ What is a name in several of these ways is shown for each.
 
 Exit status: 0 when it was found, 1 when Kubernetes could not be asked, 2 when arguments are wrong, 3 when there is no such thing.")]
 pub(crate) struct FindArgs {
-    /// NAMESPACE/NAME of a claim, the name of a PersistentVolume, POOL[/NAMESPACE]/IMAGE, or a volume id
+    /// NAMESPACE/NAME of a claim, the name of a PersistentVolume, POOL[/NAMESPACE]/IMAGE, or a
+    /// volume id
     #[arg(value_name = "NAME")]
     name: String,
 
@@ -96,9 +98,11 @@ async fn find(args: &FindArgs) -> Result<Vec<Found>, String> {
     let client = connect().await?;
     let refused = |error: ::kube::Error| format!("Kubernetes does not say: {}", words(&error));
     let all = volumes::all(&client, &args.driver_name).await.map_err(refused)?;
-    let found: Vec<_> = all.into_iter().map(Found::new).filter(|found| found.is(&args.name)).collect();
+    let found: Vec<_> =
+        all.into_iter().map(Found::new).filter(|found| found.is(&args.name)).collect();
     if found.is_empty()
-        && let Some((namespace, name)) = args.name.split_once('/').filter(|(_, name)| !name.contains('/'))
+        && let Some((namespace, name)) =
+            args.name.split_once('/').filter(|(_, name)| !name.contains('/'))
         && let Some(claim) = volumes::claim(&client, namespace, name).await.map_err(refused)?
     {
         eprintln!(
@@ -116,7 +120,8 @@ impl Found {
     fn new(volume: Volume) -> Found {
         // An id of an older form, or one that somebody wrote by hand, has no parts to show.
         let id = VolumeId::parse(&volume.id);
-        let part = |part: fn(&VolumeId) -> &String| id.as_ref().map(part).cloned().unwrap_or_default();
+        let part =
+            |part: fn(&VolumeId) -> &String| id.as_ref().map(part).cloned().unwrap_or_default();
         Found {
             cluster: part(|id| &id.location.cluster),
             pool: part(|id| &id.location.pool),
@@ -131,7 +136,8 @@ impl Found {
     }
 
     fn is(&self, name: &str) -> bool {
-        let claim = self.volume.claim.as_ref().map(|claim| format!("{}/{}", claim.namespace, claim.name));
+        let claim =
+            self.volume.claim.as_ref().map(|claim| format!("{}/{}", claim.namespace, claim.name));
         let names = [&self.volume.name, &self.volume.id, &self.image_spec].map(String::as_str);
         !name.is_empty() && (names.contains(&name) || claim.as_deref() == Some(name))
     }
@@ -144,8 +150,9 @@ impl Found {
             format!("{}{attaching}", attachment.node)
         };
         let nodes: Vec<_> = attachments.iter().map(node).collect();
-        let or_none =
-            |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or("none".to_string());
+        let or_none = |text: Option<String>| {
+            text.filter(|text| !text.is_empty()).unwrap_or("none".to_string())
+        };
         vec![
             ("claim", or_none(claim)),
             ("storage class", or_none(storage_class.clone())),

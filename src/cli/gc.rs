@@ -12,8 +12,9 @@ use super::pool::PoolArgs;
 
 /// Find what was left half-done in a pool and, with --apply, finish it
 ///
-/// A running controller finishes its own leftovers by itself; this is for pools whose controller is gone, for deletions no client asked for
-/// again, and for a look. Without --apply nothing is changed. Each leftover is looked at again before anything is removed.
+/// A running controller finishes its own leftovers by itself; this is for pools whose controller is
+/// gone, for deletions no client asked for again, and for a look. Without --apply nothing is
+/// changed. Each leftover is looked at again before anything is removed.
 #[derive(Debug, Args)]
 #[command(
     after_help = "What is found: entries of the journal, unfinished volumes, snapshots and group snapshots, snapshots made for clones that are gone,
@@ -41,7 +42,8 @@ pub(crate) struct GcArgs {
     #[arg(long)]
     foreign: bool,
 
-    /// Seconds after which an unfinished creation counts as abandoned; younger ones may be in progress
+    /// Seconds after which an unfinished creation counts as abandoned; younger ones may be in
+    /// progress
     #[arg(long, default_value = "3600", value_name = "SECONDS")]
     patience: u64,
 
@@ -105,7 +107,8 @@ fn work(args: &GcArgs, volumes: &Volumes) -> Result<Report, Box<dyn std::error::
             volumes.leftovers(&survey, Duration::from_secs(args.patience))?
         };
         // What is cleared can set its parents free; what failed once is not tried for ever.
-        let new: Vec<_> = found.into_iter().filter(|leftover| !report.found.contains(leftover)).collect();
+        let new: Vec<_> =
+            found.into_iter().filter(|leftover| !report.found.contains(leftover)).collect();
         if new.is_empty() {
             return Ok(report);
         }
@@ -138,7 +141,10 @@ fn text(report: &Report, apply: bool) -> String {
             .map(|failure| format!("failed   {}: {}", describe(&failure.leftover), failure.why)),
     );
     if !apply {
-        lines.push(format!("{} found; nothing was changed, --apply clears them", report.found.len()));
+        lines.push(format!(
+            "{} found; nothing was changed, --apply clears them",
+            report.found.len()
+        ));
     }
     lines.join("\n")
 }
@@ -152,18 +158,24 @@ fn describe(leftover: &Leftover) -> String {
         Leftover::UnfinishedSnapshot { image_id, snapshot } => {
             format!("snapshot {snapshot} of image {image_id}: begun, or half deleted")
         }
-        Leftover::UnfinishedGroup { group, .. } => format!("group snapshot {group}: begun, or half deleted"),
+        Leftover::UnfinishedGroup { group, .. } => {
+            format!("group snapshot {group}: begun, or half deleted")
+        }
         Leftover::ChildlessSnapshot { image, snapshot, .. } => {
             format!("{image}@{snapshot}: its clone is gone")
         }
-        Leftover::EmptySilentParent { image, .. } => format!("{image}: a silent parent nothing depends on"),
+        Leftover::EmptySilentParent { image, .. } => {
+            format!("{image}: a silent parent nothing depends on")
+        }
         Leftover::KeptByOthers { image, by, .. } => {
             format!("{image}: a deleted volume kept by other tools' {}", by.join(", "))
         }
         Leftover::Remains { image, .. } => format!("{image}: remains of an interrupted removal"),
         Leftover::Journal { entries } => format!("{entries} journal entries"),
         Leftover::Unreadable { object, key, why } => {
-            format!("{key} in the RADOS object {object}: {why}; everything else is cleared without it")
+            format!(
+                "{key} in the RADOS object {object}: {why}; everything else is cleared without it"
+            )
         }
         Leftover::Foreign { image, .. } => {
             format!("{image}: marked deleted by Cinder, and nothing depends on it")

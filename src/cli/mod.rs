@@ -1,4 +1,5 @@
-//! The command line: arguments, dispatch and exit codes. One file per subcommand, no logic of the driver.
+//! The command line: arguments, dispatch and exit codes. One file per subcommand, no logic of the
+//! driver.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a command line talks to its user")]
 
 mod call;

@@ -71,10 +71,9 @@ impl PoolArgs {
     fn choose<'a>(&self, config: &'a Config) -> Result<&'a Cluster, String> {
         let known = || config.clusters.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         match &self.cluster {
-            Some(id) => config
-                .clusters
-                .get(id)
-                .ok_or_else(|| format!("the configuration knows {}, and no cluster {id:?}", known())),
+            Some(id) => config.clusters.get(id).ok_or_else(|| {
+                format!("the configuration knows {}, and no cluster {id:?}", known())
+            }),
             None if config.clusters.len() == 1 => {
                 config.clusters.values().next().ok_or_else(|| "no cluster".to_string())
             }

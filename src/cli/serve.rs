@@ -31,14 +31,15 @@ use tonic::service::Routes;
 
 /// How long RPCs in flight may take to finish after SIGTERM. Kubernetes kills after 30 seconds.
 const GRACE: Duration = Duration::from_secs(25);
-/// How long what their answers left to be settled may take after that. Kubernetes gives a pod 30 seconds in all.
+/// How long what their answers left to be settled may take after that. Kubernetes gives a pod 30
+/// seconds in all.
 const SETTLING: Duration = Duration::from_secs(3);
 
 /// Serve CSI on a unix socket, as Kubernetes and its sidecars call it.
 ///
-/// The controller role makes, deletes, clones and snapshots volumes and needs only the network; the node role attaches,
-/// formats and mounts them and runs as root on every node. Secrets come with each request; the configuration names the
-/// clusters.
+/// The controller role makes, deletes, clones and snapshots volumes and needs only the network; the
+/// node role attaches, formats and mounts them and runs as root on every node. Secrets come with
+/// each request; the configuration names the clusters.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   # Everything on one machine, for a try-out:
@@ -58,7 +59,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_enum, default_value = "all")]
     role: Role,
 
-    /// This node's id, as the orchestrator will name it when it publishes volumes here. The node role needs it.
+    /// This node's id, as the orchestrator will name it when it publishes volumes here. The node
+    /// role needs it.
     #[arg(long, value_name = "ID", required_if_eq_any([("role", "node"), ("role", "all")]))]
     node_id: Option<String>,
 
@@ -66,8 +68,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 
-    /// The name of this installation. Two that share a pool need different ones; it names the catalogue, so it is kept
-    /// for as long as its volumes live.
+    /// The name of this installation. Two that share a pool need different ones; it names the
+    /// catalogue, so it is kept for as long as its volumes live.
     #[arg(long, default_value = "default", value_name = "NAME", value_parser = instance)]
     instance: String,
 
@@ -75,36 +77,43 @@ pub(crate) struct ServeArgs {
     #[arg(long, default_value = "rbd.csi.cinderblock.dev", value_name = "NAME", value_parser = driver_name)]
     driver_name: String,
 
-    /// Seconds after which a request that brings no deadline of its own is told how far its work is.
+    /// Seconds after which a request that brings no deadline of its own is told how far its work
+    /// is.
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     rpc_timeout: u64,
 
-    /// Where the node role keeps what it must find again after a restart: which volumes it attached, never a key.
+    /// Where the node role keeps what it must find again after a restart: which volumes it
+    /// attached, never a key.
     #[arg(long, default_value = "/var/lib/cinderblock", value_name = "DIRECTORY")]
     state_dir: PathBuf,
 
-    /// How many volumes a node may have at once; any number when not said. The node role reports it to the orchestrator; the
-    /// controller role counts in each pool and namespace, and refuses to publish one more there.
+    /// How many volumes a node may have at once; any number when not said. The node role reports it
+    /// to the orchestrator; the controller role counts in each pool and namespace, and refuses to
+    /// publish one more there.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     max_volumes_per_node: Option<u32>,
 
-    /// Fence no node. Without this, ControllerUnpublishVolume of a node that may still write to the volume, as a lost one may, puts its
-    /// clients of this volume on Ceph's blocklist, for five years, before it lets go. With it that is FAILED_PRECONDITION with
-    /// the commands to run by hand, and the volume stays published.
+    /// Fence no node. Without this, ControllerUnpublishVolume of a node that may still write to the
+    /// volume, as a lost one may, puts its clients of this volume on Ceph's blocklist, for five
+    /// years, before it lets go. With it that is FAILED_PRECONDITION with the commands to run by
+    /// hand, and the volume stays published.
     #[arg(long)]
     no_fence: bool,
 
-    /// Where this node is, as KEY=VALUE; several times for several. Needed when a cluster of the configuration has a `topology`.
+    /// Where this node is, as KEY=VALUE; several times for several. Needed when a cluster of the
+    /// configuration has a `topology`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = topology::segment)]
     topology: Vec<(String, String)>,
 
-    /// Speak to Kubernetes too, as the pod's service account, or as KUBECONFIG says outside a pod: the controller role records events on
-    /// claims, volumes, snapshots and nodes, and cuts off no node that is Ready, has no taint node.kubernetes.io/out-of-service and lists the
-    /// volume among its volumesInUse.
+    /// Speak to Kubernetes too, as the pod's service account, or as KUBECONFIG says outside a pod:
+    /// the controller role records events on claims, volumes, snapshots and nodes, and cuts off no
+    /// node that is Ready, has no taint node.kubernetes.io/out-of-service and lists the volume
+    /// among its volumesInUse.
     #[arg(long)]
     kubernetes: bool,
 
-    /// Offer what is alpha in CSI 1.13 and unknown to older sidecars: the health of volumes and of the storage.
+    /// Offer what is alpha in CSI 1.13 and unknown to older sidecars: the health of volumes and of
+    /// the storage.
     #[arg(long)]
     enable_alpha: bool,
 
@@ -135,7 +144,8 @@ fn driver_name(text: &str) -> Result<String, String> {
     if inner && text.len() <= 63 && text.starts_with(ends) && text.ends_with(ends) {
         return Ok(text.to_string());
     }
-    Err("a driver name is 1 to 63 letters, digits, '.' and '-', with a letter at both ends".to_string())
+    Err("a driver name is 1 to 63 letters, digits, '.' and '-', with a letter at both ends"
+        .to_string())
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -160,7 +170,8 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
     }
     raise_descriptor_limit();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    // More than all bounded work can take, so that what hangs never fills the pool of blocking threads.
+    // More than all bounded work can take, so that what hangs never fills the pool of blocking
+    // threads.
     runtime.enable_all().max_blocking_threads(blocking_threads(&config));
     let runtime = match runtime.build() {
         Ok(runtime) => runtime,
@@ -170,7 +181,8 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
         }
     };
     let served = runtime.block_on(serve(args, config));
-    // Work in flight is in the catalogue and the journal: a call that is stuck in librbd must not keep the process.
+    // Work in flight is in the catalogue and the journal: a call that is stuck in librbd must not
+    // keep the process.
     runtime.shutdown_background();
     match served {
         Ok(()) => ceph::end_process(0),
@@ -181,7 +193,8 @@ pub(crate) fn run(args: ServeArgs) -> ExitCode {
     }
 }
 
-/// Allows as many file descriptors as the system lets us: many start programs with a low limit that they may raise.
+/// Allows as many file descriptors as the system lets us: many start programs with a low limit that
+/// they may raise.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
         if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
@@ -191,8 +204,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// Blocking threads for a configuration: for the operations on each cluster and on the node, the sweeper of each pool, and some
-/// to spare.
+/// Blocking threads for a configuration: for the operations on each cluster and on the node, the
+/// sweeper of each pool, and some to spare.
 fn blocking_threads(config: &Config) -> usize {
     let pools: usize = config.clusters.values().map(|cluster| cluster.pools.len()).sum();
     (config.clusters.len() + 1) * THREADS_PER_CLUSTER + pools + 64
@@ -217,7 +230,10 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
 
     let identity = match args.role {
         Role::Node => IdentityService::always_ready(&args.driver_name),
-        _ => IdentityService::watching(&args.driver_name, config.clusters.values().cloned().collect()),
+        _ => IdentityService::watching(
+            &args.driver_name,
+            config.clusters.values().cloned().collect(),
+        ),
     };
     let topology_used = topology::is_used(&config);
     let mut routes = Routes::new(IdentityServer::new(identity.with_topology(topology_used)));
@@ -250,7 +266,8 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         sweeper = Some(controller.sweeper().clone());
         if let Some(client) = kubernetes {
             let recorder = Recorder::new(client.clone(), &args.driver_name);
-            controller = controller.with_kubernetes(recorder, Nodes::new(client, &args.driver_name));
+            controller =
+                controller.with_kubernetes(recorder, Nodes::new(client, &args.driver_name));
         } else {
             tracing::info!(
                 "runs without Kubernetes (--kubernetes): no events are recorded, and nodes that are unpublished while they may write are fenced without a \
@@ -265,7 +282,8 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
     }
     if args.role != Role::Controller {
         let node = Node::new(&args.state_dir)?;
-        let monitors = config.clusters.into_iter().map(|(id, cluster)| (id, cluster.monitors)).collect();
+        let monitors =
+            config.clusters.into_iter().map(|(id, cluster)| (id, cluster.monitors)).collect();
         let service = NodeService::new(
             Arc::new(node),
             args.node_id.unwrap_or_default(),

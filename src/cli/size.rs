@@ -3,8 +3,8 @@
 /// The binary units, largest first.
 const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 
-/// Reads a size in bytes: a whole number, alone or with KiB, MiB, GiB or TiB. The B may be left out, as
-/// Kubernetes does. Decimal units are refused rather than taken for binary ones.
+/// Reads a size in bytes: a whole number, alone or with KiB, MiB, GiB or TiB. The B may be left
+/// out, as Kubernetes does. Decimal units are refused rather than taken for binary ones.
 pub(crate) fn parse(text: &str) -> Result<i64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = text[digits.len()..].trim_start();
@@ -14,7 +14,9 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
             .iter()
             .find(|(name, _)| *name == unit || name.trim_end_matches('B') == unit)
             .map(|(_, shift)| *shift)
-            .ok_or_else(|| format!("{unit:?} is no unit of size: write bytes, or KiB, MiB, GiB or TiB"))?,
+            .ok_or_else(|| {
+                format!("{unit:?} is no unit of size: write bytes, or KiB, MiB, GiB or TiB")
+            })?,
     };
     let number: i64 =
         digits.parse().map_err(|_| "a size starts with a whole number, as in 20GiB".to_owned())?;
@@ -24,7 +26,8 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
         .ok_or_else(|| "a size is between 0 and 2^63-1 bytes".to_owned())
 }
 
-/// Writes a size: exactly in the largest unit that divides it, else in bytes with an approximation beside it.
+/// Writes a size: exactly in the largest unit that divides it, else in bytes with an approximation
+/// beside it.
 pub(crate) fn show(bytes: i64) -> String {
     let Some((unit, shift)) = UNITS.into_iter().find(|(_, shift)| bytes >> shift != 0) else {
         return format!("{bytes}");

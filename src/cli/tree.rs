@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use cinderblock::volume::image_spec;
-use cinderblock::volume::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
+use cinderblock::volume::survey::{
+    ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot,
+};
 use clap::{Args, ValueEnum};
 
 use super::pool::PoolArgs;
@@ -63,7 +65,8 @@ fn write(survey: &Survey, output: Output) -> serde_json::Result<String> {
     })
 }
 
-/// The images by the snapshot they are clones of, and the roots: those whose parent is not in the survey.
+/// The images by the snapshot they are clones of, and the roots: those whose parent is not in the
+/// survey.
 struct Family<'a> {
     survey: &'a Survey,
     children: BTreeMap<(&'a str, u64), Vec<&'a SurveyedImage>>,
@@ -89,7 +92,11 @@ impl<'a> Family<'a> {
         })
     }
 
-    fn clones(&self, image: &'a SurveyedImage, snapshot: &SurveyedSnapshot) -> &[&'a SurveyedImage] {
+    fn clones(
+        &self,
+        image: &'a SurveyedImage,
+        snapshot: &SurveyedSnapshot,
+    ) -> &[&'a SurveyedImage] {
         self.children.get(&(image.id.as_str(), snapshot.id)).map_or(&[], Vec::as_slice)
     }
 }
@@ -156,7 +163,9 @@ fn about_image(family: &Family<'_>, image: &SurveyedImage) -> String {
     }
     match (image.kind, image.kept_by.as_slice()) {
         (ImageKind::SilentParent, []) => words.push("kept by nothing".to_string()),
-        (ImageKind::SilentParent, kept_by) => words.push(format!("kept by @{}", kept_by.join(", @"))),
+        (ImageKind::SilentParent, kept_by) => {
+            words.push(format!("kept by @{}", kept_by.join(", @")))
+        }
         _ => {}
     }
     words.join(", ")
@@ -192,8 +201,9 @@ fn show(bytes: u64) -> String {
 
 fn dot(survey: &Survey) -> String {
     let family = Family::of(survey);
-    let mut graph =
-        String::from("digraph lineage {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\"];\n");
+    let mut graph = String::from(
+        "digraph lineage {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans-serif\"];\n",
+    );
     for image in &survey.images {
         let style = match image.kind {
             ImageKind::Volume => "solid",

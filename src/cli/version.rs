@@ -15,7 +15,8 @@ pub(crate) fn print() {
 pub(crate) fn log() {
     let Libraries { ceph, librbd, librados, lacks, .. } = libraries();
     let version = env!("CARGO_PKG_VERSION");
-    let lacks = if lacks.is_empty() { String::new() } else { format!(", which lack {}", lacks.join("; ")) };
+    let lacks =
+        if lacks.is_empty() { String::new() } else { format!(", which lack {}", lacks.join("; ")) };
     tracing::info!(
         "cinderblock {version} starts with librbd {librbd} and librados {librados} of Ceph {ceph}{lacks}"
     );

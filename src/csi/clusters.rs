@@ -21,8 +21,8 @@ pub type Connect = Box<dyn Fn(&ConnectOptions) -> rbd::Result<Arc<dyn rbd::Clust
 /// How the connection with this address is replaced by a new one, if one can be had.
 pub type SetAside = Box<dyn Fn(&str) + Send + Sync>;
 
-/// For how long nothing may be heard of an operation before its connection is set aside: no single wait that knows a timeout
-/// takes as long.
+/// For how long nothing may be heard of an operation before its connection is set aside: no single
+/// wait that knows a timeout takes as long.
 const STUCK: Duration = Duration::from_secs(30);
 
 /// How long the monitors of a cluster are handed out without asking again.
@@ -99,8 +99,8 @@ impl Clusters {
         &self.config
     }
 
-    /// The credentials for a request on `cluster`: its secrets, else the driver's own from the configuration.
-    /// `UNAUTHENTICATED` when there are none.
+    /// The credentials for a request on `cluster`: its secrets, else the driver's own from the
+    /// configuration. `UNAUTHENTICATED` when there are none.
     pub fn credentials(
         &self,
         cluster: &config::Cluster,
@@ -171,8 +171,8 @@ impl Clusters {
         Ok(Access { scope, volumes })
     }
 
-    /// Sets aside each connection on which an operation has been quiet for `long`. Whoever works on it goes on; all others get
-    /// a new one. A few waits inside librados know no timeout.
+    /// Sets aside each connection on which an operation has been quiet for `long`. Whoever works on
+    /// it goes on; all others get a new one. A few waits inside librados know no timeout.
     fn set_stuck_connections_aside(&self, long: Duration) {
         let stuck = |(activity, _): &mut (Weak<Activity>, String)| {
             activity.upgrade().is_none_or(|activity| activity.quiet_for() >= long)
@@ -190,8 +190,9 @@ impl Clusters {
         self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a place where librbd would not create images: a RADOS namespace that was never registered. A user whose
-    /// capabilities end with that namespace may not look; librbd will say `ENOENT` then.
+    /// Refuses a place where librbd would not create images: a RADOS namespace that was never
+    /// registered. A user whose capabilities end with that namespace may not look; librbd will say
+    /// `ENOENT` then.
     pub fn check_namespace(&self, access: &Access) -> Result<(), Status> {
         let Scope { user, location, .. } = &access.scope;
         let asked = (user.clone(), location.clone());
@@ -230,9 +231,11 @@ impl Clusters {
         })
     }
 
-    /// The pools that the configuration names with credentials of the driver's own, for work at start-up.
+    /// The pools that the configuration names with credentials of the driver's own, for work at
+    /// start-up.
     pub fn own_pools(&self) -> Vec<Location> {
-        let with_own_user = self.config.clusters.values().filter(|cluster| cluster.user_id.is_some());
+        let with_own_user =
+            self.config.clusters.values().filter(|cluster| cluster.user_id.is_some());
         with_own_user
             .flat_map(|cluster| {
                 cluster.pools.iter().map(|pool| {
@@ -248,8 +251,9 @@ impl Clusters {
             .collect()
     }
 
-    /// The pools of all clusters, for RPCs that bring neither secrets nor a pool. `FAILED_PRECONDITION` when a cluster of the
-    /// configuration cannot be listed: an answer without its volumes would look like a whole one.
+    /// The pools of all clusters, for RPCs that bring neither secrets nor a pool.
+    /// `FAILED_PRECONDITION` when a cluster of the configuration cannot be listed: an answer
+    /// without its volumes would look like a whole one.
     pub fn listable(&self) -> Result<Vec<Location>, Status> {
         for cluster in self.config.clusters.values() {
             let lacks = [
@@ -257,7 +261,8 @@ impl Clusters {
                 ("keyFile", cluster.key_file.is_none()),
                 ("pools", cluster.pools.is_empty()),
             ];
-            let lacks: Vec<_> = lacks.iter().filter(|(_, lacks)| *lacks).map(|(key, _)| *key).collect();
+            let lacks: Vec<_> =
+                lacks.iter().filter(|(_, lacks)| *lacks).map(|(key, _)| *key).collect();
             if !lacks.is_empty() {
                 return Err(Status::failed_precondition(format!(
                     "the cluster {:?} cannot be listed: its entry in the configuration lacks {}, without which the driver has no user of \
@@ -270,10 +275,11 @@ impl Clusters {
         Ok(self.own_pools())
     }
 
-    /// The live monitors of the cluster `pool` is in; known ones are handed out for a minute, and for as long as the
-    /// cluster's monitors do not answer.
+    /// The live monitors of the cluster `pool` is in; known ones are handed out for a minute, and
+    /// for as long as the cluster's monitors do not answer.
     pub fn monitors(&self, cluster: &str, pool: &dyn Pool) -> rbd::Result<Vec<Monitor>> {
-        let known = self.monitors.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned();
+        let known =
+            self.monitors.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned();
         if let Some((since, monitors)) = &known
             && since.elapsed() < MONITORS_FRESH
         {
@@ -294,13 +300,15 @@ impl Clusters {
     }
 }
 
-/// Whether a text can name a Ceph user: printable, without blanks, so that it is itself in every log and message.
+/// Whether a text can name a Ceph user: printable, without blanks, so that it is itself in every
+/// log and message.
 pub(crate) fn looks_like_a_user(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Whether a text has the form of a cephx key: base64 of a type, a time and at least 16 bytes with their length before them. librados
-/// would answer `EINVAL` for anything else, as it does for a key of a type it does not know.
+/// Whether a text has the form of a cephx key: base64 of a type, a time and at least 16 bytes with
+/// their length before them. librados would answer `EINVAL` for anything else, as it does for a key
+/// of a type it does not know.
 pub(crate) fn looks_like_a_key(text: &str) -> bool {
     /// Bytes before the key's own: two of the type, eight of the time, two of the length.
     const HEADER: usize = 12;
@@ -311,7 +319,8 @@ pub(crate) fn looks_like_a_key(text: &str) -> bool {
     length >= 16 && bytes.len() == HEADER + length
 }
 
-/// The answer for a connection that librados does not even try, where a monitor's name does not resolve.
+/// The answer for a connection that librados does not even try, where a monitor's name does not
+/// resolve.
 fn unresolved(error: &rbd::Error, monitors: &[String]) -> Option<Status> {
     monitors.iter().flat_map(|monitor| hosts(monitor)).find_map(|host| {
         let why = (host.as_str(), 0).to_socket_addrs().err()?;
@@ -325,22 +334,24 @@ fn unresolved(error: &rbd::Error, monitors: &[String]) -> Option<Status> {
 fn hosts(monitor: &str) -> Vec<String> {
     let addresses = monitor.trim().trim_start_matches('[').split([',', ' ', ';']);
     let host = |address: &str| {
-        let address = address.trim_start_matches("v1:").trim_start_matches("v2:").trim_start_matches("any:");
+        let address =
+            address.trim_start_matches("v1:").trim_start_matches("v2:").trim_start_matches("any:");
         match address.strip_prefix('[') {
             Some(v6) => v6.split(']').next().unwrap_or_default().to_string(),
             None => address.split([':', '/', ']']).next().unwrap_or_default().to_string(),
         }
     };
     // A bracket around a vector is not one around an IPv6 address.
-    let vector = monitor.trim().starts_with('[') && (monitor.contains("v1:") || monitor.contains("v2:"));
+    let vector =
+        monitor.trim().starts_with('[') && (monitor.contains("v1:") || monitor.contains("v2:"));
     if !vector && monitor.trim().starts_with('[') {
         return vec![host(monitor.trim())];
     }
     addresses.map(host).filter(|host| !host.is_empty()).collect()
 }
 
-/// The driver's own user on `cluster`, if the configuration names one. The key file is read anew each time, so that a
-/// rotated key needs no restart.
+/// The driver's own user on `cluster`, if the configuration names one. The key file is read anew
+/// each time, so that a rotated key needs no restart.
 fn own_credentials(cluster: &config::Cluster) -> Result<Option<Credentials>, Status> {
     let (Some(user), Some(file)) = (&cluster.user_id, &cluster.key_file) else {
         return Ok(None);
@@ -355,7 +366,8 @@ fn own_credentials(cluster: &config::Cluster) -> Result<Option<Credentials>, Sta
     }
 }
 
-/// The operation `rpc` of `class` on `keys` at `location`, told apart from others by `request`, which must not hold secrets.
+/// The operation `rpc` of `class` on `keys` at `location`, told apart from others by `request`,
+/// which must not hold secrets.
 pub fn operation(
     class: Class,
     rpc: &'static str,
@@ -363,7 +375,14 @@ pub fn operation(
     keys: Vec<String>,
     request: String,
 ) -> Operation {
-    Operation { class, rpc, cluster: location.cluster.clone(), pool: location.pool.clone(), keys, request }
+    Operation {
+        class,
+        rpc,
+        cluster: location.cluster.clone(),
+        pool: location.pool.clone(),
+        keys,
+        request,
+    }
 }
 
 #[cfg(test)]
@@ -409,7 +428,8 @@ mod tests {
             Box::new(move |_| Ok(session.cluster())),
             Box::new(move |address| seen.lock().unwrap().push(address.to_owned())),
         );
-        let location = Location { cluster: "lab".into(), pool: "rbd".into(), namespace: String::new() };
+        let location =
+            Location { cluster: "lab".into(), pool: "rbd".into(), namespace: String::new() };
         let work = || {
             let credentials = Credentials { user: "csi".into(), key: Key::new("k") };
             clusters.access(&location, credentials, Arc::default()).unwrap()

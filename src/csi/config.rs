@@ -1,8 +1,9 @@
 //! The configuration file: which clusters there are, and how their volumes are kept.
 //!
-//! ceph-csi's `config.json` is read as it is: a list of clusters with `clusterID` and `monitors`. Ours may be YAML, may wrap the
-//! list as `clusters:` beside other keys, and knows more keys per cluster. An unknown key is an error, so that a typing
-//! mistake is found at start-up and not by a user.
+//! ceph-csi's `config.json` is read as it is: a list of clusters with `clusterID` and `monitors`.
+//! Ours may be YAML, may wrap the list as `clusters:` beside other keys, and knows more keys per
+//! cluster. An unknown key is an error, so that a typing mistake is found at start-up and not by a
+//! user.
 
 use super::ids;
 use super::parameters::{Parameter, parameter};
@@ -21,7 +22,11 @@ pub const CLUSTER_KEYS: &[Parameter] = &[
         "required",
         "What StorageClasses call it by: 1 to 36 letters, digits, `.`, `_`, `-`.",
     ),
-    parameter("monitors", "`cephConf`'s", "Addresses: `host`, `host:port` or `[v2:host:port,v1:host:port]`."),
+    parameter(
+        "monitors",
+        "`cephConf`'s",
+        "Addresses: `host`, `host:port` or `[v2:host:port,v1:host:port]`.",
+    ),
     parameter("cephConf", "none", "The path of a ceph.conf to read instead of `monitors`."),
     parameter(
         "rbd",
@@ -33,7 +38,11 @@ pub const CLUSTER_KEYS: &[Parameter] = &[
         "none",
         "The driver's own user, for work that comes without secrets; goes with `keyFile`.",
     ),
-    parameter("keyFile", "none", "A file that holds that user's key and nothing else; read anew each time."),
+    parameter(
+        "keyFile",
+        "none",
+        "A file that holds that user's key and nothing else; read anew each time.",
+    ),
     parameter(
         "pools",
         "none",
@@ -50,7 +59,11 @@ pub const CLUSTER_KEYS: &[Parameter] = &[
         "450",
         "Snapshots of one image, from 2 to 500: the kernel maps at most 510.",
     ),
-    parameter("flattenOnRestore", "false", "Whether a volume made from a snapshot is flattened at once."),
+    parameter(
+        "flattenOnRestore",
+        "false",
+        "Whether a volume made from a snapshot is flattened at once.",
+    ),
     parameter(
         "flattenTarget",
         "`auto`",
@@ -106,7 +119,8 @@ pub struct Cluster {
     pub user_id: Option<String>,
     /// File that holds that user's key and nothing else.
     pub key_file: Option<PathBuf>,
-    /// Pools this instance serves, as `pool` or `pool/namespace`; needed for work that comes without a pool.
+    /// Pools this instance serves, as `pool` or `pool/namespace`; needed for work that comes
+    /// without a pool.
     #[serde(default)]
     pub pools: Vec<String>,
     /// Handed out with a published volume, the seed's `rbd_secret_uuid`.
@@ -183,7 +197,10 @@ impl Cluster {
             return at("clusterID must be 1 to 36 letters, digits, '.', '_' or '-'".into());
         }
         if self.monitors.is_empty() && self.ceph_conf.is_none() {
-            return at("give its monitors, or cephConf with the path of a ceph.conf that names them".into());
+            return at(
+                "give its monitors, or cephConf with the path of a ceph.conf that names them"
+                    .into(),
+            );
         }
         if let Some(bad) = self
             .monitors
@@ -198,7 +215,10 @@ impl Cluster {
             return at("userID and keyFile go together".into());
         }
         if !self.default_namespace().is_empty() && !ids::is_name(self.default_namespace()) {
-            return at(format!("rbd.radosNamespace {:?} is no RADOS namespace", self.default_namespace()));
+            return at(format!(
+                "rbd.radosNamespace {:?} is no RADOS namespace",
+                self.default_namespace()
+            ));
         }
         for pool in &self.pools {
             let (pool, namespace) = pool.split_once('/').unwrap_or((pool, "-"));
@@ -255,8 +275,8 @@ impl Config {
     /// Reads and checks the file.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
         let name = path.display().to_string();
-        let text =
-            std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: name.clone(), error })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: name.clone(), error })?;
         Config::parse(&text).map_err(|why| ConfigError::Wrong { path: name, why })
     }
 

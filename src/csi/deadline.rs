@@ -6,8 +6,8 @@ use tonic::metadata::MetadataMap;
 /// The longest deadline that is honoured; grpc-timeout may say centuries.
 const LONGEST: Duration = Duration::from_hours(24);
 
-/// The time in which a request must be answered: what it [asks for](asked), else `default`; less a little, so that our own
-/// words arrive before the client gives up by itself.
+/// The time in which a request must be answered: what it [asks for](asked), else `default`; less a
+/// little, so that our own words arrive before the client gives up by itself.
 pub(super) fn of(metadata: &MetadataMap, default: Duration) -> Duration {
     asked(metadata).unwrap_or_else(|| a_little_less(default))
 }

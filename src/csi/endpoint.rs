@@ -12,8 +12,9 @@ const MAX_PATH_BYTES: usize = 107;
 
 /// The path of a CSI socket.
 ///
-/// Read from `unix:///csi/csi.sock` or `unix:/csi/csi.sock`. The CSI specification wants a unix socket, an absolute
-/// path and a name that ends in `.sock`; anything else is refused rather than guessed at.
+/// Read from `unix:///csi/csi.sock` or `unix:/csi/csi.sock`. The CSI specification wants a unix
+/// socket, an absolute path and a name that ends in `.sock`; anything else is refused rather than
+/// guessed at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     path: PathBuf,
@@ -47,10 +48,14 @@ impl FromStr for Endpoint {
             return refused("has no absolute path");
         }
         if Path::new(path).extension() != Some(OsStr::new("sock")) || path.ends_with('/') {
-            return refused("does not end in .sock, which the CSI specification asks of the socket's name");
+            return refused(
+                "does not end in .sock, which the CSI specification asks of the socket's name",
+            );
         }
         if path.len() > MAX_PATH_BYTES {
-            return refused("has a path longer than 107 bytes, the kernel's limit for a unix socket");
+            return refused(
+                "has a path longer than 107 bytes, the kernel's limit for a unix socket",
+            );
         }
         Ok(Endpoint { path: PathBuf::from(path) })
     }

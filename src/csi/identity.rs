@@ -1,14 +1,15 @@
 //! The identity service: who the driver is, what it can do, and whether its clusters answer.
 //!
-//! Nothing here waits for Ceph: sidecars ask before anything else and give up quickly. Whether the clusters answer is found
-//! out in the background, by connecting to a monitor's port, and Probe says what was found last.
+//! Nothing here waits for Ceph: sidecars ask before anything else and give up quickly. Whether the
+//! clusters answer is found out in the background, by connecting to a monitor's port, and Probe
+//! says what was found last.
 
 use super::config::Cluster;
 use super::proto::identity_server::Identity;
 use super::proto::plugin_capability::{Service, Type, VolumeExpansion, service, volume_expansion};
 use super::proto::{
-    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
-    PluginCapability, ProbeRequest, ProbeResponse,
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+    GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use tonic::{Request, Response, Status};
 
 /// How often the monitors are tried while one answers, and while none does.
 const INTERVALS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(1)];
-/// For how long none may answer before the driver is no longer ready. Restarting it would mend nothing.
+/// For how long none may answer before the driver is no longer ready. Restarting it would mend
+/// nothing.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long a monitor may take to accept a connection.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -35,13 +37,19 @@ pub struct IdentityService {
 }
 
 impl IdentityService {
-    /// A service for the driver `name` that is always ready: a node plugin, which Ceph trouble must never restart.
+    /// A service for the driver `name` that is always ready: a node plugin, which Ceph trouble must
+    /// never restart.
     pub fn always_ready(name: &str) -> IdentityService {
-        IdentityService { name: name.to_string(), ready: Arc::new(AtomicBool::new(true)), topology: false }
+        IdentityService {
+            name: name.to_string(),
+            ready: Arc::new(AtomicBool::new(true)),
+            topology: false,
+        }
     }
 
-    /// A service for the driver `name` that is ready while monitors accept connections, those of any cluster: one that is away
-    /// must not stop work on the others. Watches them on the current runtime for as long as the service lives.
+    /// A service for the driver `name` that is ready while monitors accept connections, those of
+    /// any cluster: one that is away must not stop work on the others. Watches them on the current
+    /// runtime for as long as the service lives.
     pub fn watching(name: &str, clusters: Vec<Cluster>) -> IdentityService {
         let ready = Arc::new(AtomicBool::new(false));
         let watched = Arc::downgrade(&ready);
@@ -55,7 +63,10 @@ impl IdentityService {
                     answered = Some(Instant::now());
                 }
                 let Some(ready) = watched.upgrade() else { return };
-                ready.store(answered.is_some_and(|answered| answered.elapsed() < GRACE), Ordering::Relaxed);
+                ready.store(
+                    answered.is_some_and(|answered| answered.elapsed() < GRACE),
+                    Ordering::Relaxed,
+                );
                 drop(ready);
                 tokio::time::sleep(INTERVALS[usize::from(!any)]).await;
             }
@@ -70,7 +81,8 @@ impl IdentityService {
     }
 }
 
-/// Tries all clusters at once and says whether any answers. A cluster that falls silent, or is back, is logged.
+/// Tries all clusters at once and says whether any answers. A cluster that falls silent, or is
+/// back, is logged.
 async fn any_answers(clusters: &[Arc<Cluster>], silent: &mut BTreeSet<String>) -> bool {
     let mut tried = JoinSet::new();
     for cluster in clusters.iter().cloned() {
@@ -89,24 +101,28 @@ async fn any_answers(clusters: &[Arc<Cluster>], silent: &mut BTreeSet<String>) -
     any
 }
 
-/// Whether one of a cluster's monitors accepts a connection. A cluster known by its ceph.conf alone counts as answering: its
-/// monitors are librados' business.
+/// Whether one of a cluster's monitors accepts a connection. A cluster known by its ceph.conf alone
+/// counts as answering: its monitors are librados' business.
 pub(super) async fn answers(monitors: &[String]) -> bool {
     let addresses: Vec<_> = monitors.iter().flat_map(|monitor| addresses(monitor)).collect();
     if addresses.is_empty() {
         return true;
     }
     for address in addresses {
-        if let Ok(Ok(_)) = tokio::time::timeout(PATIENCE, tokio::net::TcpStream::connect(&address)).await {
+        if let Ok(Ok(_)) =
+            tokio::time::timeout(PATIENCE, tokio::net::TcpStream::connect(&address)).await
+        {
             return true;
         }
     }
     false
 }
 
-/// The `host:port`s of one `mon_host` entry: `host`, `host:port`, `[v2:host:port,v1:host:port]`, IPv6 hosts in brackets.
+/// The `host:port`s of one `mon_host` entry: `host`, `host:port`, `[v2:host:port,v1:host:port]`,
+/// IPv6 hosts in brackets.
 pub(crate) fn addresses(monitor: &str) -> Vec<String> {
-    let inner = monitor.strip_prefix("[v").and_then(|_| monitor.strip_prefix('[')?.strip_suffix(']'));
+    let inner =
+        monitor.strip_prefix("[v").and_then(|_| monitor.strip_prefix('[')?.strip_suffix(']'));
     let mut found = Vec::new();
     for part in inner.unwrap_or(monitor).split(',') {
         let address = part.strip_prefix("v2:").or_else(|| part.strip_prefix("v1:")).unwrap_or(part);
@@ -141,7 +157,8 @@ impl Identity for IdentityService {
         &self,
         _request: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        // The same from every instance of one version, node plugins too: the specification demands it.
+        // The same from every instance of one version, node plugins too: the specification demands
+        // it.
         let service = |kind: service::Type| PluginCapability {
             r#type: Some(Type::Service(Service { r#type: kind.into() })),
         };
@@ -161,7 +178,10 @@ impl Identity for IdentityService {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
-    async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+    async fn probe(
+        &self,
+        _request: Request<ProbeRequest>,
+    ) -> Result<Response<ProbeResponse>, Status> {
         Ok(Response::new(ProbeResponse { ready: Some(self.ready.load(Ordering::Relaxed)) }))
     }
 }

@@ -1,12 +1,14 @@
 //! Volume, snapshot and group snapshot ids: what the orchestrator keeps, and a person can read.
 //!
-//! A volume id is `<clusterID>/<pool>[/<namespace>]/<image>`: the part after the cluster is the RBD image spec. A snapshot id is
-//! `<clusterID>/<pool>[/<namespace>]/<image id>@<snapshot>`: the image's id survives the rename of a silent parent.
+//! A volume id is `<clusterID>/<pool>[/<namespace>]/<image>`: the part after the cluster is the RBD
+//! image spec. A snapshot id is `<clusterID>/<pool>[/<namespace>]/<image id>@<snapshot>`: the
+//! image's id survives the rename of a silent parent.
 //!
-//! A group snapshot id is `<clusterID>/<pool>[/<namespace>]/group@<name>`; no image id reads `group`, so it is no snapshot's.
+//! A group snapshot id is `<clusterID>/<pool>[/<namespace>]/group@<name>`; no image id reads
+//! `group`, so it is no snapshot's.
 //!
-//! The grammar is strict, so no part of an id can name a path, an option or another object. An id that does not parse is
-//! an id that cannot exist.
+//! The grammar is strict, so no part of an id can name a path, an option or another object. An id
+//! that does not parse is an id that cannot exist.
 
 use std::fmt;
 

@@ -3,10 +3,12 @@
 //! - [`proto`]: the types, clients and servers generated from `proto/csi/v1/csi.proto`.
 //! - [`endpoint`]: the address of a CSI socket.
 //! - [`server`]: the socket, from binding to a graceful end; every RPC it serves is logged.
-//! - [`identity`], [`controller`], [`snapshot_metadata`], [`node`]: the services, with one file per RPC where there is something to it;
-//!   the group controller's are the controller's.
-//! - [`config`], [`parameters`], [`qos`], [`ids`], [`repeats`], [`validate`]: everything that comes from outside, checked before use.
-//! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without hanging its caller.
+//! - [`identity`], [`controller`], [`snapshot_metadata`], [`node`]: the services, with one file per
+//!   RPC where there is something to it; the group controller's are the controller's.
+//! - [`config`], [`parameters`], [`qos`], [`ids`], [`repeats`], [`validate`]: everything that comes
+//!   from outside, checked before use.
+//! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without
+//!   hanging its caller.
 //! - [`sweeper`]: what a controller settles and finishes in the background.
 //! - [`status`]: the one table from errors to answers.
 

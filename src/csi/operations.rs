@@ -1,21 +1,26 @@
-//! Operations in flight: blocking work that outlives its caller, is joined by a repeated request, and never hangs one.
+//! Operations in flight: blocking work that outlives its caller, is joined by a repeated request,
+//! and never hangs one.
 //!
-//! A handler validates and hands its work to [`Operations::run`]. The work runs as a task of its own on the blocking pool and
-//! goes on when the caller hangs up. Operations are keyed by what they work on: the same request again waits for the
-//! running one's answer; a different one that shares a key gets ABORTED with who holds it, for how long, and what it is
-//! doing. A caller whose deadline comes hears how far the work is.
+//! A handler validates and hands its work to [`Operations::run`]. The work runs as a task of its
+//! own on the blocking pool and goes on when the caller hangs up. Operations are keyed by what they
+//! work on: the same request again waits for the running one's answer; a different one that shares
+//! a key gets ABORTED with who holds it, for how long, and what it is doing. A caller whose
+//! deadline comes hears how far the work is.
 //!
-//! The number of operations that run at once is bounded by permits, per cluster and per pool below that, so that a pool or a
-//! cluster that hangs takes no other with it. Each [`Class`] of work has permits of its own: attaching and reading never
-//! wait for changes. An operation that comes to heavy work, such as a flatten of hours, exchanges its permit for a heavy one
+//! The number of operations that run at once is bounded by permits, per cluster and per pool below
+//! that, so that a pool or a cluster that hangs takes no other with it. Each [`Class`] of work has
+//! permits of its own: attaching and reading never wait for changes. An operation that comes to
+//! heavy work, such as a flatten of hours, exchanges its permit for a heavy one
 //! ([`Activity::begin_heavy`]), so that it keeps no other change waiting.
 //!
-//! An operation that hangs ([`Activity::is_given_up`]) does not keep what it works on: the next request for that starts another
-//! operation, on another connection, which takes its work over by fencing it.
+//! An operation that hangs ([`Activity::is_given_up`]) does not keep what it works on: the next
+//! request for that starts another operation, on another connection, which takes its work over by
+//! fencing it.
 //!
-//! An operation that waits for a permit keeps its place in the queue for [`KEEPS_PLACE`] after its last caller's deadline, so
-//! that a caller that asks again and again gets its turn. After that it is dropped: nothing was begun, and otherwise a
-//! cluster that is away for long would gather every request made meanwhile.
+//! An operation that waits for a permit keeps its place in the queue for [`KEEPS_PLACE`] after its
+//! last caller's deadline, so that a caller that asks again and again gets its turn. After that it
+//! is dropped: nothing was begun, and otherwise a cluster that is away for long would gather every
+//! request made meanwhile.
 
 use crate::volume::Activity;
 use std::any::Any;
@@ -26,13 +31,15 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Status;
 
-/// How long a queued operation waits for a caller to ask again. Kubernetes' sidecars do within about a minute while they are
-/// told that a deadline was exceeded.
+/// How long a queued operation waits for a caller to ask again. Kubernetes' sidecars do within
+/// about a minute while they are told that a deadline was exceeded.
 const KEEPS_PLACE: Duration = Duration::from_secs(90);
-/// Operations per cluster that may wait for a heavy permit without another one. More than these wait with the permit they have.
+/// Operations per cluster that may wait for a heavy permit without another one. More than these
+/// wait with the permit they have.
 const HEAVY_WAITING: usize = 128;
 
-/// Threads that the operations on one cluster may take: those with a permit of any class, and those that wait for a heavy one.
+/// Threads that the operations on one cluster may take: those with a permit of any class, and those
+/// that wait for a heavy one.
 pub const THREADS_PER_CLUSTER: usize = HEAVY_WAITING
     + Class::Attach.per_cluster()
     + Class::Change.per_cluster()
@@ -47,7 +54,8 @@ pub enum Class {
     Attach,
     /// Making, changing and deleting.
     Change,
-    /// Flattening, copying and removing large images: hours, perhaps. Only [`Activity::begin_heavy`] leads here.
+    /// Flattening, copying and removing large images: hours, perhaps. Only
+    /// [`Activity::begin_heavy`] leads here.
     Heavy,
     /// Streams over the blocks of a snapshot, which last as long as their reader likes.
     Stream,
@@ -80,7 +88,8 @@ pub struct Operations {
     permits: Permits,
 }
 
-/// The permits of clusters and pools. Only those in use are remembered: ids from outside may name any pool.
+/// The permits of clusters and pools. Only those in use are remembered: ids from outside may name
+/// any pool.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Permits(Arc<Mutex<HashMap<String, Arc<Semaphore>>>>);
 
@@ -100,7 +109,8 @@ impl Permits {
         Permit { _of_pool: of_pool, _of_cluster: acquire(of_cluster).await }
     }
 
-    /// Has `activity` exchange `permit` for a heavy one when it comes to heavy work. Returns where the permit is from then on.
+    /// Has `activity` exchange `permit` for a heavy one when it comes to heavy work. Returns where
+    /// the permit is from then on.
     pub(super) fn exchange(
         &self,
         permit: Permit,
@@ -116,9 +126,16 @@ impl Permits {
     }
 
     /// Exchanges the permit in `held` for a heavy one. Blocks.
-    fn make_heavy(&self, held: &Mutex<Option<Permit>>, cluster: &str, pool: &str, runtime: &Handle) {
-        let set =
-            |permit| std::mem::replace(&mut *held.lock().unwrap_or_else(PoisonError::into_inner), permit);
+    fn make_heavy(
+        &self,
+        held: &Mutex<Option<Permit>>,
+        cluster: &str,
+        pool: &str,
+        runtime: &Handle,
+    ) {
+        let set = |permit| {
+            std::mem::replace(&mut *held.lock().unwrap_or_else(PoisonError::into_inner), permit)
+        };
         let waiting = self.bound(format!("waiting {cluster}"), HEAVY_WAITING).try_acquire_owned();
         if waiting.is_ok() {
             drop(set(None));
@@ -183,7 +200,12 @@ type Answer<T> = watch::Receiver<Option<Result<T, Status>>>;
 
 impl Operations {
     /// Runs `work`, or joins the same operation that is running, and answers within `deadline`.
-    pub async fn run<T, F>(&self, operation: Operation, deadline: Duration, work: F) -> Result<T, Status>
+    pub async fn run<T, F>(
+        &self,
+        operation: Operation,
+        deadline: Duration,
+        work: F,
+    ) -> Result<T, Status>
     where
         T: Clone + Send + Sync + 'static,
         F: FnOnce(Arc<Activity>) -> Result<T, Status> + Send + 'static,
@@ -233,7 +255,11 @@ impl Operations {
     }
 
     /// Starts `work`, or joins the same operation that is running.
-    fn start<T, F>(&self, operation: Operation, work: F) -> Result<(Arc<Running>, Answer<T>), Status>
+    fn start<T, F>(
+        &self,
+        operation: Operation,
+        work: F,
+    ) -> Result<(Arc<Running>, Answer<T>), Status>
     where
         T: Clone + Send + Sync + 'static,
         F: FnOnce(Arc<Activity>) -> Result<T, Status> + Send + 'static,
@@ -296,10 +322,13 @@ impl Operations {
             };
             let permit = permits.exchange(permit, &activity, &operation.cluster, &operation.pool);
             activity.begin("");
-            let result = tokio::task::spawn_blocking(move || work(activity)).await.unwrap_or_else(|panic| {
-                tracing::error!(%panic, "an operation panicked");
-                Err(Status::aborted("the driver failed inside this operation, see its log; try again"))
-            });
+            let result =
+                tokio::task::spawn_blocking(move || work(activity)).await.unwrap_or_else(|panic| {
+                    tracing::error!(%panic, "an operation panicked");
+                    Err(Status::aborted(
+                        "the driver failed inside this operation, see its log; try again",
+                    ))
+                });
             drop(permit.lock().unwrap_or_else(PoisonError::into_inner).take());
             // Out of the table first: whoever hears the answer may ask for the next thing at once.
             drop(held);
@@ -368,20 +397,24 @@ mod tests {
         let runs = Arc::new(AtomicUsize::new(0));
         let (release, wait) = mpsc::channel::<()>();
         let counted = runs.clone();
-        let first =
-            operations.start(operation("CreateVolume", "volume a", "1"), move |activity: Arc<Activity>| {
+        let first = operations.start(
+            operation("CreateVolume", "volume a", "1"),
+            move |activity: Arc<Activity>| {
                 counted.fetch_add(1, Ordering::SeqCst);
                 activity.begin("flattening rbd/a");
                 activity.progress()(37, 100).is_continue().then_some(()).unwrap();
                 wait.recv().unwrap();
                 Ok(7)
-            });
+            },
+        );
         let (running, _) = first.unwrap();
         while running.activity.to_string() != "flattening rbd/a (37 %)" {
             tokio::task::yield_now().await;
         }
-        let other =
-            operations.run(operation("DeleteVolume", "volume a", "1"), LONG, |_| Ok(())).await.unwrap_err();
+        let other = operations
+            .run(operation("DeleteVolume", "volume a", "1"), LONG, |_| Ok(()))
+            .await
+            .unwrap_err();
         assert_eq!(other.code(), Code::Aborted);
         assert!(other.message().contains("CreateVolume holds volume a"), "{}", other.message());
         assert!(other.message().contains("37 %"), "{}", other.message());
@@ -392,10 +425,13 @@ mod tests {
         assert_eq!(late.code(), Code::DeadlineExceeded);
         assert!(late.message().contains("37 %"), "{}", late.message());
         let counted = runs.clone();
-        let again = operations.start(operation("CreateVolume", "volume a", "1"), move |_: Arc<Activity>| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            Ok(0)
-        });
+        let again = operations.start(
+            operation("CreateVolume", "volume a", "1"),
+            move |_: Arc<Activity>| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                Ok(0)
+            },
+        );
         let (_, mut again) = again.unwrap();
         release.send(()).unwrap();
         assert_eq!(again.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap(), 7);
@@ -460,7 +496,9 @@ mod tests {
                 Ok(())
             };
             let task =
-                tokio::spawn(async move { operations.run(operation("X", "k2", ""), LONG, work).await });
+                tokio::spawn(
+                    async move { operations.run(operation("X", "k2", ""), LONG, work).await },
+                );
             tokio::task::yield_now().await;
             task.abort();
             receiver2
@@ -468,14 +506,16 @@ mod tests {
         assert!(caller.recv_timeout(LONG).is_ok() || receiver.try_recv().is_err());
     }
 
-    /// Takes every permit for changes in the pool `pool`; they are free again when what this returns is dropped.
+    /// Takes every permit for changes in the pool `pool`; they are free again when what this
+    /// returns is dropped.
     async fn occupy(operations: &Operations, pool: &str) -> mpsc::Sender<()> {
         let (release, wait) = mpsc::channel::<()>();
         let wait = Arc::new(Mutex::new(wait));
         let begun = Arc::new(Semaphore::new(0));
         for _ in 0..Class::Change.per_pool() {
             let (wait, begun_here) = (wait.clone(), begun.clone());
-            let stuck = Operation { pool: pool.into(), keys: Vec::new(), ..operation("stuck", "", "") };
+            let stuck =
+                Operation { pool: pool.into(), keys: Vec::new(), ..operation("stuck", "", "") };
             let work = move |_: Arc<Activity>| {
                 begun_here.add_permits(1);
                 // Until the sender is dropped.
@@ -493,7 +533,8 @@ mod tests {
         let operations = Operations::default();
         let stuck = occupy(&operations, "stuck").await;
         for number in 0..200 {
-            let waiting = Operation { pool: "stuck".into(), ..operation("X", &format!("w{number}"), "") };
+            let waiting =
+                Operation { pool: "stuck".into(), ..operation("X", &format!("w{number}"), "") };
             drop(operations.start(waiting, |_| Ok(())).unwrap());
         }
         assert_eq!(operations.run(operation("Y", "other", ""), LONG, |_| Ok(1)).await.unwrap(), 1);
@@ -520,7 +561,8 @@ mod tests {
                 let (wait, begun, ended) = (wait.clone(), begun.clone(), ended.clone());
                 let work = move |activity: Arc<Activity>| {
                     activity.begin_heavy();
-                    let at_once = begun.fetch_add(1, Ordering::SeqCst) - ended.load(Ordering::SeqCst);
+                    let at_once =
+                        begun.fetch_add(1, Ordering::SeqCst) - ended.load(Ordering::SeqCst);
                     assert!(at_once < Class::Heavy.per_pool(), "{at_once} others are at it");
                     // Until the sender is dropped.
                     assert!(wait.lock().unwrap().recv().is_err());
@@ -554,7 +596,8 @@ mod tests {
         };
         let (_, given_up) = operations.start(operation("X", "first", ""), note("first")).unwrap();
         drop(given_up);
-        let (_, mut second) = operations.start(operation("X", "second", ""), note("second")).unwrap();
+        let (_, mut second) =
+            operations.start(operation("X", "second", ""), note("second")).unwrap();
         tokio::time::advance(KEEPS_PLACE / 2).await;
         let (_, mut first) = operations.start(operation("X", "first", ""), note("again")).unwrap();
         drop(stuck);
@@ -590,7 +633,11 @@ mod tests {
             }
         };
         assert_eq!(given_up.code(), Code::DeadlineExceeded);
-        assert!(given_up.message().contains("waiting for other operations"), "{}", given_up.message());
+        assert!(
+            given_up.message().contains("waiting for other operations"),
+            "{}",
+            given_up.message()
+        );
         // Its key is free again.
         while operations.running.lock().unwrap().contains_key("a") {
             tokio::time::advance(KEEPS_PLACE).await;

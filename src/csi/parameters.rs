@@ -1,8 +1,9 @@
 //! StorageClass and VolumeSnapshotClass parameters, checked before anything is done with them.
 //!
-//! Names are ceph-csi's wherever both have the thing. An unknown name is refused with the nearest known one, since a typing
-//! mistake would otherwise change silently what users get. `csi.storage.k8s.io/*` keys, which sidecars add as they are
-//! configured, are always tolerated and never compared.
+//! Names are ceph-csi's wherever both have the thing. An unknown name is refused with the nearest
+//! known one, since a typing mistake would otherwise change silently what users get.
+//! `csi.storage.k8s.io/*` keys, which sidecars add as they are configured, are always tolerated and
+//! never compared.
 
 use super::config::{Cluster, Config};
 use super::ids::{self, Location};
@@ -27,7 +28,11 @@ pub struct Parameter {
 }
 
 /// A row of a table of parameters.
-pub(super) const fn parameter(name: &'static str, default: &'static str, meaning: &'static str) -> Parameter {
+pub(super) const fn parameter(
+    name: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Parameter {
     Parameter { name, meaning, default }
 }
 
@@ -51,9 +56,21 @@ pub const VOLUME_PARAMETERS: &[Parameter] = &[
         "all but `journaling`",
         "Comma-separated: `layering` (needed), `exclusive-lock`, `object-map`, `fast-diff`, `deep-flatten`, `journaling`.",
     ),
-    parameter("objectSize", "the cluster's", "Bytes of an object: a power of two from 4096 to 33554432."),
-    parameter("stripeUnit", "none", "Bytes of a stripe unit, from 512 to 33554432; goes with `stripeCount`."),
-    parameter("stripeCount", "none", "Objects striped over, from 1 to 65536; goes with `stripeUnit`."),
+    parameter(
+        "objectSize",
+        "the cluster's",
+        "Bytes of an object: a power of two from 4096 to 33554432.",
+    ),
+    parameter(
+        "stripeUnit",
+        "none",
+        "Bytes of a stripe unit, from 512 to 33554432; goes with `stripeCount`.",
+    ),
+    parameter(
+        "stripeCount",
+        "none",
+        "Objects striped over, from 1 to 65536; goes with `stripeUnit`.",
+    ),
     parameter("mounter", "`rbd`", "How nodes attach: `rbd`, `rbd-nbd` or `fuse`."),
     parameter(
         "mapOptions",
@@ -87,14 +104,23 @@ pub const VOLUME_PARAMETERS: &[Parameter] = &[
         "the cluster's",
         "What DeleteVolume does with a volume that has snapshots: `retain` keeps them, `refuse` answers FAILED_PRECONDITION.",
     ),
-    parameter("cloneFormat", "the cluster's", "The format of clones and their snapshots: `1` or `2`."),
+    parameter(
+        "cloneFormat",
+        "the cluster's",
+        "The format of clones and their snapshots: `1` or `2`.",
+    ),
     parameter("imageFormat", "`2`", "Taken when it is `2`: there are no others."),
     parameter("encrypted", "`false`", "Taken when it is `false`; encryption is not supported."),
     parameter("thickProvision", "`false`", "Taken when it is `false`: images are thin."),
-    parameter("tryOtherMounters", "`false`", "Taken when it is `false`: a class names its mounter."),
+    parameter(
+        "tryOtherMounters",
+        "`false`",
+        "Taken when it is `false`: a class names its mounter.",
+    ),
 ];
 
-/// The one value with which parameters that other drivers have are taken here: it asks for what is done anyway.
+/// The one value with which parameters that other drivers have are taken here: it asks for what is
+/// done anyway.
 const HARMLESS: &[(&str, &str)] = &[
     ("imageFormat", "2"),
     ("encrypted", "false"),
@@ -125,7 +151,11 @@ pub const SNAPSHOT_PARAMETERS: &[Parameter] = &[
     ),
     parameter("pool", "the volume's", "As `clusterID`."),
     parameter("radosNamespace", "the volume's", "As `clusterID`."),
-    parameter("snapshotNamePrefix", "`csi-snap-`", "What snapshot names begin with, at most 24 bytes."),
+    parameter(
+        "snapshotNamePrefix",
+        "`csi-snap-`",
+        "What snapshot names begin with, at most 24 bytes.",
+    ),
 ];
 
 /// The parameters of a VolumeGroupSnapshotClass.
@@ -200,12 +230,15 @@ pub(super) fn unknown(what: &str, key: &str, known: &[Parameter]) -> Status {
             "the {what} {key} is not supported by this driver: leave it out"
         ));
     }
-    let likeness =
-        |parameter: &Parameter| strsim::jaro_winkler(&parameter.name.to_lowercase(), &key.to_lowercase());
+    let likeness = |parameter: &Parameter| {
+        strsim::jaro_winkler(&parameter.name.to_lowercase(), &key.to_lowercase())
+    };
     let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     if let Some(nearest) = nearest.filter(|nearest| likeness(nearest) >= LIKE) {
         let nearest = nearest.name;
-        return Status::invalid_argument(format!("unknown {what} {key:?}; did you mean {nearest:?}?"));
+        return Status::invalid_argument(format!(
+            "unknown {what} {key:?}; did you mean {nearest:?}?"
+        ));
     }
     let names: Vec<_> = known.iter().map(|parameter| parameter.name).collect();
     Status::invalid_argument(format!("unknown {what} {key:?}; known are {}", names.join(", ")))
@@ -253,7 +286,9 @@ impl VolumeParameters {
         let policy = Policy {
             max_clone_depth: left
                 .number("maxCloneDepth", 0, u64::from(Policy::DEEPEST))?
-                .map_or(defaults.max_clone_depth, |depth| u32::try_from(depth).unwrap_or(Policy::DEEPEST)),
+                .map_or(defaults.max_clone_depth, |depth| {
+                    u32::try_from(depth).unwrap_or(Policy::DEEPEST)
+                }),
             flatten_target: left
                 .one_of(
                     "flattenTarget",
@@ -314,7 +349,8 @@ impl VolumeParameters {
 }
 
 impl SnapshotParameters {
-    /// Checks the parameters of a CreateSnapshot request. The snapshot is where its volume is, whatever pool is named.
+    /// Checks the parameters of a CreateSnapshot request. The snapshot is where its volume is,
+    /// whatever pool is named.
     pub fn parse(parameters: &Parameters, config: &Config) -> Result<SnapshotParameters, Status> {
         let mut left = Left::new(parameters, SNAPSHOT_PARAMETERS)?;
         left.where_the_volume_is(config)?;
@@ -323,8 +359,8 @@ impl SnapshotParameters {
 }
 
 impl GroupParameters {
-    /// Checks the parameters of a CreateVolumeGroupSnapshot request. The snapshots are where their volumes are, whatever pool
-    /// is named.
+    /// Checks the parameters of a CreateVolumeGroupSnapshot request. The snapshots are where their
+    /// volumes are, whatever pool is named.
     pub fn parse(parameters: &Parameters, config: &Config) -> Result<GroupParameters, Status> {
         let mut left = Left::new(parameters, GROUP_PARAMETERS)?;
         left.where_the_volume_is(config)?;
@@ -356,10 +392,11 @@ fn image_options(left: &mut Left, cluster: &Cluster) -> Result<ImageOptions, Sta
     {
         return Err(Status::invalid_argument(format!("objectSize is a power of two, not {size}")));
     }
-    let clone_format = match left.number("cloneFormat", 1, 2)?.unwrap_or(u64::from(cluster.clone_format)) {
-        1 => CloneFormat::V1,
-        _ => CloneFormat::V2,
-    };
+    let clone_format =
+        match left.number("cloneFormat", 1, 2)?.unwrap_or(u64::from(cluster.clone_format)) {
+            1 => CloneFormat::V1,
+            _ => CloneFormat::V2,
+        };
     Ok(ImageOptions {
         features: Some(features(left.take("imageFeatures"))?),
         order: object_size.and_then(|size| u8::try_from(size.trailing_zeros()).ok()),
@@ -386,7 +423,10 @@ fn features(list: Option<String>) -> Result<Features, Status> {
     for name in list.split(',').map(str::trim) {
         let feature = known.iter().find(|(known, _)| *known == name).ok_or_else(|| {
             let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
-            Status::invalid_argument(format!("imageFeatures holds {name:?}; known are {}", names.join(", ")))
+            Status::invalid_argument(format!(
+                "imageFeatures holds {name:?}; known are {}",
+                names.join(", ")
+            ))
         })?;
         features = features.union(feature.1);
     }
@@ -394,7 +434,11 @@ fn features(list: Option<String>) -> Result<Features, Status> {
         (Features::OBJECT_MAP, Features::EXCLUSIVE_LOCK, "object-map needs exclusive-lock"),
         (Features::FAST_DIFF, Features::OBJECT_MAP, "fast-diff needs object-map"),
         (Features::JOURNALING, Features::EXCLUSIVE_LOCK, "journaling needs exclusive-lock"),
-        (Features(0), Features::LAYERING, "layering cannot be left out: clones and restores need it"),
+        (
+            Features(0),
+            Features::LAYERING,
+            "layering cannot be left out: clones and restores need it",
+        ),
     ] {
         if features.contains(feature) && !features.contains(needed) {
             return Err(Status::invalid_argument(format!("imageFeatures: {words}")));
@@ -455,7 +499,8 @@ impl Left {
         Ok(prefix)
     }
 
-    /// Parameters that say where volumes are, which a snapshot's volume says itself: looked at for mistakes alone.
+    /// Parameters that say where volumes are, which a snapshot's volume says itself: looked at for
+    /// mistakes alone.
     fn where_the_volume_is(&mut self, config: &Config) -> Result<(), Status> {
         if let Some(id) = self.take("clusterID") {
             cluster(config, &id)?;
@@ -481,7 +526,9 @@ fn check_name(key: &str, value: String) -> Result<String, Status> {
     if ids::is_name(&value) && value.len() <= 64 {
         return Ok(value);
     }
-    Err(Status::invalid_argument(format!("{key} is 1 to 64 letters, digits, '.', '_' or '-', not {value:?}")))
+    Err(Status::invalid_argument(format!(
+        "{key} is 1 to 64 letters, digits, '.', '_' or '-', not {value:?}"
+    )))
 }
 
 #[cfg(test)]
@@ -504,18 +551,24 @@ mod tests {
     fn what_asks_for_what_is_done_anyway_is_taken_and_the_rest_is_not_supported() {
         for (key, value) in HARMLESS {
             VolumeParameters::parse(&parameters(&[(key, value)]), &config()).unwrap();
-            let status = VolumeParameters::parse(&parameters(&[(key, "true")]), &config()).unwrap_err();
-            assert!(status.message().contains(&format!("{key}=\"true\" is not supported")), "{status:?}");
+            let status =
+                VolumeParameters::parse(&parameters(&[(key, "true")]), &config()).unwrap_err();
+            assert!(
+                status.message().contains(&format!("{key}=\"true\" is not supported")),
+                "{status:?}"
+            );
         }
         for key in UNSUPPORTED {
-            let status = VolumeParameters::parse(&parameters(&[(key, "x")]), &config()).unwrap_err();
+            let status =
+                VolumeParameters::parse(&parameters(&[(key, "x")]), &config()).unwrap_err();
             assert!(status.message().contains("is not supported"), "{status:?}");
         }
     }
 
     #[test]
     fn a_hint_is_given_where_a_name_is_like_another() {
-        let hint = |key| VolumeParameters::parse(&parameters(&[(key, "x")]), &config()).unwrap_err();
+        let hint =
+            |key| VolumeParameters::parse(&parameters(&[(key, "x")]), &config()).unwrap_err();
         assert!(hint("dataPol").message().contains("did you mean \"dataPool\"?"));
         let status = hint("fsType");
         assert!(

@@ -2,18 +2,23 @@
 //!
 //! Promises beyond what prost gives:
 //!
-//! - `Debug` of a message never prints the value of a field marked `csi_secret`, only the keys of the map. Messages
-//!   that contain such a message delegate to it, so they are safe as well.
+//! - `Debug` of a message never prints the value of a field marked `csi_secret`, only the keys of
+//!   the map. Messages that contain such a message delegate to it, so they are safe as well.
 //! - Maps are `BTreeMap`s: what is printed or serialised has one stable order.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The encoded `FileDescriptorSet` of `csi.proto` and its imports, with the options the specification defines
-/// (`csi_secret`, `alpha_*`).
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/csi_descriptor.bin"));
+/// The encoded `FileDescriptorSet` of `csi.proto` and its imports, with the options the
+/// specification defines (`csi_secret`, `alpha_*`).
+pub const FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/csi_descriptor.bin"));
 
-#[expect(missing_docs, clippy::pedantic, reason = "generated; csi.proto comments what its names do not say")]
+#[expect(
+    missing_docs,
+    clippy::pedantic,
+    reason = "generated; csi.proto comments what its names do not say"
+)]
 mod generated {
     use super::KeysOnly;
 
@@ -23,7 +28,8 @@ mod generated {
 
 pub use generated::*;
 
-/// Prints the keys of a secret map: which credentials came is worth knowing, their values are nobody's business.
+/// Prints the keys of a secret map: which credentials came is worth knowing, their values are
+/// nobody's business.
 struct KeysOnly<'a>(&'a BTreeMap<String, String>);
 
 impl fmt::Debug for KeysOnly<'_> {
@@ -60,7 +66,8 @@ mod tests {
         format!("{message:?}\n{message:#?}")
     }
 
-    /// How to print each message that carries secrets. The test below holds the list against the descriptor.
+    /// How to print each message that carries secrets. The test below holds the list against the
+    /// descriptor.
     fn printers() -> BTreeMap<&'static str, fn(&[u8]) -> String> {
         macro_rules! by_name {
             ($($message:ident),+ $(,)?) => {
@@ -124,16 +131,24 @@ mod tests {
             let mut visible = Vec::new();
             for field in descriptor.fields() {
                 visible.push(field.name().to_owned());
-                let shown =
-                    if is_secret(&field) { CANARY.to_owned() } else { format!("shown-{}", field.name()) };
+                let shown = if is_secret(&field) {
+                    CANARY.to_owned()
+                } else {
+                    format!("shown-{}", field.name())
+                };
                 if field.is_map() {
-                    let entry =
-                        (MapKey::String(format!("key-of-{}", field.name())), Value::String(shown.clone()));
+                    let entry = (
+                        MapKey::String(format!("key-of-{}", field.name())),
+                        Value::String(shown.clone()),
+                    );
                     message.set_field(&field, Value::Map(HashMap::from([entry])));
                     visible.push(format!("key-of-{}", field.name()));
                 } else if field.kind() == Kind::String {
                     let value = Value::String(shown.clone());
-                    message.set_field(&field, if field.is_list() { Value::List(vec![value]) } else { value });
+                    message.set_field(
+                        &field,
+                        if field.is_list() { Value::List(vec![value]) } else { value },
+                    );
                 } else {
                     continue;
                 }

@@ -1,8 +1,10 @@
-//! Mutable parameters: what a VolumeAttributesClass may set and change. Today that is librbd's own quality of service.
+//! Mutable parameters: what a VolumeAttributesClass may set and change. Today that is librbd's own
+//! quality of service.
 //!
-//! A key `rbd_qos_…` becomes the image configuration of that name, which every librbd client of the image heeds as soon as it
-//! changes (krbd does not). All keys are checked before any is applied, with what the image has already. A key that is not named is not
-//! changed; `0` is no limit. A volume made from another takes none of its limits.
+//! A key `rbd_qos_…` becomes the image configuration of that name, which every librbd client of the
+//! image heeds as soon as it changes (krbd does not). All keys are checked before any is applied,
+//! with what the image has already. A key that is not named is not changed; `0` is no limit. A
+//! volume made from another takes none of its limits.
 
 use super::parameters::{self, Parameter, Parameters, parameter};
 use std::collections::BTreeMap;
@@ -11,7 +13,8 @@ use tonic::Status;
 /// The image metadata keys that librbd reads as configuration begin so.
 const CONFIGURATION_PREFIX: &str = "conf_";
 
-/// librbd's options, all of them whole numbers: a limit, a burst, and how many seconds a burst may last.
+/// librbd's options, all of them whole numbers: a limit, a burst, and how many seconds a burst may
+/// last.
 pub const MUTABLE_PARAMETERS: &[Parameter] = &[
     parameter("rbd_qos_iops_limit", "0", "Operations in a second; 0 is no limit."),
     parameter(
@@ -57,7 +60,8 @@ pub const MUTABLE_PARAMETERS: &[Parameter] = &[
     parameter("rbd_qos_write_bps_burst_seconds", "1", "For how many seconds, at least 1."),
 ];
 
-/// Checks mutable parameters and gives the image metadata to set. A burst must not be below its limit.
+/// Checks mutable parameters and gives the image metadata to set. A burst must not be below its
+/// limit.
 pub fn settings(mutable: &Parameters) -> Result<BTreeMap<String, String>, Status> {
     let mutable = parameters::compared(mutable);
     let mut settings = BTreeMap::new();
@@ -66,7 +70,9 @@ pub fn settings(mutable: &Parameters) -> Result<BTreeMap<String, String>, Status
             return Err(parameters::unknown("mutable parameter", key, MUTABLE_PARAMETERS));
         }
         let number = text.parse::<u64>().map_err(|_| {
-            Status::invalid_argument(format!("{key} is a whole number, 0 for no limit, not {text:?}"))
+            Status::invalid_argument(format!(
+                "{key} is a whole number, 0 for no limit, not {text:?}"
+            ))
         })?;
         if key.ends_with("_seconds") && number == 0 {
             return Err(Status::invalid_argument(format!("{key} is at least 1")));
@@ -77,13 +83,16 @@ pub fn settings(mutable: &Parameters) -> Result<BTreeMap<String, String>, Status
     Ok(settings)
 }
 
-/// Checks limits and bursts against each other, as image metadata that an image has or is to have. Other metadata is not looked at.
+/// Checks limits and bursts against each other, as image metadata that an image has or is to have.
+/// Other metadata is not looked at.
 pub fn check(settings: &BTreeMap<String, String>) -> Result<(), String> {
     let number = |text: &String| text.parse::<u64>().unwrap_or(0);
     for (key, burst) in settings.iter().filter(|(key, _)| key.ends_with("_burst")) {
         let Some(name) = key.strip_prefix(CONFIGURATION_PREFIX) else { continue };
         let limit_name = name.replace("_burst", "_limit");
-        let Some(limit) = settings.get(&format!("{CONFIGURATION_PREFIX}{limit_name}")) else { continue };
+        let Some(limit) = settings.get(&format!("{CONFIGURATION_PREFIX}{limit_name}")) else {
+            continue;
+        };
         if MUTABLE_PARAMETERS.iter().any(|known| known.name == name)
             && number(burst) != 0
             && number(burst) < number(limit)
@@ -104,9 +113,11 @@ mod tests {
 
     #[test]
     fn limits_become_image_configuration() {
-        let settings =
-            settings(&parameters(&[("rbd_qos_iops_limit", "500"), ("csi.storage.k8s.io/pvc/name", "x")]))
-                .unwrap();
+        let settings = settings(&parameters(&[
+            ("rbd_qos_iops_limit", "500"),
+            ("csi.storage.k8s.io/pvc/name", "x"),
+        ]))
+        .unwrap();
         assert_eq!(settings, parameters(&[("conf_rbd_qos_iops_limit", "500")]));
     }
 
@@ -135,7 +146,10 @@ mod tests {
             (&[("rbd_qos_bps_limit", "-1")], "whole number"),
             (&[("rbd_qos_bps_limit", "10M")], "whole number"),
             (&[("rbd_qos_bps_burst_seconds", "0")], "at least 1"),
-            (&[("rbd_qos_bps_limit", "10"), ("rbd_qos_bps_burst", "5")], "less than rbd_qos_bps_limit"),
+            (
+                &[("rbd_qos_bps_limit", "10"), ("rbd_qos_bps_burst", "5")],
+                "less than rbd_qos_bps_limit",
+            ),
         ] {
             let status = settings(&parameters(pairs)).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument);

@@ -1,5 +1,5 @@
-//! What a repeated CreateVolume or ControllerPublishVolume must match, as a digest that is kept in the
-//! volume's record.
+//! What a repeated CreateVolume or ControllerPublishVolume must match, as a digest that is kept in
+//! the volume's record.
 //!
 //! The text that is digested is written out here and has a version: how Rust or a library shows a
 //! value may change with any update, and a request that is repeated after one must still find its
@@ -13,7 +13,8 @@ use crate::volume::names;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// The version of the text. To be raised with any change of it, and the text before kept as an older one.
+/// The version of the text. To be raised with any change of it, and the text before kept as an
+/// older one.
 const VERSION: u32 = 2;
 
 /// The text, as JSON.
@@ -41,16 +42,26 @@ impl<'a> Capability<'a> {
             Some(AccessType::Mount(MountVolume { fs_type, mount_flags, volume_mount_group })) => {
                 Capability { access: "mount", fs_type, mount_flags, volume_mount_group, mode }
             }
-            Some(AccessType::Block(BlockVolume {})) => {
-                Capability { access: "block", fs_type: "", mount_flags: &[], volume_mount_group: "", mode }
-            }
-            None => Capability { access: "", fs_type: "", mount_flags: &[], volume_mount_group: "", mode },
+            Some(AccessType::Block(BlockVolume {})) => Capability {
+                access: "block",
+                fs_type: "",
+                mount_flags: &[],
+                volume_mount_group: "",
+                mode,
+            },
+            None => Capability {
+                access: "",
+                fs_type: "",
+                mount_flags: &[],
+                volume_mount_group: "",
+                mode,
+            },
         }
     }
 }
 
-/// The digest of everything in a request that a repeated one must match, sizes and source apart. `settings` are the mutable
-/// parameters as image metadata.
+/// The digest of everything in a request that a repeated one must match, sizes and source apart.
+/// `settings` are the mutable parameters as image metadata.
 pub fn digest(
     parameters: &Parameters,
     capabilities: &[VolumeCapability],
@@ -86,7 +97,8 @@ pub fn older_digest(
     settings: &BTreeMap<String, String>,
 ) -> String {
     let compared = parameters::compared(parameters);
-    let mut capabilities: Vec<_> = capabilities.iter().map(|capability| format!("{capability:?}")).collect();
+    let mut capabilities: Vec<_> =
+        capabilities.iter().map(|capability| format!("{capability:?}")).collect();
     capabilities.sort();
     capabilities.dedup();
     names::digest(&format!("{compared:?} {capabilities:?} {settings:?}"))
@@ -110,10 +122,15 @@ mod tests {
             access_type: Some(access),
             access_mode: Some(AccessMode { mode }),
         };
-        let capabilities =
-            vec![capability(AccessType::Mount(mount), 1), capability(AccessType::Block(BlockVolume {}), 5)];
-        let parameters =
-            text(&[("clusterID", "lab"), ("pool", "rbd"), ("csi.storage.k8s.io/pvc/name", "not compared")]);
+        let capabilities = vec![
+            capability(AccessType::Mount(mount), 1),
+            capability(AccessType::Block(BlockVolume {}), 5),
+        ];
+        let parameters = text(&[
+            ("clusterID", "lab"),
+            ("pool", "rbd"),
+            ("csi.storage.k8s.io/pvc/name", "not compared"),
+        ]);
         (parameters, capabilities, text(&[("conf_rbd_qos_iops_limit", "500")]))
     }
 
@@ -138,8 +155,9 @@ mod tests {
     #[test]
     fn digests_of_capabilities_are_what_they_always_were() {
         let (_, capabilities, _) = request();
-        let digests =
-            |digest: fn(&VolumeCapability) -> String| capabilities.iter().map(digest).collect::<Vec<_>>();
+        let digests = |digest: fn(&VolumeCapability) -> String| {
+            capabilities.iter().map(digest).collect::<Vec<_>>()
+        };
         assert_eq!(
             digests(capability_digest),
             [
@@ -167,7 +185,9 @@ mod tests {
         assert_ne!(digest(&parameters, &capabilities, &BTreeMap::new()), known);
         for change in 0..4 {
             let mut changed = capabilities.clone();
-            let Some(AccessType::Mount(mount)) = &mut changed[0].access_type else { unreachable!() };
+            let Some(AccessType::Mount(mount)) = &mut changed[0].access_type else {
+                unreachable!()
+            };
             match change {
                 0 => mount.fs_type = "ext4".to_string(),
                 1 => mount.mount_flags.clear(),

@@ -1,10 +1,10 @@
 //! One log line per RPC: what was called, how long it took, and how it ended.
 //!
-//! Everything logged while an RPC is handled carries its method, a number that is unique in the process,
-//! and the volume or snapshot it is about. Bodies are never logged: requests carry credentials. Calls
-//! that only ask are logged at `debug` when they succeed, because probes and listings come every few
-//! seconds; calls that change something at `info`; failures at `warn` with the message the client gets.
-//! Of a server stream the opening is logged.
+//! Everything logged while an RPC is handled carries its method, a number that is unique in the
+//! process, and the volume or snapshot it is about. Bodies are never logged: requests carry
+//! credentials. Calls that only ask are logged at `debug` when they succeed, because probes and
+//! listings come every few seconds; calls that change something at `info`; failures at `warn` with
+//! the message the client gets. Of a server stream the opening is logged.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,7 +55,8 @@ where
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("rpc", method, number, object = Empty, outcome = Empty);
 
-        let mut call = Call { changes: !only_asks(&method), started: Instant::now(), answered: false };
+        let mut call =
+            Call { changes: !only_asks(&method), started: Instant::now(), answered: false };
         let future = span.in_scope(|| self.inner.call(request));
         Box::pin(
             async move {
@@ -69,8 +70,8 @@ where
     }
 }
 
-/// Names what the RPC at hand is about, in its log lines from now on: the id of a volume or a snapshot,
-/// or the name of one that is to be made.
+/// Names what the RPC at hand is about, in its log lines from now on: the id of a volume or a
+/// snapshot, or the name of one that is to be made.
 pub(super) fn about(object: &str) {
     Span::current().record("object", object);
 }
@@ -93,7 +94,8 @@ struct Call {
 }
 
 impl Call {
-    /// Logs the end of the call. `status` is absent when the call succeeded: only failures are sent in the headers.
+    /// Logs the end of the call. `status` is absent when the call succeeded: only failures are sent
+    /// in the headers.
     fn log(&self, status: Option<Status>) {
         let milliseconds = self.milliseconds();
         match status {
@@ -113,7 +115,10 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.answered {
-            tracing::warn!(milliseconds = self.milliseconds(), "the client stopped waiting for the answer");
+            tracing::warn!(
+                milliseconds = self.milliseconds(),
+                "the client stopped waiting for the answer"
+            );
         }
     }
 }
@@ -125,7 +130,8 @@ mod tests {
 
     use super::*;
 
-    /// A service that answers each request with the outcome in its body; one without an outcome hangs.
+    /// A service that answers each request with the outcome in its body; one without an outcome
+    /// hangs.
     #[derive(Clone)]
     struct Stub;
 
@@ -166,7 +172,8 @@ mod tests {
         }
     }
 
-    /// The JSON log lines of one call to `method` that ends with `outcome`, or that the client gives up.
+    /// The JSON log lines of one call to `method` that ends with `outcome`, or that the client
+    /// gives up.
     fn logged(method: &str, outcome: Option<Status>) -> Vec<serde_json::Value> {
         let lines = Lines::default();
         let writer = lines.clone();
@@ -203,9 +210,13 @@ mod tests {
 
     #[test]
     fn what_only_asks_is_logged_at_debug() {
-        for method in
-            ["Probe", "GetCapacity", "ListVolumes", "NodeGetVolumeStats", "ValidateVolumeCapabilities"]
-        {
+        for method in [
+            "Probe",
+            "GetCapacity",
+            "ListVolumes",
+            "NodeGetVolumeStats",
+            "ValidateVolumeCapabilities",
+        ] {
             assert_eq!(logged(method, Some(Status::ok("")))[1]["level"], "DEBUG", "{method}");
         }
     }

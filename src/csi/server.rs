@@ -3,11 +3,11 @@
 //! Promises:
 //!
 //! - The socket has mode 0600 from the moment its name exists, and no other file is made beside it.
-//! - Two drivers never share a socket: where one answers, binding is refused. A socket nobody listens on is left
-//!   over from a crash and is replaced. Anything that is not a socket is refused and never touched, and so is a
-//!   socket of which neither can be told.
-//! - Shutdown lets the RPCs in flight finish, for a bounded time, and only then removes the socket; it removes no
-//!   socket that another process put in its place meanwhile.
+//! - Two drivers never share a socket: where one answers, binding is refused. A socket nobody
+//!   listens on is left over from a crash and is replaced. Anything that is not a socket is refused
+//!   and never touched, and so is a socket of which neither can be told.
+//! - Shutdown lets the RPCs in flight finish, for a bounded time, and only then removes the socket;
+//!   it removes no socket that another process put in its place meanwhile.
 //!
 //! A kill at any point leaves at most a stale socket, which the next start replaces.
 
@@ -83,10 +83,12 @@ pub struct CsiSocket {
 }
 
 impl CsiSocket {
-    /// Binds the socket, so that clients may connect; they are answered once [`serve`](CsiSocket::serve) runs.
+    /// Binds the socket, so that clients may connect; they are answered once
+    /// [`serve`](CsiSocket::serve) runs.
     ///
-    /// A missing parent directory is created with mode 0700. One that exists keeps its mode, which is its owner's
-    /// business (kubelet makes its plugin directories 0750); a mode that lets others replace the socket is logged.
+    /// A missing parent directory is created with mode 0700. One that exists keeps its mode, which
+    /// is its owner's business (kubelet makes its plugin directories 0750); a mode that lets others
+    /// replace the socket is logged.
     pub async fn bind(endpoint: &Endpoint) -> Result<CsiSocket, ServeError> {
         let path = endpoint.path();
         if let Some(directory) = path.parent() {
@@ -95,8 +97,9 @@ impl CsiSocket {
         clear_stale_socket(path).await?;
 
         let socket = UnixSocket::new_stream().map_err(ServeError::io("make a socket for", path))?;
-        // The kernel gives the name the mode of the socket it is bound to, so there is no moment at which the
-        // name exists with a wider one. A umask would do too, but is shared with every other thread.
+        // The kernel gives the name the mode of the socket it is bound to, so there is no moment at
+        // which the name exists with a wider one. A umask would do too, but is shared with every
+        // other thread.
         fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)
             .map_err(|errno| ServeError::io("restrict the socket of", path)(errno.into()))?;
         socket.bind(path).map_err(ServeError::io("bind", path))?;
@@ -105,10 +108,11 @@ impl CsiSocket {
         Ok(CsiSocket { listener, file })
     }
 
-    /// Serves `routes` until `shutdown` completes; then accepts nothing more, waits at most `grace` for the RPCs in
-    /// flight, and removes the socket.
+    /// Serves `routes` until `shutdown` completes; then accepts nothing more, waits at most `grace`
+    /// for the RPCs in flight, and removes the socket.
     ///
-    /// When RPCs outlast `grace`, that is logged, they are left to the runtime, and this still returns `Ok`.
+    /// When RPCs outlast `grace`, that is logged, they are left to the runtime, and this still
+    /// returns `Ok`.
     pub async fn serve(
         self,
         routes: Routes,
@@ -126,7 +130,8 @@ impl CsiSocket {
                 .serve_with_incoming_shutdown(
                     UnixListenerStream::new(listener).then(async |connection| {
                         if connection.is_err() {
-                            // No file descriptor, for one: trying again at once would only keep a processor busy.
+                            // No file descriptor, for one: trying again at once would only keep a
+                            // processor busy.
                             tokio::time::sleep(ACCEPT_PAUSE).await;
                         }
                         connection
@@ -144,13 +149,17 @@ impl CsiSocket {
         if let Ok(result) = tokio::time::timeout(grace, server).await {
             return result.map_err(ServeError::Transport);
         }
-        tracing::warn!(grace_seconds = grace.as_secs(), "stopping although RPCs are still in flight");
+        tracing::warn!(
+            grace_seconds = grace.as_secs(),
+            "stopping although RPCs are still in flight"
+        );
         Ok(())
     }
 }
 
-/// Cuts the message of an error that repeats too much of its request. The message is a header, and a client that gets more
-/// headers than it takes gives up the connection, with all other calls on it.
+/// Cuts the message of an error that repeats too much of its request. The message is a header, and
+/// a client that gets more headers than it takes gives up the connection, with all other calls on
+/// it.
 fn with_a_message_of_bounded_length<B>(mut response: http::Response<B>) -> http::Response<B> {
     let encoded = response.headers().get("grpc-message").map_or(0, http::HeaderValue::len);
     if encoded > MESSAGE_BYTES
@@ -165,8 +174,8 @@ fn with_a_message_of_bounded_length<B>(mut response: http::Response<B>) -> http:
     response
 }
 
-/// Adds the answer to calls of services that are not among `routes`: CSI wants a text with every error, and tonic has
-/// none of its own here.
+/// Adds the answer to calls of services that are not among `routes`: CSI wants a text with every
+/// error, and tonic has none of its own here.
 fn with_answer_for_the_rest(routes: Routes) -> Routes {
     let answer = tower::service_fn(async |request: Request<_>| {
         let message = format!(
@@ -178,8 +187,8 @@ fn with_answer_for_the_rest(routes: Routes) -> Routes {
     routes.into_axum_router().fallback_service(answer).into()
 }
 
-/// Completes at the first SIGTERM or SIGINT. The handlers are installed before this returns, so no signal is lost
-/// between start-up and serving.
+/// Completes at the first SIGTERM or SIGINT. The handlers are installed before this returns, so no
+/// signal is lost between start-up and serving.
 pub fn termination_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -197,7 +206,8 @@ fn prepare_directory(directory: &Path) -> Result<(), ServeError> {
         .mode(0o700)
         .create(directory)
         .map_err(ServeError::io("create the directory", directory))?;
-    let mode = directory.metadata().map_err(ServeError::io("look at", directory))?.permissions().mode();
+    let mode =
+        directory.metadata().map_err(ServeError::io("look at", directory))?.permissions().mode();
     if mode & 0o022 != 0 {
         tracing::warn!(
             directory = %directory.display(),
@@ -220,7 +230,10 @@ async fn clear_stale_socket(path: &Path) -> Result<(), ServeError> {
         Ok(_) => Err(ServeError::InUse(path.to_owned())),
         // Reset: whoever listened was killed between our connection and its answer.
         Err(error)
-            if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) =>
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+            ) =>
         {
             tracing::info!(socket = %path.display(), "replacing a socket that no process listens on");
             std::fs::remove_file(path).map_err(ServeError::io("remove the stale socket", path))
@@ -234,15 +247,18 @@ async fn clear_stale_socket(path: &Path) -> Result<(), ServeError> {
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    /// Keeps the inode from being used again, so that its number tells our socket from a later one. A handle on the
-    /// name only (`O_PATH`): once we stop listening, clients are refused at once instead of left to wait.
+    /// Keeps the inode from being used again, so that its number tells our socket from a later one.
+    /// A handle on the name only (`O_PATH`): once we stop listening, clients are refused at once
+    /// instead of left to wait.
     handle: File,
 }
 
 impl SocketFile {
     fn pin(path: &Path) -> io::Result<SocketFile> {
-        let handle =
-            OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+        let handle = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+            .open(path)?;
         Ok(SocketFile { path: path.to_owned(), handle })
     }
 

@@ -1,8 +1,10 @@
-//! The snapshot metadata service: which blocks of a snapshot hold data, and which differ between two, for backup tools.
+//! The snapshot metadata service: which blocks of a snapshot hold data, and which differ between
+//! two, for backup tools.
 //!
-//! Answers are streamed as librbd finds them, through read-only opens, so that no lock is taken from whoever writes the volume. Extents
-//! have variable length, come in order, never overlap, and neighbours are joined. A stream begun at `starting_offset` continues an
-//! interrupted one. It ends early when the caller hangs up.
+//! Answers are streamed as librbd finds them, through read-only opens, so that no lock is taken
+//! from whoever writes the volume. Extents have variable length, come in order, never overlap, and
+//! neighbours are joined. A stream begun at `starting_offset` continues an interrupted one. It ends
+//! early when the caller hangs up.
 
 use super::clusters::{Access, Clusters};
 use super::controller::ControllerService;
@@ -70,7 +72,8 @@ impl SnapshotMetadataService {
         let credentials = self.controller.credentials(&location, secrets)?;
         let clusters: Arc<Clusters> = self.controller.clusters().clone();
         let operations = self.controller.operations();
-        let permit = operations.stream_permit(&location.cluster, &location.pool, time.left()).await?;
+        let permit =
+            operations.stream_permit(&location.cluster, &location.pool, time.left()).await?;
         let (sender, mut receiver) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -86,7 +89,8 @@ impl SnapshotMetadataService {
                 let _ = sender.blocking_send(Err(status));
             }
         });
-        // The first message, or error, decides how the call answers: a stream that never had anything to say is an error at once.
+        // The first message, or error, decides how the call answers: a stream that never had
+        // anything to say is an error at once.
         match time.next(&mut receiver).await {
             Some(Err(status)) => Err(status),
             Some(Ok(first)) => Ok(Response::new(prepend(first, receiver, time))),
@@ -114,7 +118,10 @@ impl Time {
     }
 
     /// The next message, within the time for it.
-    async fn next<T>(&self, receiver: &mut mpsc::Receiver<Result<T, Status>>) -> Option<Result<T, Status>> {
+    async fn next<T>(
+        &self,
+        receiver: &mut mpsc::Receiver<Result<T, Status>>,
+    ) -> Option<Result<T, Status>> {
         tokio::time::timeout(self.left(), receiver.recv()).await.unwrap_or_else(|_| {
             Some(Err(Status::deadline_exceeded(
                 "waiting for Ceph; ask again, with the end of the last extent received as starting_offset",
@@ -143,7 +150,8 @@ fn prepend<T: Send + 'static>(
     ReceiverStream::new(receiver)
 }
 
-/// Walks the extents of the query and sends them in batches, until there are no more or nobody listens.
+/// Walks the extents of the query and sends them in batches, until there are no more or nobody
+/// listens.
 fn walk(
     access: &Access,
     query: &Query,
@@ -225,10 +233,11 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// Takes an extent in; gives a batch when one is full and the extent begins the next. What was discarded counts as well: it reads as
-    /// zeros now.
+    /// Takes an extent in; gives a batch when one is full and the extent begins the next. What was
+    /// discarded counts as well: it reads as zeros now.
     fn add(&mut self, extent: Extent) -> Option<Batch> {
-        let (Ok(byte_offset), Ok(size_bytes)) = (i64::try_from(extent.offset), i64::try_from(extent.length))
+        let (Ok(byte_offset), Ok(size_bytes)) =
+            (i64::try_from(extent.offset), i64::try_from(extent.length))
         else {
             return None;
         };
@@ -242,7 +251,8 @@ impl Blocks {
             return None;
         }
         let full = self.found.len() == self.results;
-        let batch = full.then(|| Batch { capacity: self.capacity, blocks: std::mem::take(&mut self.found) });
+        let batch = full
+            .then(|| Batch { capacity: self.capacity, blocks: std::mem::take(&mut self.found) });
         self.found.push(BlockMetadata { byte_offset, size_bytes });
         batch
     }
@@ -256,16 +266,20 @@ fn query(
 ) -> Result<Query, Status> {
     let id = |(field, id): (&str, &str)| {
         validate::required(field, id)?;
-        SnapshotId::parse(id).ok_or_else(|| Status::not_found(format!("the snapshot {id:?} does not exist")))
+        SnapshotId::parse(id)
+            .ok_or_else(|| Status::not_found(format!("the snapshot {id:?} does not exist")))
     };
     let target = id(target)?;
     let base = base.map(id).transpose()?;
-    if base.as_ref().is_some_and(|base| base.location != target.location || base.image_id != target.image_id)
+    if base
+        .as_ref()
+        .is_some_and(|base| base.location != target.location || base.image_id != target.image_id)
     {
         return Err(Status::invalid_argument("the two snapshots are not of one volume"));
     }
-    let offset = u64::try_from(starting_offset)
-        .map_err(|_| Status::out_of_range(format!("starting_offset is negative: {starting_offset}")))?;
+    let offset = u64::try_from(starting_offset).map_err(|_| {
+        Status::out_of_range(format!("starting_offset is negative: {starting_offset}"))
+    })?;
     let results = usize::try_from(max_results)
         .map_err(|_| Status::invalid_argument(format!("max_results is negative: {max_results}")))?;
     let results = if results == 0 { DEFAULT_RESULTS } else { results.min(MOST_RESULTS) };
@@ -283,8 +297,12 @@ impl SnapshotMetadata for SnapshotMetadataService {
     ) -> Result<Response<Self::GetMetadataAllocatedStream>, Status> {
         let time = Time::of(&request, self.controller.timeout());
         let request = request.into_inner();
-        let query =
-            query(("snapshot_id", &request.snapshot_id), None, request.starting_offset, request.max_results)?;
+        let query = query(
+            ("snapshot_id", &request.snapshot_id),
+            None,
+            request.starting_offset,
+            request.max_results,
+        )?;
         self.stream(query, time, &request.secrets, |batch| GetMetadataAllocatedResponse {
             block_metadata_type: BlockMetadataType::VariableLength.into(),
             volume_capacity_bytes: batch.capacity,
@@ -327,7 +345,8 @@ mod tests {
         assert!(blocks.add(extent(15, 0)).is_none());
         assert!(blocks.add(extent(20, 5)).is_none());
         let batch = blocks.add(extent(40, 1)).unwrap();
-        let pairs: Vec<_> = batch.blocks.iter().map(|block| (block.byte_offset, block.size_bytes)).collect();
+        let pairs: Vec<_> =
+            batch.blocks.iter().map(|block| (block.byte_offset, block.size_bytes)).collect();
         assert_eq!(pairs, [(0, 15), (20, 5)]);
         assert_eq!(blocks.found.len(), 1);
     }
@@ -343,7 +362,10 @@ mod tests {
     fn two_snapshots_of_different_volumes_cannot_be_compared() {
         let two = query(("t", "a/b/1@s"), Some(("b", "a/b/2@s")), 0, 0).unwrap_err();
         assert_eq!(two.code(), tonic::Code::InvalidArgument);
-        assert_eq!(query(("t", "a/b/1@s"), None, -1, 0).unwrap_err().code(), tonic::Code::OutOfRange);
+        assert_eq!(
+            query(("t", "a/b/1@s"), None, -1, 0).unwrap_err().code(),
+            tonic::Code::OutOfRange
+        );
         assert_eq!(query(("t", "x"), None, 0, 0).unwrap_err().code(), tonic::Code::NotFound);
         assert_eq!(query(("t", ""), None, 0, 0).unwrap_err().code(), tonic::Code::InvalidArgument);
     }

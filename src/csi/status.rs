@@ -1,8 +1,9 @@
 //! The one table from errors to gRPC answers.
 //!
-//! Sidecars take CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE and ABORTED for "may still be running" and keep asking; any other
-//! code for "surely over". So once something was changed, an unfinished or unknown outcome gets one of those four and never
-//! INTERNAL. Messages say what, which object, why, and what to do; `details` stay empty, as the specification demands.
+//! Sidecars take CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE and ABORTED for "may still be running"
+//! and keep asking; any other code for "surely over". So once something was changed, an unfinished
+//! or unknown outcome gets one of those four and never INTERNAL. Messages say what, which object,
+//! why, and what to do; `details` stay empty, as the specification demands.
 
 use super::ids::Location;
 use crate::rbd::ceph::libraries;
@@ -79,7 +80,9 @@ impl Scope {
             Errno::EPERM => format!("{message}; {}", user.lacks_capabilities()),
             Errno::EACCES => format!("{message}; {}", user.refused()),
             Errno::ETIMEDOUT => {
-                format!("{message}; the cluster {cluster} does not answer, see `ceph status`; try again")
+                format!(
+                    "{message}; the cluster {cluster} does not answer, see `ceph status`; try again"
+                )
             }
             Errno::ESHUTDOWN => {
                 format!("{message}; this client was blocklisted and connects anew; try again")
@@ -89,7 +92,9 @@ impl Scope {
             }
             errno if rbd::class(errno) == Class::Refused => {
                 let known = CEPH_ERRORS.iter().find(|known| known.errno == errno);
-                known.map_or(message.clone(), |known| format!("{message}; {} {}", known.cause, known.remedy))
+                known.map_or(message.clone(), |known| {
+                    format!("{message}; {} {}", known.cause, known.remedy)
+                })
             }
             _ => message,
         }
@@ -124,7 +129,8 @@ const COME_BACK: &str = "Nothing, when it passes: callers ask again. Else look a
 const AT_WORK: &str = "Another operation is at work on the same object.";
 const ASK_AGAIN: &str = "Nothing: callers ask again.";
 
-/// Why each errno of [`rbd::CLASSES`] is answered, and what to do. Any other errno is INTERNAL: something nobody has thought of.
+/// Why each errno of [`rbd::CLASSES`] is answered, and what to do. Any other errno is INTERNAL:
+/// something nobody has thought of.
 pub const CEPH_ERRORS: &[CephError] = &[
     ceph_error(
         Errno::EACCES,
@@ -156,7 +162,11 @@ pub const CEPH_ERRORS: &[CephError] = &[
         "The image is mirrored, and not primary here; or a client keeps its lock (`rbd map --exclusive`).",
         "Promote it here, or use it where it is primary; or map it without that option.",
     ),
-    ceph_error(Errno::EMLINK, "The image belongs to a group.", "Take it out with `rbd group image remove`."),
+    ceph_error(
+        Errno::EMLINK,
+        "The image belongs to a group.",
+        "Take it out with `rbd group image remove`.",
+    ),
     ceph_error(
         Errno::ENOTEMPTY,
         "The image has snapshots that another tool made.",
@@ -296,7 +306,8 @@ mod tests {
     use super::*;
 
     fn scope() -> Scope {
-        let location = Location { cluster: "lab".into(), pool: "rbd".into(), namespace: "tenant".into() };
+        let location =
+            Location { cluster: "lab".into(), pool: "rbd".into(), namespace: "tenant".into() };
         Scope { user: "csi".into(), key: Some(KeyType::Aes), location }
     }
 
@@ -329,7 +340,9 @@ mod tests {
             Error::Conflict(words()),
             Error::MayNotFence(cause(Errno::EPERM)),
         ];
-        errors.extend(errnos.flat_map(|errno| [Error::Rbd(cause(errno)), Error::Unfinished(cause(errno))]));
+        errors.extend(
+            errnos.flat_map(|errno| [Error::Rbd(cause(errno)), Error::Unfinished(cause(errno))]),
+        );
         for error in errors {
             let code = scope().status(&error).code();
             assert!(ANSWERS.iter().any(|answer| answer.code == code), "{code:?} for {error:?}");

@@ -1,14 +1,15 @@
-//! Background work in each pool: what operations leave to be settled, and what dead ones left half-done.
+//! Background work in each pool: what operations leave to be settled, and what dead ones left
+//! half-done.
 //!
-//! Each pool has a task. It settles what the operations here hand over ([`Sweeper::hand_over`]), and sweeps
-//! the pool ([`Volumes::sweep`]) when it first hears of it and every minute. Pools with a user of the
-//! driver's own are swept from the start; others are after the first request that changes something there,
-//! with that request's user.
+//! Each pool has a task. It settles what the operations here hand over ([`Sweeper::hand_over`]),
+//! and sweeps the pool ([`Volumes::sweep`]) when it first hears of it and every minute. Pools with
+//! a user of the driver's own are swept from the start; others are after the first request that
+//! changes something there, with that request's user.
 //!
-//! The suspects of one image are settled together, and those of different images independently: a removal
-//! of hours delays no other. What comes up about an image meanwhile is its next batch. What cannot be
-//! settled yet is looked at again after a second, then less and less often, at last every 15 minutes: what
-//! is stuck for days costs next to nothing.
+//! The suspects of one image are settled together, and those of different images independently: a
+//! removal of hours delays no other. What comes up about an image meanwhile is its next batch. What
+//! cannot be settled yet is looked at again after a second, then less and less often, at last every
+//! 15 minutes: what is stuck for days costs next to nothing.
 
 use super::clusters::{Access, Clusters, Credentials};
 use super::ids::Location;
@@ -24,10 +25,11 @@ use tonic::{Code, Status};
 
 /// How often a pool is swept.
 const INTERVAL: Duration = Duration::from_mins(1);
-/// How long after it was begun a creation counts as abandoned, unless an operation is at work on it.
+/// How long after it was begun a creation counts as abandoned, unless an operation is at work on
+/// it.
 const ABANDONED: Duration = Duration::from_hours(1);
-/// The longest time after which something busy is looked at again at first: what keeps it may be another
-/// operation here, or the watch of a client that died.
+/// The longest time after which something busy is looked at again at first: what keeps it may be
+/// another operation here, or the watch of a client that died.
 const OFTEN: Duration = Duration::from_secs(30);
 /// How many times it is looked at so often.
 const LOOKS: u32 = 20;
@@ -89,12 +91,14 @@ impl Busy {
 }
 
 impl State {
-    /// Takes what is due of images that none is at work on, by image. They count as worked on from now on.
+    /// Takes what is due of images that none is at work on, by image. They count as worked on from
+    /// now on.
     fn take_due(&mut self) -> HashMap<Image, Batch> {
         let now = Instant::now();
         let working = &self.working;
-        let due =
-            self.suspects.extract_if(|entry, busy| busy.due <= now && !working.contains(&entry.image()));
+        let due = self
+            .suspects
+            .extract_if(|entry, busy| busy.due <= now && !working.contains(&entry.image()));
         let mut images: HashMap<Image, Batch> = HashMap::new();
         for (entry, busy) in due {
             images.entry(entry.image()).or_default().insert(entry, busy.times);
@@ -130,15 +134,17 @@ impl Sweeper {
         Sweeper(Arc::new(Inner { clusters, permits, places, running }))
     }
 
-    /// Begins to sweep the pools that the configuration names with credentials, in the background of the current runtime.
+    /// Begins to sweep the pools that the configuration names with credentials, in the background
+    /// of the current runtime.
     pub fn start(&self) {
         for location in self.0.clusters.own_pools() {
             self.place(&location);
         }
     }
 
-    /// Waits until nothing is at work and nothing is due, for as long as `patience`. A driver that ends in
-    /// the middle of a call into librbd leaves a watch, which keeps the image open for half a minute.
+    /// Waits until nothing is at work and nothing is due, for as long as `patience`. A driver that
+    /// ends in the middle of a call into librbd leaves a watch, which keeps the image open for half
+    /// a minute.
     pub async fn rest(&self, patience: Duration) {
         let rests = async {
             while Arc::strong_count(&self.0.running) > 1 || self.is_anything_due() {
@@ -156,8 +162,14 @@ impl Sweeper {
         self.0.places().values().any(is_due)
     }
 
-    /// Settles `suspects` in the background, and sweeps the pool at `location` from now on, as the user of these credentials.
-    pub(super) fn hand_over(&self, location: &Location, credentials: Credentials, suspects: Vec<Entry>) {
+    /// Settles `suspects` in the background, and sweeps the pool at `location` from now on, as the
+    /// user of these credentials.
+    pub(super) fn hand_over(
+        &self,
+        location: &Location,
+        credentials: Credentials,
+        suspects: Vec<Entry>,
+    ) {
         let place = self.place(location);
         let mut state = place.state();
         state.credentials = Some(credentials);
@@ -262,8 +274,9 @@ async fn work(inner: Arc<Inner>, location: Location, place: Arc<Place>) {
 
 /// Sweeps a place. What is suspect there is due from then on.
 async fn swept(inner: Arc<Inner>, location: Location, place: Arc<Place>, first: bool) -> Done {
-    let suspects =
-        inner.run(location, place.clone(), move |access| access.answer(sweep(&access.volumes, first))).await;
+    let suspects = inner
+        .run(location, place.clone(), move |access| access.answer(sweep(&access.volumes, first)))
+        .await;
     let add = |mut suspects: Vec<Entry>| {
         let mut state = place.state();
         // What is being settled now is found by the next sweep if it is still there.

@@ -1,7 +1,8 @@
 //! Topology: which nodes reach which cluster.
 //!
-//! A node says where it is with `--topology`; a cluster says in the configuration from where it is reached. A cluster that says
-//! nothing is reached from everywhere. All of this is off, and no capability is offered, while no cluster says anything.
+//! A node says where it is with `--topology`; a cluster says in the configuration from where it is
+//! reached. A cluster that says nothing is reached from everywhere. All of this is off, and no
+//! capability is offered, while no cluster says anything.
 
 use super::config::Config;
 use super::proto::{Topology, TopologyRequirement};
@@ -18,15 +19,17 @@ pub fn segment(text: &str) -> Result<(String, String), String> {
     Ok((key.to_string(), value.to_string()))
 }
 
-/// What is wrong with a segment by the rules of the CSI specification: a key of at most 63 letters, digits, `-`, `_` and `.`, with a
-/// DNS name and `/` before it if one likes; a value of the same.
+/// What is wrong with a segment by the rules of the CSI specification: a key of at most 63 letters,
+/// digits, `-`, `_` and `.`, with a DNS name and `/` before it if one likes; a value of the same.
 pub(super) fn check(key: &str, value: &str) -> Result<(), String> {
     let word = |word: &str| {
         let ends = |c: char| c.is_ascii_alphanumeric();
-        let inner = word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        let inner =
+            word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
         word.len() <= 63 && inner && word.starts_with(ends) && word.ends_with(ends)
     };
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let (prefix, name) =
+        key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     let is_domain = |prefix: &str| {
         prefix.len() <= 63
             && prefix.split('.').all(word)
@@ -60,7 +63,8 @@ pub(super) fn accessible_from(cluster: &Segments) -> Vec<Topology> {
     if cluster.is_empty() { Vec::new() } else { vec![Topology { segments: cluster.clone() }] }
 }
 
-/// Refuses a volume that none of the places it is required at would reach. Preferences are no requirement: a cluster is where it is.
+/// Refuses a volume that none of the places it is required at would reach. Preferences are no
+/// requirement: a cluster is where it is.
 pub(super) fn require(
     cluster_id: &str,
     cluster: &Segments,
@@ -89,9 +93,17 @@ mod tests {
         let zone = ("topology.kubernetes.io/zone".to_owned(), "a".to_owned());
         assert_eq!(segment("topology.kubernetes.io/zone=a").unwrap(), zone);
         let long = "x".repeat(64);
-        for wrong in
-            ["", "zone", "=a", "zone=", "zone=a b", "zone=-a", "Zone.io/z=a", "a/b/c=d", &format!("{long}=a")]
-        {
+        for wrong in [
+            "",
+            "zone",
+            "=a",
+            "zone=",
+            "zone=a b",
+            "zone=-a",
+            "Zone.io/z=a",
+            "a/b/c=d",
+            &format!("{long}=a"),
+        ] {
             segment(wrong).unwrap_err();
         }
     }

@@ -1,4 +1,5 @@
-//! What the CSI specification asks of every request: limits of strings and maps, names, sizes, capabilities.
+//! What the CSI specification asks of every request: limits of strings and maps, names, sizes,
+//! capabilities.
 
 use super::proto::{CapacityRange, VolumeCapability, volume_capability};
 use crate::volume::Sizes;
@@ -41,9 +42,10 @@ pub fn name(value: &str) -> Result<(), Status> {
     required("name", value)?;
     let bad = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r');
     match value.chars().find(|c| bad(*c)) {
-        Some(c) => {
-            Err(Status::invalid_argument(format!("name holds the control character U+{:04X}", u32::from(c))))
-        }
+        Some(c) => Err(Status::invalid_argument(format!(
+            "name holds the control character U+{:04X}",
+            u32::from(c)
+        ))),
         None => Ok(()),
     }
 }
@@ -59,13 +61,15 @@ pub fn map(field: &str, map: &BTreeMap<String, String>) -> Result<(), Status> {
     Ok(())
 }
 
-/// The sizes a request allows. `INVALID_ARGUMENT` for negative ones, `OUT_OF_RANGE` when none is left.
+/// The sizes a request allows. `INVALID_ARGUMENT` for negative ones, `OUT_OF_RANGE` when none is
+/// left.
 pub fn sizes(range: Option<&CapacityRange>) -> Result<Sizes, Status> {
     let Some(range) = range else {
         return Ok(Sizes::default());
     };
     let bytes = |field: &str, value: i64| {
-        u64::try_from(value).map_err(|_| Status::invalid_argument(format!("{field} is negative: {value}")))
+        u64::try_from(value)
+            .map_err(|_| Status::invalid_argument(format!("{field} is negative: {value}")))
     };
     let required = bytes("required_bytes", range.required_bytes)?;
     let limit = bytes("limit_bytes", range.limit_bytes)?;
@@ -97,7 +101,9 @@ pub fn capability(capability: &VolumeCapability) -> Result<(), Status> {
 /// The access mode of a capability that has all it needs.
 pub fn complete(capability: &VolumeCapability) -> Result<Mode, Status> {
     let Some(access) = &capability.access_type else {
-        return Err(Status::invalid_argument("volume_capability has no access_type: block or mount"));
+        return Err(Status::invalid_argument(
+            "volume_capability has no access_type: block or mount",
+        ));
     };
     if let volume_capability::AccessType::Mount(mount) = access {
         let bytes: usize = mount.mount_flags.iter().map(String::len).sum();
@@ -113,7 +119,9 @@ pub fn complete(capability: &VolumeCapability) -> Result<Mode, Status> {
     let mode = capability.access_mode.as_ref().map(|mode| Mode::try_from(mode.mode));
     match mode {
         Some(Ok(mode)) if mode != Mode::Unknown => Ok(mode),
-        _ => Err(Status::invalid_argument("volume_capability has no access_mode, or an unknown one")),
+        _ => {
+            Err(Status::invalid_argument("volume_capability has no access_mode, or an unknown one"))
+        }
     }
 }
 
@@ -135,7 +143,10 @@ pub fn unsupported(capability: &VolumeCapability, mode: Mode) -> Option<String> 
 
 /// Whether volumes under this mode may be on several nodes at once.
 pub fn is_shared(mode: Mode) -> bool {
-    matches!(mode, Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)
+    matches!(
+        mode,
+        Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter
+    )
 }
 
 /// Whether nobody writes under this capability.
@@ -170,7 +181,8 @@ mod tests {
 
     #[test]
     fn sizes_must_make_sense() {
-        let range = |required_bytes, limit_bytes| Some(CapacityRange { required_bytes, limit_bytes });
+        let range =
+            |required_bytes, limit_bytes| Some(CapacityRange { required_bytes, limit_bytes });
         let check = |range: Option<CapacityRange>| sizes(range.as_ref());
         assert_eq!(check(None).unwrap(), Sizes::default());
         assert_eq!(check(range(5, 9)).unwrap(), Sizes { required: 5, limit: 9 });

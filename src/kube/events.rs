@@ -1,18 +1,21 @@
 //! What is worth telling, as events on the objects people look at.
 //!
-//! Whoever has something to tell goes on at once: it is put into a queue, looked up and sent in the background. What does not fit into the
-//! queue, or cannot be sent, is dropped and the log says so; nothing is tried twice. Events are for people, and each of them is also
-//! said elsewhere: in an answer, or in the log.
+//! Whoever has something to tell goes on at once: it is put into a queue, looked up and sent in the
+//! background. What does not fit into the queue, or cannot be sent, is dropped and the log says so;
+//! nothing is tried twice. Events are for people, and each of them is also said elsewhere: in an
+//! answer, or in the log.
 //!
-//! The same thing told of the same object again, within [`TOGETHER`] of the last time, is one Event, whose count rises and whose message is the
-//! latest.
+//! The same thing told of the same object again, within [`TOGETHER`] of the last time, is one
+//! Event, whose count rises and whose message is the latest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
 use ::kube::Client;
-use ::kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use ::kube::api::{
+    Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams,
+};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -128,15 +131,16 @@ pub enum Subject {
         /// Its name there.
         name: String,
     },
-    /// The volume with this id: the claim that its PersistentVolume is or was bound to, or the PersistentVolume itself where the
-    /// claim's namespace takes no events.
+    /// The volume with this id: the claim that its PersistentVolume is or was bound to, or the
+    /// PersistentVolume itself where the claim's namespace takes no events.
     Volume(String),
     /// The node on which the driver goes by this id.
     Node(String),
 }
 
 impl Subject {
-    /// The claim that a volume is made for, if these parameters of its request say so, else the volume with this id.
+    /// The claim that a volume is made for, if these parameters of its request say so, else the
+    /// volume with this id.
     pub fn of_new_volume(parameters: &BTreeMap<String, String>, volume_id: &str) -> Subject {
         match CLAIM.map(|key| parameters.get(key).cloned()) {
             [Some(namespace), Some(name)] => Subject::Claim { namespace, name },
@@ -144,7 +148,8 @@ impl Subject {
         }
     }
 
-    /// The VolumeSnapshot that a snapshot is made for, if these parameters of its request say so, else the volume with this id.
+    /// The VolumeSnapshot that a snapshot is made for, if these parameters of its request say so,
+    /// else the volume with this id.
     pub fn of_new_snapshot(parameters: &BTreeMap<String, String>, volume_id: &str) -> Subject {
         match SNAPSHOT.map(|key| parameters.get(key).cloned()) {
             [Some(namespace), Some(name)] => Subject::Snapshot { namespace, name },
@@ -185,12 +190,13 @@ impl fmt::Debug for Message {
 }
 
 impl Recorder {
-    /// One that records events in Kubernetes in the name of `driver`. To be called inside a Tokio runtime, where it sends them until
-    /// its last clone is dropped.
+    /// One that records events in Kubernetes in the name of `driver`. To be called inside a Tokio
+    /// runtime, where it sends them until its last clone is dropped.
     pub fn new(client: Client, driver: &str) -> Recorder {
         let (sender, mut messages) = mpsc::channel(QUEUE);
-        let host =
-            nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let host = nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let mut sending = Sending {
             client,
             driver: driver.to_string(),
@@ -216,7 +222,8 @@ impl Recorder {
         self.send(Message::Tell(subject.clone(), event));
     }
 
-    /// Says that there may be something to tell of this one soon, when it may be gone already: it is looked up now. Never waits.
+    /// Says that there may be something to tell of this one soon, when it may be gone already: it
+    /// is looked up now. Never waits.
     pub fn expect(&self, subject: &Subject) {
         self.send(Message::Expect(subject.clone()));
     }
@@ -294,7 +301,8 @@ impl Sending {
                 "message": message,
             });
             let events = Api::<core::Event>::namespaced(self.client.clone(), &recorded.namespace);
-            match events.patch(&recorded.name, &PatchParams::default(), &Patch::Merge(change)).await {
+            match events.patch(&recorded.name, &PatchParams::default(), &Patch::Merge(change)).await
+            {
                 // Kubernetes forgets events after an hour or so.
                 Err(error) if code(&error) == Some(404) => {}
                 other => {
@@ -378,12 +386,19 @@ impl Sending {
                 }
                 if !by_others.is_empty() {
                     let names = by_others.join(", ");
-                    until.push(format!("these snapshots, which another tool made, are removed: {names}"));
+                    until.push(format!(
+                        "these snapshots, which another tool made, are removed: {names}"
+                    ));
                 }
                 if *clones != 0 {
-                    until.push(format!("the volumes made from it ({clones}) are deleted or flattened"));
+                    until.push(format!(
+                        "the volumes made from it ({clones}) are deleted or flattened"
+                    ));
                 }
-                format!("the volume is deleted; its data stay in the pool until {}", until.join(", and "))
+                format!(
+                    "the volume is deleted; its data stay in the pool until {}",
+                    until.join(", and ")
+                )
             }
             Event::DeletionWaitsForSnapshots { volume, snapshots } => format!(
                 "{volume} is not deleted while it has snapshots, as its class wants it (deleteWithSnapshots=refuse): delete {}",
@@ -412,7 +427,11 @@ impl Sending {
                 Ok(Some(name)) => format!("{name} ({id})"),
                 Ok(None) => id.clone(),
                 Err(error) => {
-                    tracing::debug!(id, error = words(&error), "whose snapshot that is cannot be told");
+                    tracing::debug!(
+                        id,
+                        error = words(&error),
+                        "whose snapshot that is cannot be told"
+                    );
                     id.clone()
                 }
             });
@@ -420,27 +439,33 @@ impl Sending {
         names.join(", ")
     }
 
-    /// The namespace and name of a snapshot. The names of both a snapshot and its VolumeSnapshotContent are made of the uid of the
-    /// VolumeSnapshot.
+    /// The namespace and name of a snapshot. The names of both a snapshot and its
+    /// VolumeSnapshotContent are made of the uid of the VolumeSnapshot.
     async fn snapshot_with_id(&self, id: &str) -> Result<Option<String>, ::kube::Error> {
         let Some((_, uid)) = id.rsplit_once("snapshot-") else { return Ok(None) };
         let kind = snapshot_kind("VolumeSnapshotContent", "volumesnapshotcontents");
         let contents = Api::<DynamicObject>::all_with(self.client.clone(), &kind);
-        let Some(content) = contents.get_opt(&format!("snapcontent-{uid}")).await? else { return Ok(None) };
+        let Some(content) = contents.get_opt(&format!("snapcontent-{uid}")).await? else {
+            return Ok(None);
+        };
         let text = |path: &str| content.data.pointer(path).and_then(serde_json::Value::as_str);
         if text("/status/snapshotHandle") != Some(id) {
             return Ok(None);
         }
-        let reference = (text("/spec/volumeSnapshotRef/namespace"), text("/spec/volumeSnapshotRef/name"));
+        let reference =
+            (text("/spec/volumeSnapshotRef/namespace"), text("/spec/volumeSnapshotRef/name"));
         Ok(match reference {
             (Some(namespace), Some(name)) => Some(format!("{namespace}/{name}")),
             _ => None,
         })
     }
 
-    /// The objects that events about the subject are recorded on: the first whose namespace takes events. None when Kubernetes does
-    /// not know it.
-    async fn objects(&mut self, subject: &Subject) -> Result<Vec<core::ObjectReference>, ::kube::Error> {
+    /// The objects that events about the subject are recorded on: the first whose namespace takes
+    /// events. None when Kubernetes does not know it.
+    async fn objects(
+        &mut self,
+        subject: &Subject,
+    ) -> Result<Vec<core::ObjectReference>, ::kube::Error> {
         if let Some((_, objects)) = self.objects.get(subject) {
             return Ok(objects.clone());
         }
@@ -451,7 +476,10 @@ impl Sending {
         Ok(objects)
     }
 
-    async fn look_up(&self, subject: &Subject) -> Result<Vec<core::ObjectReference>, ::kube::Error> {
+    async fn look_up(
+        &self,
+        subject: &Subject,
+    ) -> Result<Vec<core::ObjectReference>, ::kube::Error> {
         let client = self.client.clone();
         Ok(match subject {
             Subject::Claim { namespace, name } => {
@@ -464,8 +492,9 @@ impl Sending {
             }
             Subject::Snapshot { namespace, name } => {
                 let kind = snapshot_kind("VolumeSnapshot", "volumesnapshots");
-                let found =
-                    Api::<DynamicObject>::namespaced_with(client, namespace, &kind).get_opt(name).await?;
+                let found = Api::<DynamicObject>::namespaced_with(client, namespace, &kind)
+                    .get_opt(name)
+                    .await?;
                 found
                     .map(|snapshot| reference(&kind.api_version, &kind.kind, snapshot.metadata))
                     .into_iter()
@@ -475,11 +504,13 @@ impl Sending {
                 let Some(volume) = volumes::with_id(&client, &self.driver, id).await? else {
                     return Ok(Vec::new());
                 };
-                let claim = volume.spec.and_then(|spec| spec.claim_ref).map(|claim| core::ObjectReference {
-                    api_version: Some("v1".to_string()),
-                    kind: Some("PersistentVolumeClaim".to_string()),
-                    resource_version: None,
-                    ..claim
+                let claim = volume.spec.and_then(|spec| spec.claim_ref).map(|claim| {
+                    core::ObjectReference {
+                        api_version: Some("v1".to_string()),
+                        kind: Some("PersistentVolumeClaim".to_string()),
+                        resource_version: None,
+                        ..claim
+                    }
                 });
                 let volume = reference("v1", "PersistentVolume", volume.metadata);
                 claim.into_iter().chain([volume]).collect()
@@ -506,7 +537,10 @@ fn reference(api_version: &str, kind: &str, metadata: ObjectMeta) -> core::Objec
 
 /// A kind of the snapshot controller's, which Kubernetes itself does not know.
 fn snapshot_kind(kind: &str, plural: &str) -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", kind), plural)
+    ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", kind),
+        plural,
+    )
 }
 
 /// Now, to the second, as these fields have it.

@@ -1,11 +1,12 @@
-//! Kubernetes, as a client. The driver works without it; with it, people hear in their own words what it is about.
+//! Kubernetes, as a client. The driver works without it; with it, people hear in their own words
+//! what it is about.
 //!
 //! - [`events`]: what is worth telling, on the objects people look at.
 //! - [`nodes`]: whether a node uses a volume, in good health.
 //! - [`volumes`]: which claim, PersistentVolume and nodes belong to a volume id.
 //!
-//! What happens here never decides over an RPC, with one exception that [`nodes`] tells of. It knows volumes by their ids alone, and
-//! nothing of RBD.
+//! What happens here never decides over an RPC, with one exception that [`nodes`] tells of. It
+//! knows volumes by their ids alone, and nothing of RBD.
 
 pub mod events;
 pub mod nodes;
@@ -27,8 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Objects asked for at once when listing.
 const PAGE: u32 = 500;
 
-/// A client for the API server of the cluster this process runs in, as its pod's service account; outside a pod, for the one that
-/// KUBECONFIG (or `~/.kube/config`) names. It connects when it is first used. Errors say what to set.
+/// A client for the API server of the cluster this process runs in, as its pod's service account;
+/// outside a pod, for the one that KUBECONFIG (or `~/.kube/config`) names. It connects when it is
+/// first used. Errors say what to set.
 ///
 /// To be called inside a Tokio runtime.
 pub async fn connect() -> Result<Client, String> {
@@ -42,15 +44,19 @@ pub async fn connect() -> Result<Client, String> {
         })?
     } else {
         Config::from_kubeconfig(&KubeConfigOptions::default()).await.map_err(|error| {
-            format!("no way to Kubernetes, set KUBECONFIG to the path of a kubeconfig: {}", chain(&error))
+            format!(
+                "no way to Kubernetes, set KUBECONFIG to the path of a kubeconfig: {}",
+                chain(&error)
+            )
         })?
     };
     config.connect_timeout = Some(PATIENCE);
     config.read_timeout = Some(PATIENCE);
     config.reset_reader_on_write = true;
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config)
-        .map_err(|error| format!("no connection can be made to Kubernetes at {server}: {}", words(&error)))?;
+    let client = Client::try_from(config).map_err(|error| {
+        format!("no connection can be made to Kubernetes at {server}: {}", words(&error))
+    })?;
     tracing::info!(server, in_a_pod, "Kubernetes is asked and told here");
     Ok(client)
 }
@@ -86,7 +92,10 @@ fn code(error: &Error) -> Option<u16> {
 }
 
 /// Shows `visit` every object, page by page, until it breaks with what it was looking for.
-async fn walk<K, T>(api: &Api<K>, mut visit: impl FnMut(K) -> ControlFlow<T>) -> Result<Option<T>, Error>
+async fn walk<K, T>(
+    api: &Api<K>,
+    mut visit: impl FnMut(K) -> ControlFlow<T>,
+) -> Result<Option<T>, Error>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned,
 {

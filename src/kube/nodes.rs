@@ -1,7 +1,9 @@
-//! Whether a node uses a volume, in good health: then it is not cut off from it, whatever a detach says.
+//! Whether a node uses a volume, in good health: then it is not cut off from it, whatever a detach
+//! says.
 //!
-//! A node that is not Ready, that is gone, or that carries the taint `node.kubernetes.io/out-of-service` (an administrator, or what
-//! looks after machines, has made sure that it is down) may be lost. Unknown is neither: an API server that does not answer gives
+//! A node that is not Ready, that is gone, or that carries the taint
+//! `node.kubernetes.io/out-of-service` (an administrator, or what looks after machines, has made
+//! sure that it is down) may be lost. Unknown is neither: an API server that does not answer gives
 //! an error, within [`BOUND`].
 
 use std::ops::ControlFlow;
@@ -38,13 +40,16 @@ impl Nodes {
         Nodes { client, driver: driver.to_string() }
     }
 
-    /// Whether the node with this CSI node id is Ready, carries no taint [`OUT_OF_SERVICE`], and lists the volume among its
-    /// `volumesInUse`. A node that Kubernetes does not know is using nothing. The error says why that cannot be told.
+    /// Whether the node with this CSI node id is Ready, carries no taint [`OUT_OF_SERVICE`], and
+    /// lists the volume among its `volumesInUse`. A node that Kubernetes does not know is using
+    /// nothing. The error says why that cannot be told.
     pub async fn is_using(&self, node_id: &str, volume_id: &str) -> Result<bool, String> {
         match tokio::time::timeout(BOUND, self.uses(node_id, volume_id)).await {
             Ok(Ok(uses)) => Ok(uses),
             Ok(Err(error)) => Err(words(&error)),
-            Err(_) => Err(format!("the API server did not answer within {} seconds", BOUND.as_secs())),
+            Err(_) => {
+                Err(format!("the API server did not answer within {} seconds", BOUND.as_secs()))
+            }
         }
     }
 
@@ -56,8 +61,9 @@ impl Nodes {
         let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
         let status = node.status.unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
-        let is_ready =
-            conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        let is_ready = conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True");
         // As kubelet names a volume of a CSI driver's.
         let volume = format!("kubernetes.io/csi/{}^{volume_id}", self.driver);
         let is_in_use = status.volumes_in_use.unwrap_or_default().contains(&volume);
@@ -65,8 +71,13 @@ impl Nodes {
     }
 }
 
-/// The name of the node on which `driver` goes by this id: most often the same, and else the id itself where no node says so.
-pub(super) async fn node_name(client: &Client, driver: &str, node_id: &str) -> Result<String, ::kube::Error> {
+/// The name of the node on which `driver` goes by this id: most often the same, and else the id
+/// itself where no node says so.
+pub(super) async fn node_name(
+    client: &Client,
+    driver: &str,
+    node_id: &str,
+) -> Result<String, ::kube::Error> {
     let nodes = Api::<CSINode>::all(client.clone());
     let has_the_id = |node: &CSINode| {
         node.spec.drivers.iter().any(|known| known.name == driver && known.node_id == node_id)

@@ -65,7 +65,10 @@ pub async fn all(client: &Client, driver: &str) -> Result<Vec<Volume>, Error> {
     walk(&api, |found| {
         if let Some(volume) = found.spec.source.persistent_volume_name {
             let attached = found.status.is_some_and(|status| status.attached);
-            attachments.entry(volume).or_default().push(Attachment { node: found.spec.node_name, attached });
+            attachments
+                .entry(volume)
+                .or_default()
+                .push(Attachment { node: found.spec.node_name, attached });
         }
         ControlFlow::<()>::Continue(())
     })
@@ -91,8 +94,9 @@ fn volume(
 ) -> Volume {
     let name = found.metadata.name.unwrap_or_default();
     let spec = found.spec.unwrap_or_default();
-    let claim =
-        spec.claim_ref.and_then(|claim| Some(Claim { namespace: claim.namespace?, name: claim.name? }));
+    let claim = spec
+        .claim_ref
+        .and_then(|claim| Some(Claim { namespace: claim.namespace?, name: claim.name? }));
     let mut attachments = attachments.remove(&name).unwrap_or_default();
     attachments.sort_by(|a, b| a.node.cmp(&b.node));
     Volume {
@@ -107,15 +111,16 @@ fn volume(
 
 /// The claim of that name, if there is one, without regard to its volume.
 pub async fn claim(client: &Client, namespace: &str, name: &str) -> Result<Option<Waiting>, Error> {
-    let found = Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace).get_opt(name).await?;
+    let found =
+        Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace).get_opt(name).await?;
     Ok(found.map(|claim| Waiting {
         phase: claim.status.and_then(|status| status.phase).unwrap_or_default(),
         storage_class: claim.spec.and_then(|spec| spec.storage_class_name),
     }))
 }
 
-/// The PersistentVolume with this volume id. It is asked for by the name that it has in most clusters, the end of the image's name;
-/// only when that is another's are all looked through.
+/// The PersistentVolume with this volume id. It is asked for by the name that it has in most
+/// clusters, the end of the image's name; only when that is another's are all looked through.
 pub(super) async fn with_id(
     client: &Client,
     driver: &str,
@@ -129,7 +134,9 @@ pub(super) async fn with_id(
     {
         return Ok(Some(volume));
     }
-    let look = |volume| if is_it(&volume) { ControlFlow::Break(volume) } else { ControlFlow::Continue(()) };
+    let look = |volume| {
+        if is_it(&volume) { ControlFlow::Break(volume) } else { ControlFlow::Continue(()) }
+    };
     walk(&volumes, look).await
 }
 

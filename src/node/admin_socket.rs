@@ -1,6 +1,8 @@
-//! What librbd in another process says of itself, over the admin socket that Ceph opens where its configuration says so.
+//! What librbd in another process says of itself, over the admin socket that Ceph opens where its
+//! configuration says so.
 //!
-//! A question is a JSON object and a NUL; the answer is its length, in four bytes of network order, and JSON.
+//! A question is a JSON object and a NUL; the answer is its length, in four bytes of network order,
+//! and JSON.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -21,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// More than any answer of a process with one image.
 const ANSWER_LIMIT: u64 = 4 << 20;
 
-/// The line of a configuration that has the process open its socket at `path`. A path that is too long, or that Ceph would not
-/// read as it is, leaves the process without one.
+/// The line of a configuration that has the process open its socket at `path`. A path that is too
+/// long, or that Ceph would not read as it is, leaves the process without one.
 pub(super) fn line(path: &Path) -> String {
     let text = path.to_str().unwrap_or_default();
     let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte));
@@ -63,10 +65,13 @@ struct LingerOp {
 }
 
 impl Requests {
-    /// A parent's image is open for reading alone, and such images are not watched: any header is the image's.
+    /// A parent's image is open for reading alone, and such images are not watched: any header is
+    /// the image's.
     fn watch(&self) -> Watch {
-        let held =
-            self.linger_ops.iter().any(|op| op.object_id.starts_with("rbd_header.") && op.registered == "1");
+        let held = self
+            .linger_ops
+            .iter()
+            .any(|op| op.object_id.starts_with("rbd_header.") && op.registered == "1");
         if held { Watch::Held } else { Watch::Lost }
     }
 }
@@ -79,7 +84,9 @@ fn requests(path: &Path) -> std::io::Result<Requests> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let mut answer = Vec::new();
-    stream.take(u64::from(u32::from_be_bytes(length)).min(ANSWER_LIMIT)).read_to_end(&mut answer)?;
+    stream
+        .take(u64::from(u32::from_be_bytes(length)).min(ANSWER_LIMIT))
+        .read_to_end(&mut answer)?;
     Ok(serde_json::from_slice(&answer)?)
 }
 
@@ -89,9 +96,18 @@ mod tests {
 
     #[test]
     fn a_path_ceph_would_not_take_as_it_is_is_not_written() {
-        assert_eq!(line(Path::new("/var/lib/state/0f/asok")), "admin_socket = /var/lib/state/0f/asok\n");
-        for path in ["/a b", "/$pid", "/a#b", "/a;b", "/a\nkey = x", &format!("/{}", "a".repeat(PATH_LIMIT))]
-        {
+        assert_eq!(
+            line(Path::new("/var/lib/state/0f/asok")),
+            "admin_socket = /var/lib/state/0f/asok\n"
+        );
+        for path in [
+            "/a b",
+            "/$pid",
+            "/a#b",
+            "/a;b",
+            "/a\nkey = x",
+            &format!("/{}", "a".repeat(PATH_LIMIT)),
+        ] {
             assert_eq!(line(Path::new(path)), "admin_socket = \n", "{path}");
         }
     }

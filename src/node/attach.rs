@@ -2,15 +2,19 @@
 //!
 //! A [`Mounter`] is one way to do that. What each of them promises:
 //!
-//! - `attach` is idempotent. What an earlier attempt left half-done is cleared first; an attached image is returned.
-//! - `find` tells from the kernel and the process table alone what is attached, so it works after a restart of the
-//!   driver. It does not touch the device, so it does not hang with it.
-//! - `detach` is idempotent, refuses (`FailedPrecondition`) while the device is in use, and loses no write that was
-//!   acknowledged. It also clears what is half-done or dead.
-//! - `refresh` makes the device as large as the image is now, with I/O going on. It never resizes the image.
-//! - `watch` asks what the client knows by itself, and not the cluster, so it answers when that does not.
+//! - `attach` is idempotent. What an earlier attempt left half-done is cleared first; an attached
+//!   image is returned.
+//! - `find` tells from the kernel and the process table alone what is attached, so it works after a
+//!   restart of the driver. It does not touch the device, so it does not hang with it.
+//! - `detach` is idempotent, refuses (`FailedPrecondition`) while the device is in use, and loses
+//!   no write that was acknowledged. It also clears what is half-done or dead.
+//! - `refresh` makes the device as large as the image is now, with I/O going on. It never resizes
+//!   the image.
+//! - `watch` asks what the client knows by itself, and not the cluster, so it answers when that
+//!   does not.
 //!
-//! The Ceph key is given to `attach` alone, and is never an argument, an environment variable or a file.
+//! The Ceph key is given to `attach` alone, and is never an argument, an environment variable or a
+//! file.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -75,7 +79,8 @@ pub enum Mounter {
 impl FromStr for Mounter {
     type Err = Error;
 
-    /// `InvalidArgument` for a mounter nobody knows. Whether this node has what it takes shows when it attaches.
+    /// `InvalidArgument` for a mounter nobody knows. Whether this node has what it takes shows when
+    /// it attaches.
     fn from_str(name: &str) -> Result<Self> {
         match name {
             "rbd" => Ok(Mounter::Rbd),
@@ -105,7 +110,8 @@ impl Device {
     pub(super) fn size(&self) -> Result<u64> {
         const SECTOR: u64 = 512;
         let path = PathBuf::from(format!("/sys/block/{}/size", self.name));
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
         text.trim()
             .parse::<u64>()
             .map(|sectors| sectors * SECTOR)
@@ -124,8 +130,9 @@ pub(super) enum Attachment {
     Dead(Device),
 }
 
-/// The watch on an image: by it a client hears that its image has grown, and others hear that the image is in use. Ceph takes it
-/// from a client that was silent for 30 seconds, and from one that it refuses.
+/// The watch on an image: by it a client hears that its image has grown, and others hear that the
+/// image is in use. Ceph takes it from a client that was silent for 30 seconds, and from one that
+/// it refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Watch {
     /// The client has it, as far as it knows.
@@ -137,10 +144,10 @@ pub(super) enum Watch {
 }
 
 impl Mounter {
-    /// Attaches `image`. `directory` is the volume's own place for files; `key` is there when the image has a user.
-    /// `NotFound` when there is no such image, `Unauthenticated` when Ceph refuses the user or the key,
-    /// `Unavailable` when the cluster does not answer, `FailedPrecondition` when the node lacks what the mounter or the image
-    /// takes.
+    /// Attaches `image`. `directory` is the volume's own place for files; `key` is there when the
+    /// image has a user. `NotFound` when there is no such image, `Unauthenticated` when Ceph
+    /// refuses the user or the key, `Unavailable` when the cluster does not answer,
+    /// `FailedPrecondition` when the node lacks what the mounter or the image takes.
     pub(super) fn attach(
         self,
         directory: &Path,
@@ -169,7 +176,8 @@ impl Mounter {
         }
     }
 
-    /// Brings a dead `device` back to life under its users, where the mounter can; what is attached afterwards.
+    /// Brings a dead `device` back to life under its users, where the mounter can; what is attached
+    /// afterwards.
     pub(super) fn revive(
         self,
         directory: &Path,
@@ -185,8 +193,9 @@ impl Mounter {
         }
     }
 
-    /// Refuses (`FailedPrecondition`) what this node cannot attach whatever the cluster does, before it is tried: an image with
-    /// these `features`, which are only asked for where they matter, or as a user with such a key.
+    /// Refuses (`FailedPrecondition`) what this node cannot attach whatever the cluster does,
+    /// before it is tried: an image with these `features`, which are only asked for where they
+    /// matter, or as a user with such a key.
     pub(super) fn check(
         self,
         image: &Image,
@@ -200,8 +209,8 @@ impl Mounter {
         }
     }
 
-    /// Asks the mounter itself whether it is `image` that `device` shows. `FailedPrecondition` when it is another one,
-    /// `Unavailable` when there is no telling.
+    /// Asks the mounter itself whether it is `image` that `device` shows. `FailedPrecondition` when
+    /// it is another one, `Unavailable` when there is no telling.
     pub(super) fn confirm(self, directory: &Path, image: &Image, device: &Device) -> Result<()> {
         match self {
             Mounter::Rbd => krbd::confirm(image, device),
@@ -210,8 +219,9 @@ impl Mounter {
         }
     }
 
-    /// Takes up the image's present size. `image_size` asks the cluster for it, where the mounter cannot; `admit` is asked before a
-    /// new client of the image may write. `Unavailable` when the cluster or the device's server does not answer.
+    /// Takes up the image's present size. `image_size` asks the cluster for it, where the mounter
+    /// cannot; `admit` is asked before a new client of the image may write. `Unavailable` when the
+    /// cluster or the device's server does not answer.
     pub(super) fn refresh(
         self,
         directory: &Path,
@@ -228,7 +238,8 @@ impl Mounter {
         }
     }
 
-    /// Whether the client of the volume of `directory`, which has it for writing, watches its image.
+    /// Whether the client of the volume of `directory`, which has it for writing, watches its
+    /// image.
     pub(super) fn watch(self, directory: &Path, device: &Device) -> Watch {
         match self {
             Mounter::Rbd => krbd::watch(device),
@@ -237,8 +248,8 @@ impl Mounter {
         }
     }
 
-    /// The addresses Ceph knows the clients by that serve `device`: one, but for an interrupted [`refresh`](Self::refresh). `watchers`
-    /// says who watches the image, where that is needed.
+    /// The addresses Ceph knows the clients by that serve `device`: one, but for an interrupted
+    /// [`refresh`](Self::refresh). `watchers` says who watches the image, where that is needed.
     pub(super) fn clients(
         self,
         directory: &Path,

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::error::{Error, Result};
 
-/// Runs `work` on a thread of its own. `Unavailable`, naming `what`, when it has no outcome within `patience`; the thread is
-/// left behind then and ends when what it waits for does.
+/// Runs `work` on a thread of its own. `Unavailable`, naming `what`, when it has no outcome within
+/// `patience`; the thread is left behind then and ends when what it waits for does.
 pub(super) fn bounded<T: Send + 'static>(
     what: &str,
     patience: Duration,
@@ -18,14 +18,19 @@ pub(super) fn bounded<T: Send + 'static>(
         .name("bounded".to_owned())
         // Nobody listens any more when it comes too late.
         .spawn(move || drop(sender.send(work())))
-        .map_err(|error| Error::Unavailable(format!("{what}: no thread is to be had for it: {error}")))?;
+        .map_err(|error| {
+            Error::Unavailable(format!("{what}: no thread is to be had for it: {error}"))
+        })?;
     receiver.recv_timeout(patience).unwrap_or_else(|_| {
-        Err(Error::Unavailable(format!("{what}: there was no answer within {} s", patience.as_secs())))
+        Err(Error::Unavailable(format!(
+            "{what}: there was no answer within {} s",
+            patience.as_secs()
+        )))
     })
 }
 
-/// Looks at things that may not answer, one look at each thing at a time: what hangs keeps one thread, however often it is
-/// asked about.
+/// Looks at things that may not answer, one look at each thing at a time: what hangs keeps one
+/// thread, however often it is asked about.
 #[derive(Debug, Default)]
 pub(super) struct Looks(Arc<Mutex<BTreeSet<String>>>);
 
@@ -39,7 +44,9 @@ impl Looks {
     ) -> Result<T> {
         let out = Arc::clone(&self.0);
         if !lock(&out).insert(what.to_owned()) {
-            return Err(Error::Unavailable(format!("{what}: it has not answered since it was last asked")));
+            return Err(Error::Unavailable(format!(
+                "{what}: it has not answered since it was last asked"
+            )));
         }
         let back = Back { out, what: what.to_owned() };
         bounded(what, patience, move || {
@@ -83,7 +90,10 @@ mod tests {
             let _released = hold.recv();
             Ok(())
         });
-        assert!(matches!(&late, Err(Error::Unavailable(text)) if text.contains("looking at it")), "{late:?}");
+        assert!(
+            matches!(&late, Err(Error::Unavailable(text)) if text.contains("looking at it")),
+            "{late:?}"
+        );
         drop(release); // which a call that had waited would never have come to
     }
 
@@ -98,7 +108,10 @@ mod tests {
         let soon = Duration::from_millis(20);
         assert!(matches!(looks.look("this", soon, hang), Err(Error::Unavailable(_))));
         let again = looks.look("this", soon, || Ok(()));
-        assert!(matches!(&again, Err(Error::Unavailable(text)) if text.contains("last asked")), "{again:?}");
+        assert!(
+            matches!(&again, Err(Error::Unavailable(text)) if text.contains("last asked")),
+            "{again:?}"
+        );
         looks.look("that", soon, || Ok(())).unwrap();
         drop(release);
         let deadline = Instant::now() + Duration::from_mins(5);

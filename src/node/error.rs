@@ -6,8 +6,8 @@ use std::path::Path;
 /// The result of a node operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a node operation did not succeed. The variant is what a caller acts on, the text is for people: what was
-/// done to which object, why it failed, and what to do.
+/// Why a node operation did not succeed. The variant is what a caller acts on, the text is for
+/// people: what was done to which object, why it failed, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request itself is wrong; asking again changes nothing.
@@ -19,7 +19,8 @@ pub enum Error {
     /// The volume is there already, with other arguments.
     #[error("{0}")]
     AlreadyExists(String),
-    /// The state of the node or of the volume forbids it; somebody has to act first. Nothing was changed.
+    /// The state of the node or of the volume forbids it; somebody has to act first. Nothing was
+    /// changed.
     #[error("{0}")]
     FailedPrecondition(String),
     /// The asked for size cannot be had.
@@ -45,7 +46,8 @@ impl Error {
         Error::Internal(format!("cannot {what} {}: {error}", path.display()))
     }
 
-    /// The [`Error::FailedPrecondition`] for a path where something else than the volume is mounted.
+    /// The [`Error::FailedPrecondition`] for a path where something else than the volume is
+    /// mounted.
     pub(super) fn foreign_mount(path: &Path) -> Self {
         Error::FailedPrecondition(format!(
             "something that is not this volume is mounted at {}: unmount it first",
@@ -53,8 +55,9 @@ impl Error {
         ))
     }
 
-    /// The error to give when `self` happened and undoing the work failed with `undo`. It says that work may be
-    /// left over, so that the caller neither forgets the volume nor takes the answer for final.
+    /// The error to give when `self` happened and undoing the work failed with `undo`. It says that
+    /// work may be left over, so that the caller neither forgets the volume nor takes the answer
+    /// for final.
     pub(super) fn with_failed_undo(self, undo: &Error) -> Self {
         Error::Busy(format!("{self}; and what was done so far could not be undone: {undo}"))
     }

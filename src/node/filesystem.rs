@@ -1,4 +1,5 @@
-//! A filesystem that is there: bringing it into order, and growing it. `format` is about making one.
+//! A filesystem that is there: bringing it into order, and growing it. `format` is about making
+//! one.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -41,15 +42,19 @@ impl FromStr for FsType {
 
     /// `InvalidArgument` for a filesystem the driver does not make.
     fn from_str(name: &str) -> Result<Self> {
-        [FsType::Ext4, FsType::Xfs].into_iter().find(|fs_type| fs_type.name() == name).ok_or_else(|| {
-            Error::InvalidArgument(format!("the filesystem {name:?} is not supported: ask for ext4 or xfs"))
-        })
+        [FsType::Ext4, FsType::Xfs].into_iter().find(|fs_type| fs_type.name() == name).ok_or_else(
+            || {
+                Error::InvalidArgument(format!(
+                    "the filesystem {name:?} is not supported: ask for ext4 or xfs"
+                ))
+            },
+        )
     }
 }
 
-/// Brings an unmounted filesystem into order before it is mounted. ext4 has its safe repairs made (`e2fsck -p`); what
-/// needs a decision is `FailedPrecondition`. XFS replays its log when mounted, and repairing it before that could
-/// lose what the log holds.
+/// Brings an unmounted filesystem into order before it is mounted. ext4 has its safe repairs made
+/// (`e2fsck -p`); what needs a decision is `FailedPrecondition`. XFS replays its log when mounted,
+/// and repairing it before that could lose what the log holds.
 pub(super) fn check(device: &Path, fs_type: FsType) -> Result<()> {
     match fs_type {
         FsType::Ext4 => e2fsck(device, &["-p"]),
@@ -75,8 +80,8 @@ fn e2fsck(device: &Path, options: &[&str]) -> Result<()> {
 
 const MIB: u64 = 1 << 20;
 
-/// Whether this process may grow a mounted filesystem of the type: ext4 wants `CAP_SYS_RESOURCE`, which some
-/// sandboxes take away from root.
+/// Whether this process may grow a mounted filesystem of the type: ext4 wants `CAP_SYS_RESOURCE`,
+/// which some sandboxes take away from root.
 pub(super) fn can_grow_mounted(fs_type: FsType) -> Result<bool> {
     const CAP_SYS_RESOURCE: u64 = 1 << 24;
     let status = procfs::process::Process::myself()
@@ -103,11 +108,15 @@ pub(super) fn grow_mounted(device: &Path, fs_type: FsType, mount_point: &Path) -
     }
 }
 
-/// Grows an unmounted ext4 to its device, which first takes a full check. For nodes that may not grow it mounted.
+/// Grows an unmounted ext4 to its device, which first takes a full check. For nodes that may not
+/// grow it mounted.
 pub(super) fn grow_unmounted_ext4(device: &Path, device_size: u64) -> Result<()> {
     let header = programs::succeed(Program::Dumpe2fs, &["-h".as_ref(), device.as_ref()])?;
     let size = ext4_size(&header).ok_or_else(|| {
-        Error::Internal(format!("dumpe2fs did not tell the size of the filesystem of {}", device.display()))
+        Error::Internal(format!(
+            "dumpe2fs did not tell the size of the filesystem of {}",
+            device.display()
+        ))
     })?;
     // A tail too short for one more group of blocks stays unused.
     if device_size.saturating_sub(size) < MIB {
@@ -119,8 +128,9 @@ pub(super) fn grow_unmounted_ext4(device: &Path, device_size: u64) -> Result<()>
 
 /// The size in bytes of an ext4 from dumpe2fs' header.
 fn ext4_size(header: &str) -> Option<u64> {
-    let number =
-        |key: &str| header.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+    let number = |key: &str| {
+        header.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok())
+    };
     number("Block count:")?.checked_mul(number("Block size:")?)
 }
 

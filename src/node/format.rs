@@ -1,22 +1,28 @@
 //! Making a filesystem where there is none. The rule above all: data is never formatted over.
 //!
-//! mkfs runs only when all of this holds, and every answer that is not certain (blkid is at odds with itself, a read fails,
-//! a program runs out of time, Ceph does not say what the image is marked with) is an error and never "blank":
+//! mkfs runs only when all of this holds, and every answer that is not certain (blkid is at odds
+//! with itself, a read fails, a program runs out of time, Ceph does not say what the image is
+//! marked with) is an error and never "blank":
 //!
-//! - The device node has the number of the volume's device, which is held open from the first look to the end so that the
-//!   number stays this device's, and the mounter itself says that it shows this image.
+//! - The device node has the number of the volume's device, which is held open from the first look
+//!   to the end so that the number stays this device's, and the mounter itself says that it shows
+//!   this image.
 //! - The volume was created empty: it has no source.
-//! - The image's metadata do not say that it held a filesystem, or was handed out as a raw device ([`mark`](super::mark)).
-//! - blkid knows nothing there, and the places where data or a superblock would begin read as zeros.
+//! - The image's metadata do not say that it held a filesystem, or was handed out as a raw device
+//!   ([`mark`](super::mark)).
+//! - blkid knows nothing there, and the places where data or a superblock would begin read as
+//!   zeros.
 //! - Nobody else has the device: it opens with `O_EXCL`, as it does for mkfs once more.
 //!
-//! mkfs runs without force and looks for itself. Its filesystem has a UUID of the driver's choice, which the image is
-//! marked with before, as an intent, and after, as a fact, and only then is it mounted.
+//! mkfs runs without force and looks for itself. Its filesystem has a UUID of the driver's choice,
+//! which the image is marked with before, as an intent, and after, as a fact, and only then is it
+//! mounted.
 //!
-//! Crash point: who dies inside mkfs leaves the intent, and perhaps beginnings. The last thing that mkfs.xfs writes takes a
-//! flag from a superblock that no kernel mounts before; the last thing mkfs.ext4 writes is the superblock, after its copies. So
-//! beginnings with the UUID of the intent are known to be just that, and are made anew. What shows no such sign is left
-//! alone, whatever the intent says.
+//! Crash point: who dies inside mkfs leaves the intent, and perhaps beginnings. The last thing that
+//! mkfs.xfs writes takes a flag from a superblock that no kernel mounts before; the last thing
+//! mkfs.ext4 writes is the superblock, after its copies. So beginnings with the UUID of the intent
+//! are known to be just that, and are made anew. What shows no such sign is left alone, whatever
+//! the intent says.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -36,8 +42,8 @@ use super::programs::{self, Finished, Program};
 #[cfg(test)]
 mod matrix;
 
-/// What mkfs gets when the StorageClass says nothing. No discards: a new image holds nothing to give back. ext4
-/// keeps no blocks for root and initialises its tables when mounted.
+/// What mkfs gets when the StorageClass says nothing. No discards: a new image holds nothing to
+/// give back. ext4 keeps no blocks for root and initialises its tables when mounted.
 fn default_mkfs_options(fs_type: FsType) -> &'static str {
     match fs_type {
         FsType::Ext4 => "-m 0 -E nodiscard,lazy_itable_init=1,lazy_journal_init=1",
@@ -61,9 +67,10 @@ pub(super) struct Format<'a> {
     pub(super) marks: &'a Marks,
 }
 
-/// Finds the filesystem of `device`, and makes one when every condition for it holds. The image is marked with it
-/// before this returns, unless it is attached for reading alone. `FailedPrecondition` when another filesystem or other data is
-/// there, or when there is nothing and formatting is not allowed; errors of [`Marks`] when the image's mark is not to be had.
+/// Finds the filesystem of `device`, and makes one when every condition for it holds. The image is
+/// marked with it before this returns, unless it is attached for reading alone.
+/// `FailedPrecondition` when another filesystem or other data is there, or when there is nothing
+/// and formatting is not allowed; errors of [`Marks`] when the image's mark is not to be had.
 pub(super) fn find_or_make(device: &Device, format: &Format<'_>) -> Result<FsType> {
     let held = hold(device)?;
     (format.confirm)()?;
@@ -73,14 +80,21 @@ pub(super) fn find_or_make(device: &Device, format: &Format<'_>) -> Result<FsTyp
         Contents::Nothing => make_on_nothing(&path, format),
     };
     outcome.map_err(|error| match error {
-        Error::FailedPrecondition(why) => Error::FailedPrecondition(format!("{}: {why}", path.display())),
+        Error::FailedPrecondition(why) => {
+            Error::FailedPrecondition(format!("{}: {why}", path.display()))
+        }
         other => other,
     })
 }
 
-/// Checks mkfs options without a device, so that a bad request is refused before anything is attached.
-pub(super) fn check_mkfs_options(fs_type: Option<FsType>, mkfs_options: Option<&str>) -> Result<()> {
-    options::mkfs_arguments(fs_type.unwrap_or(FsType::Ext4), mkfs_options.unwrap_or_default()).map(drop)
+/// Checks mkfs options without a device, so that a bad request is refused before anything is
+/// attached.
+pub(super) fn check_mkfs_options(
+    fs_type: Option<FsType>,
+    mkfs_options: Option<&str>,
+) -> Result<()> {
+    options::mkfs_arguments(fs_type.unwrap_or(FsType::Ext4), mkfs_options.unwrap_or_default())
+        .map(drop)
 }
 
 fn refuse<T>(why: String) -> Result<T> {
@@ -90,8 +104,9 @@ fn refuse<T>(why: String) -> Result<T> {
 /// Opens the device and checks that it is the one. While it is open its number goes to no other.
 fn hold(device: &Device) -> Result<File> {
     let path = device.path();
-    let cannot =
-        |error: std::io::Error| Error::Unavailable(format!("cannot look at {}: {error}", path.display()));
+    let cannot = |error: std::io::Error| {
+        Error::Unavailable(format!("cannot look at {}: {error}", path.display()))
+    };
     let file = File::open(&path).map_err(cannot)?;
     let metadata = file.metadata().map_err(cannot)?;
     if !metadata.file_type().is_block_device() || metadata.rdev() != device.number {
@@ -103,9 +118,17 @@ fn hold(device: &Device) -> Result<File> {
     Ok(file)
 }
 
-fn found(path: &Path, held: &File, format: &Format<'_>, name: &str, uuid: String) -> Result<FsType> {
+fn found(
+    path: &Path,
+    held: &File,
+    format: &Format<'_>,
+    name: &str,
+    uuid: String,
+) -> Result<FsType> {
     let Ok(found) = name.parse::<FsType>() else {
-        return refuse(format!("the volume holds {name}, which is no filesystem the driver mounts"));
+        return refuse(format!(
+            "the volume holds {name}, which is no filesystem the driver mounts"
+        ));
     };
     if let Some(wanted) = format.fs_type
         && wanted != found
@@ -115,8 +138,11 @@ fn found(path: &Path, held: &File, format: &Format<'_>, name: &str, uuid: String
         ));
     }
     let is_begun = found == FsType::Xfs && is_xfs_in_progress(held)?;
-    let begun =
-        || refuse("the volume holds an xfs whose mkfs was interrupted: create the volume anew".to_owned());
+    let begun = || {
+        refuse(
+            "the volume holds an xfs whose mkfs was interrupted: create the volume anew".to_owned(),
+        )
+    };
     if format.read_only {
         return if is_begun { begun() } else { Ok(found) };
     }
@@ -147,7 +173,8 @@ fn make_on_nothing(path: &Path, format: &Format<'_>) -> Result<FsType> {
     }
     if format.read_only {
         return refuse(
-            "no filesystem is found on it and it is attached for reading alone: write to it first".to_owned(),
+            "no filesystem is found on it and it is attached for reading alone: write to it first"
+                .to_owned(),
         );
     }
     let mark = format.marks.read()?;
@@ -183,22 +210,30 @@ fn make_on_nothing(path: &Path, format: &Format<'_>) -> Result<FsType> {
 /// What blkid says is on a device.
 #[derive(Debug, PartialEq, Eq)]
 enum Contents {
-    /// A filesystem, partition table, LUKS header or the like, by blkid's name for it, and its UUID if it has one.
+    /// A filesystem, partition table, LUKS header or the like, by blkid's name for it, and its UUID
+    /// if it has one.
     Known { name: String, uuid: String },
     /// blkid found nothing it knows, or could not even open the device; it does not say which.
     Nothing,
 }
 
 fn probe(device: &Path) -> Result<Contents> {
-    let arguments: [&OsStr; 5] =
-        ["--probe".as_ref(), "--output".as_ref(), "export".as_ref(), "--".as_ref(), device.as_ref()];
+    let arguments: [&OsStr; 5] = [
+        "--probe".as_ref(),
+        "--output".as_ref(),
+        "export".as_ref(),
+        "--".as_ref(),
+        device.as_ref(),
+    ];
     interpret(&programs::run(Program::Blkid, &arguments)?)
 }
 
-/// Reads blkid's answer: 0 with a name, 2 without a word, 8 when two signatures contradict each other.
+/// Reads blkid's answer: 0 with a name, 2 without a word, 8 when two signatures contradict each
+/// other.
 fn interpret(finished: &Finished) -> Result<Contents> {
-    let value =
-        |key: &str| finished.output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let value = |key: &str| {
+        finished.output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+    };
     let unknown = |why: &str| {
         let answer = programs::describe(Program::Blkid, finished);
         Error::FailedPrecondition(format!(
@@ -220,8 +255,9 @@ fn interpret(finished: &Finished) -> Result<Contents> {
 
 const MIB: u64 = 1 << 20;
 
-/// Where data, first or second superblocks, or labels would begin, as offset and length in bytes: the first MiB, the
-/// backups of ext4 with blocks of 1, 2 and 4 KiB, the mirrors of btrfs, and the last MiB (md, ZFS, GPT).
+/// Where data, first or second superblocks, or labels would begin, as offset and length in bytes:
+/// the first MiB, the backups of ext4 with blocks of 1, 2 and 4 KiB, the mirrors of btrfs, and the
+/// last MiB (md, ZFS, GPT).
 fn telling_places(size: u64) -> Vec<(u64, u64)> {
     [
         (0, MIB),
@@ -245,12 +281,14 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     ))
 }
 
-/// Opens the device for this process alone. `Unavailable` when somebody else has it so: a mount, or an mkfs whose driver died.
+/// Opens the device for this process alone. `Unavailable` when somebody else has it so: a mount, or
+/// an mkfs whose driver died.
 fn exclusive(path: &Path) -> Result<File> {
     mount::exclusive(path).map_err(|error| unreadable(path, &error))
 }
 
-/// Near which byte the device holds data in one of its telling places. `Unavailable` when that cannot be told.
+/// Near which byte the device holds data in one of its telling places. `Unavailable` when that
+/// cannot be told.
 fn first_data(mut file: &File, path: &Path) -> Result<Option<u64>> {
     let cannot = |error: std::io::Error| unreadable(path, &error);
     let size = file.seek(SeekFrom::End(0)).map_err(cannot)?;
@@ -266,8 +304,8 @@ fn first_data(mut file: &File, path: &Path) -> Result<Option<u64>> {
     Ok(None)
 }
 
-/// Whether the device holds a copy of the superblock of the ext4 with this UUID, and not the superblock itself, which mkfs
-/// writes last.
+/// Whether the device holds a copy of the superblock of the ext4 with this UUID, and not the
+/// superblock itself, which mkfs writes last.
 fn has_ext4_copy(file: &File, path: &Path, uuid: &str) -> Result<bool> {
     const SUPERBLOCK: u64 = 1024;
     const MAGIC: [u8; 2] = [0x53, 0xef];
@@ -295,8 +333,9 @@ fn has_ext4_copy(file: &File, path: &Path, uuid: &str) -> Result<bool> {
 /// Whether the xfs on the device is one that mkfs has not finished (`sb_inprogress`).
 fn is_xfs_in_progress(held: &File) -> Result<bool> {
     let mut byte = [0];
-    held.read_exact_at(&mut byte, 126)
-        .map_err(|error| Error::Unavailable(format!("cannot read the superblock of the xfs: {error}")))?;
+    held.read_exact_at(&mut byte, 126).map_err(|error| {
+        Error::Unavailable(format!("cannot read the superblock of the xfs: {error}"))
+    })?;
     Ok(byte != [0])
 }
 
@@ -308,13 +347,21 @@ enum Over {
     ItsOwnBeginnings,
 }
 
-fn make(path: &Path, format: &Format<'_>, fs_type: FsType, uuid: String, over: Over) -> Result<FsType> {
+fn make(
+    path: &Path,
+    format: &Format<'_>,
+    fs_type: FsType,
+    uuid: String,
+    over: Over,
+) -> Result<FsType> {
     let (program, identity) = match fs_type {
         FsType::Ext4 => (Program::MkfsExt4, ["-U".to_owned(), uuid.clone()]),
         FsType::Xfs => (Program::MkfsXfs, ["-m".to_owned(), format!("uuid={uuid}")]),
     };
-    let options =
-        options::mkfs_arguments(fs_type, format.mkfs_options.unwrap_or(default_mkfs_options(fs_type)))?;
+    let options = options::mkfs_arguments(
+        fs_type,
+        format.mkfs_options.unwrap_or(default_mkfs_options(fs_type)),
+    )?;
     let mut arguments: Vec<OsString> = vec!["-q".into()];
     if over == Over::ItsOwnBeginnings {
         arguments.push("-f".into());
@@ -332,7 +379,9 @@ fn make(path: &Path, format: &Format<'_>, fs_type: FsType, uuid: String, over: O
         let is_busy = words.contains("in use by the system") || words.contains("resource busy");
         match finished.code {
             Some(0) => break,
-            _ if is_busy && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            _ if is_busy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20))
+            }
             _ if is_busy => return Err(Error::Unavailable(words)),
             _ => return Err(Error::Internal(words)),
         }
@@ -351,7 +400,10 @@ mod tests {
 
     #[test]
     fn blkid_names_what_it_found() {
-        let known = |name: &str, uuid: &str| Contents::Known { name: name.to_owned(), uuid: uuid.to_owned() };
+        let known = |name: &str, uuid: &str| Contents::Known {
+            name: name.to_owned(),
+            uuid: uuid.to_owned(),
+        };
         let ext4 = answer(Some(0), "DEVNAME=/dev/loop1\nUUID=a-B\nTYPE=ext4\nUSAGE=filesystem");
         assert_eq!(interpret(&ext4).unwrap(), known("ext4", "a-b"));
         let partitions = answer(Some(0), "DEVNAME=/dev/loop1\nPTUUID=1\nPTTYPE=gpt");
@@ -369,7 +421,10 @@ mod tests {
             answer(None, ""),
         ];
         for finished in uncertain {
-            assert!(matches!(interpret(&finished), Err(Error::FailedPrecondition(_))), "{finished:?}");
+            assert!(
+                matches!(interpret(&finished), Err(Error::FailedPrecondition(_))),
+                "{finished:?}"
+            );
         }
     }
 
@@ -391,7 +446,10 @@ mod tests {
     fn telling_places_stay_inside_the_device() {
         for size in [0, 1, MIB, 9 * MIB, 64 * MIB + 1, 300 << 30] {
             for (offset, length) in telling_places(size) {
-                assert!(length > 0 && length <= MIB && offset + length <= size, "{size}: {offset} {length}");
+                assert!(
+                    length > 0 && length <= MIB && offset + length <= size,
+                    "{size}: {offset} {length}"
+                );
             }
         }
         assert_eq!(telling_places(300 << 30).len(), 7);

@@ -1,7 +1,7 @@
 //! The `fuse` mounter: for kernels with neither an rbd nor an nbd module.
 //!
-//! One `qemu-storage-daemon` per volume opens the image through librbd and shows it as a regular file over FUSE; a loop
-//! device on that file is the block device. In the volume's directory (`D`):
+//! One `qemu-storage-daemon` per volume opens the image through librbd and shows it as a regular
+//! file over FUSE; a loop device on that file is the block device. In the volume's directory (`D`):
 //!
 //! - `D/export`: an empty file; the daemon mounts the image over it.
 //! - `D/qmp`: the socket the daemon is commanded through.
@@ -9,22 +9,23 @@
 //! - `D/asok-N`: the admin socket of the image's N-th opening (below), by which [`watch`] asks.
 //! - `D/loop`: which loop device it is.
 //!
-//! The Ceph key goes to the daemon over its socket and lives in its memory alone. It stays there as the daemon's
-//! secret `key`, because growing opens the image once more.
+//! The Ceph key goes to the daemon over its socket and lives in its memory alone. It stays there as
+//! the daemon's secret `key`, because growing opens the image once more.
 //!
-//! The daemon has its own session and outlives the driver. It does not outlive its container or pid namespace, nor a
-//! systemd unit that kills its whole control group.
+//! The daemon has its own session and outlives the driver. It does not outlive its container or pid
+//! namespace, nor a systemd unit that kills its whole control group.
 //!
-//! Everything is found again without memory: the daemon by its command line (it holds the path of `D/qmp`), the
-//! export in the mount table, the loop device as [`super::loop_device`] says. An image counts as attached when all
-//! three are there, and as dead when the loop device is there without the others. Crash points are the gaps between
-//! them; [`attach`] clears what is half-done and starts over, and [`detach`] takes down whatever is there, in reverse
-//! order.
+//! Everything is found again without memory: the daemon by its command line (it holds the path of
+//! `D/qmp`), the export in the mount table, the loop device as [`super::loop_device`] says. An
+//! image counts as attached when all three are there, and as dead when the loop device is there
+//! without the others. Crash points are the gaps between them; [`attach`] clears what is half-done
+//! and starts over, and [`detach`] takes down whatever is there, in reverse order.
 //!
-//! The daemon's nodes are `device` (what is exported) on top of `image-N` (the opened image). QEMU learns the size of
-//! an image when it opens it, so [`refresh`] opens it again as `image-N+1`, puts that under `device` and closes
-//! the old one; QEMU flushes and holds I/O back meanwhile. The obvious `block_resize` is not used: it sets
-//! the image's size, and would shrink an image that the controller grew at the same moment.
+//! The daemon's nodes are `device` (what is exported) on top of `image-N` (the opened image). QEMU
+//! learns the size of an image when it opens it, so [`refresh`] opens it again as `image-N+1`, puts
+//! that under `device` and closes the old one; QEMU flushes and holds I/O back meanwhile. The
+//! obvious `block_resize` is not used: it sets the image's size, and would shrink an image that the
+//! controller grew at the same moment.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -83,7 +84,11 @@ fn admin_socket_paths(directory: &Path) -> Result<Vec<PathBuf>> {
         Err(error) => return Err(failed(error)),
     };
     let is_one = |name: &OsStr| name.to_str().is_some_and(|name| name.starts_with(ADMIN_SOCKET));
-    Ok(entries.iter().filter(|entry| is_one(&entry.file_name())).map(std::fs::DirEntry::path).collect())
+    Ok(entries
+        .iter()
+        .filter(|entry| is_one(&entry.file_name()))
+        .map(std::fs::DirEntry::path)
+        .collect())
 }
 
 fn loop_device(directory: &Path) -> LoopDevice {
@@ -97,8 +102,14 @@ fn socket_argument(directory: &Path) -> String {
     format!("socket,id=qmp,path={path},server=on,wait=off")
 }
 
-/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what this and the functions below promise.
-pub(super) fn attach(directory: &Path, image: &Image, key: Option<&Key>, read_only: bool) -> Result<Device> {
+/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what
+/// this and the functions below promise.
+pub(super) fn attach(
+    directory: &Path,
+    image: &Image,
+    key: Option<&Key>,
+    read_only: bool,
+) -> Result<Device> {
     start_daemon(directory)?;
     let mut qmp = Qmp::connect(&socket(directory))?;
     open_image(&mut qmp, directory, image, key, read_only)?;
@@ -118,7 +129,10 @@ pub(super) fn find(directory: &Path) -> Result<Attachment> {
 
 pub(super) fn confirm(directory: &Path, image: &Image, device: &Device) -> Result<()> {
     if find(directory)? != Attachment::Live(device.clone()) {
-        return Err(Error::Unavailable(format!("{} does not show the image {image} any more", device.name)));
+        return Err(Error::Unavailable(format!(
+            "{} does not show the image {image} any more",
+            device.name
+        )));
     }
     let mut qmp = Qmp::connect(&socket(directory))?;
     let opened = nodes(&mut qmp)?;
@@ -137,7 +151,8 @@ fn opened_image(node: &Value) -> Option<String> {
     if node["drv"] != "rbd" {
         return None;
     }
-    let options: Value = serde_json::from_str(node["file"].as_str()?.strip_prefix("json:")?).ok()?;
+    let options: Value =
+        serde_json::from_str(node["file"].as_str()?.strip_prefix("json:")?).ok()?;
     let text = |key: &str| options[key].as_str().unwrap_or_default().to_owned();
     let image = Image {
         pool: text("pool"),
@@ -195,8 +210,8 @@ fn start_daemon(directory: &Path) -> Result<()> {
         )));
     }
     let argument = socket_argument(directory);
-    let arguments =
-        ["--daemonize", "--chardev", &argument, "--monitor", "chardev=qmp"].map(std::convert::AsRef::as_ref);
+    let arguments = ["--daemonize", "--chardev", &argument, "--monitor", "chardev=qmp"]
+        .map(std::convert::AsRef::as_ref);
     programs::succeed(Program::QemuStorageDaemon, &arguments).map(drop)
 }
 
@@ -210,7 +225,10 @@ fn open_image(
 ) -> Result<()> {
     let is_address = |byte: u8| byte.is_ascii_alphanumeric() || b".:,[]/_-".contains(&byte);
     if image.monitors.is_empty() || !image.monitors.bytes().all(is_address) {
-        return Err(Error::InvalidArgument(format!("{:?} are no addresses of monitors", image.monitors)));
+        return Err(Error::InvalidArgument(format!(
+            "{:?} are no addresses of monitors",
+            image.monitors
+        )));
     }
     write_configuration(directory, image, 0)?;
     let export = export(directory);
@@ -251,7 +269,10 @@ pub(super) fn watch(directory: &Path) -> Watch {
         .iter()
         .map(|path| admin_socket::watch(path))
         .collect();
-    [Watch::Held, Watch::Lost].into_iter().find(|watch| answers.contains(watch)).unwrap_or(Watch::Unknown)
+    [Watch::Held, Watch::Lost]
+        .into_iter()
+        .find(|watch| answers.contains(watch))
+        .unwrap_or(Watch::Unknown)
 }
 
 /// The addresses of the daemon's clients: each opening of the image has its own.
@@ -259,8 +280,8 @@ pub(super) fn clients(directory: &Path, watchers: &[Watcher]) -> Result<BTreeSet
     notes::clients_of(daemons(directory)?.into_iter().map(Pid::as_raw), watchers)
 }
 
-/// Has the daemon open the image again in place of the one it has. Returns the image's size in bytes.
-/// The new opening does not write before `admit` allowed it.
+/// Has the daemon open the image again in place of the one it has. Returns the image's size in
+/// bytes. The new opening does not write before `admit` allowed it.
 fn reopen_image(
     qmp: &mut Qmp,
     directory: &Path,
@@ -289,7 +310,9 @@ fn reopen_image(
         .iter()
         .find(|node| node["node-name"] == "device")
         .and_then(|node| node["image"]["virtual-size"].as_u64())
-        .ok_or_else(|| Error::Internal(format!("the storage daemon does not tell the size of {image}")))
+        .ok_or_else(|| {
+            Error::Internal(format!("the storage daemon does not tell the size of {image}"))
+        })
 }
 
 fn nodes(qmp: &mut Qmp) -> Result<Vec<Value>> {
@@ -342,8 +365,8 @@ fn device_options(read_only: bool, number: u64) -> Value {
     })
 }
 
-/// Why an image could not be opened as a user with a key of the type `key`, from the daemon's words: they end in the text of
-/// an errno.
+/// Why an image could not be opened as a user with a key of the type `key`, from the daemon's
+/// words: they end in the text of an errno.
 fn open_error(image: &Image, key: Option<KeyType>, refusal: &Refusal) -> Error {
     let text = format!("cannot open the image {image}: {refusal}");
     let user = image.as_user(key);
@@ -353,10 +376,12 @@ fn open_error(image: &Image, key: Option<KeyType>, refusal: &Refusal) -> Error {
                 Error::Unauthenticated(format!("{text}; {}", user.refused()))
             }
             // librados 20 forgets a key that it cannot decode, and then misses a keyring.
-            Some("Invalid argument" | "No such file or directory") => Error::FailedPrecondition(format!(
-                "{text}; {}",
-                user.is_malformed_to("the librados of this node's qemu-storage-daemon")
-            )),
+            Some("Invalid argument" | "No such file or directory") => {
+                Error::FailedPrecondition(format!(
+                    "{text}; {}",
+                    user.is_malformed_to("the librados of this node's qemu-storage-daemon")
+                ))
+            }
             _ => Error::Unavailable(format!("{text}: no monitor of {} answers", image.monitors)),
         };
     }
@@ -372,8 +397,9 @@ fn open_error(image: &Image, key: Option<KeyType>, refusal: &Refusal) -> Error {
 /// The processes of the volume's daemons: one, or more when a start was interrupted.
 fn daemons(directory: &Path) -> Result<Vec<Pid>> {
     let argument = socket_argument(directory);
-    let processes = procfs::process::all_processes()
-        .map_err(|error| Error::Internal(format!("cannot list the processes of this node: {error}")))?;
+    let processes = procfs::process::all_processes().map_err(|error| {
+        Error::Internal(format!("cannot list the processes of this node: {error}"))
+    })?;
     // A process that cannot be read has just ended.
     let running = processes
         .flatten()
@@ -386,7 +412,8 @@ fn stop_daemons(directory: &Path) -> Result<()> {
     if daemons(directory)?.is_empty() {
         return Ok(());
     }
-    // Once all is on disk, a daemon that does not end by itself can be killed without losing a write.
+    // Once all is on disk, a daemon that does not end by itself can be killed without losing a
+    // write.
     let export = export(directory);
     if MountTable::read()?.at(&export).is_some() {
         let what = "the storage daemon cannot write back what it holds";
@@ -394,7 +421,8 @@ fn stop_daemons(directory: &Path) -> Result<()> {
             Ok(File::open(&export).and_then(|export| export.sync_all()))
         })?;
         match outcome {
-            // The cluster takes no write of this client's any more, so there is nothing to wait for.
+            // The cluster takes no write of this client's any more, so there is nothing to wait
+            // for.
             Err(error) if error.raw_os_error() == Some(Errno::ESHUTDOWN as i32) => {
                 tracing::warn!(directory = %directory.display(), "this node was fenced: what it had not written is lost");
             }
@@ -405,7 +433,9 @@ fn stop_daemons(directory: &Path) -> Result<()> {
         for process in daemons(directory)? {
             match kill(process, signal) {
                 Ok(()) | Err(Errno::ESRCH) => step("daemon told to end"),
-                Err(error) => return Err(Error::Internal(format!("cannot end process {process}: {error}"))),
+                Err(error) => {
+                    return Err(Error::Internal(format!("cannot end process {process}: {error}")));
+                }
             }
         }
         let deadline = Instant::now() + STOP_PATIENCE;
@@ -466,7 +496,10 @@ mod tests {
 
     #[test]
     fn a_comma_in_the_path_does_not_end_the_argument() {
-        assert_eq!(socket_argument(Path::new("/a,b")), "socket,id=qmp,path=/a,,b/qmp,server=on,wait=off");
+        assert_eq!(
+            socket_argument(Path::new("/a,b")),
+            "socket,id=qmp,path=/a,,b/qmp,server=on,wait=off"
+        );
     }
 
     #[test]

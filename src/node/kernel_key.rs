@@ -1,8 +1,9 @@
 //! Ceph keys in the kernel's keyrings, where krbd looks them up by name (`key=NAME`).
 //!
-//! [`with`] gives a key to one piece of work: to the calling thread and to the processes it starts, through a session keyring
-//! of their own. It is readable by nobody else, in no argument and no file, and gone with the thread and those processes.
-//! krbd keeps a copy for as long as the image is mapped.
+//! [`with`] gives a key to one piece of work: to the calling thread and to the processes it starts,
+//! through a session keyring of their own. It is readable by nobody else, in no argument and no
+//! file, and gone with the thread and those processes. krbd keeps a copy for as long as the image
+//! is mapped.
 
 use std::thread;
 
@@ -30,14 +31,16 @@ impl keyutils::KeyType for CephKey {
 pub(super) fn payload(key: &Key) -> Result<Zeroizing<Vec<u8>>> {
     key.decode().ok_or_else(|| {
         Error::Unauthenticated(
-            "the Ceph key in the node-stage secret is not one as `ceph auth get-key` prints it".to_owned(),
+            "the Ceph key in the node-stage secret is not one as `ceph auth get-key` prints it"
+                .to_owned(),
         )
     })
 }
 
-/// Refuses a key that krbd will not take. The kernel is asked, and not its version: distributions bring types of keys to older
-/// ones. `FailedPrecondition` when it does not know the key's type, `Unauthenticated` when the key is none. Where the
-/// kernel keeps no keys for the driver, krbd says so when it maps.
+/// Refuses a key that krbd will not take. The kernel is asked, and not its version: distributions
+/// bring types of keys to older ones. `FailedPrecondition` when it does not know the key's type,
+/// `Unauthenticated` when the key is none. Where the kernel keeps no keys for the driver, krbd says
+/// so when it maps.
 pub(super) fn check(image: &Image, key: &Key) -> Result<()> {
     match with("cinderblock", &payload(key)?, || ()) {
         Err(errno) if is_refusal(errno) => Err(refused(image, key)),
@@ -45,7 +48,8 @@ pub(super) fn check(image: &Image, key: &Key) -> Result<()> {
     }
 }
 
-/// Whether an error of [`with`]'s says that this is no key, or none of a type that the kernel knows.
+/// Whether an error of [`with`]'s says that this is no key, or none of a type that the kernel
+/// knows.
 pub(super) fn is_refusal(errno: Errno) -> bool {
     // The unknown one is ENOTSUPP, which has a name inside the kernel alone.
     matches!(errno, Errno::EINVAL | Errno::UnknownErrno)
@@ -80,7 +84,8 @@ pub(super) fn linux_version() -> (u32, u32) {
     (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default())
 }
 
-/// Runs `work` with the key `payload` under `name`. The outer error is the kernel's refusal to keep it; it holds no part of it.
+/// Runs `work` with the key `payload` under `name`. The outer error is the kernel's refusal to keep
+/// it; it holds no part of it.
 pub(super) fn with<T: Send>(
     name: &str,
     payload: &[u8],
@@ -89,8 +94,11 @@ pub(super) fn with<T: Send>(
     // The keyring belongs to the thread, and goes with it.
     thread::scope(|scope| {
         let run = || {
-            let mut keyring = Keyring::join_anonymous_session().map_err(|error| Errno::from_raw(error.0))?;
-            keyring.add_key::<CephKey, _, _>(name, payload).map_err(|error| Errno::from_raw(error.0))?;
+            let mut keyring =
+                Keyring::join_anonymous_session().map_err(|error| Errno::from_raw(error.0))?;
+            keyring
+                .add_key::<CephKey, _, _>(name, payload)
+                .map_err(|error| Errno::from_raw(error.0))?;
             Ok(work())
         };
         scope.spawn(run).join().unwrap_or(Err(Errno::EIO))
@@ -124,7 +132,8 @@ mod tests {
             user: Some("csi".into()),
         };
         let error = refused(&image, &Key::new("AgAxzcBl2vH4KBAAmbGbIL2gcBuzHWBtXExEqw=="));
-        let told = ["aes256k, as client.csi has one", "mounter to rbd-nbd or fuse", "--key_type aes"];
+        let told =
+            ["aes256k, as client.csi has one", "mounter to rbd-nbd or fuse", "--key_type aes"];
         assert!(
             matches!(&error, Error::FailedPrecondition(text) if told.iter().all(|part| text.contains(part))),
             "{error}"
@@ -142,7 +151,10 @@ mod tests {
         match with("test", &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7], || 7) {
             Ok(result) => assert_eq!(result, 7),
             Err(errno) => {
-                assert!(matches!(errno, Errno::ENODEV | Errno::ENOSYS | Errno::EPERM | Errno::EINVAL));
+                assert!(matches!(
+                    errno,
+                    Errno::ENODEV | Errno::ENOSYS | Errno::EPERM | Errno::EINVAL
+                ));
             }
         }
     }

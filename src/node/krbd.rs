@@ -1,16 +1,20 @@
-//! The mounter `rbd`: the kernel's own client, krbd, through its files in /sys/bus/rbd. No `rbd` program takes part.
+//! The mounter `rbd`: the kernel's own client, krbd, through its files in /sys/bus/rbd. No `rbd`
+//! program takes part.
 //!
-//! In the volume's directory (`D`) there is one file, `D/krbd`: the line the image is mapped by, as krbd takes it, without a
-//! key. It is written before the image is mapped and goes after it is unmapped. krbd shows with each of its devices
-//! the line it was made by, and the line of a volume is its own (it names the volume's key in the keyring), so the volume's
-//! device is found again by what the kernel says alone, and nothing else is ever taken for it.
+//! In the volume's directory (`D`) there is one file, `D/krbd`: the line the image is mapped by, as
+//! krbd takes it, without a key. It is written before the image is mapped and goes after it is
+//! unmapped. krbd shows with each of its devices the line it was made by, and the line of a volume
+//! is its own (it names the volume's key in the keyring), so the volume's device is found again by
+//! what the kernel says alone, and nothing else is ever taken for it.
 //!
-//! The key goes into a keyring ([`super::kernel_key`]). Where the kernel refuses that, as some containers' system call filters
-//! do, it is written to krbd in the line itself, which then only root can read, as long as the image is mapped.
+//! The key goes into a keyring ([`super::kernel_key`]). Where the kernel refuses that, as some
+//! containers' system call filters do, it is written to krbd in the line itself, which then only
+//! root can read, as long as the image is mapped.
 //!
-//! Writing to krbd's files waits for the cluster, and nothing ends such a write but a signal that kills. So it is done by a
-//! program (dd) that has a deadline and calls itself by the path of `D/krbd`. Crash points: before the mapping, between it
-//! and anything later, and while that program still runs; [`detach`] takes down what is there and refuses while it runs.
+//! Writing to krbd's files waits for the cluster, and nothing ends such a write but a signal that
+//! kills. So it is done by a program (dd) that has a deadline and calls itself by the path of
+//! `D/krbd`. Crash points: before the mapping, between it and anything later, and while that
+//! program still runs; [`detach`] takes down what is there and refuses while it runs.
 
 mod bus;
 mod line;
@@ -35,7 +39,8 @@ use crate::rbd::{Features, Key, KeyType};
 use bus::{Refusal, mapped, mapped_as, write};
 use line::{HIDDEN, line, without_secret};
 
-/// How long a device may take to appear, to take its new size, or to be let go by who is just looking at it.
+/// How long a device may take to appear, to take its new size, or to be let go by who is just
+/// looking at it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the line of a volume is kept.
@@ -49,7 +54,8 @@ fn key_name(directory: &Path) -> String {
     format!("cinderblock-{volume}")
 }
 
-/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what this and the functions below promise.
+/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what
+/// this and the functions below promise.
 pub(super) fn attach(
     directory: &Path,
     image: &Image,
@@ -66,12 +72,14 @@ pub(super) fn attach(
     let hidden = line(&format!("secret={HIDDEN}"))?;
     let outcome = match key {
         None => map(directory, &line("")?, None),
-        Some((payload, key)) => match kernel_key::with(&name, &payload, || map(directory, &named, None)) {
-            Ok(outcome) => outcome,
-            Err(errno) if kernel_key::is_refusal(errno) => Err(kernel_key::refused(image, key)),
-            // No keyrings here.
-            Err(_) => map(directory, &hidden, Some(key)),
-        },
+        Some((payload, key)) => {
+            match kernel_key::with(&name, &payload, || map(directory, &named, None)) {
+                Ok(outcome) => outcome,
+                Err(errno) if kernel_key::is_refusal(errno) => Err(kernel_key::refused(image, key)),
+                // No keyrings here.
+                Err(_) => map(directory, &hidden, Some(key)),
+            }
+        }
     };
     let outcome = outcome.map_err(|error| match error {
         // Monitors that do not answer are a refusal; a wait for OSDs has no end of its own.
@@ -97,7 +105,9 @@ pub(super) fn find(directory: &Path) -> Result<Attachment> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Attachment::Absent),
         Err(error) => return Err(Error::io("read", &path, error)),
     };
-    let own = mapped()?.into_iter().find(|mapped| without_secret(&mapped.attribute("config_info")) == line);
+    let own = mapped()?
+        .into_iter()
+        .find(|mapped| without_secret(&mapped.attribute("config_info")) == line);
     own.map_or(Ok(Attachment::Absent), |mapped| mapped.device().map(Attachment::Live))
 }
 
@@ -149,9 +159,11 @@ pub(super) fn watch(device: &Device) -> Watch {
     let client = format!("{}.{}", shown("cluster_fsid"), shown("client_id"));
     let path = Path::new("/sys/kernel/debug/ceph").join(client).join("osdc");
     match fs::read_to_string(path) {
-        Ok(requests) => {
-            watches::find(&requests, &shown("pool_id"), &format!("rbd_header.{}", shown("image_id")))
-        }
+        Ok(requests) => watches::find(
+            &requests,
+            &shown("pool_id"),
+            &format!("rbd_header.{}", shown("image_id")),
+        ),
         Err(_) => Watch::Unknown,
     }
 }
@@ -177,8 +189,8 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
     }
 }
 
-/// Refuses what this node cannot map: without krbd anything, a key of a type it does not know, and an image with features it
-/// does not know.
+/// Refuses what this node cannot map: without krbd anything, a key of a type it does not know, and
+/// an image with features it does not know.
 pub(super) fn check(
     image: &Image,
     key: Option<&Key>,
@@ -201,7 +213,8 @@ pub(super) fn check(
 
 /// What to do about an image krbd does not take.
 fn other_ways() -> String {
-    let known = bus::supported_features().map_or_else(|| "few features".to_owned(), bus::feature_names);
+    let known =
+        bus::supported_features().map_or_else(|| "few features".to_owned(), bus::feature_names);
     format!(
         "it knows {known}. Take the others off the image (rbd feature disable), or set the StorageClass parameter mounter to \
          rbd-nbd"
@@ -212,7 +225,9 @@ fn other_ways() -> String {
 fn unmap(directory: &Path, device: &Device) -> Result<()> {
     let id = device.name.trim_start_matches("rbd");
     let deadline = Instant::now() + PATIENCE;
-    while let Err(refusal) = write(directory, &Path::new(bus::FOLDER).join("remove_single_major"), id)? {
+    while let Err(refusal) =
+        write(directory, &Path::new(bus::FOLDER).join("remove_single_major"), id)?
+    {
         // Somebody else unmapped it.
         if refusal.errno == Errno::ENOENT {
             return Ok(());
@@ -239,13 +254,19 @@ fn unmap(directory: &Path, device: &Device) -> Result<()> {
 }
 
 /// Has krbd map an image by `line`, which holds `key` hidden if it is to hold one.
-fn map(directory: &Path, line: &str, key: Option<&Key>) -> Result<std::result::Result<(), Refusal>> {
+fn map(
+    directory: &Path,
+    line: &str,
+    key: Option<&Key>,
+) -> Result<std::result::Result<(), Refusal>> {
     let path = line_file(directory);
     fs::write(&path, line).map_err(|error| Error::io("write", &path, error))?;
     step("the line of a mapping written");
     let whole = Zeroizing::new(match key {
         None => line.to_owned(),
-        Some(key) => line.replacen(&format!("secret={HIDDEN}"), &format!("secret={}", key.expose()), 1),
+        Some(key) => {
+            line.replacen(&format!("secret={HIDDEN}"), &format!("secret={}", key.expose()), 1)
+        }
     });
     write(directory, &Path::new(bus::FOLDER).join("add_single_major"), &whole)
 }
@@ -254,7 +275,8 @@ fn map(directory: &Path, line: &str, key: Option<&Key>) -> Result<std::result::R
 fn require_only_mapping(directory: &Path, image: &Image, device: &Device) -> Result<()> {
     let own = mapped_as(device)?;
     let identity = own.identity();
-    let other = mapped()?.into_iter().find(|other| other.0 != own.0 && other.identity() == identity);
+    let other =
+        mapped()?.into_iter().find(|other| other.0 != own.0 && other.identity() == identity);
     let Some(other) = other else { return Ok(()) };
     detach(directory)?;
     Err(Error::FailedPrecondition(format!(
@@ -264,19 +286,27 @@ fn require_only_mapping(directory: &Path, image: &Image, device: &Device) -> Res
 }
 
 /// Why krbd did not map `image`, as a user with a key of the type `key`.
-fn map_error(image: &Image, key: Option<KeyType>, options: &MapOptions, refusal: &Refusal) -> Error {
+fn map_error(
+    image: &Image,
+    key: Option<KeyType>,
+    options: &MapOptions,
+    refusal: &Refusal,
+) -> Error {
     let text = format!("krbd cannot map {image}: {}", refusal.words);
     let user = image.as_user(key);
     match refusal.errno {
         Errno::ENOENT => Error::NotFound(text),
-        Errno::ETIMEDOUT => Error::Unavailable(format!("{text}: no monitor of {} answers", image.monitors)),
+        Errno::ETIMEDOUT => {
+            Error::Unavailable(format!("{text}: no monitor of {} answers", image.monitors))
+        }
         Errno::EACCES | Errno::EKEYREJECTED | Errno::ENOKEY => {
             Error::Unauthenticated(format!("{text}; {}{}", user.refused(), unencrypted(options)))
         }
         Errno::EPERM => Error::FailedPrecondition(format!("{text}; {}", user.lacks_capabilities())),
         // Without keyrings the kernel sees the key here first.
         Errno::EINVAL if key == Some(KeyType::Aes256k) => {
-            let kernel = "this kernel does not know one of the mapOptions, or a value of theirs; or it";
+            let kernel =
+                "this kernel does not know one of the mapOptions, or a value of theirs; or it";
             Error::FailedPrecondition(format!(
                 "{text}: {}; its log says which. {}",
                 user.has_newer_key(kernel),

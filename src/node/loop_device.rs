@@ -1,12 +1,13 @@
 //! A loop device on a file.
 //!
-//! The kernel names the file a loop device stands on by its path as seen now. When the file is a FUSE mount that went
-//! away (its server ended in good order, or its mount namespace did), that path is lost while the device, and whatever
-//! is mounted from it, lives on. So a device is also known by its sequence number, which the kernel gives to no
-//! other binding until the next boot; it is kept in a file beside. A kernel without such numbers (before 5.15) leaves
-//! the path alone.
+//! The kernel names the file a loop device stands on by its path as seen now. When the file is a
+//! FUSE mount that went away (its server ended in good order, or its mount namespace did), that
+//! path is lost while the device, and whatever is mounted from it, lives on. So a device is also
+//! known by its sequence number, which the kernel gives to no other binding until the next boot; it
+//! is kept in a file beside. A kernel without such numbers (before 5.15) leaves the path alone.
 //!
-//! Crash point: between the binding and the writing of that file, the path is the only witness. The server is alive then.
+//! Crash point: between the binding and the writing of that file, the path is the only witness. The
+//! server is alive then.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ use super::programs::{self, Program};
 /// How long the kernel may take to let a device go, or to notice its size.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Two that are told of the same free device at once both claim it, and the one that comes too late keeps the other from its
-/// device for a moment.
+/// Two that are told of the same free device at once both claim it, and the one that comes too late
+/// keeps the other from its device for a moment.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const BLOCK_DEVICES: &str = "/sys/block";
@@ -43,7 +44,8 @@ impl LoopDevice {
     /// The device, if it is there.
     pub(super) fn find(&self) -> Result<Option<Device>> {
         let folder = Path::new(BLOCK_DEVICES);
-        let entries = std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))?;
+        let entries =
+            std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))?;
         for entry in entries {
             let name = entry.map_err(|error| Error::io("list", folder, error))?.file_name();
             let Some(name) = name.to_str() else { continue };
@@ -76,13 +78,16 @@ impl LoopDevice {
         match identity(name) {
             Ok(identity) => {
                 let draft = self.identity_draft();
-                std::fs::write(&draft, identity).map_err(|error| Error::io("write", &draft, error))?;
+                std::fs::write(&draft, identity)
+                    .map_err(|error| Error::io("write", &draft, error))?;
                 kill::step("identity drafted");
                 std::fs::rename(&draft, &self.identity)
                     .map_err(|error| Error::io("write", &self.identity, error))?;
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io("read the sequence number of", &device.path(), error)),
+            Err(error) => {
+                return Err(Error::io("read the sequence number of", &device.path(), error));
+            }
         }
         if read_only { Ok(()) } else { make_writable(&device) }
     }
@@ -91,15 +96,21 @@ impl LoopDevice {
     pub(super) fn detach(&self, device: &Device) -> Result<()> {
         let path = device.path();
         let busy = |who: &str| {
-            Error::FailedPrecondition(format!("{} is in use {who}: end what uses it", path.display()))
+            Error::FailedPrecondition(format!(
+                "{} is in use {who}: end what uses it",
+                path.display()
+            ))
         };
-        // A mount in any namespace holds the device exclusively. losetup would only mark it for later.
+        // A mount in any namespace holds the device exclusively. losetup would only mark it for
+        // later.
         match mount::exclusive(&path) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
                 return Err(busy(&match mount::namespaces_with(device.number) {
                     Some(names) => format!("by a mount in the mount namespace of {names}"),
-                    None => "by another device, or a mount that cannot be seen from here".to_owned(),
+                    None => {
+                        "by another device, or a mount that cannot be seen from here".to_owned()
+                    }
                 }));
             }
             Err(error) => return Err(Error::io("open", &path, error)),
@@ -117,7 +128,8 @@ impl LoopDevice {
         Ok(())
     }
 
-    /// Makes `device` as large as the file, which is to have `size` bytes. `Unavailable` when it does not get there.
+    /// Makes `device` as large as the file, which is to have `size` bytes. `Unavailable` when it
+    /// does not get there.
     pub(super) fn grow(&self, device: &Device, size: u64) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         // A device has whole sectors; a file that ends inside one loses that end.
@@ -130,8 +142,12 @@ impl LoopDevice {
                 )));
             }
             // FUSE caches the size for a second; looking at the file is what updates it.
-            std::fs::metadata(&self.file).map_err(|error| Error::io("look at", &self.file, error))?;
-            programs::succeed(Program::Losetup, &["--set-capacity".as_ref(), device.path().as_ref()])?;
+            std::fs::metadata(&self.file)
+                .map_err(|error| Error::io("look at", &self.file, error))?;
+            programs::succeed(
+                Program::Losetup,
+                &["--set-capacity".as_ref(), device.path().as_ref()],
+            )?;
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
@@ -148,8 +164,8 @@ impl LoopDevice {
     }
 }
 
-/// What tells this binding of the device `name` from all others there ever were. `NotFound` when the kernel keeps no
-/// sequence numbers.
+/// What tells this binding of the device `name` from all others there ever were. `NotFound` when
+/// the kernel keeps no sequence numbers.
 fn identity(name: &str) -> std::io::Result<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     Ok(format!("{name} {} {}\n", attribute(name, "diskseq")?, boot.trim()))
@@ -171,8 +187,9 @@ fn device(name: &str) -> Result<Device> {
     Ok(Device { name: name.to_owned(), number })
 }
 
-/// Takes back `blockdev --setro`. The kernel keeps that with the number of a loop device, whatever file it gets next, so
-/// it is taken back before a device is freed, and again after one is taken that somebody left like this.
+/// Takes back `blockdev --setro`. The kernel keeps that with the number of a loop device, whatever
+/// file it gets next, so it is taken back before a device is freed, and again after one is taken
+/// that somebody left like this.
 fn make_writable(device: &Device) -> Result<()> {
     programs::succeed(Program::Blockdev, &["--setrw".as_ref(), device.path().as_ref()]).map(drop)
 }
@@ -206,9 +223,11 @@ mod tests {
         let found = device.find().unwrap().unwrap();
         assert_eq!(found.size().unwrap(), 1 << 20);
 
-        let without_identity = LoopDevice { file: device.file.clone(), identity: path.join("none") };
+        let without_identity =
+            LoopDevice { file: device.file.clone(), identity: path.join("none") };
         assert_eq!(without_identity.find().unwrap(), Some(found.clone()));
-        let without_file = LoopDevice { file: path.join("none"), identity: device.identity.clone() };
+        let without_file =
+            LoopDevice { file: path.join("none"), identity: device.identity.clone() };
         assert_eq!(without_file.find().unwrap(), Some(found.clone()));
         let neither = LoopDevice { file: path.join("none"), identity: path.join("none") };
         assert_eq!(neither.find().unwrap(), None);

@@ -1,9 +1,10 @@
-//! `mapOptions` and `unmapOptions` of a StorageClass, in ceph-csi's grammar: `[krbd:|nbd:]name[=value],…[;…]`. Options
-//! without a prefix are krbd's.
+//! `mapOptions` and `unmapOptions` of a StorageClass, in ceph-csi's grammar:
+//! `[krbd:|nbd:]name[=value],…[;…]`. Options without a prefix are krbd's.
 //!
-//! They end in one string of comma-separated options, or in arguments of a program, where a value with a comma would smuggle
-//! in further ones: another user, another key, a program to run. So names come from a list, and values are short words.
-//! Left out on purpose are `exclusive`, under which a mapped image cannot be grown, and all that says who maps what.
+//! They end in one string of comma-separated options, or in arguments of a program, where a value
+//! with a comma would smuggle in further ones: another user, another key, a program to run. So
+//! names come from a list, and values are short words. Left out on purpose are `exclusive`, under
+//! which a mapped image cannot be grown, and all that says who maps what.
 
 use super::error::{Error, Result};
 
@@ -35,8 +36,8 @@ const KRBD: &[&str] = &[
 const NBD: &[&str] =
     &["io-timeout", "max_part", "nbds_max", "notrim", "reattach-timeout", "timeout", "try-netlink"];
 
-/// Options of unmapping. They are taken for the sake of StorageClasses that have them, and change nothing: `force` would cut
-/// off a device that is in use, and what is not in use goes without it.
+/// Options of unmapping. They are taken for the sake of StorageClasses that have them, and change
+/// nothing: `force` would cut off a device that is in use, and what is not in use goes without it.
 const UNMAP: &[&str] = &["force", "reattach-timeout"];
 
 /// What a StorageClass asks of mapped images, for each mounter. Names are known, values are words.
@@ -54,7 +55,8 @@ impl MapOptions {
         self.krbd.iter().any(|option| option == "share")
     }
 
-    /// Reads the StorageClass parameter `mapOptions`. `InvalidArgument` when it is outside the grammar.
+    /// Reads the StorageClass parameter `mapOptions`. `InvalidArgument` when it is outside the
+    /// grammar.
     pub fn parse(text: &str) -> Result<MapOptions> {
         let mut options = MapOptions::default();
         for of_one_mounter in text.split(';') {
@@ -80,7 +82,8 @@ impl MapOptions {
 /// Checks the StorageClass parameter `unmapOptions`, which changes nothing.
 pub fn check_unmap_options(text: &str) -> Result<()> {
     for of_one_mounter in text.split(';') {
-        let list = ["krbd:", "nbd:"].iter().find_map(|mounter| of_one_mounter.strip_prefix(mounter));
+        let list =
+            ["krbd:", "nbd:"].iter().find_map(|mounter| of_one_mounter.strip_prefix(mounter));
         for option in list.unwrap_or(of_one_mounter).split(',') {
             check_one("unmapOptions", option, UNMAP)?;
         }
@@ -158,7 +161,10 @@ mod tests {
             "Queue_depth=1",
             "queue_depth=1\n",
         ] {
-            assert!(matches!(MapOptions::parse(options), Err(Error::InvalidArgument(_))), "{options:?}");
+            assert!(
+                matches!(MapOptions::parse(options), Err(Error::InvalidArgument(_))),
+                "{options:?}"
+            );
         }
         assert!(check_unmap_options("queue_depth=1").is_err());
     }

@@ -1,15 +1,15 @@
-//! What is remembered in an image's own metadata of what was written to it, so that no later probe of its device, however
-//! wrong, has it formatted over.
+//! What is remembered in an image's own metadata of what was written to it, so that no later probe
+//! of its device, however wrong, has it formatted over.
 //!
 //! The key [`KEY`] holds one of
 //!
-//! - `mkfs FS,UUID`: a filesystem with this UUID was about to be made on a device proven to be blank. It was never
-//!   mounted: that comes after the next one is written.
+//! - `mkfs FS,UUID`: a filesystem with this UUID was about to be made on a device proven to be
+//!   blank. It was never mounted: that comes after the next one is written.
 //! - `FS,UUID`: the image holds this filesystem.
 //! - `block`: the image was handed out as a raw device, and holds what its user wrote.
 //!
-//! librbd copies metadata to clones and copies, so those are marked as their source is. A value nobody here wrote, and a
-//! mark that cannot be read, are errors and never "no mark".
+//! librbd copies metadata to clones and copies, so those are marked as their source is. A value
+//! nobody here wrote, and a mark that cannot be read, are errors and never "no mark".
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,8 +27,8 @@ use crate::rbd::{self, Cluster, Errno, Features, ImageKey, KeyType, OpenMode, Po
 /// The metadata key.
 pub(super) const KEY: &str = "cinderblock.content";
 
-/// How long one reading or writing may take, connecting included. A connection and each operation have timeouts of their
-/// own; this is for the waits inside librados that know none.
+/// How long one reading or writing may take, connecting included. A connection and each operation
+/// have timeouts of their own; this is for the waits inside librados that know none.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What was written to an image.
@@ -89,8 +89,9 @@ impl Marks {
         Self { image, key, connect }
     }
 
-    /// The image's mark, if it has one. `FailedPrecondition` for one that makes no sense; `Unavailable`, `NotFound`,
-    /// `Unauthenticated`, or `FailedPrecondition` with the command that gives the user its rights, when it cannot be read.
+    /// The image's mark, if it has one. `FailedPrecondition` for one that makes no sense;
+    /// `Unavailable`, `NotFound`, `Unauthenticated`, or `FailedPrecondition` with the command that
+    /// gives the user its rights, when it cannot be read.
     pub(super) fn read(&self) -> Result<Option<Mark>> {
         let text = self.with_image(OpenMode::ReadOnly, |image| image.metadata_get(KEY))?;
         text.map(|text| {
@@ -133,7 +134,8 @@ impl Marks {
         self.with_image(OpenMode::ReadOnly, |image| image.watchers())
     }
 
-    /// Does something else in the image's pool, within `patience`. Errors as [`Marks::read`], behind `what`.
+    /// Does something else in the image's pool, within `patience`. Errors as [`Marks::read`],
+    /// behind `what`.
     pub(super) fn with_pool<T: Send + 'static>(
         &self,
         what: &str,
@@ -213,9 +215,13 @@ mod tests {
             monitors: String::new(),
             user: Some("csi".into()),
         };
-        let error = explain(&image, None, "cannot", &rbd::Error::new(Errno::EPERM, "rbd_open", "i"));
+        let error =
+            explain(&image, None, "cannot", &rbd::Error::new(Errno::EPERM, "rbd_open", "i"));
         let line = "ceph auth caps client.csi mon 'profile rbd' osd 'profile rbd pool=fast namespace=team'";
-        assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains(line)), "{error}");
+        assert!(
+            matches!(&error, Error::FailedPrecondition(text) if text.contains(line)),
+            "{error}"
+        );
         for errno in [Errno::ESHUTDOWN, Errno::ETIMEDOUT, Errno::EIO] {
             let error = explain(&image, None, "cannot", &rbd::Error::new(errno, "rbd_open", "i"));
             assert!(matches!(error, Error::Unavailable(_)), "{error}");

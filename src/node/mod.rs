@@ -1,23 +1,27 @@
-//! What a node does with a volume: attach it, prepare its filesystem, mount it where pods look for it, grow it, measure
-//! it, and take all that away again.
+//! What a node does with a volume: attach it, prepare its filesystem, mount it where pods look for
+//! it, grow it, measure it, and take all that away again.
 //!
-//! Plain blocking Rust that knows no gRPC: callers bring their own threads, and let one operation at a time change a
-//! volume ([`Node::stats`] changes nothing). Promises:
+//! Plain blocking Rust that knows no gRPC: callers bring their own threads, and let one operation
+//! at a time change a volume ([`Node::stats`] changes nothing). Promises:
 //!
 //! - Every operation is idempotent, and repeats what an interrupted one left undone.
-//! - Nothing is remembered in this process but the keys that remove notes. After a restart a new [`Node`] on the same state directory goes on: what
-//!   was asked for is in the volume's record there, and what is true is read from the kernel.
+//! - Nothing is remembered in this process but the keys that remove notes. After a restart a new
+//!   [`Node`] on the same state directory goes on: what was asked for is in the volume's record
+//!   there, and what is true is read from the kernel.
 //! - A path is treated as the volume's only when the volume's own device is mounted there.
 //! - A [`Node::stage`] that fails has detached the image again. When even that failed, its error is
 //!   [`Error::Busy`], which no caller takes for final.
 //!
-//! - [`attach`]: the ways to attach an image: `krbd` (with `kernel_key` and `monitors`), `nbd` and `fuse` (with `qmp` and
-//!   `loop_device`; `admin_socket` asks librbd in either). `map_options`: what a StorageClass may ask of them.
-//! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's metadata remembers of it.
-//! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts; `place`: paths, held
-//!   open.
+//! - [`attach`]: the ways to attach an image: `krbd` (with `kernel_key` and `monitors`), `nbd` and
+//!   `fuse` (with `qmp` and `loop_device`; `admin_socket` asks librbd in either). `map_options`:
+//!   what a StorageClass may ask of them.
+//! - `format`: probing, and making a filesystem where there is none; `mark`: what the image's
+//!   metadata remembers of it.
+//! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts;
+//!   `place`: paths, held open.
 //! - `notes`: which clients may write, told to the controller before they do.
-//! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the grammar of options.
+//! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the
+//!   grammar of options.
 //! - `programs`: the external programs and how they are run.
 
 use std::path::{Path, PathBuf};
@@ -112,8 +116,8 @@ impl AccessMode {
         matches!(self, AccessMode::SingleNodeReaderOnly | AccessMode::MultiNodeReaderOnly)
     }
 
-    /// Whether the volume may be published at one target path of a node alone (CSI's table for a second
-    /// NodePublishVolume).
+    /// Whether the volume may be published at one target path of a node alone (CSI's table for a
+    /// second NodePublishVolume).
     fn has_one_target(self) -> bool {
         matches!(
             self,
@@ -125,11 +129,12 @@ impl AccessMode {
 }
 
 impl Capability {
-    /// Refuses what cannot work: `InvalidArgument` for mount options outside the grammar, `FailedPrecondition` for
-    /// a filesystem that several nodes write to.
+    /// Refuses what cannot work: `InvalidArgument` for mount options outside the grammar,
+    /// `FailedPrecondition` for a filesystem that several nodes write to.
     fn check(&self) -> Result<()> {
         let Access::Mount { flags, .. } = &self.access else { return Ok(()) };
-        if matches!(self.mode, AccessMode::MultiNodeSingleWriter | AccessMode::MultiNodeMultiWriter) {
+        if matches!(self.mode, AccessMode::MultiNodeSingleWriter | AccessMode::MultiNodeMultiWriter)
+        {
             return Err(Error::FailedPrecondition(
                 "ext4 and xfs cannot be written to while several nodes have them mounted: use volumeMode Block, or \
                  another access mode"
@@ -159,16 +164,17 @@ pub struct Node {
 }
 
 impl Node {
-    /// The node whose volumes are recorded in `state_directory`, which is created when missing. It must survive
-    /// restarts of the driver, and no other driver may use it. `FailedPrecondition` when a program every node needs
-    /// is not installed.
+    /// The node whose volumes are recorded in `state_directory`, which is created when missing. It
+    /// must survive restarts of the driver, and no other driver may use it. `FailedPrecondition`
+    /// when a program every node needs is not installed.
     pub fn new(state_directory: &Path) -> Result<Self> {
         programs::check()?;
         std::fs::create_dir_all(state_directory)
             .map_err(|error| Error::io("create", state_directory, error))?;
         // The mount table and /sys spell paths without links.
-        let state_directory =
-            state_directory.canonicalize().map_err(|error| Error::io("resolve", state_directory, error))?;
+        let state_directory = state_directory
+            .canonicalize()
+            .map_err(|error| Error::io("resolve", state_directory, error))?;
         let ledger = Ledger::new(&state_directory);
         Ok(Self { state_directory, connections: Arc::default(), looks: Looks::default(), ledger })
     }
@@ -184,7 +190,11 @@ impl Node {
             key: key.cloned(),
             timeouts: Timeouts::default(),
         };
-        Marks::new(image.clone(), key.and_then(Key::key_type), Arc::new(move || connections.get(&options)))
+        Marks::new(
+            image.clone(),
+            key.and_then(Key::key_type),
+            Arc::new(move || connections.get(&options)),
+        )
     }
 
     fn volume(&self, volume_id: &str) -> VolumeDirectory {
@@ -194,7 +204,11 @@ impl Node {
 
 /// Whether `mount` shows the volume of `record`: its filesystem, or its device node.
 fn is_of_volume(record: &Record, device: &Device, mount: &Mount) -> bool {
-    if record.is_block() { mount.is_device_node(&device.name) } else { mount.device == device.number }
+    if record.is_block() {
+        mount.is_device_node(&device.name)
+    } else {
+        mount.device == device.number
+    }
 }
 
 /// Where the volume of `record` is mounted, the staging path left out.
@@ -203,7 +217,9 @@ fn targets_in_use<'a>(
     device: &'a Device,
     table: &'a MountTable,
 ) -> impl Iterator<Item = &'a Mount> {
-    table.iter().filter(|mount| mount.point != record.staging_path && is_of_volume(record, device, mount))
+    table
+        .iter()
+        .filter(|mount| mount.point != record.staging_path && is_of_volume(record, device, mount))
 }
 
 #[cfg(test)]
@@ -212,7 +228,8 @@ mod tests {
 
     #[test]
     fn filesystems_of_several_writing_nodes_are_refused() {
-        let mount = |mode| Capability { access: Access::Mount { fs_type: None, flags: vec![] }, mode };
+        let mount =
+            |mode| Capability { access: Access::Mount { fs_type: None, flags: vec![] }, mode };
         for mode in [AccessMode::MultiNodeSingleWriter, AccessMode::MultiNodeMultiWriter] {
             assert!(matches!(mount(mode).check(), Err(Error::FailedPrecondition(_))));
             Capability { access: Access::Block, mode }.check().unwrap();

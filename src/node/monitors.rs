@@ -1,4 +1,5 @@
-//! Addresses of monitors as ceph.conf's `mon_host` has them, taken apart for the kernel, which wants those of one protocol.
+//! Addresses of monitors as ceph.conf's `mon_host` has them, taken apart for the kernel, which
+//! wants those of one protocol.
 
 use super::error::{Error, Result};
 
@@ -6,15 +7,17 @@ use super::error::{Error, Result};
 const V1_PORT: u16 = 6789;
 const V2_PORT: u16 = 3300;
 
-/// One monitor: where it speaks the first and the second protocol, as `host:port`. It has one address at least.
+/// One monitor: where it speaks the first and the second protocol, as `host:port`. It has one
+/// address at least.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Monitor {
     pub(crate) v1: Option<String>,
     pub(crate) v2: Option<String>,
 }
 
-/// Reads a list of monitors, separated by commas: `host`, `host:port`, `v1:host:port`, `v2:host:port`, or several of those
-/// for one monitor in brackets. IPv6 addresses stand in brackets. `InvalidArgument` when it is none.
+/// Reads a list of monitors, separated by commas: `host`, `host:port`, `v1:host:port`,
+/// `v2:host:port`, or several of those for one monitor in brackets. IPv6 addresses stand in
+/// brackets. `InvalidArgument` when it is none.
 pub(crate) fn parse(text: &str) -> Result<Vec<Monitor>> {
     let refuse = || Error::InvalidArgument(format!("{text:?} are no addresses of monitors"));
     let mut monitors = Vec::new();
@@ -58,7 +61,8 @@ fn address<'a>(text: &'a str, monitor: &mut Monitor) -> Option<&'a str> {
     };
     let end = if text.starts_with('[') {
         let end = text.find(']')? + 1;
-        let is_address = |host: &str| host.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
+        let is_address =
+            |host: &str| host.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
         (end > 2 && is_address(&text[1..end - 1])).then_some(end)?
     } else {
         let end = text.find([':', ',', '/', ']']).unwrap_or(text.len());

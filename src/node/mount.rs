@@ -1,12 +1,12 @@
 //! What is mounted where, and how that is changed.
 //!
-//! The kernel's own table (`/proc/self/mountinfo`) is the only witness; nothing is remembered. A mount is told from
-//! another by its device number, so a path is "ours" only when the volume's own device is mounted there. A table
-//! that cannot be read is an error and never an empty table.
+//! The kernel's own table (`/proc/self/mountinfo`) is the only witness; nothing is remembered. A
+//! mount is told from another by its device number, so a path is "ours" only when the volume's own
+//! device is mounted there. A table that cannot be read is an error and never an empty table.
 //!
-//! A filesystem of a device is mounted and unmounted by the programs of util-linux, which may hang with the device
-//! and are given a deadline. Bind mounts are plain system calls on what is held open ([`Place`]). There are no lazy unmounts:
-//! they would take a device away under its users.
+//! A filesystem of a device is mounted and unmounted by the programs of util-linux, which may hang
+//! with the device and are given a deadline. Bind mounts are plain system calls on what is held
+//! open ([`Place`]). There are no lazy unmounts: they would take a device away under its users.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -28,8 +28,8 @@ use super::kill;
 use super::place::{self, Place};
 use super::programs::{self, Program};
 
-/// How long a busy mount is tried again. A process that is just being started holds copies of all open files of its
-/// parent for a moment.
+/// How long a busy mount is tried again. A process that is just being started holds copies of all
+/// open files of its parent for a moment.
 pub(super) const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long taking a bind mount away may take.
@@ -63,15 +63,16 @@ impl Mount {
         self.options.iter().any(|option| option == "ro") || self.is_filesystem_read_only()
     }
 
-    /// Whether the filesystem itself is read-only: mounted so, or turned so by the kernel after an error. Linux 6.15 says in a word of
-    /// its own that an ext4 is.
+    /// Whether the filesystem itself is read-only: mounted so, or turned so by the kernel after an
+    /// error. Linux 6.15 says in a word of its own that an ext4 is.
     pub(super) fn is_filesystem_read_only(&self) -> bool {
-        let says_so = |option: &String| matches!(option.as_str(), "ro" | "emergency_ro" | "shutdown");
+        let says_so =
+            |option: &String| matches!(option.as_str(), "ro" | "emergency_ro" | "shutdown");
         self.filesystem_options.iter().any(says_so) || self.is_ext4_with_errors()
     }
 
-    /// Linux 6.12, and 6.1 of the same time, refuse writes after an error and say so nowhere, but count the errors. Mounted volumes begin
-    /// without any: e2fsck clears them.
+    /// Linux 6.12, and 6.1 of the same time, refuse writes after an error and say so nowhere, but
+    /// count the errors. Mounted volumes begin without any: e2fsck clears them.
     fn is_ext4_with_errors(&self) -> bool {
         let gives_up = self.filesystem_options.iter().any(|option| option == "errors=remount-ro");
         if self.fs_type != "ext4" || !gives_up {
@@ -81,8 +82,9 @@ impl Mount {
         let Ok(device) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else {
             return false;
         };
-        let count =
-            Path::new("/sys/fs/ext4").join(device.file_name().unwrap_or_default()).join("errors_count");
+        let count = Path::new("/sys/fs/ext4")
+            .join(device.file_name().unwrap_or_default())
+            .join("errors_count");
         std::fs::read_to_string(count).is_ok_and(|count| count.trim() != "0")
     }
 
@@ -154,7 +156,8 @@ impl MountTable {
     }
 }
 
-/// Reads one line of mountinfo: `id parent major:minor root point options [tags...] - type source options`.
+/// Reads one line of mountinfo:
+/// `id parent major:minor root point options [tags...] - type source options`.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
@@ -228,8 +231,14 @@ pub(super) fn bind(source: &OwnedFd, target: &Place, read_only: bool) -> Result<
     let failed = |what: &str, error: Errno| Error::io(what, target.path(), error);
     let below = target.hold()?.ok_or_else(|| failed("bind to", Errno::ENOENT))?;
     let none = None::<&str>;
-    nix::mount::mount(Some(&place::pinned(source)), &place::pinned(&below), none, MsFlags::MS_BIND, none)
-        .map_err(|error| failed("bind to", error))?;
+    nix::mount::mount(
+        Some(&place::pinned(source)),
+        &place::pinned(&below),
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )
+    .map_err(|error| failed("bind to", error))?;
     kill::step("bound");
     if !read_only {
         return Ok(());
@@ -243,7 +252,8 @@ pub(super) fn bind(source: &OwnedFd, target: &Place, read_only: bool) -> Result<
     Ok(())
 }
 
-/// Takes the topmost mount at `target` away. `FailedPrecondition` naming the processes that use it when it is busy.
+/// Takes the topmost mount at `target` away. `FailedPrecondition` naming the processes that use it
+/// when it is busy.
 pub(super) fn unbind(target: &Arc<Place>) -> Result<()> {
     let deadline = Instant::now() + BUSY_PATIENCE;
     loop {
@@ -273,9 +283,11 @@ fn busy(point: &Path) -> Error {
     ))
 }
 
-/// Unmounts the topmost mount on `point`. `FailedPrecondition` naming the processes that use it when it is busy.
+/// Unmounts the topmost mount on `point`. `FailedPrecondition` naming the processes that use it
+/// when it is busy.
 pub(super) fn unmount(point: &Path) -> Result<()> {
-    // Without --no-canonicalize umount would look at the mount itself, which hangs or fails on a dead one.
+    // Without --no-canonicalize umount would look at the mount itself, which hangs or fails on a
+    // dead one.
     let arguments: [&OsStr; 4] =
         ["--internal-only".as_ref(), "--no-canonicalize".as_ref(), "--".as_ref(), point.as_ref()];
     let deadline = Instant::now() + BUSY_PATIENCE;
@@ -294,13 +306,15 @@ pub(super) fn unmount(point: &Path) -> Result<()> {
     }
 }
 
-/// Opens a device for this process alone. One that is busy is tried again for a moment: whoever looks for a free loop device
-/// claims others for an instant.
+/// Opens a device for this process alone. One that is busy is tried again for a moment: whoever
+/// looks for a free loop device claims others for an instant.
 pub(super) fn exclusive(device: &Path) -> std::io::Result<File> {
     let deadline = Instant::now() + BUSY_PATIENCE;
     loop {
         match OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(device) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) && Instant::now() < deadline => {
+            Err(error)
+                if error.raw_os_error() == Some(nix::libc::EBUSY) && Instant::now() < deadline =>
+            {
                 std::thread::sleep(Duration::from_millis(20));
             }
             other => return other,
@@ -308,8 +322,8 @@ pub(super) fn exclusive(device: &Path) -> std::io::Result<File> {
     }
 }
 
-/// The processes that hold a file at or below `path` open or work there, for an error message. Processes of other
-/// mount namespaces may not be seen. The processes `besides` do not count.
+/// The processes that hold a file at or below `path` open or work there, for an error message.
+/// Processes of other mount namespaces may not be seen. The processes `besides` do not count.
 pub(super) fn holders(path: &Path, besides: &[i32]) -> String {
     known_holders(path, besides).unwrap_or_else(|| {
         "by no process that can be seen from here, perhaps in another mount namespace".to_owned()
@@ -325,7 +339,8 @@ pub(super) fn known_holders(path: &Path, besides: &[i32]) -> Option<String> {
             continue;
         }
         let folder = PathBuf::from(format!("/proc/{}", process.pid));
-        let places = ["cwd", "root", "exe"].iter().any(|name| uses(std::fs::read_link(folder.join(name))));
+        let places =
+            ["cwd", "root", "exe"].iter().any(|name| uses(std::fs::read_link(folder.join(name))));
         let files = std::fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
         if places || files.into_iter().any(|file| uses(std::fs::read_link(file.path()))) {
             let name = process.stat().map_or_else(|_| "?".to_owned(), |stat| stat.comm);
@@ -335,8 +350,8 @@ pub(super) fn known_holders(path: &Path, besides: &[i32]) -> Option<String> {
     (!found.is_empty()).then(|| format!("by {}", found.join(", ")))
 }
 
-/// The processes in whose mount namespaces a filesystem of `device` is mounted, one for each namespace, for an error message.
-/// `None` when there are none that can be seen.
+/// The processes in whose mount namespaces a filesystem of `device` is mounted, one for each
+/// namespace, for an error message. `None` when there are none that can be seen.
 pub(super) fn namespaces_with(device: DeviceNumber) -> Option<String> {
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
@@ -348,7 +363,9 @@ pub(super) fn namespaces_with(device: DeviceNumber) -> Option<String> {
             continue;
         }
         let table = std::fs::read(folder.join("mountinfo")).unwrap_or_default();
-        if MountTable::parse(&table).is_ok_and(|table| table.iter().any(|mount| mount.device == device)) {
+        if MountTable::parse(&table)
+            .is_ok_and(|table| table.iter().any(|mount| mount.device == device))
+        {
             let name = process.stat().map_or_else(|_| "?".to_owned(), |stat| stat.comm);
             found.push(format!("{name} {}", process.pid));
         }
@@ -364,7 +381,8 @@ mod tests {
 
     use super::*;
 
-    /// What the kernel does to paths in the table (`mangle_path` with space, tab, newline, backslash).
+    /// What the kernel does to paths in the table (`mangle_path` with space, tab, newline,
+    /// backslash).
     fn escape(path: &[u8]) -> Vec<u8> {
         path.iter()
             .flat_map(|&byte| match byte {
@@ -396,17 +414,25 @@ mod tests {
 
     #[test]
     fn a_line_that_makes_no_sense_is_no_mount() {
-        for line in ["", "1 2 3", "98 42 7:x / /mnt rw - ext4 d rw", "98 42 7:3 / /mnt rw shared:1 ext4 d rw"]
-        {
+        for line in [
+            "",
+            "1 2 3",
+            "98 42 7:x / /mnt rw - ext4 d rw",
+            "98 42 7:3 / /mnt rw shared:1 ext4 d rw",
+        ] {
             assert_eq!(parse_line(line.as_bytes()), None, "{line}");
         }
     }
 
     #[test]
     fn the_last_mount_on_a_point_counts() {
-        let lines =
-            ["1 0 7:1 / /a rw - ext4 d rw", "2 0 7:2 / /a rw - xfs d rw", "3 0 7:1 / /ab rw - ext4 d rw"];
-        let table = MountTable(lines.iter().map(|line| parse_line(line.as_bytes()).unwrap()).collect());
+        let lines = [
+            "1 0 7:1 / /a rw - ext4 d rw",
+            "2 0 7:2 / /a rw - xfs d rw",
+            "3 0 7:1 / /ab rw - ext4 d rw",
+        ];
+        let table =
+            MountTable(lines.iter().map(|line| parse_line(line.as_bytes()).unwrap()).collect());
         assert_eq!(table.at(Path::new("/a")).unwrap().fs_type, "xfs");
         assert!(table.at(Path::new("/")).is_none());
     }

@@ -1,12 +1,14 @@
-//! The mounter `rbd-nbd`: librbd in a process of the `rbd-nbd` program, and the kernel's network block device in front of it. For
-//! images with features that krbd lacks.
+//! The mounter `rbd-nbd`: librbd in a process of the `rbd-nbd` program, and the kernel's network
+//! block device in front of it. For images with features that krbd lacks.
 //!
-//! The device carries a cookie made of the volume's own name, in /sys/block/nbdN/backend, and so does the command line of the
-//! process that serves it. So both are found again by what the kernel says, and nothing is kept in a file.
+//! The device carries a cookie made of the volume's own name, in /sys/block/nbdN/backend, and so
+//! does the command line of the process that serves it. So both are found again by what the kernel
+//! says, and nothing is kept in a file.
 //!
-//! The process has the key in its memory alone: it reads its configuration from its standard input, a file that exists in
-//! memory only. It outlives the driver, but not its container. A device whose process has gone keeps what is written to it for
-//! `reattach-timeout` seconds (30), and [`revive`] gives it a new process; without one it answers with errors then.
+//! The process has the key in its memory alone: it reads its configuration from its standard input,
+//! a file that exists in memory only. It outlives the driver, but not its container. A device whose
+//! process has gone keeps what is written to it for `reattach-timeout` seconds (30), and [`revive`]
+//! gives it a new process; without one it answers with errors then.
 //!
 //! `asok` in the volume's directory is the process's admin socket, by which [`watch`] asks it.
 //!
@@ -70,14 +72,16 @@ fn cookie(directory: &Path) -> String {
     format!("cinderblock-{}", directory.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// Refuses what cannot be mapped: without nbd anything, and an image that librbd, which `features` asks, does not open.
+/// Refuses what cannot be mapped: without nbd anything, and an image that librbd, which `features`
+/// asks, does not open.
 pub(super) fn check(key: Option<&Key>, features: impl FnOnce() -> Result<Features>) -> Result<()> {
     require_nbd()?;
     key.map(require_key).transpose()?;
     features().map(drop)
 }
 
-/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what this and the functions below promise.
+/// Attaches what is not attached, where nothing is left half-done. See [`super::attach`] for what
+/// this and the functions below promise.
 pub(super) fn attach(
     directory: &Path,
     image: &Image,
@@ -131,7 +135,9 @@ pub(super) fn revive(
 pub(super) fn confirm(directory: &Path, image: &Image, device: &Device) -> Result<()> {
     let spec = image.to_string();
     let is_of_image = |server: &Server| server.arguments.last() == Some(&spec);
-    if find(directory)? == Attachment::Live(device.clone()) && servers(directory)?.iter().all(is_of_image) {
+    if find(directory)? == Attachment::Live(device.clone())
+        && servers(directory)?.iter().all(is_of_image)
+    {
         return Ok(());
     }
     Err(Error::FailedPrecondition(format!(
@@ -140,9 +146,10 @@ pub(super) fn confirm(directory: &Path, image: &Image, device: &Device) -> Resul
     )))
 }
 
-/// The process hears of it when its image grows. That of Ceph 17 tells the kernel; that of Ceph 16 does so without the cookie, which Linux
-/// 5.14 and newer refuse, so the driver tells it. A device must never be larger than what its process takes for the image's
-/// size: it would read as zeros there, and what is written be lost without an error.
+/// The process hears of it when its image grows. That of Ceph 17 tells the kernel; that of Ceph 16
+/// does so without the cookie, which Linux 5.14 and newer refuse, so the driver tells it. A device
+/// must never be larger than what its process takes for the image's size: it would read as zeros
+/// there, and what is written be lost without an error.
 pub(super) fn refresh(
     directory: &Path,
     image: &Image,
@@ -163,7 +170,8 @@ pub(super) fn refresh(
     Ok(())
 }
 
-/// Who changes an image's size waits until all who watch it have heard of that, so a process with the watch knows.
+/// Who changes an image's size waits until all who watch it have heard of that, so a process with
+/// the watch knows.
 fn require_knowledge_of_growth(directory: &Path, image: &Image, read_only: bool) -> Result<()> {
     let why = match watch(directory) {
         _ if read_only => "has the image for reading alone",
@@ -178,10 +186,9 @@ fn require_knowledge_of_growth(directory: &Path, image: &Image, read_only: bool)
 }
 
 fn set_size(directory: &Path, device: &Device, bytes: u64) -> Result<()> {
-    let index =
-        device.name.trim_start_matches("nbd").parse().map_err(|_| {
-            Error::Internal(format!("{} is not the name of a network block device", device.name))
-        })?;
+    let index = device.name.trim_start_matches("nbd").parse().map_err(|_| {
+        Error::Internal(format!("{} is not the name of a network block device", device.name))
+    })?;
     let cookie = cookie(directory);
     let what = format!("the kernel does not give {} the size of {bytes} bytes", device.name);
     // Newer kernels wait for the I/O in flight.
@@ -245,8 +252,8 @@ pub(super) fn detach(directory: &Path) -> Result<()> {
     }
 }
 
-/// Starts a process that serves `image` on a free device, or on `device` again. It has gone into the background when this
-/// returns.
+/// Starts a process that serves `image` on a free device, or on `device` again. It has gone into
+/// the background when this returns.
 fn serve(
     directory: &Path,
     image: &Image,
@@ -272,7 +279,8 @@ fn serve(
         arguments.push("--read-only".to_owned());
     }
     for option in &options.nbd {
-        let (name, value) = option.split_once('=').map_or((option.as_str(), None), |(n, v)| (n, Some(v)));
+        let (name, value) =
+            option.split_once('=').map_or((option.as_str(), None), |(n, v)| (n, Some(v)));
         match name {
             "try-netlink" => {}
             "timeout" => arguments.push("--io-timeout".to_owned()),
@@ -299,7 +307,10 @@ fn serve(
 fn configuration(directory: &Path, image: &Image, key: Option<&Key>) -> Result<Stdio> {
     let is_address = |byte: u8| byte.is_ascii_alphanumeric() || b".:,[]/_-".contains(&byte);
     if image.monitors.is_empty() || !image.monitors.bytes().all(is_address) {
-        return Err(Error::InvalidArgument(format!("{:?} are no addresses of monitors", image.monitors)));
+        return Err(Error::InvalidArgument(format!(
+            "{:?} are no addresses of monitors",
+            image.monitors
+        )));
     }
     let auth = match key {
         None => Zeroizing::new("auth_client_required = none\n".to_owned()),
@@ -308,8 +319,8 @@ fn configuration(directory: &Path, image: &Image, key: Option<&Key>) -> Result<S
             Zeroizing::new(format!("auth_client_required = cephx\nkey = {}\n", key.expose()))
         }
     };
-    // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does. With librbd's cache a flush can say
-    // that a write is durable which has failed.
+    // No timeouts for I/O here: a volume waits out an outage of the cluster, as krbd does. With
+    // librbd's cache a flush can say that a write is durable which has failed.
     let text = Zeroizing::new(format!(
         "[global]\nmon_host = {}\nclient_mount_timeout = {MONITOR_PATIENCE}\nkeyring = /dev/null\nlog_file =\n\
          run_dir = /run\nrbd_cache = false\n{}{}",
@@ -320,7 +331,8 @@ fn configuration(directory: &Path, image: &Image, key: Option<&Key>) -> Result<S
     let failed = |error: &dyn std::fmt::Display| {
         Error::Internal(format!("cannot keep rbd-nbd's configuration in memory: {error}"))
     };
-    let mut file = File::from(memfd_create("conf", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(&error))?);
+    let mut file =
+        File::from(memfd_create("conf", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(&error))?);
     file.write_all(text.as_bytes()).and_then(|()| file.rewind()).map_err(|error| failed(&error))?;
     Ok(Stdio::from(file))
 }
@@ -331,7 +343,8 @@ fn require_key(key: &Key) -> Result<()> {
         return Ok(());
     }
     Err(Error::Unauthenticated(
-        "the Ceph key in the node-stage secret is not one as `ceph auth get-key` prints it".to_owned(),
+        "the Ceph key in the node-stage secret is not one as `ceph auth get-key` prints it"
+            .to_owned(),
     ))
 }
 
@@ -352,10 +365,12 @@ fn require_unused(directory: &Path, device: &Device) -> Result<()> {
     let path = device.path();
     let deadline = Instant::now() + BUSY_PATIENCE;
     loop {
-        // A mount in any namespace holds the device exclusively. A device without its process may not be opened at all.
+        // A mount in any namespace holds the device exclusively. A device without its process may
+        // not be opened at all.
         let opened = OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(&path);
         let is_held = opened.is_err_and(|error| error.raw_os_error() == Some(nix::libc::EBUSY));
-        let own: Vec<_> = servers(directory)?.iter().map(|server| server.process.as_raw()).collect();
+        let own: Vec<_> =
+            servers(directory)?.iter().map(|server| server.process.as_raw()).collect();
         let holders = match mount::namespaces_with(device.number) {
             Some(names) => Some(format!("by a mount in the mount namespace of {names}")),
             None if is_held => Some(mount::holders(&path, &own)),
@@ -381,12 +396,14 @@ struct Server {
 /// The volume's processes.
 fn servers(directory: &Path) -> Result<Vec<Server>> {
     let cookie = cookie(directory);
-    let processes = procfs::process::all_processes()
-        .map_err(|error| Error::Internal(format!("cannot list the processes of this node: {error}")))?;
+    let processes = procfs::process::all_processes().map_err(|error| {
+        Error::Internal(format!("cannot list the processes of this node: {error}"))
+    })?;
     // A process that cannot be read has just ended.
     let servers = processes.flatten().filter_map(|process| {
         let arguments = process.cmdline().ok()?;
-        let serves = arguments.first().is_some_and(|name| name == "rbd-nbd") && arguments.contains(&cookie);
+        let serves =
+            arguments.first().is_some_and(|name| name == "rbd-nbd") && arguments.contains(&cookie);
         serves.then(|| Server { process: Pid::from_raw(process.pid), arguments })
     });
     Ok(servers.collect())
@@ -397,7 +414,10 @@ fn stop(directory: &Path, signal: Signal) -> Result<()> {
         match signal::kill(server.process, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => {
-                return Err(Error::Internal(format!("cannot end process {}: {error}", server.process)));
+                return Err(Error::Internal(format!(
+                    "cannot end process {}: {error}",
+                    server.process
+                )));
             }
         }
     }
@@ -441,7 +461,8 @@ fn device(path: &Path) -> Result<Device> {
     Ok(Device { name, number })
 }
 
-/// Why rbd-nbd did not map `image`. Whether cluster, user and image are there was looked at before, by librbd itself.
+/// Why rbd-nbd did not map `image`. Whether cluster, user and image are there was looked at before,
+/// by librbd itself.
 fn map_error(image: &Image, key: Option<&Key>, finished: &Finished) -> Error {
     let mut words = programs::describe(Program::RbdNbd, finished);
     if let Some(key) = key {
@@ -453,12 +474,16 @@ fn map_error(image: &Image, key: Option<&Key>, finished: &Finished) -> Error {
     if words.contains("(2) No such file or directory") {
         return Error::NotFound(text);
     }
-    // The librados of rbd-nbd may be another than the driver's, and the cluster may have changed its mind.
+    // The librados of rbd-nbd may be another than the driver's, and the cluster may have changed
+    // its mind.
     if words.contains("(13) Permission denied") {
         return Error::Unauthenticated(format!("{text}; {}", user.refused()));
     }
     if words.contains("failed to decode key") {
-        return Error::FailedPrecondition(format!("{text}; {}", user.is_malformed_to("this node's rbd-nbd")));
+        return Error::FailedPrecondition(format!(
+            "{text}; {}",
+            user.is_malformed_to("this node's rbd-nbd")
+        ));
     }
     if words.contains("unknown args") {
         return Error::FailedPrecondition(format!(

@@ -1,17 +1,19 @@
 //! The node's side of [the notes](crate::notes) by which a lost node is fenced.
 //!
-//! - Every client that may write to a volume is noted before its first write: before a filesystem is checked, made or mounted,
-//!   before a raw device is handed out, before a storage daemon takes up a second opening of the image. A note that is refused
-//!   fails the operation, and what was attached is detached.
-//! - Clients of this node that are noted and not there any more (it was rebooted, a daemon was killed) are put on Ceph's blocklist
-//!   before the next client is attached.
-//! - A note goes after its client. Unstaging brings no key, so a volume's [`Notes`] are kept in memory while it is staged. After a
-//!   restart of the driver they are not there: then, and when the cluster does not answer, the removal is owed, in a file
-//!   `owed/VOLUME.json` of the state directory, and made by the next request that brings a key of the same user. A controller
-//!   that meets the note before that fences a client that is gone.
+//! - Every client that may write to a volume is noted before its first write: before a filesystem
+//!   is checked, made or mounted, before a raw device is handed out, before a storage daemon takes
+//!   up a second opening of the image. A note that is refused fails the operation, and what was
+//!   attached is detached.
+//! - Clients of this node that are noted and not there any more (it was rebooted, a daemon was
+//!   killed) are put on Ceph's blocklist before the next client is attached.
+//! - A note goes after its client. Unstaging brings no key, so a volume's [`Notes`] are kept in
+//!   memory while it is staged. After a restart of the driver they are not there: then, and when
+//!   the cluster does not answer, the removal is owed, in a file `owed/VOLUME.json` of the state
+//!   directory, and made by the next request that brings a key of the same user. A controller that
+//!   meets the note before that fences a client that is gone.
 //!
-//! A volume that was published by a version before notes, or that comes without a publish context, has no token, and its clients
-//! are not noted.
+//! A volume that was published by a version before notes, or that comes without a publish context,
+//! has no token, and its clients are not noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -60,14 +62,15 @@ impl Notes {
         Self { marks, place }
     }
 
-    /// Fences what is noted, before a client is attached: nothing is attached here, so none of them is alive.
-    /// `FailedPrecondition` when the volume was unpublished meanwhile.
+    /// Fences what is noted, before a client is attached: nothing is attached here, so none of them
+    /// is alive. `FailedPrecondition` when the volume was unpublished meanwhile.
     pub(super) fn fence_earlier(&self) -> Result<()> {
         self.replace(&BTreeSet::new())
     }
 
-    /// Notes exactly these clients, those that may write from here on, and fences any other that is noted. `FailedPrecondition`
-    /// when the volume was unpublished meanwhile: the clients must not write.
+    /// Notes exactly these clients, those that may write from here on, and fences any other that is
+    /// noted. `FailedPrecondition` when the volume was unpublished meanwhile: the clients must not
+    /// write.
     pub(super) fn replace(&self, addresses: &BTreeSet<String>) -> Result<()> {
         let (addresses, image) = (addresses.clone(), self.marks.image().name.clone());
         self.change("note the clients of", PATIENCE, move |pool, entry| {
@@ -89,9 +92,12 @@ impl Notes {
 
     /// Notes a further client. Errors as [`Notes::replace`].
     pub(super) fn add(&self, address: &str) -> Result<()> {
-        let (addresses, image) = (BTreeSet::from([address.to_owned()]), self.marks.image().name.clone());
-        self.change("note a client of", PATIENCE, move |pool, entry| add(pool, &image, entry, &addresses))
-            .and_then(|published| self.require_publication(published))
+        let (addresses, image) =
+            (BTreeSet::from([address.to_owned()]), self.marks.image().name.clone());
+        self.change("note a client of", PATIENCE, move |pool, entry| {
+            add(pool, &image, entry, &addresses)
+        })
+        .and_then(|published| self.require_publication(published))
     }
 
     /// Removes the notes of clients that are gone. Fine when the volume is unpublished.
@@ -169,7 +175,12 @@ fn change_once(
 }
 
 /// Adds clients of `image` that are not noted yet.
-fn add(pool: &dyn Pool, image: &str, entry: &mut Entry, addresses: &BTreeSet<String>) -> rbd::Result<()> {
+fn add(
+    pool: &dyn Pool,
+    image: &str,
+    entry: &mut Entry,
+    addresses: &BTreeSet<String>,
+) -> rbd::Result<()> {
     for address in addresses {
         if !entry.clients.iter().any(|client| client.address == *address) {
             let image_id = pool.image_id(image)?.unwrap_or_default();
@@ -179,13 +190,14 @@ fn add(pool: &dyn Pool, image: &str, entry: &mut Entry, addresses: &BTreeSet<Str
     Ok(())
 }
 
-/// What tells this run of the kernel from any other. It is for people; "" where the kernel does not say.
+/// What tells this run of the kernel from any other. It is for people; "" where the kernel does not
+/// say.
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// The addresses of the watchers that librbd in one of these processes registered. The cookie of a watch is the address of an object
-/// in the memory of the process.
+/// The addresses of the watchers that librbd in one of these processes registered. The cookie of a
+/// watch is the address of an object in the memory of the process.
 pub(super) fn clients_of(
     processes: impl IntoIterator<Item = i32>,
     watchers: &[Watcher],
@@ -197,7 +209,8 @@ pub(super) fn clients_of(
         })?;
         let writable = |cookie: u64| {
             maps.iter().any(|map| {
-                map.perms.contains(MMPermissions::WRITE) && (map.address.0..map.address.1).contains(&cookie)
+                map.perms.contains(MMPermissions::WRITE)
+                    && (map.address.0..map.address.1).contains(&cookie)
             })
         };
         let own = watchers.iter().filter(|watcher| writable(watcher.cookie));
@@ -248,7 +261,8 @@ impl Ledger {
         self.lock().remove(volume_id);
     }
 
-    /// Removes the notes of a volume that was detached, or writes down that it is owed. `name` is that of the volume's directory.
+    /// Removes the notes of a volume that was detached, or writes down that it is owed. `name` is
+    /// that of the volume's directory.
     pub(super) fn release(&self, volume_id: &str, name: &str, image: &Image, noted: &Noted) {
         let kept = self.lock().remove(volume_id).filter(|notes| notes.place == noted.place);
         if noted.addresses.is_empty() {
@@ -287,8 +301,8 @@ impl Ledger {
         }
     }
 
-    /// Removes the notes that are owed in the cluster of `image`, as its user; `marks` are those of an image. What fails stays owed,
-    /// and what comes after a cluster that does not answer.
+    /// Removes the notes that are owed in the cluster of `image`, as its user; `marks` are those of
+    /// an image. What fails stays owed, and what comes after a cluster that does not answer.
     pub(super) fn settle(&self, image: &Image, marks: impl Fn(&Image) -> Marks) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -296,7 +310,8 @@ impl Ledger {
                 continue;
             }
             let read = fs::read(&path).map_err(|error| error.to_string());
-            let owed = read.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+            let owed = read
+                .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
             let Owed { image: other, noted } = match owed {
                 Ok(owed) => owed,
                 Err(error) => {
@@ -308,7 +323,9 @@ impl Ledger {
                 continue;
             }
             let removed = Notes::new(marks(&other), noted.place).remove(&noted.addresses);
-            match removed.and_then(|()| fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))) {
+            match removed
+                .and_then(|()| fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e)))
+            {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(image = %other, %error, "a note is still not removed");
@@ -390,7 +407,10 @@ mod tests {
         /// A client that has the image open, and whether it may still write.
         fn client(&self) -> (String, impl Fn() -> bool + use<>) {
             let cluster = self.model.connect().cluster();
-            let image = cluster.pool("rbd", "").unwrap().open_image(ImageKey::Name("i"), OpenMode::ReadWrite);
+            let image = cluster
+                .pool("rbd", "")
+                .unwrap()
+                .open_image(ImageKey::Name("i"), OpenMode::ReadWrite);
             let image = image.unwrap();
             (cluster.address().unwrap(), move || image.write_at(0, b"x").is_ok())
         }

@@ -1,13 +1,14 @@
 //! The grammar of the mount and mkfs options a StorageClass may give.
 //!
-//! Options reach programs as single arguments and never a shell, but the programs themselves read more into some of
-//! them than a StorageClass may ask for: other devices, files of the node, force. What is not allowed here is
-//! `InvalidArgument`.
+//! Options reach programs as single arguments and never a shell, but the programs themselves read
+//! more into some of them than a StorageClass may ask for: other devices, files of the node, force.
+//! What is not allowed here is `InvalidArgument`.
 
 use super::error::{Error, Result};
 use super::filesystem::FsType;
 
-/// Options that mount(8) or the kernel would take for something else than a property of this one mount.
+/// Options that mount(8) or the kernel would take for something else than a property of this one
+/// mount.
 const REFUSED_MOUNT_OPTIONS: [&str; 16] = [
     "bind",
     "encryption",
@@ -27,18 +28,21 @@ const REFUSED_MOUNT_OPTIONS: [&str; 16] = [
     "users",
 ];
 
-/// Checks one mount option: `name` or `name=value`. Names are lower-case words; values hold no path. The value of an
-/// SELinux `context` may stand in double quotes and then hold commas.
+/// Checks one mount option: `name` or `name=value`. Names are lower-case words; values hold no
+/// path. The value of an SELinux `context` may stand in double quotes and then hold commas.
 pub(crate) fn check_mount_option(option: &str) -> Result<()> {
-    let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+    let (name, value) =
+        option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
     let is_word = |text: &str| {
-        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        !text.is_empty()
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
-    let is_value = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:+-".contains(&b));
+    let is_value =
+        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:+-".contains(&b));
     let is_label = |text: &str| {
-        text.strip_prefix('"')
-            .and_then(|text| text.strip_suffix('"'))
-            .is_some_and(|text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:+-,".contains(&b)))
+        text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).is_some_and(|text| {
+            text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.:+-,".contains(&b))
+        })
     };
     let value_is_fine =
         value.is_none_or(|value| is_value(value) || name.ends_with("context") && is_label(value));
@@ -59,8 +63,8 @@ enum Takes {
     Value,
 }
 
-/// The options of mkfs that describe a filesystem. Left out: force, dry runs, all that names other devices or files, and
-/// the UUID, which the driver chooses to know its own work by.
+/// The options of mkfs that describe a filesystem. Left out: force, dry runs, all that names other
+/// devices or files, and the UUID, which the driver chooses to know its own work by.
 fn mkfs_option(fs_type: FsType, letter: char) -> Option<Takes> {
     let (flags, valued) = match fs_type {
         FsType::Ext4 => ("j", "bCEgGiIJLmNOT"),
@@ -73,8 +77,8 @@ fn mkfs_option(fs_type: FsType, letter: char) -> Option<Takes> {
     }
 }
 
-/// Splits `options` as given in a StorageClass into arguments for mkfs of `fs_type`: single-letter options, their
-/// values attached or apart.
+/// Splits `options` as given in a StorageClass into arguments for mkfs of `fs_type`: single-letter
+/// options, their values attached or apart.
 pub(crate) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<String>> {
     let refuse = |word: &str| {
         Error::InvalidArgument(format!(
@@ -84,9 +88,9 @@ pub(crate) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<Strin
     let is_value = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '^')
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_=,.:^%-".contains(&b))
-            && !text
-                .split(',')
-                .any(|part| ["name", "file", "device", "logdev", "rtdev", "uuid"].contains(&key(part)))
+            && !text.split(',').any(|part| {
+                ["name", "file", "device", "logdev", "rtdev", "uuid"].contains(&key(part))
+            })
     };
     let mut arguments = Vec::new();
     let mut words = options.split_ascii_whitespace();
@@ -98,7 +102,8 @@ pub(crate) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<Strin
             Takes::Nothing if attached.is_empty() => arguments.push(format!("-{letter}")),
             Takes::Nothing => return Err(refuse(word)),
             Takes::Value => {
-                let value = if attached.is_empty() { words.next().unwrap_or_default() } else { attached };
+                let value =
+                    if attached.is_empty() { words.next().unwrap_or_default() } else { attached };
                 if !is_value(value) {
                     return Err(refuse(&format!("-{letter} {value}")));
                 }
@@ -109,9 +114,12 @@ pub(crate) fn mkfs_arguments(fs_type: FsType, options: &str) -> Result<Vec<Strin
     Ok(arguments)
 }
 
-/// Checks options for mkfs before it is known which filesystem they are for. `InvalidArgument` when no filesystem takes them.
+/// Checks options for mkfs before it is known which filesystem they are for. `InvalidArgument` when
+/// no filesystem takes them.
 pub fn check_mkfs_options(options: &str) -> Result<()> {
-    mkfs_arguments(FsType::Xfs, options).or_else(|_| mkfs_arguments(FsType::Ext4, options)).map(drop)
+    mkfs_arguments(FsType::Xfs, options)
+        .or_else(|_| mkfs_arguments(FsType::Ext4, options))
+        .map(drop)
 }
 
 /// `key` of `key=value`.
@@ -162,7 +170,10 @@ mod tests {
             r#"context="a",bind"#,
             "-o",
         ] {
-            assert!(matches!(check_mount_option(option), Err(Error::InvalidArgument(_))), "{option}");
+            assert!(
+                matches!(check_mount_option(option), Err(Error::InvalidArgument(_))),
+                "{option}"
+            );
         }
     }
 
@@ -173,20 +184,33 @@ mod tests {
             arguments(FsType::Ext4, " -m0  -Enodiscard,lazy_itable_init=1 -O ^has_journal -j"),
             "-m 0 -E nodiscard,lazy_itable_init=1 -O ^has_journal -j"
         );
-        assert_eq!(arguments(FsType::Xfs, "-K -m reflink=0 -ssize=4096"), "-K -m reflink=0 -s size=4096");
+        assert_eq!(
+            arguments(FsType::Xfs, "-K -m reflink=0 -ssize=4096"),
+            "-K -m reflink=0 -s size=4096"
+        );
         assert_eq!(arguments(FsType::Xfs, ""), "");
     }
 
     #[test]
     fn mkfs_options_with_other_powers_are_refused() {
-        let ext4 =
-            ["-F", "-jF", "-n", "-q", "-m", "-m -F", "/dev/sda", "x", "-", "--help", "-d /etc", "-L a;b"];
+        let ext4 = [
+            "-F", "-jF", "-n", "-q", "-m", "-m -F", "/dev/sda", "x", "-", "--help", "-d /etc",
+            "-L a;b",
+        ];
         let journal = ["-J device=UUID=1", "-Jsize=4,device=LABEL=x"];
-        let xfs =
-            ["-f", "-N", "-p proto", "-d name=x,file", "-l logdev=x", "-r rtdev=x", "-d size=4k,file=1"];
+        let xfs = [
+            "-f",
+            "-N",
+            "-p proto",
+            "-d name=x,file",
+            "-l logdev=x",
+            "-r rtdev=x",
+            "-d size=4k,file=1",
+        ];
         let cases = ext4.iter().chain(&journal).map(|options| (FsType::Ext4, *options));
         for (fs_type, options) in cases.chain(xfs.iter().map(|options| (FsType::Xfs, *options))) {
-            let refused = matches!(mkfs_arguments(fs_type, options), Err(Error::InvalidArgument(_)));
+            let refused =
+                matches!(mkfs_arguments(fs_type, options), Err(Error::InvalidArgument(_)));
             assert!(refused, "mkfs.{fs_type} {options}");
         }
     }

@@ -1,8 +1,9 @@
 //! A path that an orchestrator names, and where it really is.
 //!
-//! Staging and target paths lie in folders that pods have a part in, and whoever may swap a folder for a link between a check
-//! and a mount has the node's own files mounted over, or shown to a pod. So a path is walked once, from the root, through
-//! directories alone, no links; what is walked to is held open, and everything afterwards goes through what is held.
+//! Staging and target paths lie in folders that pods have a part in, and whoever may swap a folder
+//! for a link between a check and a mount has the node's own files mounted over, or shown to a pod.
+//! So a path is walked once, from the root, through directories alone, no links; what is walked to
+//! is held open, and everything afterwards goes through what is held.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,10 +25,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Walks to `path`. `InvalidArgument` unless it is absolute and free of `.` and `..`; `FailedPrecondition` when something on
-    /// the way is a link, or no directory; `None` when the parent is not there.
+    /// Walks to `path`. `InvalidArgument` unless it is absolute and free of `.` and `..`;
+    /// `FailedPrecondition` when something on the way is a link, or no directory; `None` when the
+    /// parent is not there.
     pub(super) fn find(path: &Path) -> Result<Option<Self>> {
-        let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        let plain =
+            path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
         let (Some(parent_path), Some(name), true, true) =
             (path.parent(), path.file_name(), path.is_absolute(), plain)
         else {
@@ -37,8 +40,8 @@ impl Place {
             )));
         };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut parent =
-            open("/", flags, Mode::empty()).map_err(|error| Error::io("open", Path::new("/"), error))?;
+        let mut parent = open("/", flags, Mode::empty())
+            .map_err(|error| Error::io("open", Path::new("/"), error))?;
         let mut walked = PathBuf::from("/");
         for part in parent_path.components().skip(1) {
             walked.push(part);
@@ -46,7 +49,8 @@ impl Place {
                 Ok(directory) => directory,
                 Err(Errno::ENOENT) => return Ok(None),
                 Err(Errno::ENOTDIR) => {
-                    let is_link = is_kind(stat(&parent, part.as_os_str())?.as_ref(), SFlag::S_IFLNK);
+                    let is_link =
+                        is_kind(stat(&parent, part.as_os_str())?.as_ref(), SFlag::S_IFLNK);
                     let what = if is_link { "a symbolic link" } else { "no directory" };
                     return Err(Error::FailedPrecondition(format!(
                         "{} is {what}, and paths are followed through directories alone: name the real path",
@@ -64,7 +68,8 @@ impl Place {
         &self.path
     }
 
-    /// A path to the same name that passes through nothing but the directory held open. It lives as long as this does.
+    /// A path to the same name that passes through nothing but the directory held open. It lives as
+    /// long as this does.
     pub(super) fn pinned(&self) -> PathBuf {
         pinned(&self.parent).join(&self.name)
     }
@@ -127,7 +132,10 @@ mod tests {
     #[test]
     fn relative_and_dotted_paths_are_refused() {
         for path in ["some/path", "", "/a/../b", "/", ".."] {
-            assert!(matches!(Place::find(Path::new(path)), Err(Error::InvalidArgument(_))), "{path}");
+            assert!(
+                matches!(Place::find(Path::new(path)), Err(Error::InvalidArgument(_))),
+                "{path}"
+            );
         }
         assert!(Place::find(Path::new("/no such parent/x")).unwrap().is_none());
     }
@@ -141,7 +149,10 @@ mod tests {
         std::fs::write(folder.path().join("file"), "").unwrap();
         for (name, word) in [("link/target", "symbolic link"), ("file/target", "no directory")] {
             let refused = Place::find(&folder.path().join(name)).unwrap_err();
-            assert!(matches!(&refused, Error::FailedPrecondition(text) if text.contains(word)), "{refused}");
+            assert!(
+                matches!(&refused, Error::FailedPrecondition(text) if text.contains(word)),
+                "{refused}"
+            );
         }
         // The name itself may be anything; nobody follows it.
         let link = Place::find(&folder.path().join("link")).unwrap().unwrap();
@@ -167,8 +178,9 @@ mod tests {
     #[test]
     fn what_is_mounted_is_told_from_what_is_not() {
         let table = MountTable::read().unwrap();
-        let mount =
-            |path: &str| Place::find(Path::new(path)).unwrap().unwrap().mount(&table).unwrap().cloned();
+        let mount = |path: &str| {
+            Place::find(Path::new(path)).unwrap().unwrap().mount(&table).unwrap().cloned()
+        };
         assert_eq!(mount("/proc").unwrap().fs_type, "proc");
         assert_eq!(mount("/proc/self"), None);
         assert_eq!(mount("/no such path"), None);

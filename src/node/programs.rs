@@ -3,10 +3,11 @@
 //! Promises:
 //!
 //! - A program is taken from a fixed list of directories; `PATH` has no say.
-//! - Arguments are passed as they are. No shell, an environment of `LC_ALL=C` alone, and an empty standard input unless the
-//!   caller gives one ([`run_with`]).
-//! - Every run has a deadline. A program that passes it is killed; one that cannot be killed (it waits in the kernel
-//!   for a device that does not answer) is left behind, and the error names its process.
+//! - Arguments are passed as they are. No shell, an environment of `LC_ALL=C` alone, and an empty
+//!   standard input unless the caller gives one ([`run_with`]).
+//! - Every run has a deadline. A program that passes it is killed; one that cannot be killed (it
+//!   waits in the kernel for a device that does not answer) is left behind, and the error names its
+//!   process.
 //!
 //! No argument may hold a secret: arguments are readable by everyone on the node.
 
@@ -120,17 +121,20 @@ pub(super) struct Finished {
     pub(super) output: String,
 }
 
-/// Checks that the programs every node needs are installed. `FailedPrecondition` naming the first that is not.
+/// Checks that the programs every node needs are installed. `FailedPrecondition` naming the first
+/// that is not.
 pub(super) fn check() -> Result<()> {
     Program::ALWAYS.into_iter().try_for_each(|program| program.path().map(drop))
 }
 
-/// Runs `program` and returns how it ended, whatever its exit code. `Unavailable` when it passed its deadline.
+/// Runs `program` and returns how it ended, whatever its exit code. `Unavailable` when it passed
+/// its deadline.
 pub(super) fn run(program: Program, arguments: &[&OsStr]) -> Result<Finished> {
     run_with(program, arguments, Stdio::null(), OsStr::new(program.entry().0))
 }
 
-/// The same with a standard input. The process calls itself `title`, by which it is found in the process table.
+/// The same with a standard input. The process calls itself `title`, by which it is found in the
+/// process table.
 pub(super) fn run_with(
     program: Program,
     arguments: &[&OsStr],
@@ -139,7 +143,8 @@ pub(super) fn run_with(
 ) -> Result<Finished> {
     let (name, _, seconds) = program.entry();
     let path = program.path()?;
-    let failed = |error: &dyn std::fmt::Display| Error::Internal(format!("cannot run {name}: {error}"));
+    let failed =
+        |error: &dyn std::fmt::Display| Error::Internal(format!("cannot run {name}: {error}"));
 
     // A file rather than pipes: a grandchild that keeps its standard output open cannot hold us up.
     let mut output =
@@ -157,7 +162,9 @@ pub(super) fn run_with(
         .map_err(|error| failed(&error))?;
     kill::step(&format!("{name} begun"));
 
-    let Some(status) = wait(&mut child, Duration::from_secs(seconds)).map_err(|error| failed(&error))? else {
+    let Some(status) =
+        wait(&mut child, Duration::from_secs(seconds)).map_err(|error| failed(&error))?
+    else {
         return Err(give_up(name, seconds, child));
     };
     kill::step(&format!("{name} ended"));
@@ -179,7 +186,8 @@ pub(super) fn succeed(program: Program, arguments: &[&OsStr]) -> Result<String> 
 
 /// One line for an error: the program, how it ended, what it said.
 pub(super) fn describe(program: Program, finished: &Finished) -> String {
-    let end = finished.code.map_or_else(|| "was killed".to_owned(), |code| format!("ended with {code}"));
+    let end =
+        finished.code.map_or_else(|| "was killed".to_owned(), |code| format!("ended with {code}"));
     let output = finished.output.split_whitespace().collect::<Vec<_>>().join(" ");
     format!("{} {end}: {output}", program.entry().0)
 }
@@ -224,7 +232,8 @@ mod tests {
         let finished = run(Program::Blockdev, &["--getsz".as_ref(), "/nowhere".as_ref()]).unwrap();
         assert_eq!(finished.code, Some(1));
         assert!(finished.output.contains("/nowhere"), "{}", finished.output);
-        let error = succeed(Program::Blockdev, &["--getsz".as_ref(), "/nowhere".as_ref()]).unwrap_err();
+        let error =
+            succeed(Program::Blockdev, &["--getsz".as_ref(), "/nowhere".as_ref()]).unwrap_err();
         assert!(
             matches!(&error, Error::Internal(text) if text.starts_with("blockdev ended with 1: ")),
             "{error}"
@@ -238,7 +247,10 @@ mod tests {
         let mut child = child;
         assert!(wait(&mut child, Duration::from_millis(20)).unwrap().is_none());
         let error = give_up("sleep", 0, child);
-        assert!(matches!(&error, Error::Unavailable(text) if text.contains("was killed")), "{error}");
+        assert!(
+            matches!(&error, Error::Unavailable(text) if text.contains("was killed")),
+            "{error}"
+        );
         assert!(!Path::new(&format!("/proc/{process}")).exists());
     }
 }

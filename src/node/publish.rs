@@ -1,11 +1,12 @@
-//! Publishing: show a staged volume to a pod at a target path. Unpublishing: take it away from there.
+//! Publishing: show a staged volume to a pod at a target path. Unpublishing: take it away from
+//! there.
 //!
-//! A filesystem is a bind mount of the staging path, a block volume a bind mount of its device node on a file. What is
-//! bound is checked before and after against the mount table, so that a directory of the node's own disk never poses
-//! as a volume.
+//! A filesystem is a bind mount of the staging path, a block volume a bind mount of its device node
+//! on a file. What is bound is checked before and after against the mount table, so that a
+//! directory of the node's own disk never poses as a volume.
 //!
-//! Crash points: the record names the target before anything is made there. A target that is named but not mounted
-//! counts for nothing; publishing or unpublishing again finishes the work.
+//! Crash points: the record names the target before anything is made there. A target that is named
+//! but not mounted counts for nothing; publishing or unpublishing again finishes the work.
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -39,9 +40,10 @@ pub struct Publish {
 }
 
 impl Node {
-    /// Publishes a staged volume at a target path. The same again is fine; other arguments for the same target are
-    /// `AlreadyExists`; a second target is `FailedPrecondition` for modes that allow one. `FailedPrecondition` too when the
-    /// volume is not staged, or its staging path shows something else.
+    /// Publishes a staged volume at a target path. The same again is fine; other arguments for the
+    /// same target are `AlreadyExists`; a second target is `FailedPrecondition` for modes that
+    /// allow one. `FailedPrecondition` too when the volume is not staged, or its staging path shows
+    /// something else.
     pub fn publish(&self, request: &Publish) -> Result<()> {
         request.capability.check()?;
         let directory = self.volume(&request.volume_id);
@@ -76,12 +78,14 @@ impl Node {
                     )));
                 }
                 Some(_) if as_mounted => return Ok(()),
-                // A publish that stopped between the bind and making it read-only, or whose record is gone.
+                // A publish that stopped between the bind and making it read-only, or whose record
+                // is gone.
                 _ => mount::unbind(&target)?,
             }
         }
 
-        let in_use = |path: &Path| table.at(path).is_some_and(|mount| is_of_volume(&record, &device, mount));
+        let in_use =
+            |path: &Path| table.at(path).is_some_and(|mount| is_of_volume(&record, &device, mount));
         let others: Vec<_> = record
             .targets
             .iter()
@@ -93,15 +97,17 @@ impl Node {
         record.targets.insert(path, wanted.clone());
         directory.save(&record)?;
         let made = make_target(&target, record.is_block())?;
-        show(&record, &device, &target, wanted.read_only).map_err(|error| match unmake(&target, made) {
-            Ok(()) => error,
-            Err(undo) => error.with_failed_undo(&undo),
+        show(&record, &device, &target, wanted.read_only).map_err(|error| {
+            match unmake(&target, made) {
+                Ok(()) => error,
+                Err(undo) => error.with_failed_undo(&undo),
+            }
         })
     }
 
-    /// Takes a volume away from a target path and removes the directory or file there. A volume that is not published
-    /// there is fine. `FailedPrecondition` when something else is mounted there, when files lie there, or when it is in
-    /// use.
+    /// Takes a volume away from a target path and removes the directory or file there. A volume
+    /// that is not published there is fine. `FailedPrecondition` when something else is mounted
+    /// there, when files lie there, or when it is in use.
     pub fn unpublish(&self, volume_id: &str, target_path: &Path) -> Result<()> {
         let directory = self.volume(volume_id);
         let record = directory.load()?;
@@ -114,7 +120,8 @@ impl Node {
             None => None,
         };
         while let Some(mount) = target.mount(&MountTable::read()?)? {
-            if !device.as_ref().is_some_and(|(record, device)| is_of_volume(record, device, mount)) {
+            if !device.as_ref().is_some_and(|(record, device)| is_of_volume(record, device, mount))
+            {
                 return Err(Error::foreign_mount(target.path()));
             }
             mount::unbind(&target)?;
@@ -131,8 +138,10 @@ impl Node {
 
 /// The record and device of a volume that is staged as the request says.
 fn staged(directory: &VolumeDirectory, request: &Publish) -> Result<(Record, Device)> {
-    let refuse = |why: String| Error::FailedPrecondition(format!("volume {}: {why}", request.volume_id));
-    let record = directory.load()?.ok_or_else(|| refuse("it is not staged on this node".to_owned()))?;
+    let refuse =
+        |why: String| Error::FailedPrecondition(format!("volume {}: {why}", request.volume_id));
+    let record =
+        directory.load()?.ok_or_else(|| refuse("it is not staged on this node".to_owned()))?;
     let staging = Place::find(&request.staging_path)?;
     if staging.is_none_or(|staging| staging.path() != record.staging_path) {
         return Err(refuse(format!(
@@ -143,7 +152,9 @@ fn staged(directory: &VolumeDirectory, request: &Publish) -> Result<(Record, Dev
     }
     if record.is_block() != (request.capability.access == Access::Block) {
         let staged_as = if record.is_block() { "a block device" } else { "a filesystem" };
-        return Err(refuse(format!("it is staged as {staged_as}, and cannot be published as anything else")));
+        return Err(refuse(format!(
+            "it is staged as {staged_as}, and cannot be published as anything else"
+        )));
     }
     match record.mounter.find(directory.path())? {
         Attachment::Live(device) => Ok((record, device)),
@@ -155,7 +166,8 @@ fn staged(directory: &VolumeDirectory, request: &Publish) -> Result<(Record, Dev
     }
 }
 
-/// Refuses a staging path that does not show the volume, or shows a filesystem the kernel has given up writing to.
+/// Refuses a staging path that does not show the volume, or shows a filesystem the kernel has given
+/// up writing to.
 fn require_healthy(record: &Record, device: &Device, table: &MountTable) -> Result<()> {
     if record.is_block() {
         return Ok(());
@@ -172,9 +184,9 @@ fn require_healthy(record: &Record, device: &Device, table: &MountTable) -> Resu
             Ok(())
         }
         Some(_) => Err(Error::foreign_mount(&record.staging_path)),
-        None => {
-            Err(Error::FailedPrecondition(format!("the volume is not mounted at {staging}: stage it again")))
-        }
+        None => Err(Error::FailedPrecondition(format!(
+            "the volume is not mounted at {staging}: stage it again"
+        ))),
     }
 }
 
@@ -191,7 +203,8 @@ fn require_compatible(
                 path.display()
             )));
         }
-        // A device node has no read-only mounts: opening it for writing is refused by the device or by nobody.
+        // A device node has no read-only mounts: opening it for writing is refused by the device or
+        // by nobody.
         if record.is_block() && other.read_only != wanted.read_only {
             return Err(Error::FailedPrecondition(format!(
                 "a block device is read-only for all or for none, and the volume is published at {} {}",
@@ -230,7 +243,11 @@ fn make_target(target: &Place, is_block: bool) -> Result<Made> {
     };
     if is_block {
         let is_empty_file = is_kind(Some(&stat), SFlag::S_IFREG) && stat.st_size == 0;
-        return if is_empty_file { Ok(Made::Nothing) } else { refuse("something else than an empty file") };
+        return if is_empty_file {
+            Ok(Made::Nothing)
+        } else {
+            refuse("something else than an empty file")
+        };
     }
     if !is_kind(Some(&stat), SFlag::S_IFDIR) {
         return refuse("not a directory");
@@ -251,8 +268,10 @@ fn show(record: &Record, device: &Device, target: &Place, read_only: bool) -> Re
     };
     let source = if record.is_block() { device.path() } else { record.staging_path.clone() };
     // What is looked at is what is bound, whatever its path comes to mean.
-    let source = Place::find(&source)?.and_then(|place| place.hold().transpose()).ok_or_else(changed)??;
-    let stat = nix::sys::stat::fstat(&source).map_err(|error| Error::io("look at", target.path(), error))?;
+    let source =
+        Place::find(&source)?.and_then(|place| place.hold().transpose()).ok_or_else(changed)??;
+    let stat = nix::sys::stat::fstat(&source)
+        .map_err(|error| Error::io("look at", target.path(), error))?;
     if record.is_block() {
         if !is_kind(Some(&stat), SFlag::S_IFBLK) || stat.st_rdev != device.number {
             return Err(changed());
@@ -270,7 +289,8 @@ fn show(record: &Record, device: &Device, target: &Place, read_only: bool) -> Re
     }
     let table = MountTable::read()?;
     let shown = target.mount(&table)?.is_some_and(|mount| {
-        is_of_volume(record, device, mount) && (record.is_block() || !read_only || mount.is_read_only())
+        is_of_volume(record, device, mount)
+            && (record.is_block() || !read_only || mount.is_read_only())
     });
     if shown { Ok(()) } else { Err(changed()) }
 }
@@ -286,7 +306,8 @@ fn unmake(target: &Arc<Place>, made: Made) -> Result<()> {
     }
 }
 
-/// Removes an empty directory or an empty file. What holds anything stays, and is `FailedPrecondition`.
+/// Removes an empty directory or an empty file. What holds anything stays, and is
+/// `FailedPrecondition`.
 fn remove_target(target: &Place) -> Result<()> {
     let not_ours = || {
         Error::FailedPrecondition(format!(
@@ -333,7 +354,10 @@ mod tests {
             assert!(!path(name).exists(), "{name}");
         }
         for name in ["full", "data", "link"] {
-            assert!(matches!(remove_target(&place(name)), Err(Error::FailedPrecondition(_))), "{name}");
+            assert!(
+                matches!(remove_target(&place(name)), Err(Error::FailedPrecondition(_))),
+                "{name}"
+            );
         }
         assert!(path("full/data").exists() && path("link").exists());
     }
@@ -354,6 +378,9 @@ mod tests {
             );
         }
         std::fs::write(path("directory/data"), "x").unwrap();
-        assert!(matches!(make_target(&place("directory"), false), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(
+            make_target(&place("directory"), false),
+            Err(Error::FailedPrecondition(_))
+        ));
     }
 }

@@ -1,4 +1,5 @@
-//! A client for QMP, the control protocol of the qemu-storage-daemon: one JSON object per line over a unix socket.
+//! A client for QMP, the control protocol of the qemu-storage-daemon: one JSON object per line over
+//! a unix socket.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -28,7 +29,8 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects to the daemon that listens on `socket`. `Unavailable` when none does or it does not answer.
+    /// Connects to the daemon that listens on `socket`. `Unavailable` when none does or it does not
+    /// answer.
     pub(super) fn connect(socket: &Path) -> Result<Self> {
         let connected = UnixStream::connect(socket).and_then(|stream| {
             stream.set_read_timeout(Some(PATIENCE))?;
@@ -47,7 +49,8 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs `command`. The outer error is a broken conversation (`Unavailable`), the inner one the daemon's refusal.
+    /// Runs `command`. The outer error is a broken conversation (`Unavailable`), the inner one the
+    /// daemon's refusal.
     pub(super) fn execute(
         &mut self,
         command: &str,
@@ -58,16 +61,19 @@ impl Qmp {
 
     /// Runs `command`, whose refusal is a mistake of ours: `Internal`.
     pub(super) fn require(&mut self, command: &str, arguments: &Value) -> Result<Value> {
-        self.execute(command, arguments)?
-            .map_err(|refusal| Error::Internal(format!("the storage daemon refused {command}: {refusal}")))
+        self.execute(command, arguments)?.map_err(|refusal| {
+            Error::Internal(format!("the storage daemon refused {command}: {refusal}"))
+        })
     }
 
-    /// Gives the daemon a Ceph key as its secret `id`. The key goes over the socket into the daemon's memory.
-    /// `InvalidArgument`, without repeating it, when it cannot be a key.
+    /// Gives the daemon a Ceph key as its secret `id`. The key goes over the socket into the
+    /// daemon's memory. `InvalidArgument`, without repeating it, when it cannot be a key.
     pub(super) fn add_secret(&mut self, id: &str, key: &Key) -> Result<()> {
         let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
         let not_a_key = || {
-            Error::InvalidArgument("the Ceph key is not base64 as `ceph auth get-key` prints it".to_owned())
+            Error::InvalidArgument(
+                "the Ceph key is not base64 as `ceph auth get-key` prints it".to_owned(),
+            )
         };
         if !key.expose().bytes().all(is_base64) {
             return Err(not_a_key());
@@ -101,9 +107,10 @@ impl Qmp {
         let read =
             self.stream.by_ref().take(ANSWER_LIMIT).read_line(&mut line).map_err(|error| {
                 match error.kind() {
-                    ErrorKind::WouldBlock => {
-                        broken(&format_args!("no word within {} s, perhaps Ceph is down", PATIENCE.as_secs()))
-                    }
+                    ErrorKind::WouldBlock => broken(&format_args!(
+                        "no word within {} s, perhaps Ceph is down",
+                        PATIENCE.as_secs()
+                    )),
                     _ => broken(&error),
                 }
             })?;
@@ -179,9 +186,12 @@ mod tests {
     fn a_refused_secret_is_not_repeated() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("s");
-        let daemon =
-            daemon(&socket, &["{\"return\": {}}\n", "{\"error\": {\"desc\": \"bad data AQBcanary==\"}}\n"]);
-        let error = Qmp::connect(&socket).unwrap().add_secret("key", &Key::new("AQBcanary==")).unwrap_err();
+        let daemon = daemon(
+            &socket,
+            &["{\"return\": {}}\n", "{\"error\": {\"desc\": \"bad data AQBcanary==\"}}\n"],
+        );
+        let error =
+            Qmp::connect(&socket).unwrap().add_secret("key", &Key::new("AQBcanary==")).unwrap_err();
         assert!(!error.to_string().contains("canary"), "{error}");
         let sent: Value = serde_json::from_str(&daemon.join().unwrap()[1]).unwrap();
         assert_eq!(sent["arguments"]["data"], "AQBcanary==");

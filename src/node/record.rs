@@ -1,8 +1,9 @@
 //! What the node remembers of a volume: one directory per volume under the state directory.
 //!
-//! The record is written before anything is attached and removed after everything is detached, so whatever an
-//! interrupted operation left is found through it. It says what was asked for; what is true is read from the kernel each
-//! time. It holds no key. A record that cannot be read is an error and never "no such volume".
+//! The record is written before anything is attached and removed after everything is detached, so
+//! whatever an interrupted operation left is found through it. It says what was asked for; what is
+//! true is read from the kernel each time. It holds no key. A record that cannot be read is an
+//! error and never "no such volume".
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
@@ -78,8 +79,8 @@ impl Record {
 pub(super) struct VolumeDirectory(PathBuf);
 
 impl VolumeDirectory {
-    /// The directory of `volume_id`. Its name is a digest: a volume id may be longer than a file name, and the paths
-    /// of unix sockets are short.
+    /// The directory of `volume_id`. Its name is a digest: a volume id may be longer than a file
+    /// name, and the paths of unix sockets are short.
     pub(super) fn new(state_directory: &Path, volume_id: &str) -> Self {
         let mut half = [0; 16];
         half.copy_from_slice(&Sha256::digest(volume_id.as_bytes())[..16]);
@@ -124,7 +125,8 @@ impl VolumeDirectory {
     pub(super) fn save(&self, record: &Record) -> Result<()> {
         let failed = |error: std::io::Error| Error::io("write the record in", &self.0, error);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)?;
-        let text = serde_json::to_vec_pretty(record).map_err(std::io::Error::from).map_err(failed)?;
+        let text =
+            serde_json::to_vec_pretty(record).map_err(std::io::Error::from).map_err(failed)?;
         let draft = self.0.join("record.json.new");
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
@@ -147,7 +149,9 @@ impl VolumeDirectory {
         }
         kill::step("record removed");
         match std::fs::remove_dir(&self.0) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", &self.0, error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("remove", &self.0, error))
+            }
             _ => Ok(()),
         }
     }
@@ -168,7 +172,8 @@ mod tests {
         };
         let access = Access::Mount { fs_type: None, flags: vec!["noatime".into()] };
         let capability = Capability { access, mode: AccessMode::SingleNodeWriter };
-        let mut record = Record::new("c/p/n/i", image, Mounter::Fuse, capability.clone(), "/staging".into());
+        let mut record =
+            Record::new("c/p/n/i", image, Mounter::Fuse, capability.clone(), "/staging".into());
         record.targets.insert("/target".into(), Publication { capability, read_only: true });
         record
     }

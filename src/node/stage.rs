@@ -1,9 +1,11 @@
-//! Staging: attach the image, prepare its filesystem, mount it at the staging path. Unstaging: the reverse.
+//! Staging: attach the image, prepare its filesystem, mount it at the staging path. Unstaging: the
+//! reverse.
 //!
-//! Crash points: the record is there before the image is attached, and goes after it is detached. Between, any step may
-//! be the last one; staging again starts over from what is attached and mounted, and unstaging takes down what is
-//! there. A client that may write is [noted](super::notes) after it is attached and before it writes; its address is in the
-//! record before that, and the note goes after the client and before the record.
+//! Crash points: the record is there before the image is attached, and goes after it is detached.
+//! Between, any step may be the last one; staging again starts over from what is attached and
+//! mounted, and unstaging takes down what is there. A client that may write is
+//! [noted](super::notes) after it is attached and before it writes; its address is in the record
+//! before that, and the note goes after the client and before the record.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,7 +43,8 @@ pub struct Stage {
     pub capability: Capability,
     /// mkfs options of the StorageClass; `None` for the driver's.
     pub mkfs_options: Option<String>,
-    /// Where its clients are noted. `None` for a volume that comes without a publish context, or from a version before notes.
+    /// Where its clients are noted. `None` for a volume that comes without a publish context, or
+    /// from a version before notes.
     pub notes: Option<notes::Place>,
     /// Whether the volume was created empty, and so may be formatted.
     pub created_empty: bool,
@@ -50,8 +53,9 @@ pub struct Stage {
 }
 
 impl Node {
-    /// Stages a volume: afterwards its filesystem is mounted at the staging path, and as large as the image; a block
-    /// volume is attached. Staging again with the same arguments is fine, with others `AlreadyExists`.
+    /// Stages a volume: afterwards its filesystem is mounted at the staging path, and as large as
+    /// the image; a block volume is attached. Staging again with the same arguments is fine, with
+    /// others `AlreadyExists`.
     pub fn stage(&self, request: &Stage) -> Result<()> {
         request.capability.check()?;
         if let Access::Mount { fs_type, .. } = request.capability.access {
@@ -84,7 +88,8 @@ impl Node {
                 && wanted.noted.is_some()
                 && place(&record) != place(&wanted);
             let found = match record.mounter.find(directory.path())? {
-                // A new process takes up what was written to the device at once, before its client can be noted.
+                // A new process takes up what was written to the device at once, before its client
+                // can be noted.
                 Attachment::Dead(device) if wanted.noted.is_none() => record.mounter.revive(
                     directory.path(),
                     &record.image,
@@ -113,7 +118,8 @@ impl Node {
             }
         }
         self.settle(&request.image, request.key.as_ref());
-        let notes = wanted.noted.as_ref().map(|noted| Notes::new(marks.clone(), noted.place.clone()));
+        let notes =
+            wanted.noted.as_ref().map(|noted| Notes::new(marks.clone(), noted.place.clone()));
         match &notes {
             Some(notes) => self.ledger.keep(&request.volume_id, notes.clone()),
             None if read_only => {}
@@ -127,7 +133,8 @@ impl Node {
             Some(device) => grow(&wanted, &device),
             None => bring_up(&directory, &mut wanted, request, &marks, notes.as_ref()),
         };
-        // Callers take most errors for final and forget the volume, so nothing of it may stay behind.
+        // Callers take most errors for final and forget the volume, so nothing of it may stay
+        // behind.
         outcome.map_err(|error| match self.take_down(&directory, &wanted) {
             Ok(()) => error,
             Err(undo) => error.with_failed_undo(&undo),
@@ -139,8 +146,9 @@ impl Node {
         self.ledger.settle(image, |image| self.marks(image, key));
     }
 
-    /// Unstages a volume: afterwards it is not mounted at the staging path, and detached. `FailedPrecondition` while
-    /// it is published or in use. A volume that is not staged there is fine.
+    /// Unstages a volume: afterwards it is not mounted at the staging path, and detached.
+    /// `FailedPrecondition` while it is published or in use. A volume that is not staged there is
+    /// fine.
     pub fn unstage(&self, volume_id: &str, staging_path: &Path) -> Result<()> {
         let directory = self.volume(volume_id);
         let staging = Place::find(staging_path)?
@@ -170,9 +178,10 @@ impl Node {
         }
     }
 
-    /// Unmounts, detaches and forgets a volume, however much of it is there. `FailedPrecondition`, and nothing changed, while
-    /// it is mounted elsewhere than at its staging path. The note of a client that is closed here goes; that of one that was found
-    /// dead stays, for what it sent may still be on its way: it is fenced before the next client is attached.
+    /// Unmounts, detaches and forgets a volume, however much of it is there. `FailedPrecondition`,
+    /// and nothing changed, while it is mounted elsewhere than at its staging path. The note of a
+    /// client that is closed here goes; that of one that was found dead stays, for what it sent may
+    /// still be on its way: it is fenced before the next client is attached.
     fn take_down(&self, directory: &VolumeDirectory, record: &Record) -> Result<()> {
         let found = record.mounter.find(directory.path())?;
         let is_live = matches!(found, Attachment::Live(_));
@@ -228,7 +237,8 @@ fn require_unused(staging: &Path) -> Result<()> {
     if MountTable::read()?.at(staging).is_some() {
         return Err(Error::foreign_mount(staging));
     }
-    let mut entries = std::fs::read_dir(staging).map_err(|error| Error::io("list", staging, error))?;
+    let mut entries =
+        std::fs::read_dir(staging).map_err(|error| Error::io("list", staging, error))?;
     match entries.next() {
         None => Ok(()),
         Some(Ok(entry)) => Err(Error::FailedPrecondition(format!(
@@ -305,12 +315,22 @@ fn bring_up(
             filesystem::grow_unmounted_ext4(&path, device.size()?)?;
         }
     }
-    mount::mount(&path, fs_type.name(), &mount_options(fs_type, flags, read_only), &record.staging_path)?;
+    mount::mount(
+        &path,
+        fs_type.name(),
+        &mount_options(fs_type, flags, read_only),
+        &record.staging_path,
+    )?;
     grow(record, &device)
 }
 
 /// Notes the client that was attached, before it writes.
-fn note(directory: &VolumeDirectory, record: &mut Record, device: &Device, notes: &Notes) -> Result<()> {
+fn note(
+    directory: &VolumeDirectory,
+    record: &mut Record,
+    device: &Device,
+    notes: &Notes,
+) -> Result<()> {
     let addresses = record.mounter.clients(directory.path(), device, || notes.watchers())?;
     if addresses.is_empty() {
         return Err(Error::Unavailable(format!(
@@ -323,8 +343,8 @@ fn note(directory: &VolumeDirectory, record: &mut Record, device: &Device, notes
     record.noted.as_ref().map_or(Ok(()), |noted| notes.replace(&noted.addresses))
 }
 
-/// Remembers in the image, before it is handed out as a raw device, that it is: nobody may take what is written there for
-/// nothing because blkid does not know it.
+/// Remembers in the image, before it is handed out as a raw device, that it is: nobody may take
+/// what is written there for nothing because blkid does not know it.
 fn remember_raw_use(marks: &Marks) -> Result<()> {
     match marks.read()? {
         Some(Mark::Filesystem(..) | Mark::Block) => Ok(()),
@@ -332,8 +352,8 @@ fn remember_raw_use(marks: &Marks) -> Result<()> {
     }
 }
 
-/// The options of the staging mount. What the driver sets comes first, so that a StorageClass can take it back, but for
-/// reading alone.
+/// The options of the staging mount. What the driver sets comes first, so that a StorageClass can
+/// take it back, but for reading alone.
 fn mount_options(fs_type: FsType, flags: &[String], read_only: bool) -> String {
     let mut options = vec!["nodev", "nosuid"];
     options.push(match fs_type {
@@ -350,13 +370,19 @@ fn mount_options(fs_type: FsType, flags: &[String], read_only: bool) -> String {
     options.join(",")
 }
 
-/// Grows the staged filesystem to its device, which may be larger: grown while it was not staged, or made from a smaller
-/// snapshot.
+/// Grows the staged filesystem to its device, which may be larger: grown while it was not staged,
+/// or made from a smaller snapshot.
 fn grow(record: &Record, device: &Device) -> Result<()> {
     let table = MountTable::read()?;
-    let mount =
-        table.at(&record.staging_path).filter(|mount| mount.device == device.number).ok_or_else(|| {
-            Error::Unavailable(format!("{} is not mounted at {}", device.name, record.staging_path.display()))
+    let mount = table
+        .at(&record.staging_path)
+        .filter(|mount| mount.device == device.number)
+        .ok_or_else(|| {
+            Error::Unavailable(format!(
+                "{} is not mounted at {}",
+                device.name,
+                record.staging_path.display()
+            ))
         })?;
     let fs_type: FsType = mount.fs_type.parse()?;
     if record.capability.mounts_read_only() || !filesystem::can_grow_mounted(fs_type)? {
@@ -388,6 +414,9 @@ mod tests {
         assert!(matches!(require_unused(Path::new("/proc")), Err(Error::FailedPrecondition(_))));
         let file = folder.path().join("vol");
         assert!(matches!(staging_directory(&file), Err(Error::FailedPrecondition(_))));
-        assert!(matches!(staging_directory(&folder.path().join("none")), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(
+            staging_directory(&folder.path().join("none")),
+            Err(Error::FailedPrecondition(_))
+        ));
     }
 }

@@ -64,10 +64,10 @@ pub struct Expand {
 }
 
 impl Node {
-    /// Takes up the size the image has now: the device, and its filesystem if it has one. `path` is a staging or target
-    /// path. Returns the size of the device in bytes, which is at least what is required (up to a last sector), or
-    /// `FailedPrecondition` when the image itself is smaller, or `OutOfRange` when it is larger than the limit.
-    /// `NotFound` when the volume is not at `path`.
+    /// Takes up the size the image has now: the device, and its filesystem if it has one. `path` is
+    /// a staging or target path. Returns the size of the device in bytes, which is at least what is
+    /// required (up to a last sector), or `FailedPrecondition` when the image itself is smaller, or
+    /// `OutOfRange` when it is larger than the limit. `NotFound` when the volume is not at `path`.
     pub fn expand(&self, volume_id: &str, path: &Path, request: &Expand) -> Result<u64> {
         let Expand { required, limit, .. } = *request;
         let directory = self.volume(volume_id);
@@ -87,7 +87,9 @@ impl Node {
                 admit(&directory, &mut record, &device, notes.as_deref())
             };
             mounter.refresh(directory.path(), &image, read_only, &device, image_size, admit)?;
-            if admitted && let Err(error) = dismiss(&directory, &mut record, &device, notes.as_deref()) {
+            if admitted
+                && let Err(error) = dismiss(&directory, &mut record, &device, notes.as_deref())
+            {
                 tracing::warn!(%image, %error, "the note of a client that is gone stays");
             }
         }
@@ -116,7 +118,8 @@ impl Node {
         Ok(size)
     }
 
-    /// The notes of a staged volume, reached as `user`, else as who staged it; `None` when there is no key, or nothing is noted.
+    /// The notes of a staged volume, reached as `user`, else as who staged it; `None` when there is
+    /// no key, or nothing is noted.
     fn notes(&self, record: &Record, user: Option<&(String, Key)>) -> Option<Arc<Notes>> {
         let place = record.noted.as_ref()?.place.clone();
         match user {
@@ -144,8 +147,8 @@ impl Node {
         self.marks(&image, key).size()
     }
 
-    /// Measures a volume. `path` is a staging or target path; `NotFound` when the volume is not there, `Unavailable` when its
-    /// filesystem does not answer in time.
+    /// Measures a volume. `path` is a staging or target path; `NotFound` when the volume is not
+    /// there, `Unavailable` when its filesystem does not answer in time.
     pub fn stats(&self, volume_id: &str, path: &Path) -> Result<Usage> {
         let (_, device, mount) = locate(&self.volume(volume_id), volume_id, path)?;
         let Some(mount) = mount else { return Ok(Usage::Block { total: device.size()? }) };
@@ -174,10 +177,11 @@ impl Node {
 pub enum Illness {
     /// What served its device is gone.
     DeviceGone(String),
-    /// Its filesystem was not mounted for reading alone, but is read-only: the kernel gave up on it.
+    /// Its filesystem was not mounted for reading alone, but is read-only: the kernel gave up on
+    /// it.
     ReadOnly(String),
-    /// Its device or filesystem answers with errors: the node was fenced, lost its cluster for too long, or the filesystem
-    /// shut itself down.
+    /// Its device or filesystem answers with errors: the node was fenced, lost its cluster for too
+    /// long, or the filesystem shut itself down.
     Failing(String),
     /// Its device or filesystem does not answer in time: the cluster is away, or busy.
     NotAnswering(String),
@@ -188,16 +192,17 @@ pub enum Illness {
 }
 
 impl Node {
-    /// What is wrong with a volume at a staging or target path. `NotFound` when the volume is not there. A dead device holds it up
-    /// for some seconds at most.
+    /// What is wrong with a volume at a staging or target path. `NotFound` when the volume is not
+    /// there. A dead device holds it up for some seconds at most.
     pub fn illnesses(&self, volume_id: &str, path: &Path) -> Result<Vec<Illness>> {
         let directory = self.volume(volume_id);
         let (record, device, mount) = match locate(&directory, volume_id, path) {
             Err(Error::Unavailable(why)) => return Ok(vec![Illness::DeviceGone(why)]),
             other => other?,
         };
-        let gave_up =
-            |mount: &&Mount| mount.is_filesystem_read_only() && !record.capability.mounts_read_only();
+        let gave_up = |mount: &&Mount| {
+            mount.is_filesystem_read_only() && !record.capability.mounts_read_only()
+        };
         let read_only = mount.as_ref().filter(gave_up).map(|mount| {
             Illness::ReadOnly(format!(
                 "the filesystem at {} has become read-only after an error: end the pods that use the volume, and let it be \
@@ -227,12 +232,18 @@ impl Node {
         }
         let (mounter, path, device) = (record.mounter, directory.path().to_owned(), device.clone());
         let what = format!("no word of the watch of {}", device.name);
-        self.looks.look(&what, PATIENCE, move || Ok(mounter.watch(&path, &device))).unwrap_or(Watch::Unknown)
+        self.looks
+            .look(&what, PATIENCE, move || Ok(mounter.watch(&path, &device)))
+            .unwrap_or(Watch::Unknown)
     }
 
-    /// Whether the device can be read, and the filesystem mounted at `point` too, if there is one. `Unavailable` when they do not
-    /// answer in time.
-    pub(super) fn look_at(&self, device: &Device, point: Option<PathBuf>) -> Result<std::io::Result<()>> {
+    /// Whether the device can be read, and the filesystem mounted at `point` too, if there is one.
+    /// `Unavailable` when they do not answer in time.
+    pub(super) fn look_at(
+        &self,
+        device: &Device,
+        point: Option<PathBuf>,
+    ) -> Result<std::io::Result<()>> {
         let node = device.path();
         self.looks.look(&format!("cannot look at {}", node.display()), PATIENCE, move || {
             // A filesystem that has shut down answers statfs, but its root is not to be looked at.
@@ -298,10 +309,13 @@ pub(super) fn failing(device: &Device, error: &std::io::Error) -> String {
     )
 }
 
-/// What to tell of a client that Ceph refuses: reads fail, and the watch is gone and does not come back.
+/// What to tell of a client that Ceph refuses: reads fail, and the watch is gone and does not come
+/// back.
 fn blocklisted(record: &Record, device: &Device, error: &std::io::Error) -> String {
-    let client =
-        record.mounter.client_address(device).map_or_else(String::new, |address| format!(" ({address})"));
+    let client = record
+        .mounter
+        .client_address(device)
+        .map_or_else(String::new, |address| format!(" ({address})"));
     format!(
         "Ceph refuses the client of {}{client}, which has the image {}: it is on the blocklist (ceph osd blocklist ls), as that of a \
          node that was taken for lost ({error}). What it had not written is lost: end the pods that use the volume, and let it be \
@@ -333,8 +347,8 @@ fn read_past_the_cache(device: &Path) -> std::io::Result<()> {
     file.read_exact_at(&mut memory[start..start + LENGTH], 0)
 }
 
-/// The volume's record and device, and for a filesystem its mount at `path`. `NotFound` unless the volume is at `path`;
-/// `Unavailable` when its device is dead.
+/// The volume's record and device, and for a filesystem its mount at `path`. `NotFound` unless the
+/// volume is at `path`; `Unavailable` when its device is dead.
 fn locate(
     directory: &VolumeDirectory,
     volume_id: &str,

@@ -1,6 +1,7 @@
 use nix::errno::Errno;
 
-/// What librbd, librados or the model answered: the errno, the call that gave it, and the object it was about.
+/// What librbd, librados or the model answered: the errno, the call that gave it, and the object it
+/// was about.
 ///
 /// The message never holds a key: objects are pools, images, snapshots, omap objects and addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

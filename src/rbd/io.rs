@@ -4,8 +4,8 @@
 //!
 //! - Reading at or beyond the end gives 0 bytes; a read that reaches the end is short.
 //! - Seeking beyond the end is allowed, seeking before the start is an error.
-//! - A write is written whole or is an error: an image does not grow, so one that reaches beyond the end writes
-//!   nothing.
+//! - A write is written whole or is an error: an image does not grow, so one that reaches beyond
+//!   the end writes nothing.
 //! - What fails leaves the position as it was. Errors of a flush are passed on.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};

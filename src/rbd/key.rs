@@ -8,7 +8,8 @@ use zeroize::Zeroizing;
 /// The type of a cephx key, as `ceph auth … --key_type` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyType {
-    /// AES with 128 bits, which every client knows. A cluster can be told to refuse it, and a new Ceph 20 does.
+    /// AES with 128 bits, which every client knows. A cluster can be told to refuse it, and a new
+    /// Ceph 20 does.
     Aes,
     /// AES with 256 bits, which a new Ceph 20 gives out. Older clients do not know it.
     Aes256k,
@@ -31,8 +32,8 @@ const HEADER: usize = 12;
 
 /// A cephx secret key (the base64 text of a keyring's `key =` line).
 ///
-/// It is wiped from memory when dropped and has no `Display`; `Debug` hides it. Only the code that hands it to
-/// librados or to the kernel may call [`Key::expose`].
+/// It is wiped from memory when dropped and has no `Display`; `Debug` hides it. Only the code that
+/// hands it to librados or to the kernel may call [`Key::expose`].
 #[derive(Clone)]
 pub struct Key(Zeroizing<String>);
 
@@ -47,8 +48,8 @@ impl Key {
         &self.0
     }
 
-    /// The key in its binary form: its type and time of creation, the secret's length, and the secret. `None` when the text
-    /// is no such thing.
+    /// The key in its binary form: its type and time of creation, the secret's length, and the
+    /// secret. `None` when the text is no such thing.
     pub(crate) fn decode(&self) -> Option<Zeroizing<Vec<u8>>> {
         let bytes = STANDARD.decode(self.0.as_bytes()).map(Zeroizing::new).ok()?;
         (bytes.len() > HEADER).then_some(bytes)

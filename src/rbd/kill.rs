@@ -1,27 +1,31 @@
-//! A process that dies or stands still on demand between two calls to Ceph, for the tests of what such a driver leaves.
+//! A process that dies or stands still on demand between two calls to Ceph, for the tests of what
+//! such a driver leaves.
 //!
-//! [`wired`] puts a wrapper around a cluster, its pools and their images that counts the calls. `CINDERBLOCK_KILL_AT` says
-//! after which one the process gets SIGKILL from itself, with no destructor run and nothing flushed:
+//! [`wired`] puts a wrapper around a cluster, its pools and their images that counts the calls.
+//! `CINDERBLOCK_KILL_AT` says after which one the process gets SIGKILL from itself, with no
+//! destructor run and nothing flushed:
 //!
 //! - `call:N`: the N-th call of the process into Ceph;
-//! - `change:N`: the N-th call that may change something there. An image opened for writing is one, since it leaves a
-//!   watcher, and so is its closing.
+//! - `change:N`: the N-th call that may change something there. An image opened for writing is one,
+//!   since it leaves a watcher, and so is its closing.
 //!
-//! Dying right before a call leaves what dying right after the call before it leaves, so one form covers both sides; and
-//! dying after a read leaves what dying after the last change leaves, so `change` reaches every state of the cluster that
-//! `call` does. A call that fails counts. The count is the process's: a test that gives the driver one request to
-//! answer counts that request's calls alone.
+//! Dying right before a call leaves what dying right after the call before it leaves, so one form
+//! covers both sides; and dying after a read leaves what dying after the last change leaves, so
+//! `change` reaches every state of the cluster that `call` does. A call that fails counts. The
+//! count is the process's: a test that gives the driver one request to answer counts that request's
+//! calls alone.
 //!
-//! `CINDERBLOCK_STOP_BEFORE=METHOD` says before which call the process stops itself with SIGSTOP: the first of that name,
-//! such as `remove_image`. It goes on with that call when it gets SIGCONT.
+//! `CINDERBLOCK_STOP_BEFORE=METHOD` says before which call the process stops itself with SIGSTOP:
+//! the first of that name, such as `remove_image`. It goes on with that call when it gets SIGCONT.
 //!
-//! Release builds do not hold this: the module exists only with `debug_assertions`, which Cargo's release profile turns
-//! off and no other setting of this repository turns on. A feature could be left on by a build that asks for all of them.
+//! Release builds do not hold this: the module exists only with `debug_assertions`, which Cargo's
+//! release profile turns off and no other setting of this repository turns on. A feature could be
+//! left on by a build that asks for all of them.
 
 use super::{
-    Child, Cluster, Diff, Extent, Hold, Image, ImageEntry, ImageInfo, ImageKey, ImageOptions, Monitor,
-    NewSnapshot, OmapPage, OmapUpdate, OpenMode, Parent, Pool, PoolStats, Progress, Result, Snapshot,
-    SnapshotId, SnapshotSpec, TrashEntry, Watcher,
+    Child, Cluster, Diff, Extent, Hold, Image, ImageEntry, ImageInfo, ImageKey, ImageOptions,
+    Monitor, NewSnapshot, OmapPage, OmapUpdate, OpenMode, Parent, Pool, PoolStats, Progress,
+    Result, Snapshot, SnapshotId, SnapshotSpec, TrashEntry, Watcher,
 };
 use nix::sys::signal::{Signal, raise};
 use std::collections::BTreeMap;
@@ -87,9 +91,13 @@ fn count(call: &str, changes: bool) {
 #[derive(Debug)]
 struct Wired<T>(T);
 
-/// An open image whose calls are counted. Its fields are dropped in this order, so the image is closed when that is counted.
+/// An open image whose calls are counted. Its fields are dropped in this order, so the image is
+/// closed when that is counted.
 #[derive(Debug)]
-struct WiredImage(Box<dyn Image>, #[expect(dead_code, reason = "it is there to be dropped")] Closing);
+struct WiredImage(
+    Box<dyn Image>,
+    #[expect(dead_code, reason = "it is there to be dropped")] Closing,
+);
 
 #[derive(Debug)]
 struct Closing(OpenMode);
@@ -149,7 +157,12 @@ impl Pool for Wired<Arc<dyn Pool>> {
         answer
     }
 
-    fn trash_remove_with_progress(&self, image_id: &str, force: bool, progress: Progress<'_>) -> Result<()> {
+    fn trash_remove_with_progress(
+        &self,
+        image_id: &str,
+        force: bool,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         let answer = self.0.trash_remove_with_progress(image_id, force, progress);
         change("trash_remove");
         answer

@@ -1,17 +1,21 @@
 //! What RBD *is*, as the driver needs it: three traits, their value types, and one error.
 //!
-//! [`Cluster`] is a connection, [`Pool`] one RADOS namespace of one pool reached through it, [`Image`] an open
-//! image. There are two implementations: [`ceph`] (librados and librbd) and [`model`] (an in-memory twin with the
-//! same observable behaviour). Everything blocks; callers bring their own threads.
+//! [`Cluster`] is a connection, [`Pool`] one RADOS namespace of one pool reached through it,
+//! [`Image`] an open image. There are two implementations: [`ceph`] (librados and librbd) and
+//! [`model`] (an in-memory twin with the same observable behaviour). Everything blocks; callers
+//! bring their own threads.
 //!
 //! Promises, kept by both implementations:
 //!
 //! - Every error names the call and the object, and carries the errno librbd gave ([`Error`]).
-//! - Nothing is cached between calls unless its document says so, so two processes see the same cluster.
-//! - An [`Image`] keeps its pool and cluster alive, and is closed when dropped. An image opened read-only
-//!   registers no watcher; one opened read-write does, and a watcher makes a removal fail with `EBUSY`.
-//! - A pool at its quota or a full cluster refuses (`EDQUOT`, `ENOSPC`) instead of hanging; removals, renames of images and
-//!   snapshots, and omap updates work there (librados' FULL_TRY and FULL_FORCE, see `ceph`).
+//! - Nothing is cached between calls unless its document says so, so two processes see the same
+//!   cluster.
+//! - An [`Image`] keeps its pool and cluster alive, and is closed when dropped. An image opened
+//!   read-only registers no watcher; one opened read-write does, and a watcher makes a removal fail
+//!   with `EBUSY`.
+//! - A pool at its quota or a full cluster refuses (`EDQUOT`, `ENOSPC`) instead of hanging;
+//!   removals, renames of images and snapshots, and omap updates work there (librados' FULL_TRY and
+//!   FULL_FORCE, see `ceph`).
 //! - Calls may be made from several threads on one handle.
 
 use std::collections::BTreeMap;
@@ -46,8 +50,9 @@ pub trait Cluster: Send + Sync + std::fmt::Debug {
     /// The monitors of the live monmap, in rank order.
     fn monitors(&self) -> Result<Vec<Monitor>>;
 
-    /// The pool `name`, with every object of it in the RADOS namespace `namespace` ("" is the default one).
-    /// `ENOENT` when there is no such pool. Namespaces are not checked here: an unknown one reads as an empty one.
+    /// The pool `name`, with every object of it in the RADOS namespace `namespace` ("" is the
+    /// default one). `ENOENT` when there is no such pool. Namespaces are not checked here: an
+    /// unknown one reads as an empty one.
     fn pool(&self, name: &str, namespace: &str) -> Result<Arc<dyn Pool>>;
 
     /// Sends a command (one JSON object with a `prefix`) to the monitors and returns its output.
@@ -59,17 +64,21 @@ pub trait Cluster: Send + Sync + std::fmt::Debug {
     /// This connection's own address as the cluster's blocklist would name it, `IP:PORT/NONCE`.
     fn address(&self) -> Result<String>;
 
-    /// Whether a client's address, as in [`Watcher::address`], is that of a connection of this process, as whichever user.
+    /// Whether a client's address, as in [`Watcher::address`], is that of a connection of this
+    /// process, as whichever user.
     fn is_own(&self, address: &str) -> Result<bool>;
 
-    /// Puts a client, by its address as in [`Watcher::address`], on the cluster's blocklist for `seconds`. When this
-    /// returns, this connection has the OSD map with that entry in it, so no OSD that is asked by it, or by a client that
-    /// connects from now on, takes another write of that client afterwards. Its watches are gone soon. `EINVAL` for what is
-    /// not the address of one client: Ceph would take a mere host for all its clients. `EPERM` for a user without the right.
+    /// Puts a client, by its address as in [`Watcher::address`], on the cluster's blocklist for
+    /// `seconds`. When this returns, this connection has the OSD map with that entry in it, so no
+    /// OSD that is asked by it, or by a client that connects from now on, takes another write of
+    /// that client afterwards. Its watches are gone soon. `EINVAL` for what is not the address of
+    /// one client: Ceph would take a mere host for all its clients. `EPERM` for a user without the
+    /// right.
     fn blocklist(&self, address: &str, seconds: u32) -> Result<()>;
 }
 
-/// One RADOS namespace of one pool: a directory of images, a trash, and plain RADOS objects with omap.
+/// One RADOS namespace of one pool: a directory of images, a trash, and plain RADOS objects with
+/// omap.
 pub trait Pool: Send + Sync + std::fmt::Debug {
     /// The pool's name.
     fn name(&self) -> &str;
@@ -80,101 +89,113 @@ pub trait Pool: Send + Sync + std::fmt::Debug {
     /// The connection this pool was opened on, to reach parents that live in other pools.
     fn cluster(&self) -> Arc<dyn Cluster>;
 
-    /// Whether a call on this pool or on an image that was opened through it timed out: it can be on its way to the cluster still.
+    /// Whether a call on this pool or on an image that was opened through it timed out: it can be
+    /// on its way to the cluster still.
     fn has_timed_out(&self) -> bool;
 
-    /// Whether the namespace is registered, as `rbd namespace create` does. Images can be created only in one that is; the
-    /// default namespace always is.
+    /// Whether the namespace is registered, as `rbd namespace create` does. Images can be created
+    /// only in one that is; the default namespace always is.
     fn namespace_exists(&self) -> Result<bool>;
 
-    /// Bytes stored, bytes available and the quota of the whole pool. `EAGAIN` for some seconds after the pool was
-    /// made: the figures are the manager's last ones.
+    /// Bytes stored, bytes available and the quota of the whole pool. `EAGAIN` for some seconds
+    /// after the pool was made: the figures are the manager's last ones.
     fn stats(&self) -> Result<PoolStats>;
 
-    /// Creates an image of `size` bytes. `EEXIST` when the name is taken, also by the remains of a killed create
-    /// or remove, which open as `ENOENT` (remove it, then create again). `ENOENT` when the namespace was never
-    /// registered (`rbd namespace create`).
+    /// Creates an image of `size` bytes. `EEXIST` when the name is taken, also by the remains of a
+    /// killed create or remove, which open as `ENOENT` (remove it, then create again). `ENOENT`
+    /// when the namespace was never registered (`rbd namespace create`).
     fn create_image(&self, name: &str, size: u64, options: &ImageOptions) -> Result<()>;
 
-    /// Opens an image. `ENOENT` when it is not there, or is only the remains of a killed create or remove.
-    /// An image in the trash opens by id.
+    /// Opens an image. `ENOENT` when it is not there, or is only the remains of a killed create or
+    /// remove. An image in the trash opens by id.
     fn open_image(&self, image: ImageKey<'_>, mode: OpenMode) -> Result<Box<dyn Image>>;
 
-    /// Clones the snapshot `parent` into this pool as `name`. The snapshot must be a user snapshot, protected when
-    /// [`ImageOptions::clone_format`] is [`CloneFormat::V1`]. A process killed in here can leave an image that
-    /// opens, has the right size and no parent.
+    /// Clones the snapshot `parent` into this pool as `name`. The snapshot must be a user snapshot,
+    /// protected when [`ImageOptions::clone_format`] is [`CloneFormat::V1`]. A process killed in
+    /// here can leave an image that opens, has the right size and no parent.
     fn clone_image(&self, parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()>;
 
-    /// Cuts a user snapshot of each of several images here, all at one moment: no snapshot lacks a write that was acknowledged
-    /// before a write that another of them holds was sent. Meanwhile writes wait; none fails.
+    /// Cuts a user snapshot of each of several images here, all at one moment: no snapshot lacks a
+    /// write that was acknowledged before a write that another of them holds was sent. Meanwhile
+    /// writes wait; none fails.
     ///
-    /// `announce` is called with the address of each connection beside this pool's own that works on this, before that one changes
-    /// anything. Its error ends the call.
+    /// `announce` is called with the address of each connection beside this pool's own that works
+    /// on this, before that one changes anything. Its error ends the call.
     ///
-    /// After an error any of the snapshots may have been cut. `EBUSY` when the writers of all could not be held off at one
-    /// time, which was tried for half a minute. `EROFS` when a client that has an image's exclusive lock will not share it (`rbd map
-    /// --exclusive`). `EINVAL` when an image has no exclusive lock. `EEXIST` when a name is taken.
+    /// After an error any of the snapshots may have been cut. `EBUSY` when the writers of all could
+    /// not be held off at one time, which was tried for half a minute. `EROFS` when a client that
+    /// has an image's exclusive lock will not share it (`rbd map --exclusive`). `EINVAL` when an
+    /// image has no exclusive lock. `EEXIST` when a name is taken.
     fn create_snapshots(
         &self,
         snapshots: &[NewSnapshot],
         announce: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<()>;
 
-    /// Removes an image, or finishes a removal of that name that was interrupted. `ENOENT` when nothing of that
-    /// name is left, `EBUSY` when it has watchers, `ENOTEMPTY` when it has snapshots (parked ones without children go
-    /// along with it). Works in a full pool.
+    /// Removes an image, or finishes a removal of that name that was interrupted. `ENOENT` when
+    /// nothing of that name is left, `EBUSY` when it has watchers, `ENOTEMPTY` when it has
+    /// snapshots (parked ones without children go along with it). Works in a full pool.
     fn remove_image(&self, name: &str) -> Result<()> {
         self.remove_image_with_progress(name, &mut |_, _| ControlFlow::Continue(()))
     }
 
-    /// [`Pool::remove_image`], telling how far it is. `progress` gets (done, total) in the implementation's own unit, and may
-    /// stop it, which gives `ECANCELED` and leaves an interrupted removal.
+    /// [`Pool::remove_image`], telling how far it is. `progress` gets (done, total) in the
+    /// implementation's own unit, and may stop it, which gives `ECANCELED` and leaves an
+    /// interrupted removal.
     fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()>;
 
-    /// Renames an image; works while it is open elsewhere, and in a full pool. `EEXIST` when `to` is taken by another
-    /// image. Finishes a rename of the same two names that was interrupted.
+    /// Renames an image; works while it is open elsewhere, and in a full pool. `EEXIST` when `to`
+    /// is taken by another image. Finishes a rename of the same two names that was interrupted.
     fn rename_image(&self, from: &str, to: &str) -> Result<()>;
 
-    /// The id that an image's name stands for, without opening the image: one small read. `None` when the name is
-    /// free, or of an image whose removal was interrupted late.
+    /// The id that an image's name stands for, without opening the image: one small read. `None`
+    /// when the name is free, or of an image whose removal was interrupted late.
     fn image_id(&self, name: &str) -> Result<Option<String>>;
 
-    /// Every image in the directory, and every removal in progress or interrupted (librbd lists those here, so a name
-    /// can come twice). Cost grows with the pool: never on the way of an RPC.
+    /// Every image in the directory, and every removal in progress or interrupted (librbd lists
+    /// those here, so a name can come twice). Cost grows with the pool: never on the way of an RPC.
     fn list_images(&self) -> Result<Vec<ImageEntry>>;
 
     /// The trash entry of the image with this id, if there is one.
     fn trash_get(&self, image_id: &str) -> Result<Option<TrashEntry>>;
 
-    /// Every trash entry but removals, which [`Pool::list_images`] has. Cost grows with the trash: never on the way of an RPC.
+    /// Every trash entry but removals, which [`Pool::list_images`] has. Cost grows with the trash:
+    /// never on the way of an RPC.
     fn trash_list(&self) -> Result<Vec<TrashEntry>>;
 
-    /// Moves an image to the trash, deferring its removal by `delay_seconds`. Succeeds although other clients have
-    /// the image open: check watchers first.
+    /// Moves an image to the trash, deferring its removal by `delay_seconds`. Succeeds although
+    /// other clients have the image open: check watchers first.
     fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()>;
 
     /// Takes an image out of the trash under the name `name`.
     fn trash_restore(&self, image_id: &str, name: &str) -> Result<()>;
 
-    /// Removes an image from the trash; `force` ignores an unexpired deferment. Errors as [`Pool::remove_image`].
+    /// Removes an image from the trash; `force` ignores an unexpired deferment. Errors as
+    /// [`Pool::remove_image`].
     fn trash_remove(&self, image_id: &str, force: bool) -> Result<()> {
         self.trash_remove_with_progress(image_id, force, &mut |_, _| ControlFlow::Continue(()))
     }
 
     /// [`Pool::trash_remove`], telling how far it is as [`Pool::remove_image_with_progress`] does.
-    fn trash_remove_with_progress(&self, image_id: &str, force: bool, progress: Progress<'_>) -> Result<()>;
+    fn trash_remove_with_progress(
+        &self,
+        image_id: &str,
+        force: bool,
+        progress: Progress<'_>,
+    ) -> Result<()>;
 
-    /// The values of `keys` in the omap of `object`; absent keys are absent from the answer. A missing object is
-    /// an empty omap.
+    /// The values of `keys` in the omap of `object`; absent keys are absent from the answer. A
+    /// missing object is an empty omap.
     fn omap_get(&self, object: &str, keys: &[&str]) -> Result<BTreeMap<String, Vec<u8>>>;
 
-    /// Applies `update` to the omap of `object` in one atomic write, creating the object when missing.
-    /// `ECANCELED`, and nothing written, when a guard does not hold. `EINVAL` for an empty value. Works in a full pool: these
-    /// are the notes that deletions need.
+    /// Applies `update` to the omap of `object` in one atomic write, creating the object when
+    /// missing. `ECANCELED`, and nothing written, when a guard does not hold. `EINVAL` for an empty
+    /// value. Works in a full pool: these are the notes that deletions need.
     fn omap_update(&self, object: &str, update: &OmapUpdate) -> Result<()>;
 
-    /// One page of the omap of `object`: at most `limit` entries whose keys come after `after`, in key order, and
-    /// whether more follow. The answer may be shorter than `limit` although more follow.
+    /// One page of the omap of `object`: at most `limit` entries whose keys come after `after`, in
+    /// key order, and whether more follow. The answer may be shorter than `limit` although more
+    /// follow.
     fn omap_list(&self, object: &str, after: &str, limit: u64) -> Result<OmapPage>;
 
     /// Removes a plain RADOS object and its omap. `ENOENT` when it is not there.
@@ -192,7 +213,8 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Size, layout and features of the head.
     fn info(&self) -> Result<ImageInfo>;
 
-    /// Sets the size of the head in bytes. Shrinking throws the tail away: only when `allow_shrink`, else `EINVAL`.
+    /// Sets the size of the head in bytes. Shrinking throws the tail away: only when
+    /// `allow_shrink`, else `EINVAL`.
     fn resize(&self, size: u64, allow_shrink: bool) -> Result<()>;
 
     /// All snapshots in all of librbd's namespaces, oldest first.
@@ -201,18 +223,19 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Cuts a user snapshot. Waits for a round of the monitors. `EEXIST` when the name is taken.
     fn create_snapshot(&self, name: &str) -> Result<()>;
 
-    /// Removes a user snapshot. `EBUSY` when protected. With children of format 2 it moves to librbd's trash
-    /// namespace and goes with its last child.
+    /// Removes a user snapshot. `EBUSY` when protected. With children of format 2 it moves to
+    /// librbd's trash namespace and goes with its last child.
     fn remove_snapshot(&self, name: &str) -> Result<()>;
 
-    /// Removes a snapshot of any namespace by id; meant for snapshots parked in librbd's trash namespace whose
-    /// last child is gone. `EBUSY` while it has children there.
+    /// Removes a snapshot of any namespace by id; meant for snapshots parked in librbd's trash
+    /// namespace whose last child is gone. `EBUSY` while it has children there.
     fn remove_snapshot_by_id(&self, id: SnapshotId) -> Result<()>;
 
     /// Protects a user snapshot, which format 1 clones need. `EBUSY` when it is protected already.
     fn protect_snapshot(&self, name: &str) -> Result<()>;
 
-    /// Takes protection off. `EINVAL` when it is not protected, `EBUSY` when it has children of format 1.
+    /// Takes protection off. `EINVAL` when it is not protected, `EBUSY` when it has children of
+    /// format 1.
     fn unprotect_snapshot(&self, name: &str) -> Result<()>;
 
     /// Renames a user snapshot. `EEXIST` when `to` is taken.
@@ -226,15 +249,16 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// opened.
     fn children(&self, of: Option<SnapshotId>) -> Result<Vec<Child>>;
 
-    /// Copies what the head shares with its parent into the image and cuts the link; with the deep-flatten feature
-    /// the snapshots' links too. `EINVAL` when the head has no parent. `progress` gets (done, total) in the
-    /// implementation's own unit and may stop it, which gives `ECANCELED` and leaves the link in place. A flatten that
-    /// another client does for us, because it holds the exclusive lock, does not stop.
+    /// Copies what the head shares with its parent into the image and cuts the link; with the
+    /// deep-flatten feature the snapshots' links too. `EINVAL` when the head has no parent.
+    /// `progress` gets (done, total) in the implementation's own unit and may stop it, which gives
+    /// `ECANCELED` and leaves the link in place. A flatten that another client does for us, because
+    /// it holds the exclusive lock, does not stop.
     fn flatten(&self, progress: Progress<'_>) -> Result<()>;
 
-    /// Copies the head, or the snapshot `at`, and the image metadata into a new image without a parent, without
-    /// snapshots. An unfinished copy leaves the destination behind. `EXDEV` when `to` is in another cluster.
-    /// `progress` as in [`Image::flatten`].
+    /// Copies the head, or the snapshot `at`, and the image metadata into a new image without a
+    /// parent, without snapshots. An unfinished copy leaves the destination behind. `EXDEV` when
+    /// `to` is in another cluster. `progress` as in [`Image::flatten`].
     fn copy(
         &self,
         at: Option<SnapshotId>,
@@ -256,39 +280,47 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// All image metadata.
     fn metadata_list(&self) -> Result<BTreeMap<String, String>>;
 
-    /// What keeps every client from changing the image until a person does something about it, if anything does. librbd waits for
-    /// a lock of that kind for ever.
+    /// What keeps every client from changing the image until a person does something about it, if
+    /// anything does. librbd waits for a lock of that kind for ever.
     fn hold(&self) -> Result<Option<Hold>>;
 
-    /// The spec of the group (`rbd group`) the image belongs to, if it does. Such an image cannot be removed (`EMLINK`).
+    /// The spec of the group (`rbd group`) the image belongs to, if it does. Such an image cannot
+    /// be removed (`EMLINK`).
     fn group(&self) -> Result<Option<String>>;
 
-    /// Which clients have this image open for writing, or hold another watch on its header. A client has one watch, however often it
-    /// has the image open. This one is left out where this image is open for writing.
+    /// Which clients have this image open for writing, or hold another watch on its header. A
+    /// client has one watch, however often it has the image open. This one is left out where this
+    /// image is open for writing.
     fn watchers(&self) -> Result<Vec<Watcher>>;
 
-    /// Reads at `offset` bytes of the head, or of the snapshot `at`, into `buffer`. The count is short only at the end,
-    /// and 0 beyond it.
+    /// Reads at `offset` bytes of the head, or of the snapshot `at`, into `buffer`. The count is
+    /// short only at the end, and 0 beyond it.
     fn read_at(&self, at: Option<SnapshotId>, offset: u64, buffer: &mut [u8]) -> Result<usize>;
 
-    /// Writes all of `data` at `offset` bytes of the head. `EINVAL` beyond the end, and nothing written.
+    /// Writes all of `data` at `offset` bytes of the head. `EINVAL` beyond the end, and nothing
+    /// written.
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
 
-    /// Gives `length` bytes at `offset` back to the pool; they read as zeros afterwards. `EINVAL` beyond the end, and
-    /// nothing discarded.
+    /// Gives `length` bytes at `offset` back to the pool; they read as zeros afterwards. `EINVAL`
+    /// beyond the end, and nothing discarded.
     fn discard(&self, offset: u64, length: u64) -> Result<()>;
 
     /// Makes all acknowledged writes durable.
     fn flush(&self) -> Result<()>;
 
-    /// The extents of `range` in the head, or in the snapshot `query.at`, that differ from the snapshot
-    /// `query.since`, or hold data at all when `None`; in order of offset. `visit` may stop the walk, which is
-    /// `ECANCELED`.
-    fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()>;
+    /// The extents of `range` in the head, or in the snapshot `query.at`, that differ from the
+    /// snapshot `query.since`, or hold data at all when `None`; in order of offset. `visit` may
+    /// stop the walk, which is `ECANCELED`.
+    fn diff(
+        &self,
+        query: &Diff,
+        visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send),
+    ) -> Result<()>;
 }
 
-/// How long calls report how far they are: (done, total); `Break` asks to stop. It is called by threads of librbd's
-/// while the caller waits, so it must be `Send`, quick, and must not use the image it reports on.
+/// How long calls report how far they are: (done, total); `Break` asks to stop. It is called by
+/// threads of librbd's while the caller waits, so it must be `Send`, quick, and must not use the
+/// image it reports on.
 pub type Progress<'a> = &'a mut (dyn FnMut(u64, u64) -> ControlFlow<()> + Send);
 
 /// A librbd snapshot id, unique in its pool.
@@ -306,10 +338,12 @@ pub enum ImageKey<'a> {
 /// For what an image is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// No watcher, no lock; `resize`, snapshots and writes fail with `EROFS`. Size, features, snapshots and parent of
-    /// the head stay as they were when it was opened (name, data, children, watchers and metadata do not).
+    /// No watcher, no lock; `resize`, snapshots and writes fail with `EROFS`. Size, features,
+    /// snapshots and parent of the head stay as they were when it was opened (name, data, children,
+    /// watchers and metadata do not).
     ReadOnly,
-    /// Registers a watcher on the header for as long as the image is open, and sees the changes others make.
+    /// Registers a watcher on the header for as long as the image is open, and sees the changes
+    /// others make.
     ReadWrite,
 }
 
@@ -340,12 +374,14 @@ pub struct NewSnapshot {
 pub enum CloneFormat {
     /// The snapshot must be protected first; children are found through the pool's children index.
     V1,
-    /// No protection needed; a removed snapshot with children is parked in librbd's trash namespace.
+    /// No protection needed; a removed snapshot with children is parked in librbd's trash
+    /// namespace.
     #[default]
     V2,
 }
 
-/// How a new image is laid out. For clones and copies `None` means as the source, else the cluster's default.
+/// How a new image is laid out. For clones and copies `None` means as the source, else the
+/// cluster's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageOptions {
     /// The feature bits, exactly these.
@@ -426,7 +462,8 @@ pub struct Snapshot {
     pub size: u64,
     /// Which of librbd's namespaces it is in.
     pub kind: SnapshotKind,
-    /// Whether it is protected (format 1), or taking the protection off was interrupted: then it cannot be cloned.
+    /// Whether it is protected (format 1), or taking the protection off was interrupted: then it
+    /// cannot be cloned.
     pub protected: bool,
     /// When it was cut.
     pub created: SystemTime,
@@ -480,7 +517,8 @@ pub struct Child {
     pub image_id: String,
     /// Name of the clone; in the trash, the name it had.
     pub image: String,
-    /// Whether the clone is in the trash. A removal in progress or interrupted is not, but has a trash entry.
+    /// Whether the clone is in the trash. A removal in progress or interrupted is not, but has a
+    /// trash entry.
     pub in_trash: bool,
 }
 
@@ -507,8 +545,8 @@ pub struct TrashEntry {
 /// What keeps every client from changing an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hold {
-    /// A lock that somebody took by hand or with another tool (`rbd lock add`). The exclusive lock, which librbd and krbd hand to
-    /// each other, is none.
+    /// A lock that somebody took by hand or with another tool (`rbd lock add`). The exclusive lock,
+    /// which librbd and krbd hand to each other, is none.
     Lock {
         /// The name it was given.
         id: String,
@@ -534,9 +572,9 @@ pub struct Watcher {
 
 /// Whether this is the address of one client, `IP:PORT/NONCE`.
 fn is_client_address(address: &str) -> bool {
-    address
-        .split_once('/')
-        .is_some_and(|(socket, nonce)| socket.parse::<SocketAddr>().is_ok() && nonce.parse::<u32>().is_ok())
+    address.split_once('/').is_some_and(|(socket, nonce)| {
+        socket.parse::<SocketAddr>().is_ok() && nonce.parse::<u32>().is_ok()
+    })
 }
 
 /// A monitor of the live monmap.

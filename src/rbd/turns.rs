@@ -1,7 +1,8 @@
-//! Turns: work that several operations of this process would do to the same thing at once, done by one after the other.
+//! Turns: work that several operations of this process would do to the same thing at once, done by
+//! one after the other.
 //!
-//! A courtesy among the operations of one process, which nothing that must be true depends on: another controller knows
-//! nothing of it, and who has waited for long goes ahead.
+//! A courtesy among the operations of one process, which nothing that must be true depends on:
+//! another controller knows nothing of it, and who has waited for long goes ahead.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -22,8 +23,8 @@ struct Place {
 pub(crate) struct Turn(Arc<Place>);
 
 impl Turns {
-    /// Waits for the turn at `what`, and takes it. `None` when it did not come for as long as `patience`: nobody is to hang on a
-    /// call of somebody else that does.
+    /// Waits for the turn at `what`, and takes it. `None` when it did not come for as long as
+    /// `patience`: nobody is to hang on a call of somebody else that does.
     pub(crate) fn take(&self, what: &str, patience: Duration) -> Option<Turn> {
         let place = self.at(what);
         let taken = place.taken.lock().unwrap_or_else(PoisonError::into_inner);

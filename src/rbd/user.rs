@@ -1,4 +1,5 @@
-//! A Ceph user that its cluster or a client does not take as it is: what to say, with the commands that mend it.
+//! A Ceph user that its cluster or a client does not take as it is: what to say, with the commands
+//! that mend it.
 
 use super::KeyType;
 
@@ -40,7 +41,8 @@ impl User<'_> {
         )
     }
 
-    /// Why `client`, a librados, may have found the key or the monitors' addresses to be malformed (`EINVAL`).
+    /// Why `client`, a librados, may have found the key or the monitors' addresses to be malformed
+    /// (`EINVAL`).
     pub(crate) fn is_malformed_to(&self, client: &str) -> String {
         let name = self.name;
         match self.key {
@@ -90,7 +92,9 @@ mod tests {
     fn what_is_said_depends_on_the_type_of_the_key() {
         let user = |key| User { name: "csi", key, pool: "fast", namespace: "team" };
         let refused = |key| user(key).refused();
-        assert!(refused(Some(KeyType::Aes)).ends_with("ceph mon set auth_allowed_ciphers aes,aes256k"));
+        assert!(
+            refused(Some(KeyType::Aes)).ends_with("ceph mon set auth_allowed_ciphers aes,aes256k")
+        );
         assert!(!refused(Some(KeyType::Aes256k)).contains("aes"));
         assert!(!refused(None).contains("aes"));
         let malformed = |key| user(key).is_malformed_to("it");
@@ -100,7 +104,8 @@ mod tests {
         ));
         assert!(!malformed(Some(KeyType::Aes)).contains("key"));
         assert!(
-            malformed(Some(KeyType::Other(7))).contains("does not know the type of the key of client.csi")
+            malformed(Some(KeyType::Other(7)))
+                .contains("does not know the type of the key of client.csi")
         );
     }
 }

@@ -3,11 +3,12 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long nothing may be heard of an operation before it counts as hung. The longest call that tells nothing of its progress
-/// is the walk over an image of many terabytes without an object map.
+/// How long nothing may be heard of an operation before it counts as hung. The longest call that
+/// tells nothing of its progress is the walk over an image of many terabytes without an object map.
 const GIVEN_UP: Duration = Duration::from_mins(10);
 
-/// What an operation is doing now, for those who wait for it: a step, and how far it is in per cent when that is known.
+/// What an operation is doing now, for those who wait for it: a step, and how far it is in per cent
+/// when that is known.
 #[derive(Default)]
 pub struct Activity {
     state: Mutex<State>,
@@ -52,7 +53,8 @@ impl Activity {
         self.set(step.into(), None);
     }
 
-    /// Says that it waits for other operations of this driver from now on, for however long that takes.
+    /// Says that it waits for other operations of this driver from now on, for however long that
+    /// takes.
     pub fn begin_waiting(&self, step: impl Into<String>) {
         self.begin(step);
         self.lock().waits = true;
@@ -68,8 +70,8 @@ impl Activity {
         *self.when_heavy.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(act));
     }
 
-    /// Says that the work begins which may take long: a flatten, or the removal of a large image. Blocks until there is room for
-    /// it. The operation counts as heavy from then on, to its end.
+    /// Says that the work begins which may take long: a flatten, or the removal of a large image.
+    /// Blocks until there is room for it. The operation counts as heavy from then on, to its end.
     pub fn begin_heavy(&self) {
         let act = self.when_heavy.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(act) = act {
@@ -101,8 +103,8 @@ impl Activity {
         }
     }
 
-    /// For how long nothing was heard of it: no step begun, no progress made. Zero while it waits for
-    /// other operations of this driver.
+    /// For how long nothing was heard of it: no step begun, no progress made. Zero while it waits
+    /// for other operations of this driver.
     pub fn quiet_for(&self) -> Duration {
         let state = self.lock();
         if state.waits { Duration::ZERO } else { state.changed.elapsed() }
@@ -113,8 +115,9 @@ impl Activity {
         self.lock().given_up = true;
     }
 
-    /// Whether a call of it counts as hung, for ever perhaps. Its connection was set aside long before. Its leases are not
-    /// renewed any more, so that the same request can be carried out on another connection, which fences this one first.
+    /// Whether a call of it counts as hung, for ever perhaps. Its connection was set aside long
+    /// before. Its leases are not renewed any more, so that the same request can be carried out on
+    /// another connection, which fences this one first.
     pub fn is_given_up(&self) -> bool {
         let quiet = self.quiet_for();
         let mut state = self.lock();

@@ -1,24 +1,27 @@
-//! The catalogue: what the driver knows of every volume, snapshot and group snapshot, in the pool that holds them.
+//! The catalogue: what the driver knows of every volume, snapshot and group snapshot, in the pool
+//! that holds them.
 //!
-//! Records live in the omap of a few RADOS objects (`cinderblock.<instance>.catalogue.<shard>`), one key per
-//! record, JSON with a version. They are read and written by key, each write guarded by the value that was read,
-//! so of two controllers that change one record at once exactly one succeeds ([`Error::Conflict`] for the other).
+//! Records live in the omap of a few RADOS objects (`cinderblock.<instance>.catalogue.<shard>`),
+//! one key per record, JSON with a version. They are read and written by key, each write guarded by
+//! the value that was read, so of two controllers that change one record at once exactly one
+//! succeeds ([`Error::Conflict`] for the other).
 //!
 //! A record is the idempotency check, the list and the redo log in one:
 //!
-//! - `creating` is written before the first RBD call that makes the object, and names the link to its source;
+//! - `creating` is written before the first RBD call that makes the object, and names the link to
+//!   its source;
 //! - `ready` is written after the last one: an image without it was never handed out;
 //! - `deleting` is written before the first call that destroys;
 //! - the record is removed after the last one.
 //!
-//! A record that says `creating` or `deleting` has a [lease](super::lease) while a controller is at work on
-//! it. The writes that change the record take the lease and give it back. Another request for the record
-//! is told so meanwhile ([`Error::Conflict`]).
+//! A record that says `creating` or `deleting` has a [lease](super::lease) while a controller is at
+//! work on it. The writes that change the record take the lease and give it back. Another request
+//! for the record is told so meanwhile ([`Error::Conflict`]).
 //!
 //! A group snapshot has a record beside those of its members, and is ready when its own says so.
 //!
-//! Silent parents have an entry of their own ([`Silent`]), written in the same atomic change that removes the volume's
-//! record, so that only images this driver made silent are ever collected.
+//! Silent parents have an entry of their own ([`Silent`]), written in the same atomic change that
+//! removes the volume's record, so that only images this driver made silent are ever collected.
 
 use super::lease::{self, Lease, Leases};
 use super::names;
@@ -65,15 +68,19 @@ pub struct Volume {
     pub size: u64,
     /// Seconds since 1970 when the record was first written.
     pub created: i64,
-    /// Id of its image, once that is known. An unfinished volume without it may share its name with a foreign image.
+    /// Id of its image, once that is known. An unfinished volume without it may share its name with
+    /// a foreign image.
     pub image_id: Option<String>,
     /// What it was made from.
     pub source: Option<Source>,
-    /// The link to the parent snapshot that creation makes or made. Later flattening does not touch it.
+    /// The link to the parent snapshot that creation makes or made. Later flattening does not touch
+    /// it.
     pub link: Option<Link>,
-    /// A digest of everything in the request that a repeated request must match, sizes and source apart.
+    /// A digest of everything in the request that a repeated request must match, sizes and source
+    /// apart.
     pub digest: String,
-    /// The attempt that made or makes it. No two attempts write the same record, so a guard never takes one for another.
+    /// The attempt that made or makes it. No two attempts write the same record, so a guard never
+    /// takes one for another.
     pub attempt: String,
     /// What DeleteVolume does when it still has snapshots.
     pub delete_with_snapshots: DeleteWithSnapshots,
@@ -130,10 +137,12 @@ pub struct Publication {
     pub shared: bool,
     /// A digest of the capability asked for.
     pub capability: String,
-    /// Whether it is among what its [`Node`] has, because volumes on nodes were limited when it was published.
+    /// Whether it is among what its [`Node`] has, because volumes on nodes were limited when it was
+    /// published.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub counted: bool,
-    /// The token by which the node [notes](crate::notes) its clients. `None` for what a version before notes published.
+    /// The token by which the node [notes](crate::notes) its clients. `None` for what a version
+    /// before notes published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
 }
@@ -141,8 +150,9 @@ pub struct Publication {
 /// The volumes a node has, where their number is limited. Its key is the node's id.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
-    /// When each was counted in, in seconds since 1970, by its image's name. That comes before its own record says that it is
-    /// published, so one counted long ago that is not published was left by a killed request.
+    /// When each was counted in, in seconds since 1970, by its image's name. That comes before its
+    /// own record says that it is published, so one counted long ago that is not published was left
+    /// by a killed request.
     pub volumes: std::collections::BTreeMap<String, i64>,
 }
 
@@ -271,7 +281,8 @@ pub struct Stored<R> {
 }
 
 impl<R> Stored<R> {
-    /// Writes a further client that is to work on the record into its lease. `ECANCELED` when that is not held any more.
+    /// Writes a further client that is to work on the record into its lease. `ECANCELED` when that
+    /// is not held any more.
     pub(super) fn add_client(&self, address: &str) -> crate::rbd::Result<()> {
         self.lease.as_ref().map_or(Ok(()), |lease| lease.add_client(address))
     }
@@ -329,7 +340,8 @@ impl Catalogue {
         format!("cinderblock.{}.catalogue.{shard:02}", self.instance)
     }
 
-    /// The object that holds the records of `name`: a volume's and its silent successor's are in the same one.
+    /// The object that holds the records of `name`: a volume's and its silent successor's are in
+    /// the same one.
     fn home(&self, name: &str) -> String {
         self.object(shard_of(name))
     }
@@ -397,8 +409,8 @@ impl Catalogue {
         Ok(Stored { lease, ..new })
     }
 
-    /// Takes the lease of a record that must still be as it was read, unless it is held. [`Error::Conflict`] when somebody else
-    /// is at work on it.
+    /// Takes the lease of a record that must still be as it was read, unless it is held.
+    /// [`Error::Conflict`] when somebody else is at work on it.
     pub fn claim<R: Record>(&self, home: &str, old: &Stored<R>) -> Result<Stored<R>> {
         if old.lease.is_some() {
             return Ok(old.clone());
@@ -411,8 +423,8 @@ impl Catalogue {
         Ok(Stored { lease, ..old.clone() })
     }
 
-    /// Replaces a record that must still be as it was read, and takes or gives back its lease as the new one asks for. Nothing
-    /// is written when nothing changes.
+    /// Replaces a record that must still be as it was read, and takes or gives back its lease as
+    /// the new one asks for. Nothing is written when nothing changes.
     pub fn replace<R: Record>(&self, home: &str, old: &Stored<R>, record: R) -> Result<Stored<R>> {
         if old.record == record {
             return if record.is_unfinished() { self.claim(home, old) } else { Ok(old.clone()) };
@@ -431,7 +443,8 @@ impl Catalogue {
         let new = stored(old.key.clone(), record);
         also.guards.push(Guard::Equals(old.key.clone(), old.bytes.clone()));
         also.set.push((new.key.clone(), new.bytes.clone()));
-        let lease = self.change(home, &old.key, old.lease.as_ref(), new.record.is_unfinished(), &also)?;
+        let lease =
+            self.change(home, &old.key, old.lease.as_ref(), new.record.is_unfinished(), &also)?;
         Ok(Stored { lease, ..new })
     }
 
@@ -445,8 +458,15 @@ impl Catalogue {
         self.change(home, &old.key, old.lease.as_ref(), false, &update).map(drop)
     }
 
-    /// Removes a volume's record and notes, in the same atomic change, that its image lives on as a silent parent.
-    pub fn silence(&self, image: &str, old: &Stored<Volume>, image_id: &str, silent: Silent) -> Result<()> {
+    /// Removes a volume's record and notes, in the same atomic change, that its image lives on as a
+    /// silent parent.
+    pub fn silence(
+        &self,
+        image: &str,
+        old: &Stored<Volume>,
+        image_id: &str,
+        silent: Silent,
+    ) -> Result<()> {
         let silent = stored(format!("{}{image_id}", Silent::KIND), silent);
         let update = OmapUpdate {
             guards: vec![Guard::Equals(old.key.clone(), old.bytes.clone())],
@@ -456,8 +476,8 @@ impl Catalogue {
         self.change(image, &old.key, old.lease.as_ref(), false, &update).map(drop)
     }
 
-    /// Changes the record `key` by `update`, under the lease `held` if there is one. `unfinished` says whether it has a lease
-    /// afterwards, which is returned.
+    /// Changes the record `key` by `update`, under the lease `held` if there is one. `unfinished`
+    /// says whether it has a lease afterwards, which is returned.
     fn change(
         &self,
         home: &str,
@@ -468,7 +488,9 @@ impl Catalogue {
     ) -> Result<Option<Arc<Lease>>> {
         let object = self.home(home);
         let changed = match held {
-            Some(lease) => lease.change(update, !unfinished).map(|()| unfinished.then(|| Arc::clone(lease))),
+            Some(lease) => {
+                lease.change(update, !unfinished).map(|()| unfinished.then(|| Arc::clone(lease)))
+            }
             None if unfinished => {
                 let key = format!("{}{key}", lease::KIND);
                 let taken = self.leases.take(&self.pool, &object, &key, update)?;
@@ -484,7 +506,9 @@ impl Catalogue {
 
     pub(super) fn conflict(&self, home: &str, key: &str) -> Error {
         let object = self.home(home);
-        Error::Conflict(format!("another controller changed the record {key} in {object} at the same time"))
+        Error::Conflict(format!(
+            "another controller changed the record {key} in {object} at the same time"
+        ))
     }
 
     /// What is not ready, and what cannot be read: each object is read once.
@@ -514,15 +538,16 @@ impl Catalogue {
         Ok(found)
     }
 
-    /// At most `limit` records (0: as many as there are) after `cursor`, each with its key, in a stable order; and
-    /// where to go on if there are more. Those that cannot be read are logged and left out. Records that come
-    /// and go meanwhile neither hide nor repeat others.
+    /// At most `limit` records (0: as many as there are) after `cursor`, each with its key, in a
+    /// stable order; and where to go on if there are more. Those that cannot be read are logged and
+    /// left out. Records that come and go meanwhile neither hide nor repeat others.
     pub fn list<R: Record>(&self, cursor: &Cursor, limit: usize) -> Result<Page<R>> {
         let mut found = Vec::new();
         let mut last = cursor.clone();
         for shard in cursor.shard..SHARDS {
             let object = self.object(shard);
-            let mut after = if shard == cursor.shard { cursor.after.clone() } else { String::new() };
+            let mut after =
+                if shard == cursor.shard { cursor.after.clone() } else { String::new() };
             loop {
                 let page = self.pool.omap_list(&object, &format!("{}{after}", R::KIND), PAGE)?;
                 let mut past_the_kind = false;
@@ -594,7 +619,9 @@ impl Unfinished {
             Ok(())
         }
         if let Some(name) = key.strip_prefix(Volume::KIND) {
-            take(&mut self.volumes, object, name, bytes, |volume: &Volume| volume.state == State::Ready)
+            take(&mut self.volumes, object, name, bytes, |volume: &Volume| {
+                volume.state == State::Ready
+            })
         } else if let Some(name) = key.strip_prefix(Snapshot::KIND) {
             take(&mut self.snapshots, object, name, bytes, |snapshot: &Snapshot| {
                 snapshot.state == State::Ready
@@ -630,15 +657,15 @@ pub(crate) fn parse<R: Record>(object: &str, key: String, bytes: Vec<u8>) -> Res
             "the catalogue record {key} in the RADOS object {object} {why}; nothing was changed"
         ))
     };
-    let version: Version =
-        serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("cannot be read ({error})")))?;
+    let version: Version = serde_json::from_slice(&bytes)
+        .map_err(|error| unreadable(format!("cannot be read ({error})")))?;
     if version.version > VERSION {
         return Err(unreadable(format!(
             "has version {}, newer than this driver's {VERSION}: run the newer driver",
             version.version
         )));
     }
-    let versioned: Versioned<R> =
-        serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("cannot be read ({error})")))?;
+    let versioned: Versioned<R> = serde_json::from_slice(&bytes)
+        .map_err(|error| unreadable(format!("cannot be read ({error})")))?;
     Ok(Stored { record: versioned.record, key, bytes, lease: None })
 }

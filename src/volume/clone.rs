@@ -1,7 +1,8 @@
 //! Making a clone: its snapshot, the depth of its chain, the link seen from both sides.
 //!
-//! Crash points: whatever a kill leaves here hangs on the link in the record, or holds nothing, until the flatten begins; so
-//! the image's id is in the record before that. See `delete` for how a leftover is told from somebody else's image.
+//! Crash points: whatever a kill leaves here hangs on the link in the record, or holds nothing,
+//! until the flatten begins; so the image's id is in the record before that. See `delete` for how a
+//! leftover is told from somebody else's image.
 
 use super::catalogue::{Link, Stored, Volume};
 use super::create::{CreateVolume, describe};
@@ -10,7 +11,8 @@ use super::modify::not_inherited;
 use super::snapshot::find;
 use super::{Error, FlattenTarget, Result, Volumes};
 use crate::rbd::{
-    CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot, SnapshotSpec, Tolerate,
+    CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot, SnapshotSpec,
+    Tolerate,
 };
 
 /// A source that was looked at and can be cloned.
@@ -29,13 +31,14 @@ pub(super) struct Parent {
     pub(super) link: Link,
     /// The snapshot to clone when it exists already; a clone of a head gets one cut.
     pub(super) snapshot: Option<Snapshot>,
-    /// A childless snapshot that has the name of the one to cut: an older point in time, left by somebody.
+    /// A childless snapshot that has the name of the one to cut: an older point in time, left by
+    /// somebody.
     pub(super) stale: Option<Snapshot>,
 }
 
 impl Volumes {
-    /// Makes the image of a volume as a clone, at most as deep as the policy allows. Returns the record as it is to be
-    /// written when all is well; `stored` is what is written now.
+    /// Makes the image of a volume as a clone, at most as deep as the policy allows. Returns the
+    /// record as it is to be written when all is well; `stored` is what is written now.
     pub(super) fn clone_volume(
         &self,
         request: &CreateVolume,
@@ -47,7 +50,9 @@ impl Volumes {
         // The source may have grown since it was looked at.
         let size = stored.record.size.max(snapshot.size);
         if !request.sizes.allow(size) {
-            return Err(Error::Conflict(format!("the source grew to {size} bytes while it was cloned")));
+            return Err(Error::Conflict(format!(
+                "the source grew to {size} bytes while it was cloned"
+            )));
         }
         self.activity.begin(format!("cloning to {}", self.spec(&request.image)));
         let spec = SnapshotSpec {
@@ -56,8 +61,12 @@ impl Volumes {
             image: parent.image.name()?,
             snapshot: snapshot.name.clone(),
         };
-        let options =
-            ImageOptions { order: None, stripe_unit: None, stripe_count: None, ..request.options.clone() };
+        let options = ImageOptions {
+            order: None,
+            stripe_unit: None,
+            stripe_count: None,
+            ..request.options.clone()
+        };
         match self.pool.clone_image(&spec, &request.image, &options) {
             Ok(()) => {}
             Err(error) if error.errno == Errno::EEXIST => {
@@ -65,13 +74,16 @@ impl Volumes {
             }
             Err(error) if source_changed(&error, request) => {
                 self.refuse_if_at_quota()?;
-                return Err(Error::Conflict(format!("the source changed while it was cloned: {error}")));
+                return Err(Error::Conflict(format!(
+                    "the source changed while it was cloned: {error}"
+                )));
             }
             Err(error) => return Err(error.into()),
         }
         let grows = size > snapshot.size;
         let not_inherited = not_inherited(&*parent.image, &request.settings)?;
-        let changes = grows || flatten.is_some() || request.has_metadata() || !not_inherited.is_empty();
+        let changes =
+            grows || flatten.is_some() || request.has_metadata() || !not_inherited.is_empty();
         let image = if changes {
             self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)?
         } else {
@@ -99,7 +111,8 @@ impl Volumes {
         Ok(Volume { image_id: Some(id), size, ..stored.record.clone() })
     }
 
-    /// Refuses to make more in a pool at its quota, where librbd's clone says that there is no source.
+    /// Refuses to make more in a pool at its quota, where librbd's clone says that there is no
+    /// source.
     fn refuse_if_at_quota(&self) -> Result<()> {
         match self.pool.stats() {
             Ok(stats) if stats.quota.is_some_and(|quota| stats.stored >= quota) => {
@@ -113,8 +126,9 @@ impl Volumes {
         }
     }
 
-    /// Makes the chain short enough for one more clone, by flattening the source if the policy has it so. Answers why the
-    /// clone must be flattened instead, or anyhow, if it must. A depth of 0 is a full copy: a clone that is flattened.
+    /// Makes the chain short enough for one more clone, by flattening the source if the policy has
+    /// it so. Answers why the clone must be flattened instead, or anyhow, if it must. A depth of 0
+    /// is a full copy: a clone that is flattened.
     fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<Option<String>> {
         let policy = &request.policy;
         if policy.max_clone_depth == 0 {
@@ -127,8 +141,10 @@ impl Volumes {
         if self.depth(&*parent.image, at)? < policy.max_clone_depth {
             return Ok(None);
         }
-        let why =
-            format!("its chain of clones is as long as maxCloneDepth ({}) allows", policy.max_clone_depth);
+        let why = format!(
+            "its chain of clones is as long as maxCloneDepth ({}) allows",
+            policy.max_clone_depth
+        );
         // A snapshot keeps its own link, which only a deep flatten cuts.
         let helps = at.is_none() || parent.image.info()?.features.contains(Features::DEEP_FLATTEN);
         let wanted = match policy.flatten_target {
@@ -183,13 +199,16 @@ impl Volumes {
             source.protect_snapshot(name).tolerate(Errno::EBUSY)?;
         }
         find(&source.snapshots()?, name).cloned().ok_or_else(|| {
-            Error::Conflict(format!("another client removed the snapshot {}@{name}", parent.image_id))
+            Error::Conflict(format!(
+                "another client removed the snapshot {}@{name}",
+                parent.image_id
+            ))
         })
     }
 }
 
-/// Takes the snapshot just cut away again when the user may not see its clones: once it is protected, only one who may can take
-/// the protection off.
+/// Takes the snapshot just cut away again when the user may not see its clones: once it is
+/// protected, only one who may can take the protection off.
 fn refuse_if_blind(source: &dyn Image, parent: &Parent, name: &str) -> Result<()> {
     let Some(cut) = find(&source.snapshots()?, name).cloned() else { return Ok(()) };
     let Err(blind) = source.children(Some(cut.id)) else { return Ok(()) };
@@ -199,9 +218,11 @@ fn refuse_if_blind(source: &dyn Image, parent: &Parent, name: &str) -> Result<()
 
 impl Parent {
     fn open(&self, mode: OpenMode) -> Result<Box<dyn Image>> {
-        self.home.pool.open_image(ImageKey::Id(&self.image_id), mode).map_err(|error| match error.errno {
-            Errno::ENOENT => Error::Conflict(format!("the source is gone: {error}")),
-            _ => error.into(),
+        self.home.pool.open_image(ImageKey::Id(&self.image_id), mode).map_err(|error| {
+            match error.errno {
+                Errno::ENOENT => Error::Conflict(format!("the source is gone: {error}")),
+                _ => error.into(),
+            }
         })
     }
 
@@ -212,18 +233,22 @@ impl Parent {
     }
 }
 
-/// Whether a clone failed because its source, or the snapshot of it, went or was renamed meanwhile. The retry looks again.
+/// Whether a clone failed because its source, or the snapshot of it, went or was renamed meanwhile.
+/// The retry looks again.
 fn source_changed(error: &crate::rbd::Error, request: &CreateVolume) -> bool {
-    let unprotected = error.errno == Errno::EINVAL && request.options.clone_format == CloneFormat::V1;
+    let unprotected =
+        error.errno == Errno::EINVAL && request.options.clone_format == CloneFormat::V1;
     error.errno == Errno::ENOENT || unprotected
 }
 
-/// Both ends of a new link must be there: a clone without it reads as zeros, a parent without it can be removed.
+/// Both ends of a new link must be there: a clone without it reads as zeros, a parent without it
+/// can be removed.
 fn verify_link(image: &dyn Image, id: &str, parent: &Parent, snapshot: &Snapshot) -> Result<()> {
     let upwards = image
         .parent(None)?
         .is_some_and(|link| link.image_id == parent.image_id && link.snapshot_id == snapshot.id);
-    let downwards = parent.image.children(Some(snapshot.id))?.iter().any(|child| child.image_id == id);
+    let downwards =
+        parent.image.children(Some(snapshot.id))?.iter().any(|child| child.image_id == id);
     if upwards && downwards {
         return Ok(());
     }

@@ -1,16 +1,20 @@
-//! Collecting what lost its reason to exist: snapshots made for a clone that is gone, silent parents that nothing needs.
+//! Collecting what lost its reason to exist: snapshots made for a clone that is gone, silent
+//! parents that nothing needs.
 //!
-//! The rule is *record before drop, collect after*. A suspect stays in the journal until it is settled, so a kill between
-//! any two calls here leaves it to the sweeper. An operation settles what it wrote itself, after its answer; the sweeper
-//! (`sweep`) finds everything else. Two processes may settle one suspect at the same time: every step takes "already gone"
-//! for success, librbd refuses to remove what still has a child, and a removal is done under a lease.
+//! The rule is *record before drop, collect after*. A suspect stays in the journal until it is
+//! settled, so a kill between any two calls here leaves it to the sweeper. An operation settles
+//! what it wrote itself, after its answer; the sweeper (`sweep`) finds everything else. Two
+//! processes may settle one suspect at the same time: every step takes "already gone" for success,
+//! librbd refuses to remove what still has a child, and a removal is done under a lease.
 
 use super::catalogue::{State, Volume};
 use super::delete::is_large;
 use super::journal::{Child, Entry, Suspect};
 use super::names;
 use super::{Result, Volumes};
-use crate::rbd::{Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate};
+use crate::rbd::{
+    Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -22,8 +26,9 @@ enum Verdict {
     Kept,
     /// It is gone. Its image may be unneeded too.
     Gone,
-    /// The link that is to be dropped still stands, or something has it open just now. Or it hangs on a creation, which may
-    /// let go of it before it is finished: a clone is flattened while its record says `creating`.
+    /// The link that is to be dropped still stands, or something has it open just now. Or it hangs
+    /// on a creation, which may let go of it before it is finished: a clone is flattened while its
+    /// record says `creating`.
     Busy,
 }
 
@@ -31,7 +36,8 @@ enum Verdict {
 type Group<K> = BTreeMap<K, Vec<Entry>>;
 
 impl Volumes {
-    /// Writes down, each where it lives and where the operation began, what is about to lose a child or has lost its last snapshot.
+    /// Writes down, each where it lives and where the operation began, what is about to lose a
+    /// child or has lost its last snapshot.
     pub(super) fn suspect(&self, suspects: &[Suspect]) -> Result<()> {
         let mut places: BTreeMap<_, Vec<Entry>> = BTreeMap::new();
         for suspect in suspects {
@@ -57,7 +63,8 @@ impl Volumes {
         if self.origin.is_of(pool, namespace) { Ok(()) } else { self.origin.forget(entry) }
     }
 
-    /// What this operation wrote into journals and has not settled, to be given to [`Volumes::settle`] once.
+    /// What this operation wrote into journals and has not settled, to be given to
+    /// [`Volumes::settle`] once.
     pub fn take_suspects(&self) -> Vec<Entry> {
         std::mem::take(&mut *self.suspected.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -67,8 +74,9 @@ impl Volumes {
         self.settle(self.take_suspects());
     }
 
-    /// Settles suspects, wherever they live, and what becomes suspect by that: parents of collected parents. Those that are busy
-    /// or could not be settled stay in their journals; errors are logged.
+    /// Settles suspects, wherever they live, and what becomes suspect by that: parents of collected
+    /// parents. Those that are busy or could not be settled stay in their journals; errors are
+    /// logged.
     pub fn settle(&self, entries: Vec<Entry>) {
         let mut todo = entries;
         while !todo.is_empty() {
@@ -77,8 +85,8 @@ impl Volumes {
         }
     }
 
-    /// Settles suspects, wherever they live. What becomes suspect by that is the caller's to take. Returns those that are busy or
-    /// could not be settled.
+    /// Settles suspects, wherever they live. What becomes suspect by that is the caller's to take.
+    /// Returns those that are busy or could not be settled.
     pub fn settle_some(&self, entries: Vec<Entry>) -> Vec<Entry> {
         let mut images = Group::new();
         for entry in entries {
@@ -90,7 +98,9 @@ impl Volumes {
         in_parallel(&images, self.process.at_once, |((pool, namespace, id), entries)| {
             let settled = match self.elsewhere(pool, namespace) {
                 // A pool that is gone has no suspects any more.
-                Ok(None) => entries.iter().try_for_each(|entry| self.origin.forget(entry)).map(|()| vec![]),
+                Ok(None) => {
+                    entries.iter().try_for_each(|entry| self.origin.forget(entry)).map(|()| vec![])
+                }
                 Ok(Some(home)) => home.settle_image(id, entries, threads),
                 Err(error) => Err(error),
             };
@@ -103,19 +113,23 @@ impl Volumes {
         unsettled.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Settles suspects about the image `id`, which is here: its snapshots first, so many at once, then itself. Returns those
-    /// that are busy.
+    /// Settles suspects about the image `id`, which is here: its snapshots first, so many at once,
+    /// then itself. Returns those that are busy.
     fn settle_image(&self, id: &str, entries: &[Entry], threads: usize) -> Result<Vec<Entry>> {
         // The image's own deletion waits for this, and the other way round.
-        let Some(_turn) = self.process.turns.take(&self.image_turn(id), self.process.patience) else {
+        let Some(_turn) = self.process.turns.take(&self.image_turn(id), self.process.patience)
+        else {
             return Ok(entries.to_vec());
         };
         let mut suspects: Group<Option<SnapshotId>> = Group::new();
         for entry in entries {
             suspects.entry(entry.suspect.snapshot).or_default().push(entry.clone());
         }
-        let mode =
-            if suspects.keys().any(Option::is_some) { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
+        let mode = if suspects.keys().any(Option::is_some) {
+            OpenMode::ReadWrite
+        } else {
+            OpenMode::ReadOnly
+        };
         let image = match self.pool.open_image(ImageKey::Id(id), mode) {
             Ok(image) => image,
             Err(error) if error.errno == Errno::ENOENT => {
@@ -167,7 +181,8 @@ impl Volumes {
     ) -> Result<Vec<(Verdict, &'a Entry)>> {
         let children = match image.children(Some(snapshot.id)) {
             Err(error)
-                if error.errno == Errno::EPERM && self.is_surely_childless(image, snapshot, entries)? =>
+                if error.errno == Errno::EPERM
+                    && self.is_surely_childless(image, snapshot, entries)? =>
             {
                 Vec::new()
             }
@@ -203,10 +218,15 @@ impl Volumes {
         format!("{} {} {id}", self.pool.name(), self.pool.namespace())
     }
 
-    /// Whether a snapshot that was cut for a clone has none, although the user may not ask for its clones (that takes a look at the
-    /// object `rbd_children` of every pool): each clone that `entries` name is gone. Should another tool have cloned it, librbd keeps
-    /// it for that clone.
-    fn is_surely_childless(&self, image: &dyn Image, snapshot: &Snapshot, entries: &[Entry]) -> Result<bool> {
+    /// Whether a snapshot that was cut for a clone has none, although the user may not ask for its
+    /// clones (that takes a look at the object `rbd_children` of every pool): each clone that
+    /// `entries` name is gone. Should another tool have cloned it, librbd keeps it for that clone.
+    fn is_surely_childless(
+        &self,
+        image: &dyn Image,
+        snapshot: &Snapshot,
+        entries: &[Entry],
+    ) -> Result<bool> {
         if snapshot.kind != SnapshotKind::User
             || snapshot.protected
             || !snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX)
@@ -232,8 +252,8 @@ impl Volumes {
         Ok(true)
     }
 
-    /// Finishes the flattens that were killed between the two ends of a link to this snapshot, which lists no clone any more
-    /// although such a child cannot be opened without it.
+    /// Finishes the flattens that were killed between the two ends of a link to this snapshot,
+    /// which lists no clone any more although such a child cannot be opened without it.
     fn finish_flattens(&self, id: &str, snapshot: SnapshotId) -> Result<()> {
         for entry in self.journal.entries_of(id, snapshot)? {
             self.finish_flatten(id, snapshot, &entry.suspect)?;
@@ -241,10 +261,12 @@ impl Volumes {
         Ok(())
     }
 
-    /// Finishes the flatten that a suspect is about, if it is: one that was killed between the two ends of the link, or after
-    /// that, before the object map was rebuilt.
+    /// Finishes the flatten that a suspect is about, if it is: one that was killed between the two
+    /// ends of the link, or after that, before the object map was rebuilt.
     fn finish_flatten(&self, id: &str, snapshot: SnapshotId, suspect: &Suspect) -> Result<()> {
-        let Some(child) = suspect.child.as_ref().filter(|child| child.flattened) else { return Ok(()) };
+        let Some(child) = suspect.child.as_ref().filter(|child| child.flattened) else {
+            return Ok(());
+        };
         let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { return Ok(()) };
         let image = match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite) {
             Ok(image) => image,
@@ -252,7 +274,10 @@ impl Volumes {
             Err(error) => return Err(error.into()),
         };
         let still = image.parent(None)?;
-        if still.as_ref().is_none_or(|parent| parent.image_id == id && parent.snapshot_id == snapshot) {
+        if still
+            .as_ref()
+            .is_none_or(|parent| parent.image_id == id && parent.snapshot_id == snapshot)
+        {
             if still.is_some() {
                 self.activity.begin_heavy();
             }
@@ -261,14 +286,19 @@ impl Volumes {
         Ok(())
     }
 
-    /// Whether a CreateVolume here that is not finished plans to clone this snapshot, or has just cut it. One in another pool
-    /// is not seen: if its snapshot goes before it is cloned, it fails, and its retry finds the source or does not.
+    /// Whether a CreateVolume here that is not finished plans to clone this snapshot, or has just
+    /// cut it. One in another pool is not seen: if its snapshot goes before it is cloned, it fails,
+    /// and its retry finds the source or does not.
     pub(super) fn is_needed_by_a_creation(&self, image_id: &str, snapshot: &str) -> Result<bool> {
         Ok(self.creation_that_needs(image_id, snapshot)?.is_some())
     }
 
     /// The image name of the volume that [`Volumes::is_needed_by_a_creation`] finds.
-    pub(super) fn creation_that_needs(&self, image_id: &str, snapshot: &str) -> Result<Option<String>> {
+    pub(super) fn creation_that_needs(
+        &self,
+        image_id: &str,
+        snapshot: &str,
+    ) -> Result<Option<String>> {
         let Some(child) = snapshot.strip_suffix(names::CLONE_SNAPSHOT_SUFFIX) else {
             return Ok(None);
         };
@@ -295,9 +325,14 @@ impl Volumes {
         }))
     }
 
-    /// Removes one snapshot of `image`, which is here, protected or not. What the snapshot links to is in the journal first.
-    /// `EBUSY` when it has clones of format 1. The caller collects.
-    pub(super) fn drop_snapshot(&self, image: &dyn Image, id: &str, snapshot: &Snapshot) -> Result<()> {
+    /// Removes one snapshot of `image`, which is here, protected or not. What the snapshot links to
+    /// is in the journal first. `EBUSY` when it has clones of format 1. The caller collects.
+    pub(super) fn drop_snapshot(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        snapshot: &Snapshot,
+    ) -> Result<()> {
         self.drop_linked(image, id, snapshot, Self::parent_of(image, snapshot)?)
     }
 
@@ -317,27 +352,32 @@ impl Volumes {
             self.suspect(&[Suspect::link(parent, self.child(id))])?;
         }
         if snapshot.protected {
-            image.unprotect_snapshot(&snapshot.name).tolerate(Errno::EINVAL).tolerate(Errno::ENOENT)?;
+            image
+                .unprotect_snapshot(&snapshot.name)
+                .tolerate(Errno::EINVAL)
+                .tolerate(Errno::ENOENT)?;
         }
         Ok(image.remove_snapshot_by_id(snapshot.id).tolerate(Errno::ENOENT)?)
     }
 
-    /// Removes the image `id`, whose name is or was `name`; fine when it is gone. librbd may be set up for the pool to move an
-    /// image to the trash in place of removing it (`rbd_move_to_trash_on_remove`): then it is removed from there. Errors as
+    /// Removes the image `id`, whose name is or was `name`; fine when it is gone. librbd may be set
+    /// up for the pool to move an image to the trash in place of removing it
+    /// (`rbd_move_to_trash_on_remove`): then it is removed from there. Errors as
     /// [`crate::rbd::Pool::remove_image`], with the image under its name.
     pub(super) fn remove_for_good(&self, name: &str, id: &str) -> crate::rbd::Result<()> {
         self.remove_image(name).tolerate(Errno::ENOENT)?;
         if self.pool.trash_get(id)?.is_none_or(|entry| entry.removing) {
             return Ok(());
         }
-        let removed = match self.pool.trash_remove_with_progress(id, true, &mut self.activity.progress()) {
-            // The move was interrupted, and is finished by its name.
-            Err(error) if error.errno == Errno::EUCLEAN => {
-                self.pool.trash_move(name, 0)?;
-                self.pool.trash_remove_with_progress(id, true, &mut self.activity.progress())
-            }
-            other => other,
-        };
+        let removed =
+            match self.pool.trash_remove_with_progress(id, true, &mut self.activity.progress()) {
+                // The move was interrupted, and is finished by its name.
+                Err(error) if error.errno == Errno::EUCLEAN => {
+                    self.pool.trash_move(name, 0)?;
+                    self.pool.trash_remove_with_progress(id, true, &mut self.activity.progress())
+                }
+                other => other,
+            };
         match removed.tolerate(Errno::ENOENT) {
             Err(error) if matches!(error.errno, Errno::ENOTEMPTY | Errno::EBUSY) => {
                 self.pool.trash_restore(id, name)?;
@@ -347,7 +387,8 @@ impl Volumes {
         }
     }
 
-    /// Whether this driver knows any of these clones, so that it looks at their snapshot again when the clone goes.
+    /// Whether this driver knows any of these clones, so that it looks at their snapshot again when
+    /// the clone goes.
     pub(super) fn is_any_ours(&self, clones: &[crate::rbd::Child]) -> Result<bool> {
         for clone in clones {
             let Some(home) = self.elsewhere(&clone.pool, &clone.namespace)? else { continue };
@@ -363,8 +404,9 @@ impl Volumes {
         Ok(false)
     }
 
-    /// Whether any of these snapshots of the silent parent `id` is one whose removal has this driver look at the image again: one
-    /// that users see, or one cut for clones, about which the journal has an entry when its clones are not ours.
+    /// Whether any of these snapshots of the silent parent `id` is one whose removal has this
+    /// driver look at the image again: one that users see, or one cut for clones, about which the
+    /// journal has an entry when its clones are not ours.
     pub(super) fn is_any_expected(&self, id: &str, snapshots: &[Snapshot]) -> Result<bool> {
         for snapshot in snapshots {
             if is_collectable(snapshot) || self.is_listed(id, snapshot)? {
@@ -383,8 +425,8 @@ impl Volumes {
         Ok(stored.is_some_and(|stored| stored.record.image_id == id))
     }
 
-    /// What a snapshot links to. None also when that is gone: an earlier attempt to drop the snapshot has let go of it, with the
-    /// link in the journal.
+    /// What a snapshot links to. None also when that is gone: an earlier attempt to drop the
+    /// snapshot has let go of it, with the link in the journal.
     pub(super) fn parent_of(image: &dyn Image, snapshot: &Snapshot) -> Result<Option<Parent>> {
         match image.parent(Some(snapshot.id)) {
             Err(error) if error.errno == Errno::ENOENT => Ok(None),
@@ -400,8 +442,8 @@ impl Volumes {
         }
         let volume = names::before_silence(&name, id);
         let Some(silent) = self.catalogue.silent(volume, id)? else {
-            // Renamed, but its DeleteVolume has not come to its last write: that one, or its retry, settles it.
-            // Any other image of such a name is foreign.
+            // Renamed, but its DeleteVolume has not come to its last write: that one, or its retry,
+            // settles it. Any other image of such a name is foreign.
             return Ok(match self.catalogue.volume(volume)? {
                 Some(stored) if stored.record.state == State::Deleting => Verdict::Busy,
                 _ => Verdict::Kept,
@@ -411,7 +453,8 @@ impl Volumes {
         // librbd removes those of a mirror along with the image.
         snapshots.retain(|snapshot| snapshot.kind != SnapshotKind::Mirror);
         if !snapshots.is_empty() {
-            // The entry stays when nothing this driver does would bring it back here: other tools' snapshots go without a word.
+            // The entry stays when nothing this driver does would bring it back here: other tools'
+            // snapshots go without a word.
             let comes_back = self.is_any_expected(id, &snapshots)?;
             return Ok(if comes_back { Verdict::Kept } else { Verdict::Busy });
         }
@@ -434,15 +477,17 @@ impl Volumes {
         Ok(Verdict::Gone)
     }
 
-    /// The suspect's image does not open: it is gone, or a removal of it was interrupted. Finishes the removal, of silent
-    /// parents by the names they may have; a volume's own is its DeleteVolume's to finish.
+    /// The suspect's image does not open: it is gone, or a removal of it was interrupted. Finishes
+    /// the removal, of silent parents by the names they may have; a volume's own is its
+    /// DeleteVolume's to finish.
     fn finish_removal(&self, suspect: &Suspect) -> Result<()> {
         let id = suspect.image_id.as_str();
         let volume = names::before_silence(&suspect.image, id);
         let silent = self.catalogue.silent(volume, id)?;
         // librbd does not stand two removals of one image at once: whoever is at it holds a lease.
         let silent = silent.map(|silent| self.catalogue.claim(volume, &silent)).transpose()?;
-        // What lies in the trash otherwise was moved there by somebody, or by librbd in place of a removal of ours.
+        // What lies in the trash otherwise was moved there by somebody, or by librbd in place of a
+        // removal of ours.
         if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing || silent.is_some()) {
             let _claimed = match self.catalogue.volume(volume)? {
                 Some(stored)
@@ -480,7 +525,10 @@ pub(super) fn is_collectable(snapshot: &Snapshot) -> bool {
 }
 
 /// All of `entries`, with this verdict.
-fn all<'a>(verdict: Verdict, entries: impl IntoIterator<Item = &'a Entry>) -> Vec<(Verdict, &'a Entry)> {
+fn all<'a>(
+    verdict: Verdict,
+    entries: impl IntoIterator<Item = &'a Entry>,
+) -> Vec<(Verdict, &'a Entry)> {
     entries.into_iter().map(|entry| (verdict, entry)).collect()
 }
 

@@ -1,12 +1,13 @@
 //! CreateVolume: empty, from a volume, from a snapshot. How a clone is made is in `clone`.
 //!
-//! Crash points. The record says `creating`, with the planned link to the source, before the first RBD call; an image
-//! whose record does not say `ready` is a leftover, also when it opens and has the right size: a process killed inside
-//! librbd's clone can leave an image without a parent, which reads as zeros. A retry removes it and starts over. `ready` is
-//! written last, after the link was seen from both sides.
+//! Crash points. The record says `creating`, with the planned link to the source, before the first
+//! RBD call; an image whose record does not say `ready` is a leftover, also when it opens and has
+//! the right size: a process killed inside librbd's clone can leave an image without a parent,
+//! which reads as zeros. A retry removes it and starts over. `ready` is written last, after the
+//! link was seen from both sides.
 //!
-//! A final answer leaves nothing behind: what was begun, now or by an earlier attempt, is undone before it is given. A
-//! caller that hears one may never ask again, not even for a deletion.
+//! A final answer leaves nothing behind: what was begun, now or by an earlier attempt, is undone
+//! before it is given. A caller that hears one may never ask again, not even for a deletion.
 
 use super::catalogue::{Link, Source, State, Stored, Volume};
 use super::clone::Parent;
@@ -108,7 +109,8 @@ pub struct CreateVolume {
 }
 
 impl CreateVolume {
-    /// Whether the image gets metadata: settings, or the CSI name when the image's own no longer says it.
+    /// Whether the image gets metadata: settings, or the CSI name when the image's own no longer
+    /// says it.
     pub(super) fn has_metadata(&self) -> bool {
         !self.settings.is_empty() || self.is_hashed()
     }
@@ -121,13 +123,15 @@ impl CreateVolume {
 impl Volumes {
     /// Creates the volume, or finds it as an earlier request made it, and returns its record.
     ///
-    /// [`Error::AlreadyExists`] when the name is taken by something different, [`Error::NotFound`] when the source is gone,
-    /// [`Error::OutOfRange`] when the sizes cannot be had from it, [`Error::Exhausted`] when there is no room.
+    /// [`Error::AlreadyExists`] when the name is taken by something different, [`Error::NotFound`]
+    /// when the source is gone, [`Error::OutOfRange`] when the sizes cannot be had from it,
+    /// [`Error::Exhausted`] when there is no room.
     pub fn create(&self, request: &CreateVolume) -> Result<Made<Volume>> {
         if let Some(stored) = self.catalogue.volume(&request.image)? {
             if stored.record.state == State::Ready {
                 self.require_image(&request.image, &stored.record)?;
-                return existing(&self.spec(&request.image), &stored.record, request).map(Made::Existing);
+                return existing(&self.spec(&request.image), &stored.record, request)
+                    .map(Made::Existing);
             }
             // Never handed out, or on its way out: gone with it, and a fresh start.
             self.clear_away(&request.image, &stored)?;
@@ -137,7 +141,8 @@ impl Volumes {
         {
             return Err(Error::Invalid(format!("the data pool {data_pool} does not exist")));
         }
-        let parent = request.source.as_ref().map(|source| self.parent(source, request)).transpose()?;
+        let parent =
+            request.source.as_ref().map(|source| self.parent(source, request)).transpose()?;
         let record = Volume {
             state: State::Creating,
             id: request.id.clone(),
@@ -154,7 +159,8 @@ impl Volumes {
             context: request.context.clone(),
             published: Vec::new(),
         };
-        // Before the record is written: a retry that finds the record takes the image to be its own.
+        // Before the record is written: a retry that finds the record takes the image to be its
+        // own.
         if self.is_foreign(&request.image)? {
             return Err(self.foreign(&request.image));
         }
@@ -178,8 +184,9 @@ impl Volumes {
         }
     }
 
-    /// Removes what an unfinished creation or deletion of `image` left, with the snapshot it cut on its source: at the limit of
-    /// snapshots, a new attempt would flatten a clone to make room for one more. Its errors are never final: something is left.
+    /// Removes what an unfinished creation or deletion of `image` left, with the snapshot it cut on
+    /// its source: at the limit of snapshots, a new attempt would flatten a clone to make room for
+    /// one more. Its errors are never final: something is left.
     fn clear_away(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         let cleared = self.destroy(image, stored);
         self.settle_own();
@@ -191,8 +198,9 @@ impl Volumes {
         })
     }
 
-    /// Whether there is an image of this name that no record knows. [`Error::Conflict`] when another controller has just made it or is
-    /// about to have removed it: it had a record before, or has one by now.
+    /// Whether there is an image of this name that no record knows. [`Error::Conflict`] when
+    /// another controller has just made it or is about to have removed it: it had a record before,
+    /// or has one by now.
     pub(super) fn is_foreign(&self, image: &str) -> Result<bool> {
         let Some(id) = self.pool.image_id(image)? else { return Ok(false) };
         // A record goes after its image, so an image that outlives the look had none.
@@ -240,7 +248,8 @@ impl Volumes {
                 let record = found
                     .filter(|record| record.state == State::Ready && record.image_id == *image_id)
                     .ok_or_else(gone)?;
-                let image = home.image_of(snapshot, &record, OpenMode::ReadOnly)?.ok_or_else(gone)?;
+                let image =
+                    home.image_of(snapshot, &record, OpenMode::ReadOnly)?.ok_or_else(gone)?;
                 // The snapshots of a migrated image have new ids.
                 cut = (image.id()? == record.image_id).then_some(record.snapshot_id);
                 image
@@ -270,10 +279,20 @@ impl Volumes {
             image_id: image_id.clone(),
             snapshot: name,
         };
-        Ok(Parent { home, image, image_id, size, snapshots: snapshots.len(), link, snapshot, stale })
+        Ok(Parent {
+            home,
+            image,
+            image_id,
+            size,
+            snapshots: snapshots.len(),
+            link,
+            snapshot,
+            stale,
+        })
     }
 
-    /// Makes the image. Returns the record as it is to be written when all is well; `stored` is what is written now.
+    /// Makes the image. Returns the record as it is to be written when all is well; `stored` is
+    /// what is written now.
     fn make(
         &self,
         request: &CreateVolume,
@@ -316,7 +335,8 @@ impl Volumes {
 /// The image metadata key for the CSI name, for people with `rbd`.
 pub(super) const NAME_KEY: &str = "cinderblock/name";
 
-/// Writes the settings, and the CSI name that a hashed image name does not say, into the image's metadata.
+/// Writes the settings, and the CSI name that a hashed image name does not say, into the image's
+/// metadata.
 pub(super) fn describe(image: &dyn Image, request: &CreateVolume) -> Result<()> {
     if request.is_hashed() {
         image.metadata_set(NAME_KEY, &request.name)?;
@@ -324,8 +344,8 @@ pub(super) fn describe(image: &dyn Image, request: &CreateVolume) -> Result<()> 
     super::modify::set(image, &request.settings)
 }
 
-/// The name of the snapshot to cut for `child`: one that no other clone, of an earlier volume of that name, depends on. And
-/// the childless snapshot that has this name now, if one has.
+/// The name of the snapshot to cut for `child`: one that no other clone, of an earlier volume of
+/// that name, depends on. And the childless snapshot that has this name now, if one has.
 fn clone_snapshot_name(
     image: &dyn Image,
     snapshots: &[Snapshot],
@@ -366,7 +386,8 @@ fn size(request: &CreateVolume, parent: Option<&Parent>) -> Result<u64> {
     Ok(required.max(parent.size))
 }
 
-/// Bytes the largest image of this layout has: an object map describes 256 million objects (cls_rbd's own bound).
+/// Bytes the largest image of this layout has: an object map describes 256 million objects
+/// (cls_rbd's own bound).
 pub fn largest(options: &ImageOptions) -> u64 {
     if options.features.unwrap_or(Features::DEFAULT).contains(Features::OBJECT_MAP) {
         OBJECT_MAP_OBJECTS << options.order.unwrap_or(DEFAULT_ORDER)

@@ -1,12 +1,14 @@
 //! DeleteVolume, and the removal of what an unfinished creation left.
 //!
-//! Crash points: the record says `deleting` before anything is destroyed and goes last, so a retry finds it and goes on.
-//! Links are in the journal before they are cut. A volume whose snapshots are still needed becomes a silent parent: it is
-//! renamed, and the record's removal and the note of the silent parent are one atomic change.
+//! Crash points: the record says `deleting` before anything is destroyed and goes last, so a retry
+//! finds it and goes on. Links are in the journal before they are cut. A volume whose snapshots are
+//! still needed becomes a silent parent: it is renamed, and the record's removal and the note of
+//! the silent parent are one atomic change.
 //!
-//! An unfinished volume's name may have been taken by somebody else since its record was written. The image there is the
-//! volume's own when its id is the recorded one; before that is known, when it hangs on the planned parent, or holds
-//! nothing at all: no parent, no snapshot, no data. Any other image is left alone.
+//! An unfinished volume's name may have been taken by somebody else since its record was written.
+//! The image there is the volume's own when its id is the recorded one; before that is known, when
+//! it hangs on the planned parent, or holds nothing at all: no parent, no snapshot, no data. Any
+//! other image is left alone.
 
 use super::catalogue::{DeleteWithSnapshots, Silent, State, Stored, Volume};
 use super::collect::is_collectable;
@@ -53,9 +55,10 @@ type OpenInTurn = (Box<dyn Image>, String, Turn);
 impl Volumes {
     /// Deletes the volume whose image is named `image`; fine when it is gone.
     ///
-    /// Returns what its data stay for, if they do. Nothing is changed with [`Error::InUse`] when it is attached,
-    /// [`Error::HasSnapshots`] when it may not be deleted with them, [`Error::FailedPrecondition`] when an image of that name exists
-    /// which the catalogue does not know.
+    /// Returns what its data stay for, if they do. Nothing is changed with [`Error::InUse`] when it
+    /// is attached, [`Error::HasSnapshots`] when it may not be deleted with them,
+    /// [`Error::FailedPrecondition`] when an image of that name exists which the catalogue does not
+    /// know.
     pub fn delete(&self, image: &str) -> Result<Option<Retained>> {
         match self.catalogue.volume(image)? {
             Some(stored) if stored.record.state == State::Ready => {
@@ -78,10 +81,13 @@ impl Volumes {
         }
     }
 
-    /// Takes away all that a volume is, whatever its record says, and ends the record. What that sets free is suspect. Returns what its data stay for, if they do. [`Error::InUse`] or [`Error::HasSnapshots`] when it may not go,
-    /// [`Error::FailedPrecondition`] when its name is somebody else's, [`Error::Conflict`] when somebody is at work on it.
+    /// Takes away all that a volume is, whatever its record says, and ends the record. What that
+    /// sets free is suspect. Returns what its data stay for, if they do. [`Error::InUse`] or
+    /// [`Error::HasSnapshots`] when it may not go, [`Error::FailedPrecondition`] when its name is
+    /// somebody else's, [`Error::Conflict`] when somebody is at work on it.
     pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
-        // A ready one is claimed when it is marked: until then it may be refused, and nothing has changed.
+        // A ready one is claimed when it is marked: until then it may be refused, and nothing has
+        // changed.
         let claimed;
         let stored = if stored.record.state == State::Ready {
             stored
@@ -116,8 +122,9 @@ impl Volumes {
             .map_err(Error::after_a_change)
     }
 
-    /// Opens the image of this name, with its id and the turn at it: what is suspect about it is settled before it is opened, or
-    /// after the turn. `known` is the id that the record has. None when there is no such image.
+    /// Opens the image of this name, with its id and the turn at it: what is suspect about it is
+    /// settled before it is opened, or after the turn. `known` is the id that the record has. None
+    /// when there is no such image.
     fn open_in_turn(&self, image: &str, known: Option<&str>) -> Result<Option<OpenInTurn>> {
         let open = || match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => Ok(Some(opened)),
@@ -142,7 +149,10 @@ impl Volumes {
                 None => break,
             }
         }
-        Err(Error::Conflict(format!("snapshots of {} are being removed just now", self.spec(image))))
+        Err(Error::Conflict(format!(
+            "snapshots of {} are being removed just now",
+            self.spec(image)
+        )))
     }
 
     fn refuse_if_published(&self, image: &str, record: &Volume) -> Result<()> {
@@ -154,9 +164,15 @@ impl Volumes {
         )))
     }
 
-    /// Refuses an image that somebody has open: [`Error::InUse`] for strangers, [`Error::Conflict`] for the driver itself, which closes
-    /// it by itself.
-    fn refuse_if_open(&self, spec: &str, opened: &dyn Image, id: &str, snapshots: &[Snapshot]) -> Result<()> {
+    /// Refuses an image that somebody has open: [`Error::InUse`] for strangers, [`Error::Conflict`]
+    /// for the driver itself, which closes it by itself.
+    fn refuse_if_open(
+        &self,
+        spec: &str,
+        opened: &dyn Image,
+        id: &str,
+        snapshots: &[Snapshot],
+    ) -> Result<()> {
         let begun = Instant::now();
         loop {
             let watchers = opened.watchers()?;
@@ -187,11 +203,12 @@ impl Volumes {
         }
     }
 
-    /// Refuses to forget a volume whose image lies in the trash, or has another name: somebody moved it there, and may mean to bring it
-    /// back.
+    /// Refuses to forget a volume whose image lies in the trash, or has another name: somebody
+    /// moved it there, and may mean to bring it back.
     fn refuse_if_moved(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         let Some(whereabouts) = self.whereabouts(image, &stored.record)? else { return Ok(()) };
-        // Another controller that is deleting the volume moves its image, too: that one has the lease.
+        // Another controller that is deleting the volume moves its image, too: that one has the
+        // lease.
         self.catalogue.claim(image, stored)?;
         Err(Error::FailedPrecondition(format!(
             "{} is not there under that name: {whereabouts}, or remove it there, and delete the volume again",
@@ -222,7 +239,8 @@ impl Volumes {
         })
     }
 
-    /// From here on the volume is being destroyed. `id` is kept so that a retry finds the image under its silent name.
+    /// From here on the volume is being destroyed. `id` is kept so that a retry finds the image
+    /// under its silent name.
     fn mark_deleting(
         &self,
         image: &str,
@@ -237,8 +255,8 @@ impl Volumes {
         )
     }
 
-    /// The silent name that an interrupted rename of the image has given it beside its old one. Such an image must not be
-    /// removed by the old name: the new one would be left.
+    /// The silent name that an interrupted rename of the image has given it beside its old one.
+    /// Such an image must not be removed by the old name: the new one would be left.
     fn begun_silent_name(&self, image: &str, id: &str) -> Result<Option<String>> {
         for name in [names::silent(image), names::silent_with_id(image, id)] {
             if self.pool.image_id(&name)?.as_deref() == Some(id) {
@@ -268,7 +286,10 @@ impl Volumes {
                 }
             } else if !self.is_any_ours(clones)? {
                 // Other tools' clones go without a word.
-                self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(image, id) }])?;
+                self.suspect(&[Suspect {
+                    snapshot: Some(snapshot.id),
+                    ..self.as_suspect(image, id)
+                }])?;
             }
         }
         if !unneeded.is_empty() {
@@ -305,7 +326,8 @@ impl Volumes {
         self.note_silent(image, stored, &*renamed, id)
     }
 
-    /// No image has the volume's name, or only remains of one: what a killed create, remove or rename left, or nothing.
+    /// No image has the volume's name, or only remains of one: what a killed create, remove or
+    /// rename left, or nothing.
     fn destroy_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
         let stored = self.mark_deleting(image, stored, None)?;
         if let Settled::Silent(retained) = self.settle_by_id(image, &stored)? {
@@ -318,7 +340,8 @@ impl Volumes {
         self.catalogue.remove(image, &stored).map(|()| None)
     }
 
-    /// Ends an unfinished volume whose name is somebody else's: what it planned is a suspect, and its record goes.
+    /// Ends an unfinished volume whose name is somebody else's: what it planned is a suspect, and
+    /// its record goes.
     pub(super) fn forget_unmade(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         if let Settled::Silent(_) = self.settle_by_id(image, stored)? {
             return Ok(());
@@ -326,8 +349,9 @@ impl Volumes {
         self.catalogue.remove(image, stored)
     }
 
-    /// Looks for the volume's image by its id, where it is known, since no image of ours has its name. One that was made
-    /// silent is noted as such in place of the record. Whatever else stands of its links is in the journal then.
+    /// Looks for the volume's image by its id, where it is known, since no image of ours has its
+    /// name. One that was made silent is noted as such in place of the record. Whatever else stands
+    /// of its links is in the journal then.
     fn settle_by_id(&self, image: &str, stored: &Stored<Volume>) -> Result<Settled> {
         if let Some(id) = &stored.record.image_id {
             match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
@@ -349,8 +373,9 @@ impl Volumes {
         Ok(Settled::Unmade)
     }
 
-    /// Removes the snapshots that a creation has cut for its clone while the image was already on its way out, too late to
-    /// clone them. Nothing can make such an image a silent parent any more, and they would keep it from going.
+    /// Removes the snapshots that a creation has cut for its clone while the image was already on
+    /// its way out, too late to clone them. Nothing can make such an image a silent parent any
+    /// more, and they would keep it from going.
     fn drop_latecomers(&self, image: &dyn Image, id: &str) -> Result<()> {
         for snapshot in image.snapshots()? {
             if is_collectable(&snapshot) && image.children(Some(snapshot.id))?.is_empty() {
@@ -361,8 +386,9 @@ impl Volumes {
         Ok(())
     }
 
-    /// Puts the note of a silent parent in place of the record. `renamed` was opened after the rename: if its last snapshot
-    /// went before that, nobody who removed it saw a silent parent, and it is a suspect.
+    /// Puts the note of a silent parent in place of the record. `renamed` was opened after the
+    /// rename: if its last snapshot went before that, nobody who removed it saw a silent parent,
+    /// and it is a suspect.
     fn note_silent(
         &self,
         image: &str,
@@ -379,7 +405,11 @@ impl Volumes {
             } else if self.is_listed(id, snapshot)? {
                 retained.snapshots.push(snapshot.name.clone());
             } else {
-                retained.by_others.push(format!("{}@{}", self.spec(&renamed.name()?), snapshot.name));
+                retained.by_others.push(format!(
+                    "{}@{}",
+                    self.spec(&renamed.name()?),
+                    snapshot.name
+                ));
             }
         }
         if retained.snapshots.is_empty() && retained.for_clones == 0 {
@@ -416,19 +446,25 @@ impl Volumes {
             Err(error) if error.errno == Errno::ENOENT => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let planned = super::snapshot::find(&parent.snapshots()?, &link.snapshot).map(|snapshot| snapshot.id);
+        let planned =
+            super::snapshot::find(&parent.snapshots()?, &link.snapshot).map(|snapshot| snapshot.id);
         Ok(match planned {
             None => None,
-            planned => {
-                Some(Suspect { snapshot: planned, child, ..home.as_suspect(&parent.name()?, &link.image_id) })
-            }
+            planned => Some(Suspect {
+                snapshot: planned,
+                child,
+                ..home.as_suspect(&parent.name()?, &link.image_id)
+            }),
         })
     }
 }
 
-/// The snapshots that librbd does not remove by itself along with the image, as it does those of a mirror; and the clones of those that
-/// this driver would remove.
-fn with_clones(opened: &dyn Image, snapshots: Vec<Snapshot>) -> Result<Vec<(Snapshot, Vec<rbd::Child>)>> {
+/// The snapshots that librbd does not remove by itself along with the image, as it does those of a
+/// mirror; and the clones of those that this driver would remove.
+fn with_clones(
+    opened: &dyn Image,
+    snapshots: Vec<Snapshot>,
+) -> Result<Vec<(Snapshot, Vec<rbd::Child>)>> {
     let mut found = Vec::new();
     for snapshot in snapshots {
         let clones = match &snapshot.kind {
@@ -442,7 +478,12 @@ fn with_clones(opened: &dyn Image, snapshots: Vec<Snapshot>) -> Result<Vec<(Snap
 }
 
 /// Whether the image under a volume's name is the volume's: see above.
-fn is_its_image(record: &Volume, opened: &dyn Image, id: &str, snapshots: &[Snapshot]) -> Result<bool> {
+fn is_its_image(
+    record: &Volume,
+    opened: &dyn Image,
+    id: &str,
+    snapshots: &[Snapshot],
+) -> Result<bool> {
     if record.state == State::Ready {
         return Ok(true);
     }
@@ -450,7 +491,9 @@ fn is_its_image(record: &Volume, opened: &dyn Image, id: &str, snapshots: &[Snap
         return Ok(known == id);
     }
     match opened.parent(None)? {
-        Some(parent) => Ok(record.link.as_ref().is_some_and(|link| link.image_id == parent.image_id)),
+        Some(parent) => {
+            Ok(record.link.as_ref().is_some_and(|link| link.image_id == parent.image_id))
+        }
         None => Ok(snapshots.is_empty() && holds_nothing(opened)?),
     }
 }
@@ -482,13 +525,14 @@ pub(super) fn is_large(image: &dyn Image) -> Result<bool> {
     Ok(info.size >> info.order > LARGE)
 }
 
-/// Whether a snapshot outlives its volume: a person made it, or this driver on a person's behalf, or librbd
-/// for a group or for what this driver does not know. Backups' and those cut for clones go as soon as they have
-/// no clone, a mirror's with the image.
+/// Whether a snapshot outlives its volume: a person made it, or this driver on a person's behalf,
+/// or librbd for a group or for what this driver does not know. Backups' and those cut for clones
+/// go as soon as they have no clone, a mirror's with the image.
 fn is_kept(snapshot: &Snapshot) -> bool {
     match snapshot.kind {
         SnapshotKind::User => {
-            !names::is_backup_snapshot(&snapshot.name) && !names::is_collectable_snapshot(&snapshot.name)
+            !names::is_backup_snapshot(&snapshot.name)
+                && !names::is_collectable_snapshot(&snapshot.name)
         }
         SnapshotKind::Group | SnapshotKind::Unknown => true,
         SnapshotKind::Trash { .. } | SnapshotKind::Mirror => false,

@@ -3,8 +3,8 @@ use nix::errno::Errno;
 
 /// Why an operation on volumes did not end in success.
 ///
-/// Every variant's message is written for the person who reads the event on their PVC: what, which object, why,
-/// and what to do.
+/// Every variant's message is written for the person who reads the event on their PVC: what, which
+/// object, why, and what to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The volume, snapshot or source is not there.
@@ -70,8 +70,8 @@ impl Error {
         }
     }
 
-    /// Whether no retry of the same request could end differently, so that the caller may give up. What had begun must be
-    /// undone before such an error is returned.
+    /// Whether no retry of the same request could end differently, so that the caller may give up.
+    /// What had begun must be undone before such an error is returned.
     pub fn is_final(&self) -> bool {
         match self {
             Error::Conflict(_) | Error::Unfinished(_) | Error::MayNotFence(_) => false,

@@ -1,15 +1,17 @@
 //! Keeping a node that was lost from writing to a volume ever again.
 //!
-//! A node that lets go of a volume in good order has closed its image and removed its [notes](crate::notes). One that was lost
-//! may be frozen, or cut off, with writes in flight, and its watch on the image ends after half a minute. So the notes
-//! decide: the clients in them go on Ceph's blocklist, by address, and the volume is released after the OSD map with those
-//! entries is there. Nothing else of the node is fenced, and no watcher without a note. The entries stay: a client taken off the
-//! blocklist could go on writing where it stopped.
+//! A node that lets go of a volume in good order has closed its image and removed its
+//! [notes](crate::notes). One that was lost may be frozen, or cut off, with writes in flight, and
+//! its watch on the image ends after half a minute. So the notes decide: the clients in them go on
+//! Ceph's blocklist, by address, and the volume is released after the OSD map with those entries is
+//! there. Nothing else of the node is fenced, and no watcher without a note. The entries stay: a
+//! client taken off the blocklist could go on writing where it stopped.
 //!
-//! What a version before notes published has none. There the clients are fenced that watch the image and do not close it.
+//! What a version before notes published has none. There the clients are fenced that watch the
+//! image and do not close it.
 //!
-//! Crash points: before, between and after the entries of the blocklist. The volume is published until the last write, and the
-//! same request fences again what it finds noted.
+//! Crash points: before, between and after the entries of the blocklist. The volume is published
+//! until the last write, and the same request fences again what it finds noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,14 +21,15 @@ use super::{Error, Result, Volumes};
 use crate::notes::FENCED_SECONDS;
 use crate::rbd::{Errno, ImageKey, OpenMode};
 
-/// How long clients without notes may take to close an image before they are fenced: the time of a snapshot that another
-/// controller happens to cut, or of a mark that the node sets.
+/// How long clients without notes may take to close an image before they are fenced: the time of a
+/// snapshot that another controller happens to cut, or of a mark that the node sets.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A volume that nodes are to release, as it was found.
 #[derive(Debug)]
 pub struct Leaving {
-    /// The clients that may write, by the ids of the nodes they are on. Empty when the nodes let go in good order.
+    /// The clients that may write, by the ids of the nodes they are on. Empty when the nodes let go
+    /// in good order.
     pub clients: BTreeMap<String, BTreeSet<String>>,
     pub(super) image: String,
     pub(super) nodes: BTreeSet<String>,
@@ -42,8 +45,9 @@ impl Leaving {
 }
 
 impl Volumes {
-    /// What `node`, or every node when `None`, is to release of a volume; `None` when the volume is not published there. With
-    /// `look`, the clients of publications without a token are those that watch the image and do not close it.
+    /// What `node`, or every node when `None`, is to release of a volume; `None` when the volume is
+    /// not published there. With `look`, the clients of publications without a token are those that
+    /// watch the image and do not close it.
     pub fn leaving(&self, image: &str, node: Option<&str>, look: bool) -> Result<Option<Leaving>> {
         let Some(stored) = self.catalogue.volume(image)? else { return Ok(None) };
         let found = stored
@@ -51,7 +55,8 @@ impl Volumes {
             .published
             .iter()
             .filter(|publication| node.is_none_or(|node| publication.node == node));
-        let nodes: BTreeSet<_> = found.clone().map(|publication| publication.node.clone()).collect();
+        let nodes: BTreeSet<_> =
+            found.clone().map(|publication| publication.node.clone()).collect();
         if nodes.is_empty() {
             return Ok(None);
         }
@@ -84,7 +89,8 @@ impl Volumes {
         Ok(Some(Leaving { clients, image: image.to_string(), nodes, stored, notes: entries }))
     }
 
-    /// Keeps these clients from writing to anything. A client that connects afterwards sees no later write of theirs.
+    /// Keeps these clients from writing to anything. A client that connects afterwards sees no
+    /// later write of theirs.
     pub fn fence<'a>(&self, addresses: impl IntoIterator<Item = &'a str>) -> Result<()> {
         for address in addresses {
             self.activity.begin(format!("fencing {address}"));
@@ -93,7 +99,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Refuses a volume for one node that a client has open for writing, whatever the catalogue says.
+    /// Refuses a volume for one node that a client has open for writing, whatever the catalogue
+    /// says.
     pub(super) fn refuse_if_written_to(&self, image: &str) -> Result<()> {
         let writers = self.writers(image)?;
         let Some(first) = writers.first() else { return Ok(()) };
@@ -107,8 +114,8 @@ impl Volumes {
         )))
     }
 
-    /// The addresses of the clients that have the image open for writing, those of this process left
-    /// out. None when there is no such image.
+    /// The addresses of the clients that have the image open for writing, those of this process
+    /// left out. None when there is no such image.
     fn writers(&self, image: &str) -> Result<BTreeSet<String>> {
         let watchers = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(image) => image.watchers()?,

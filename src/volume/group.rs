@@ -1,13 +1,16 @@
-//! CreateVolumeGroupSnapshot and DeleteVolumeGroupSnapshot: snapshots of several volumes at one moment.
+//! CreateVolumeGroupSnapshot and DeleteVolumeGroupSnapshot: snapshots of several volumes at one
+//! moment.
 //!
-//! Every member is a user snapshot like any other, so volumes are restored from it as usual; a group snapshot of librbd's own
-//! cannot be cloned. All are cut at one moment ([`Pool::create_snapshots`](crate::rbd::Pool::create_snapshots)), so no member holds a
-//! write that was made after one that another member lacks.
+//! Every member is a user snapshot like any other, so volumes are restored from it as usual; a
+//! group snapshot of librbd's own cannot be cloned. All are cut at one moment
+//! ([`Pool::create_snapshots`](crate::rbd::Pool::create_snapshots)), so no member holds a write
+//! that was made after one that another member lacks.
 //!
-//! Crash points. The group's record says `creating`, with the names of all members, before a member's record is written, and
-//! those come before anything is cut. `ready`, with the members' snapshot ids, is one write after the last cut, and what
-//! makes it a group snapshot: before it a retry begins anew, after it a retry or a start makes the members' records `ready`, and
-//! until then no member is seen. `deleting` comes before the first member goes, and the record last.
+//! Crash points. The group's record says `creating`, with the names of all members, before a
+//! member's record is written, and those come before anything is cut. `ready`, with the members'
+//! snapshot ids, is one write after the last cut, and what makes it a group snapshot: before it a
+//! retry begins anew, after it a retry or a start makes the members' records `ready`, and until
+//! then no member is seen. `deleting` comes before the first member goes, and the record last.
 
 use super::catalogue::{self, Group, Member, State, Stored};
 use super::snapshot::find;
@@ -46,11 +49,13 @@ struct Source {
 }
 
 impl Volumes {
-    /// Cuts the snapshots, or finds them as an earlier request cut them, and returns the group's record.
+    /// Cuts the snapshots, or finds them as an earlier request cut them, and returns the group's
+    /// record.
     ///
-    /// [`Error::AlreadyExists`] when the name is taken by a group of other volumes, [`Error::NotFound`] when a volume does
-    /// not exist, [`Error::FailedPrecondition`] when the writers of one cannot be held off, [`Error::Exhausted`] when an image has
-    /// as many snapshots as it may.
+    /// [`Error::AlreadyExists`] when the name is taken by a group of other volumes,
+    /// [`Error::NotFound`] when a volume does not exist, [`Error::FailedPrecondition`] when the
+    /// writers of one cannot be held off, [`Error::Exhausted`] when an image has as many snapshots
+    /// as it may.
     pub fn create_group(&self, request: &CreateGroup) -> Result<Group> {
         if let Some(stored) = self.catalogue.group(&request.group)? {
             if stored.record.state == State::Ready {
@@ -59,8 +64,11 @@ impl Volumes {
             // Never handed out, or on its way out: gone with it, and a fresh start.
             self.delete_recorded_group(&request.group, &stored)?;
         }
-        let sources: Vec<_> =
-            request.sources.iter().map(|source| self.source(request, source)).collect::<Result<_>>()?;
+        let sources: Vec<_> = request
+            .sources
+            .iter()
+            .map(|source| self.source(request, source))
+            .collect::<Result<_>>()?;
         let members = sources.iter().map(|source| Member {
             snapshot: source.snapshot.clone(),
             source_volume: source.record.source_volume.clone(),
@@ -95,8 +103,10 @@ impl Volumes {
 
     /// A ready group, if it is what the request asks for.
     fn existing_group(&self, request: &CreateGroup, record: Group) -> Result<Group> {
-        let wanted: BTreeSet<_> = request.sources.iter().map(|source| source.volume_id.as_str()).collect();
-        let found: BTreeSet<_> = record.members.iter().map(|member| member.source_volume.as_str()).collect();
+        let wanted: BTreeSet<_> =
+            request.sources.iter().map(|source| source.volume_id.as_str()).collect();
+        let found: BTreeSet<_> =
+            record.members.iter().map(|member| member.source_volume.as_str()).collect();
         if record.name != request.name || wanted != found {
             let found: Vec<_> = found.into_iter().collect();
             return Err(Error::AlreadyExists(format!(
@@ -109,7 +119,8 @@ impl Volumes {
         Ok(record)
     }
 
-    /// Looks at a volume: it must be handed out, have an exclusive lock, and have room for a snapshot of this name.
+    /// Looks at a volume: it must be handed out, have an exclusive lock, and have room for a
+    /// snapshot of this name.
     fn source(&self, request: &CreateGroup, source: &GroupSource) -> Result<Source> {
         let gone = || Error::NotFound(format!("the volume {} does not exist", source.volume_id));
         let volume = self
@@ -152,7 +163,12 @@ impl Volumes {
     }
 
     /// Writes the members' records, cuts them all, and makes the group ready.
-    fn cut_group(&self, request: &CreateGroup, sources: &[Source], stored: &Stored<Group>) -> Result<Group> {
+    fn cut_group(
+        &self,
+        request: &CreateGroup,
+        sources: &[Source],
+        stored: &Stored<Group>,
+    ) -> Result<Group> {
         for source in sources {
             self.catalogue.insert_snapshot(&source.snapshot, source.record.clone())?;
         }
@@ -224,7 +240,8 @@ impl Volumes {
         }
     }
 
-    /// Deletes the group snapshot that `stored` is about; [`Error::Conflict`] when that is not its record any more.
+    /// Deletes the group snapshot that `stored` is about; [`Error::Conflict`] when that is not its
+    /// record any more.
     pub(super) fn delete_recorded_group(&self, group: &str, stored: &Stored<Group>) -> Result<()> {
         let deleting = Group { state: State::Deleting, ..stored.record.clone() };
         let stored = self.catalogue.replace(group, stored, deleting)?;

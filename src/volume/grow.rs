@@ -1,6 +1,7 @@
 //! ControllerExpandVolume.
 //!
-//! Crash points: the image grows before its record says so; a retry finds the image large enough and writes the record.
+//! Crash points: the image grows before its record says so; a retry finds the image large enough
+//! and writes the record.
 
 use super::catalogue::{State, Volume};
 use super::{Error, Result, Sizes, Volumes};
@@ -9,7 +10,8 @@ use crate::rbd::{Errno, ImageKey, OpenMode};
 impl Volumes {
     /// Grows the volume to `sizes.required` bytes, never shrinks it, and returns its size in bytes.
     ///
-    /// [`Error::NotFound`] when there is no such volume, [`Error::OutOfRange`] when it is larger than `sizes.limit` already.
+    /// [`Error::NotFound`] when there is no such volume, [`Error::OutOfRange`] when it is larger
+    /// than `sizes.limit` already.
     pub fn grow(&self, image: &str, sizes: Sizes) -> Result<u64> {
         let gone = || Error::NotFound(format!("the volume {} does not exist", self.spec(image)));
         let stored = self
@@ -46,9 +48,10 @@ impl Volumes {
         if actual < size {
             self.activity.begin(format!("growing {}", self.spec(image)));
             opened.resize(size, false).map_err(|error| match error.errno {
-                Errno::ENOSPC | Errno::EDQUOT => {
-                    Error::Exhausted(format!("no room to grow {} to {size} bytes: {error}", self.spec(image)))
-                }
+                Errno::ENOSPC | Errno::EDQUOT => Error::Exhausted(format!(
+                    "no room to grow {} to {size} bytes: {error}",
+                    self.spec(image)
+                )),
                 Errno::EINVAL => self.cannot_have(image, size, &error),
                 _ => Error::Unfinished(error),
             })?;
@@ -59,7 +62,8 @@ impl Volumes {
         Ok(size)
     }
 
-    /// What to tell when librbd refuses a size, which it does before it touches anything: an object map describes no more objects.
+    /// What to tell when librbd refuses a size, which it does before it touches anything: an object
+    /// map describes no more objects.
     pub(super) fn cannot_have(&self, image: &str, size: u64, cause: &crate::rbd::Error) -> Error {
         Error::OutOfRange(format!("{} cannot have {size} bytes: {cause}", self.spec(image)))
     }

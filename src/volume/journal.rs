@@ -1,12 +1,14 @@
 //! The journal of suspects: images and snapshots that may have lost their reason to exist.
 //!
-//! Record before drop, collect after. Whatever is about to cut a link to a parent snapshot writes that link here
-//! first, so that a process killed at any later point leaves the knowledge behind; `collect` looks at each suspect
-//! and forgets it only when it is settled. An entry that was written for a drop that never happened is harmless: its
-//! link still stands, and it is settled when that link goes.
+//! Record before drop, collect after. Whatever is about to cut a link to a parent snapshot writes
+//! that link here first, so that a process killed at any later point leaves the knowledge behind;
+//! `collect` looks at each suspect and forgets it only when it is settled. An entry that was
+//! written for a drop that never happened is harmless: its link still stands, and it is settled
+//! when that link goes.
 //!
-//! Suspects live where their image does: entries are keys of one RADOS omap object (`cinderblock.<instance>.journal`) in
-//! that pool and namespace, so that whoever is about to drop a snapshot finds all that is known of it.
+//! Suspects live where their image does: entries are keys of one RADOS omap object
+//! (`cinderblock.<instance>.journal`) in that pool and namespace, so that whoever is about to drop
+//! a snapshot finds all that is known of it.
 
 use super::Result;
 use super::catalogue::Unreadable;
@@ -43,8 +45,9 @@ pub struct Child {
     pub namespace: String,
     /// Its id.
     pub image_id: String,
-    /// Whether it drops the link because it is flattened. librbd takes it off the snapshot's list before it cuts the link:
-    /// killed in between, the child still needs a snapshot that looks childless.
+    /// Whether it drops the link because it is flattened. librbd takes it off the snapshot's list
+    /// before it cuts the link: killed in between, the child still needs a snapshot that looks
+    /// childless.
     pub flattened: bool,
 }
 
@@ -93,7 +96,8 @@ impl Entry {
 #[derive(Serialize, Deserialize)]
 struct Versioned {
     version: u32,
-    /// Differs between two entries of one suspect, so that settling the first never forgets the second.
+    /// Differs between two entries of one suspect, so that settling the first never forgets the
+    /// second.
     written: String,
     #[serde(flatten)]
     suspect: Suspect,
@@ -130,7 +134,8 @@ impl Journal {
         self.pool.name() == pool && self.pool.namespace() == namespace
     }
 
-    /// The key of an entry here. A copy of another journal's entry is never found by the image's id.
+    /// The key of an entry here. A copy of another journal's entry is never found by the image's
+    /// id.
     fn key(&self, suspect: &Suspect) -> String {
         let Suspect { pool, namespace, .. } = suspect;
         if self.is_of(pool, namespace) {
@@ -145,11 +150,13 @@ impl Journal {
         if entries.is_empty() {
             return Ok(());
         }
-        let set = entries.iter().map(|entry| (self.key(&entry.suspect), entry.bytes.clone())).collect();
+        let set =
+            entries.iter().map(|entry| (self.key(&entry.suspect), entry.bytes.clone())).collect();
         Ok(self.pool.omap_update(&self.object, &OmapUpdate { set, ..OmapUpdate::default() })?)
     }
 
-    /// All entries that can be read. There are as many as operations in flight, and a few more after a crash.
+    /// All entries that can be read. There are as many as operations in flight, and a few more
+    /// after a crash.
     pub fn entries(&self) -> Result<Vec<Entry>> {
         Ok(self.list("")?.0)
     }

@@ -1,40 +1,44 @@
 //! Leases: which controller is at work on a record that says `creating` or `deleting`.
 //!
-//! A lease is a key beside the record's. The atomic changes that write and remove the record also write
-//! and remove its lease, and the lease is part of what guards them. It names the clients that work under
-//! it, by their addresses as Ceph's blocklist has them: the connection that took it, and each further
-//! one, which is written into it before it changes anything.
+//! A lease is a key beside the record's. The atomic changes that write and remove the record also
+//! write and remove its lease, and the lease is part of what guards them. It names the clients that
+//! work under it, by their addresses as Ceph's blocklist has them: the connection that took it, and
+//! each further one, which is written into it before it changes anything.
 //!
-//! The holder renews the lease while it works, also while a single call into librbd takes minutes. A
-//! controller takes a record over from another one when that one's process, on this machine and in this
-//! PID namespace, does not exist any more, or when its lease did not change for [`PATIENCE`].
+//! The holder renews the lease while it works, also while a single call into librbd takes minutes.
+//! A controller takes a record over from another one when that one's process, on this machine and
+//! in this PID namespace, does not exist any more, or when its lease did not change for
+//! [`PATIENCE`].
 //! - Time is this machine's monotonic clock. Clocks are never compared.
-//! - Only time counts during which this controller could read the lease, and it takes over only when it
-//!   can write, too. So two controllers that both lose Ceph do not take each other for dead.
+//! - Only time counts during which this controller could read the lease, and it takes over only
+//!   when it can write, too. So two controllers that both lose Ceph do not take each other for
+//!   dead.
 //!
-//! **Before it takes the lease over, it puts the clients in it on the blocklist.** From then on no call
-//! of theirs changes anything, also none that was begun before, however long its threads stood still. So
-//! a controller with a lease needs no look at its record before a call. Its own next call tells it when it
-//! was overtaken: `ESHUTDOWN`. Without the right to blocklist nothing is taken over. What a client has
-//! asked of another one that has an image's exclusive lock is not stopped: that one cuts a snapshot, or
-//! resizes, by itself.
+//! **Before it takes the lease over, it puts the clients in it on the blocklist.** From then on no
+//! call of theirs changes anything, also none that was begun before, however long its threads stood
+//! still. So a controller with a lease needs no look at its record before a call. Its own next call
+//! tells it when it was overtaken: `ESHUTDOWN`. Without the right to blocklist nothing is taken
+//! over. What a client has asked of another one that has an image's exclusive lock is not stopped:
+//! that one cuts a snapshot, or resizes, by itself.
 //!
-//! The same holds inside a process. An operation that [counts as hung](Activity::is_given_up) does not
-//! renew its lease. The next one for the same record has another connection, and fences the first.
+//! The same holds inside a process. An operation that [counts as hung](Activity::is_given_up) does
+//! not renew its lease. The next one for the same record has another connection, and fences the
+//! first.
 //!
-//! A failed operation gives its lease back, and another one takes it without fencing. When a call of it
-//! timed out, that call can be on its way still. Then the lease stays, marked as over, and the next
-//! operation fences its clients at once. A lease that cannot be given back is given back later, so that a
-//! healthy controller is not taken for a silent one.
+//! A failed operation gives its lease back, and another one takes it without fencing. When a call
+//! of it timed out, that call can be on its way still. Then the lease stays, marked as over, and
+//! the next operation fences its clients at once. A lease that cannot be given back is given back
+//! later, so that a healthy controller is not taken for a silent one.
 //!
-//! A version before 2 named no clients. Its leases are taken over as it did itself, without fencing. It
-//! cannot read those of this version, and leaves their records alone.
+//! A version before 2 named no clients. Its leases are taken over as it did itself, without
+//! fencing. It cannot read those of this version, and leaves their records alone.
 //!
-//! A lease that is stored otherwise than its holder believes, but is the same lease still, was renewed
-//! and the reply lost: it is held.
+//! A lease that is stored otherwise than its holder believes, but is the same lease still, was
+//! renewed and the reply lost: it is held.
 //!
 //! Crash points: a killed holder leaves its lease, which the next one replaces. A controller killed
-//! between the blocklist and the lease leaves both as they are, and the next one does the same again.
+//! between the blocklist and the lease leaves both as they are, and the next one does the same
+//! again.
 
 use super::{Activity, Error, Result};
 use crate::notes::FENCED_SECONDS;
@@ -50,7 +54,8 @@ use stored::{Holder, VERSION};
 pub(crate) use stored::{Stored, parse};
 use upkeep::{Held, Owed, Status, Upkeep, lock};
 
-/// How long a lease must stay as it is to have expired: longer than any single write to Ceph takes before it times out.
+/// How long a lease must stay as it is to have expired: longer than any single write to Ceph takes
+/// before it times out.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a lease is tried to be taken while it changes.
 const ATTEMPTS: usize = 5;
@@ -58,7 +63,8 @@ const ATTEMPTS: usize = 5;
 /// What the keys of leases begin with.
 pub(super) const KIND: &str = "lease/";
 
-/// The leases that one process holds, and what it has seen of others', for one operation. Clones share it.
+/// The leases that one process holds, and what it has seen of others', for one operation. Clones
+/// share it.
 #[derive(Debug, Clone)]
 pub struct Leases {
     process: Arc<Upkeep>,
@@ -92,7 +98,8 @@ impl Leases {
         Leases { process, operation: Weak::new() }
     }
 
-    /// Those of the same process for the operation that does this. When it hangs, its leases are not renewed.
+    /// Those of the same process for the operation that does this. When it hangs, its leases are
+    /// not renewed.
     pub(super) fn of(&self, operation: &Arc<Activity>) -> Leases {
         Leases { process: self.process.clone(), operation: Arc::downgrade(operation) }
     }
@@ -117,7 +124,8 @@ impl Leases {
             over: false,
             renewals: 0,
         };
-        // It is known here before it is there: no other operation of this process takes it for one that is over.
+        // It is known here before it is there: no other operation of this process takes it for one
+        // that is over.
         let status = Status::new();
         {
             let mut held = lock(&self.process.held);
@@ -172,7 +180,11 @@ impl Leases {
             let mut keys: Vec<_> = update.guards.iter().map(Guard::key).collect();
             keys.push(key);
             let found = pool.omap_get(object, &keys)?;
-            if !update.guards.iter().all(|guard| guard.holds(found.get(guard.key()).map(Vec::as_slice))) {
+            if !update
+                .guards
+                .iter()
+                .all(|guard| guard.holds(found.get(guard.key()).map(Vec::as_slice)))
+            {
                 return Ok(false);
             }
             free = match found.get(key) {
@@ -193,8 +205,9 @@ impl Leases {
         Err(Error::Conflict(format!("others took and gave back {key} all the time")))
     }
 
-    /// Makes sure that no client works under a lease any more, which is there as `is_theirs` says. [`Error::Conflict`] unless its
-    /// holder is dead, or has given it up, or has not renewed it for long.
+    /// Makes sure that no client works under a lease any more, which is there as `is_theirs` says.
+    /// [`Error::Conflict`] unless its holder is dead, or has given it up, or has not renewed it for
+    /// long.
     fn overtake(
         &self,
         pool: &Arc<dyn Pool>,
@@ -221,7 +234,10 @@ impl Leases {
                 let holder = if ours {
                     "another operation of this driver, on another connection,".to_string()
                 } else {
-                    format!("another controller, process {} on {},", theirs.holder.pid, theirs.holder.host)
+                    format!(
+                        "another controller, process {} on {},",
+                        theirs.holder.pid, theirs.holder.host
+                    )
                 };
                 return Err(Error::Conflict(format!(
                     "{holder} is at work on {record} for {since} seconds; if it is dead, its work is taken over in {} seconds",
@@ -241,8 +257,9 @@ impl Leases {
         self.fence(pool, record, theirs, &own)
     }
 
-    /// Puts the clients that work under a lease on the blocklist, but for the own one. Those that are on it already, as far as the
-    /// connection of `pool` knows, stay as they are: each entry costs a round of the monitors.
+    /// Puts the clients that work under a lease on the blocklist, but for the own one. Those that
+    /// are on it already, as far as the connection of `pool` knows, stay as they are: each entry
+    /// costs a round of the monitors.
     fn fence(&self, pool: &Arc<dyn Pool>, record: &str, theirs: &Stored, own: &str) -> Result<()> {
         if theirs.clients.is_empty() {
             tracing::warn!(
@@ -269,9 +286,11 @@ impl Leases {
                 over = theirs.over,
                 "the client of a controller that is dead, silent or gave up a call is fenced, and its work taken over"
             );
-            pool.cluster().blocklist(client, FENCED_SECONDS).map_err(|error| match error.errno {
-                Errno::EPERM => Error::MayNotFence(error),
-                _ => error.into(),
+            pool.cluster().blocklist(client, FENCED_SECONDS).map_err(|error| {
+                match error.errno {
+                    Errno::EPERM => Error::MayNotFence(error),
+                    _ => error.into(),
+                }
             })?;
             lock(&self.process.fenced).insert(known, Instant::now());
         }
@@ -280,12 +299,17 @@ impl Leases {
 }
 
 fn owed(pool: &Arc<dyn Pool>, object: &str, key: &str, id: &str) -> Owed {
-    Owed { pool: pool.clone(), object: object.to_string(), key: key.to_string(), id: id.to_string() }
+    Owed {
+        pool: pool.clone(),
+        object: object.to_string(),
+        key: key.to_string(),
+        id: id.to_string(),
+    }
 }
 
 impl Lease {
-    /// Changes its object by `update` if the lease is still held, and gives it back in the same change if `over`.
-    /// `ECANCELED` when it is not held any more, or a guard does not hold.
+    /// Changes its object by `update` if the lease is still held, and gives it back in the same
+    /// change if `over`. `ECANCELED` when it is not held any more, or a guard does not hold.
     pub(super) fn change(&self, update: &OmapUpdate, over: bool) -> crate::rbd::Result<()> {
         let mut stored = lock(&self.stored);
         let changed = match self.try_change(stored.as_ref(), update, over) {
@@ -301,7 +325,12 @@ impl Lease {
         changed
     }
 
-    fn try_change(&self, stored: Option<&Stored>, update: &OmapUpdate, over: bool) -> crate::rbd::Result<()> {
+    fn try_change(
+        &self,
+        stored: Option<&Stored>,
+        update: &OmapUpdate,
+        over: bool,
+    ) -> crate::rbd::Result<()> {
         let mut update = update.clone();
         update.guards.push(match stored {
             Some(stored) => Guard::Equals(self.key.clone(), stored.bytes()),
@@ -313,8 +342,8 @@ impl Lease {
         self.pool.omap_update(&self.object, &update)
     }
 
-    /// Writes a further client that is to work under the lease, by its address. `ECANCELED` when the lease is
-    /// not held any more.
+    /// Writes a further client that is to work under the lease, by its address. `ECANCELED` when
+    /// the lease is not held any more.
     pub(super) fn add_client(&self, address: &str) -> crate::rbd::Result<()> {
         self.rewrite(|stored| {
             if !stored.clients.iter().any(|known| known == address) {
@@ -323,8 +352,8 @@ impl Lease {
         })
     }
 
-    /// Takes what is stored for ours when it differs from what we believe and is still this lease: it was renewed, and the reply
-    /// was lost. Says whether it did.
+    /// Takes what is stored for ours when it differs from what we believe and is still this lease:
+    /// it was renewed, and the reply was lost. Says whether it did.
     fn adopt(&self, stored: &mut Option<Stored>) -> crate::rbd::Result<bool> {
         let found = self.pool.omap_get(&self.object, &[&self.key])?;
         let found = found.get(&self.key).and_then(|bytes| parse(bytes).ok());
@@ -344,7 +373,8 @@ impl Lease {
         let renew = || self.rewrite(|stored| stored.renewals += 1);
         // What failed late is tried again before the next beat.
         let is_lost = |errno| matches!(errno, Errno::ECANCELED | Errno::ESHUTDOWN);
-        let renewed = renew().or_else(|error| if is_lost(error.errno) { Err(error) } else { renew() });
+        let renewed =
+            renew().or_else(|error| if is_lost(error.errno) { Err(error) } else { renew() });
         if let Err(error) = renewed {
             tracing::warn!(lease = self.key, %error, "a lease could not be renewed");
             if is_lost(error.errno) {

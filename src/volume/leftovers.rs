@@ -1,7 +1,9 @@
-//! What was left half-done and nobody came back for: found by `cinderblock gc`, and finished one by one.
+//! What was left half-done and nobody came back for: found by `cinderblock gc`, and finished one by
+//! one.
 //!
-//! Nothing is removed on the strength of the search alone: each leftover is looked at again, by id, when it is cleared. Only what this
-//! driver made is ever touched, except by the explicit search for the chains of `.deleted` images that Cinder leaves in its pools.
+//! Nothing is removed on the strength of the search alone: each leftover is looked at again, by id,
+//! when it is cleared. Only what this driver made is ever touched, except by the explicit search
+//! for the chains of `.deleted` images that Cinder leaves in its pools.
 
 use super::catalogue::{State, Unreadable, Volume};
 use super::journal::Suspect;
@@ -82,7 +84,8 @@ pub enum Leftover {
         /// How many.
         entries: usize,
     },
-    /// A record or journal entry that this version cannot read. It is left alone, and keeps nothing else from being done.
+    /// A record or journal entry that this version cannot read. It is left alone, and keeps nothing
+    /// else from being done.
     Unreadable {
         /// The RADOS object that holds it.
         object: String,
@@ -91,7 +94,8 @@ pub enum Leftover {
         /// What is wrong with it.
         why: String,
     },
-    /// An image of Cinder's that it marked deleted and that nothing depends on, with its childless snapshots.
+    /// An image of Cinder's that it marked deleted and that nothing depends on, with its childless
+    /// snapshots.
     Foreign {
         /// Its name.
         image: String,
@@ -101,10 +105,13 @@ pub enum Leftover {
 }
 
 impl Volumes {
-    /// Finds what can be cleared. Creations count when they were begun longer than `patience` ago: younger ones may be in progress.
+    /// Finds what can be cleared. Creations count when they were begun longer than `patience` ago:
+    /// younger ones may be in progress.
     pub fn leftovers(&self, survey: &Survey, patience: Duration) -> Result<Vec<Leftover>> {
         let unfinished = self.catalogue.unfinished()?;
-        let is_old = |age_seconds: i64| u64::try_from(age_seconds).is_ok_and(|age| age >= patience.as_secs());
+        let is_old = |age_seconds: i64| {
+            u64::try_from(age_seconds).is_ok_and(|age| age >= patience.as_secs())
+        };
         let mut found = Vec::new();
         for (image, stored) in unfinished.volumes {
             let age_seconds = now() - stored.record.created;
@@ -146,9 +153,12 @@ impl Volumes {
         }
         // Entries that wait for other tools are told with the image they are about.
         let waits = |id: &str| {
-            found.iter().any(|left| matches!(left, Leftover::KeptByOthers { image_id, .. } if image_id == id))
+            found.iter().any(
+                |left| matches!(left, Leftover::KeptByOthers { image_id, .. } if image_id == id),
+            )
         };
-        let entries = self.journal.entries()?.iter().filter(|entry| !waits(&entry.suspect.image_id)).count();
+        let entries =
+            self.journal.entries()?.iter().filter(|entry| !waits(&entry.suspect.image_id)).count();
         if entries > 0 {
             found.push(Leftover::Journal { entries });
         }
@@ -205,14 +215,16 @@ impl Volumes {
         Ok((!by.is_empty()).then_some(Leftover::KeptByOthers { image, image_id, by }))
     }
 
-    /// Finds the images that Cinder marked `.deleted`, that nothing depends on, and that hold nothing but childless snapshots Cinder
-    /// made for clones. Parents in such a chain turn up once their children are cleared.
+    /// Finds the images that Cinder marked `.deleted`, that nothing depends on, and that hold
+    /// nothing but childless snapshots Cinder made for clones. Parents in such a chain turn up once
+    /// their children are cleared.
     pub fn foreign_leftovers(survey: &Survey) -> Vec<Leftover> {
         let unneeded = |image: &&SurveyedImage| {
             image.kind == ImageKind::Foreign
                 && is_cinders_silent_name(&image.name)
                 && image.snapshots.iter().all(|snapshot| {
-                    snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX) && snapshot.children.is_empty()
+                    snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX)
+                        && snapshot.children.is_empty()
                 })
         };
         let leftover = |image: &SurveyedImage| Leftover::Foreign {
@@ -234,25 +246,31 @@ impl Volumes {
             Leftover::UnfinishedDeletion { image } => {
                 self.clear_volume(image, |record| record.state == State::Deleting)
             }
-            Leftover::UnfinishedCreation { image, age_seconds } => self.clear_volume(image, |record| {
-                record.state == State::Creating && now() - record.created >= *age_seconds
-            }),
+            Leftover::UnfinishedCreation { image, age_seconds } => self
+                .clear_volume(image, |record| {
+                    record.state == State::Creating && now() - record.created >= *age_seconds
+                }),
             Leftover::UnfinishedSnapshot { image_id, snapshot } => {
                 match self.catalogue.snapshot(snapshot)? {
                     Some(stored)
-                        if stored.record.state != State::Ready && stored.record.image_id == *image_id =>
+                        if stored.record.state != State::Ready
+                            && stored.record.image_id == *image_id =>
                     {
                         self.delete_recorded_snapshot(snapshot, &stored)
                     }
                     _ => Ok(()),
                 }
             }
-            Leftover::UnfinishedGroup { group, age_seconds } => self.clear_group(group, *age_seconds),
+            Leftover::UnfinishedGroup { group, age_seconds } => {
+                self.clear_group(group, *age_seconds)
+            }
             Leftover::ChildlessSnapshot { image, image_id, snapshot_id, .. } => {
-                let suspect = Suspect { snapshot: Some(*snapshot_id), ..self.as_suspect(image, image_id) };
+                let suspect =
+                    Suspect { snapshot: Some(*snapshot_id), ..self.as_suspect(image, image_id) };
                 self.collect_suspect(suspect)
             }
-            Leftover::EmptySilentParent { image, image_id } | Leftover::Remains { image, image_id } => {
+            Leftover::EmptySilentParent { image, image_id }
+            | Leftover::Remains { image, image_id } => {
                 self.collect_suspect(self.as_suspect(image, image_id))
             }
             Leftover::KeptByOthers { image, image_id, by } => {
@@ -287,7 +305,8 @@ impl Volumes {
         }
     }
 
-    /// Finishes a group snapshot that was cut, and deletes one that was not for so long, or whose deletion was begun.
+    /// Finishes a group snapshot that was cut, and deletes one that was not for so long, or whose
+    /// deletion was begun.
     fn clear_group(&self, group: &str, age_seconds: i64) -> Result<()> {
         let Some(stored) = self.catalogue.group(group)? else {
             return Ok(());
@@ -326,7 +345,8 @@ impl Volumes {
 }
 
 fn is_unneeded(snapshot: &SurveyedSnapshot) -> bool {
-    snapshot.children.is_empty() && matches!(snapshot.kind, SnapshotUse::Clone | SnapshotUse::Parked)
+    snapshot.children.is_empty()
+        && matches!(snapshot.kind, SnapshotUse::Clone | SnapshotUse::Parked)
 }
 
 /// `volume-<uuid>.deleted`, as Cinder names what it keeps silently.

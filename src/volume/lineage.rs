@@ -1,7 +1,8 @@
-//! Links between images: how deep a chain is, what an image would let go of, and cutting chains short.
+//! Links between images: how deep a chain is, what an image would let go of, and cutting chains
+//! short.
 //!
-//! Links are what librbd answers for the parent of the head and of every snapshot, keyed by ids. Names are never matched:
-//! renamed, restored and adopted images would be missed.
+//! Links are what librbd answers for the parent of the head and of every snapshot, keyed by ids.
+//! Names are never matched: renamed, restored and adopted images would be missed.
 
 use super::catalogue::State;
 use super::collect::is_collectable;
@@ -13,8 +14,8 @@ use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotId};
 const DEPTH_BOUND: u32 = 64;
 
 impl Volumes {
-    /// How many ancestors the head of `image`, or its snapshot `at`, has, across pools and namespaces, silent and trashed
-    /// ones included.
+    /// How many ancestors the head of `image`, or its snapshot `at`, has, across pools and
+    /// namespaces, silent and trashed ones included.
     pub fn depth(&self, image: &dyn Image, at: Option<SnapshotId>) -> Result<u32> {
         let mut depth = 0;
         let mut parent = image.parent(at)?;
@@ -30,8 +31,14 @@ impl Volumes {
         Ok(depth)
     }
 
-    /// Everything that may become unneeded when the image `id` here goes: the parents of its head and of each of `snapshots`.
-    pub(super) fn links(&self, image: &dyn Image, id: &str, snapshots: &[Snapshot]) -> Result<Vec<Suspect>> {
+    /// Everything that may become unneeded when the image `id` here goes: the parents of its head
+    /// and of each of `snapshots`.
+    pub(super) fn links(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        snapshots: &[Snapshot],
+    ) -> Result<Vec<Suspect>> {
         let mut links = Vec::new();
         for at in std::iter::once(None).chain(snapshots.iter().map(|snapshot| Some(snapshot.id))) {
             if let Some(parent) = image.parent(at)? {
@@ -53,8 +60,8 @@ impl Volumes {
         }
     }
 
-    /// Cuts `image`, which is here, off its ancestors, and tells those who wait `why`. Fine when it has none. What it lets go of is
-    /// in the journal first; the caller settles it.
+    /// Cuts `image`, which is here, off its ancestors, and tells those who wait `why`. Fine when it
+    /// has none. What it lets go of is in the journal first; the caller settles it.
     pub(super) fn flatten(&self, image: &dyn Image, spec: &str, why: &str) -> Result<()> {
         let id = image.id()?;
         let mut links = self.links(image, &id, &image.snapshots()?)?;
@@ -76,8 +83,8 @@ impl Volumes {
         }
     }
 
-    /// Sees to it that one more snapshot fits on the image `id`: when it has `most` or more, its oldest clones are
-    /// flattened until it has fewer. [`Error::Exhausted`] when that cannot help.
+    /// Sees to it that one more snapshot fits on the image `id`: when it has `most` or more, its
+    /// oldest clones are flattened until it has fewer. [`Error::Exhausted`] when that cannot help.
     pub(super) fn make_room(&self, id: &str, spec: &str, most: usize) -> Result<()> {
         let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
         let name = image.name()?;
@@ -91,7 +98,9 @@ impl Volumes {
                 continue;
             }
             self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&name, id) }])?;
-            let why = format!("{spec} has as many snapshots as it may ({most}), one of them for this clone");
+            let why = format!(
+                "{spec} has as many snapshots as it may ({most}), one of them for this clone"
+            );
             self.flatten_clones(&*image, &snapshot, &why)?;
             self.settle_own();
             let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
@@ -124,12 +133,13 @@ impl Volumes {
             if record.is_some_and(|stored| stored.record.state == State::Creating) {
                 continue;
             }
-            let clone = match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite) {
-                Ok(clone) => clone,
-                // Deleted since it was listed.
-                Err(error) if error.errno == Errno::ENOENT => continue,
-                Err(error) => return Err(error.into()),
-            };
+            let clone =
+                match home.pool.open_image(ImageKey::Id(&child.image_id), OpenMode::ReadWrite) {
+                    Ok(clone) => clone,
+                    // Deleted since it was listed.
+                    Err(error) if error.errno == Errno::ENOENT => continue,
+                    Err(error) => return Err(error.into()),
+                };
             if clone.hold()?.is_some() {
                 continue;
             }

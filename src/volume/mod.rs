@@ -1,24 +1,28 @@
-//! What the driver does with volumes and snapshots, as plain blocking Rust over the [`rbd`](crate::rbd) traits.
+//! What the driver does with volumes and snapshots, as plain blocking Rust over the
+//! [`rbd`](crate::rbd) traits.
 //!
-//! [`Volumes`] is one RADOS namespace of one pool as one driver instance sees it; its operations are spread over this
-//! room's files, named as the RPCs are: `create`, `delete`, `snapshot`, `group`, `grow`, `publish`.
+//! [`Volumes`] is one RADOS namespace of one pool as one driver instance sees it; its operations
+//! are spread over this room's files, named as the RPCs are: `create`, `delete`, `snapshot`,
+//! `group`, `grow`, `publish`.
 //!
 //! What every operation promises (`docs/lineage.md` explains it):
 //!
-//! - It is idempotent, and may be stopped by a kill at any call to Ceph: the same request, sent again to this or another
-//!   controller, continues it and comes to one result. What was begun is in the catalogue and in the journal.
+//! - It is idempotent, and may be stopped by a kill at any call to Ceph: the same request, sent
+//!   again to this or another controller, continues it and comes to one result. What was begun is
+//!   in the catalogue and in the journal.
 //! - A refused request has changed nothing.
-//! - An image without a `ready` record was never handed out. An image the catalogue does not know is never adopted or
-//!   deleted.
-//! - Before a link to a parent snapshot is dropped, it is in the journal. What lost its reason to exist by that is removed, all
-//!   the way up, by [`Volumes::settle`] after the operation, or by [`Volumes::sweep`].
+//! - An image without a `ready` record was never handed out. An image the catalogue does not know
+//!   is never adopted or deleted.
+//! - Before a link to a parent snapshot is dropped, it is in the journal. What lost its reason to
+//!   exist by that is removed, all the way up, by [`Volumes::settle`] after the operation, or by
+//!   [`Volumes::sweep`].
 //!
-//! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of its
-//! own, and an old leader's operation may go on for an hour. A controller that makes or destroys
-//! something holds its [lease]. Another one is told so until the work is done. It takes the work over
-//! when the first is dead, or was silent for half a minute, and puts the first one's connection on
-//! Ceph's blocklist before that. So no call of an overtaken controller lands, however long its threads
-//! stood still, and a call by name needs no look at the record before it.
+//! Two controllers may be at work on one volume at the same time: each sidecar elects a leader of
+//! its own, and an old leader's operation may go on for an hour. A controller that makes or
+//! destroys something holds its [lease]. Another one is told so until the work is done. It takes
+//! the work over when the first is dead, or was silent for half a minute, and puts the first one's
+//! connection on Ceph's blocklist before that. So no call of an overtaken controller lands, however
+//! long its threads stood still, and a call by name needs no look at the record before it.
 //!
 //! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
 
@@ -86,7 +90,8 @@ impl<T> Made<T> {
 /// Which image a clone is rid of its ancestors by, when the chain is as deep as it may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlattenTarget {
-    /// The source when nothing is attached to it (one flatten then serves all later clones), else the new clone.
+    /// The source when nothing is attached to it (one flatten then serves all later clones), else
+    /// the new clone.
     #[default]
     Auto,
     /// The source, also while it is attached.
@@ -104,7 +109,8 @@ pub struct Policy {
     pub flatten_target: FlattenTarget,
     /// Whether a volume restored from a snapshot is flattened before it is handed out.
     pub flatten_on_restore: bool,
-    /// Snapshots an image may have, in all of librbd's namespaces, before its oldest clones are flattened.
+    /// Snapshots an image may have, in all of librbd's namespaces, before its oldest clones are
+    /// flattened.
     pub max_snapshots: usize,
 }
 
@@ -132,8 +138,9 @@ pub struct Volumes {
     pool: Arc<dyn Pool>,
     catalogue: Catalogue,
     journal: Journal,
-    /// The journal where the operation began, which may be in another pool. It has a copy of all that
-    /// the operation suspects elsewhere, so that this pool's sweeper finds it when the operation is killed.
+    /// The journal where the operation began, which may be in another pool. It has a copy of all
+    /// that the operation suspects elsewhere, so that this pool's sweeper finds it when the
+    /// operation is killed.
     origin: Journal,
     instance: String,
     activity: Arc<Activity>,
@@ -151,7 +158,8 @@ pub struct Process {
     pub turns: Turns,
     /// How long one of them waits for a turn.
     pub patience: Duration,
-    /// How many suspects are settled at the same time. Each takes a round of the monitors, which many can share.
+    /// How many suspects are settled at the same time. Each takes a round of the monitors, which
+    /// many can share.
     pub at_once: usize,
 }
 
@@ -167,8 +175,14 @@ impl Default for Process {
 }
 
 impl Volumes {
-    /// The volumes of `instance` in `pool`, for one operation of `process`. `activity` is told what long work is doing.
-    pub fn new(pool: Arc<dyn Pool>, instance: &str, process: Process, activity: Arc<Activity>) -> Volumes {
+    /// The volumes of `instance` in `pool`, for one operation of `process`. `activity` is told what
+    /// long work is doing.
+    pub fn new(
+        pool: Arc<dyn Pool>,
+        instance: &str,
+        process: Process,
+        activity: Arc<Activity>,
+    ) -> Volumes {
         let journal = Journal::new(pool.clone(), instance);
         Volumes {
             catalogue: Catalogue::new(pool.clone(), instance, process.leases.of(&activity)),
@@ -182,7 +196,8 @@ impl Volumes {
         }
     }
 
-    /// The volumes of the same instance in the namespace `namespace` of pool `pool`. `None` when that pool is gone.
+    /// The volumes of the same instance in the namespace `namespace` of pool `pool`. `None` when
+    /// that pool is gone.
     fn elsewhere(&self, pool: &str, namespace: &str) -> Result<Option<Volumes>> {
         if pool == self.pool.name() && namespace == self.pool.namespace() {
             return Ok(Some(self.clone()));

@@ -1,7 +1,7 @@
 //! ControllerModifyVolume: settings of an image that may change while it is in use.
 //!
-//! Crash points: settings are written one by one; the same request, sent again, writes the rest. The record is not touched: what an
-//! image is set to is read from the image.
+//! Crash points: settings are written one by one; the same request, sent again, writes the rest.
+//! The record is not touched: what an image is set to is read from the image.
 
 use super::catalogue::State;
 use super::create::NAME_KEY;
@@ -10,9 +10,9 @@ use crate::rbd::{Errno, Image, ImageKey, OpenMode};
 use std::collections::BTreeMap;
 
 impl Volumes {
-    /// Sets image metadata, such as librbd configuration (`conf_…`). Keys that are not named stay as they are.
-    /// [`Error::NotFound`] when there is no such volume, [`Error::Invalid`] when `check` refuses all of the image's metadata as they
-    /// would be then.
+    /// Sets image metadata, such as librbd configuration (`conf_…`). Keys that are not named stay
+    /// as they are. [`Error::NotFound`] when there is no such volume, [`Error::Invalid`] when
+    /// `check` refuses all of the image's metadata as they would be then.
     pub fn modify(
         &self,
         image: &str,
@@ -40,9 +40,15 @@ impl Volumes {
 /// What librbd's quality of service is configured by.
 const QOS_PREFIX: &str = "conf_rbd_qos_";
 
-/// The keys of a source's metadata that a clone must not keep, although librbd copies them all: the source's own limits, and its name.
-pub(super) fn not_inherited(source: &dyn Image, settings: &BTreeMap<String, String>) -> Result<Vec<String>> {
-    let own = |key: &String| key == NAME_KEY || key.starts_with(QOS_PREFIX) && !settings.contains_key(key);
+/// The keys of a source's metadata that a clone must not keep, although librbd copies them all: the
+/// source's own limits, and its name.
+pub(super) fn not_inherited(
+    source: &dyn Image,
+    settings: &BTreeMap<String, String>,
+) -> Result<Vec<String>> {
+    let own = |key: &String| {
+        key == NAME_KEY || key.starts_with(QOS_PREFIX) && !settings.contains_key(key)
+    };
     Ok(source.metadata_list()?.into_keys().filter(own).collect())
 }
 

@@ -1,23 +1,27 @@
 //! The names the driver gives to images and snapshots, and how they are told apart.
 //!
-//! A name made here never ends in a suffix reserved for another kind of object, so an image or snapshot is
-//! recognised by its name alone: a silent parent, a snapshot made for one clone, a backup's snapshot, a parked one.
+//! A name made here never ends in a suffix reserved for another kind of object, so an image or
+//! snapshot is recognised by its name alone: a silent parent, a snapshot made for one clone, a
+//! backup's snapshot, a parked one.
 
 use sha2::{Digest, Sha256};
 
-/// Ends the name of a silent parent, and of a format 1 snapshot that is deleted but still has clones.
+/// Ends the name of a silent parent, and of a format 1 snapshot that is deleted but still has
+/// clones.
 pub const SILENT_SUFFIX: &str = ".deleted";
 /// Ends the name of a snapshot made for one clone.
 pub const CLONE_SNAPSHOT_SUFFIX: &str = ".clone_snap";
 /// Begins the name of a backup's snapshot.
 pub const BACKUP_SNAPSHOT_PREFIX: &str = "backup.";
 
-/// Bytes of an image or snapshot name made here. RBD allows 95 for an image; `.<image id>.deleted` must still fit.
+/// Bytes of an image or snapshot name made here. RBD allows 95 for an image; `.<image id>.deleted`
+/// must still fit.
 const NAME_BYTES: usize = 64;
 const HASH_DIGITS: usize = 32;
 
-/// The name of the image or snapshot for the CSI name `name`: `prefix` and the name itself where RBD, the suffixes and
-/// `room` bytes allow it, else `prefix` and a 128-bit hash. Different CSI names give different names.
+/// The name of the image or snapshot for the CSI name `name`: `prefix` and the name itself where
+/// RBD, the suffixes and `room` bytes allow it, else `prefix` and a 128-bit hash. Different CSI
+/// names give different names.
 pub fn rbd_name(prefix: &str, name: &str, room: usize) -> String {
     let plain = format!("{prefix}{name}");
     let mut characters = name.chars();
@@ -33,7 +37,8 @@ pub fn rbd_name(prefix: &str, name: &str, room: usize) -> String {
     format!("{prefix}{}", &digest(name)[..HASH_DIGITS])
 }
 
-/// Whether [`rbd_name`] would hash the CSI name, so that the name alone no longer tells a person which volume it is.
+/// Whether [`rbd_name`] would hash the CSI name, so that the name alone no longer tells a person
+/// which volume it is.
 pub fn is_hashed(prefix: &str, name: &str, rbd_name: &str) -> bool {
     rbd_name != format!("{prefix}{name}")
 }
@@ -73,7 +78,8 @@ pub fn before_silence<'a>(name: &'a str, image_id: &str) -> &'a str {
     base.strip_suffix(image_id).and_then(|rest| rest.strip_suffix('.')).unwrap_or(base)
 }
 
-/// The name of the snapshot cut for the clone `child`; `attempt` counts same-named ones that still have a child.
+/// The name of the snapshot cut for the clone `child`; `attempt` counts same-named ones that still
+/// have a child.
 pub fn clone_snapshot(child: &str, attempt: usize) -> String {
     match attempt {
         0 => format!("{child}{CLONE_SNAPSHOT_SUFFIX}"),
@@ -81,8 +87,8 @@ pub fn clone_snapshot(child: &str, attempt: usize) -> String {
     }
 }
 
-/// Whether the driver made this snapshot for itself and may drop it once it has no clone: one cut for a clone, or a
-/// deleted one that was parked because it had clones.
+/// Whether the driver made this snapshot for itself and may drop it once it has no clone: one cut
+/// for a clone, or a deleted one that was parked because it had clones.
 pub fn is_collectable_snapshot(name: &str) -> bool {
     name.ends_with(CLONE_SNAPSHOT_SUFFIX) || name.ends_with(SILENT_SUFFIX)
 }

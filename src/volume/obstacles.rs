@@ -1,7 +1,8 @@
-//! What keeps every client from changing or removing an image until a person does something about it.
+//! What keeps every client from changing or removing an image until a person does something about
+//! it.
 //!
-//! Looked at before anything is recorded: librbd waits for such a lock for ever, and refuses the rest only when the record says
-//! already that the volume is on its way out.
+//! Looked at before anything is recorded: librbd waits for such a lock for ever, and refuses the
+//! rest only when the record says already that the volume is on its way out.
 
 use super::catalogue::{State, Stored, Volume};
 use super::{Error, Result, Volumes, names};
@@ -15,13 +16,15 @@ impl Volumes {
             .catalogue
             .volume(image)?
             .filter(|stored| stored.record.state == State::Ready)
-            .ok_or_else(|| Error::NotFound(format!("the volume {} does not exist", self.spec(image))))?;
+            .ok_or_else(|| {
+                Error::NotFound(format!("the volume {} does not exist", self.spec(image)))
+            })?;
         self.require_image(image, &stored.record)?;
         Ok(stored)
     }
 
-    /// Refuses a volume whose record is there and whose image is not: [`Error::NotFound`] with what became of the image, if that can be
-    /// told.
+    /// Refuses a volume whose record is there and whose image is not: [`Error::NotFound`] with what
+    /// became of the image, if that can be told.
     pub(super) fn require_image(&self, image: &str, record: &Volume) -> Result<()> {
         if self.pool.image_id(image)?.is_some() {
             return Ok(());
@@ -46,7 +49,8 @@ impl Volumes {
         Ok(strangers)
     }
 
-    /// Where the image is that has lost its volume's name `image`, and how to give it back. `None` when it is gone or going.
+    /// Where the image is that has lost its volume's name `image`, and how to give it back. `None`
+    /// when it is gone or going.
     pub(super) fn whereabouts(&self, image: &str, record: &Volume) -> Result<Option<String>> {
         let in_trash = match &record.image_id {
             Some(id) => self.pool.trash_get(id)?,
@@ -74,7 +78,8 @@ impl Volumes {
         }))
     }
 
-    /// Refuses an image here that no client can change: [`Error::FailedPrecondition`] with what to do.
+    /// Refuses an image here that no client can change: [`Error::FailedPrecondition`] with what to
+    /// do.
     pub(super) fn refuse_unchangeable(&self, image: &dyn Image) -> Result<()> {
         let Some(hold) = image.hold()? else { return Ok(()) };
         let spec = self.spec(&image.name()?);
@@ -90,7 +95,8 @@ impl Volumes {
         }))
     }
 
-    /// Refuses an image here that no client can remove: [`Error::FailedPrecondition`] with what to do.
+    /// Refuses an image here that no client can remove: [`Error::FailedPrecondition`] with what to
+    /// do.
     pub(super) fn refuse_unremovable(&self, image: &dyn Image) -> Result<()> {
         self.refuse_unchangeable(image)?;
         let Some(group) = image.group()? else { return Ok(()) };

@@ -1,9 +1,11 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume: who has a volume is in its record.
 //!
-//! Each is one guarded write, so two controllers cannot hand a single-writer volume to two nodes. The write that publishes a volume
-//! gives the node a token to [note](crate::notes) its clients with; the one that unpublishes it takes token and notes away. Where the number of volumes on a
-//! node is limited, they are counted in a record per node, each before its own record says that it is published. What a
-//! killed request leaves counted is not published, and is left out when the limit is reached.
+//! Each is one guarded write, so two controllers cannot hand a single-writer volume to two nodes.
+//! The write that publishes a volume gives the node a token to [note](crate::notes) its clients
+//! with; the one that unpublishes it takes token and notes away. Where the number of volumes on a
+//! node is limited, they are counted in a record per node, each before its own record says that it
+//! is published. What a killed request leaves counted is not published, and is left out when the
+//! limit is reached.
 
 use super::catalogue::{Node, Publication, StoredNotes};
 use super::fence::Leaving;
@@ -41,19 +43,22 @@ impl PublishVolume {
 }
 
 impl Volumes {
-    /// Records the node and returns where it notes its clients; `None` when a version before notes published the volume to it.
+    /// Records the node and returns where it notes its clients; `None` when a version before notes
+    /// published the volume to it.
     ///
-    /// [`Error::NotFound`] when there is no such volume, [`Error::AlreadyExists`] when this node has it under another
-    /// capability, [`Error::InUse`] naming the node that has it when it may not be shared, or the clients that
-    /// have its image open for writing,
-    /// [`Error::Exhausted`] when the node has as many volumes as it may.
+    /// [`Error::NotFound`] when there is no such volume, [`Error::AlreadyExists`] when this node
+    /// has it under another capability, [`Error::InUse`] naming the node that has it when it may
+    /// not be shared, or the clients that have its image open for writing, [`Error::Exhausted`]
+    /// when the node has as many volumes as it may.
     pub fn publish(&self, request: &PublishVolume) -> Result<Option<Place>> {
         let spec = self.spec(&request.image);
         let stored = self.handed_out(&request.image)?;
         let wanted = &request.publication;
         for publication in &stored.record.published {
             if request.is_repeated_for(publication) {
-                let place = |token: &String| self.catalogue.notes_place(&request.image, &wanted.node, token);
+                let place = |token: &String| {
+                    self.catalogue.notes_place(&request.image, &wanted.node, token)
+                };
                 return Ok(publication.token.as_ref().map(place));
             }
             if publication.node == wanted.node {
@@ -88,12 +93,19 @@ impl Volumes {
         Ok(Some(self.catalogue.notes_place(&request.image, &wanted.node, &token)))
     }
 
-    /// The notes of nodes that the volume is not published to, with their clients fenced. A version before notes leaves them when
-    /// it unpublishes a volume that this one published.
-    fn left_behind(&self, image: &str, published: &[Publication], fence: bool) -> Result<Vec<StoredNotes>> {
+    /// The notes of nodes that the volume is not published to, with their clients fenced. A version
+    /// before notes leaves them when it unpublishes a volume that this one published.
+    fn left_behind(
+        &self,
+        image: &str,
+        published: &[Publication],
+        fence: bool,
+    ) -> Result<Vec<StoredNotes>> {
         let mut left = self.catalogue.notes(image)?;
         left.retain(|stored| {
-            !published.iter().any(|publication| publication.token.as_ref() == Some(&stored.notes.token))
+            !published
+                .iter()
+                .any(|publication| publication.token.as_ref() == Some(&stored.notes.token))
         });
         let clients = left.iter().flat_map(|stored| &stored.notes.clients);
         let addresses: Vec<_> = clients.map(|client| client.address.as_str()).collect();
@@ -109,13 +121,15 @@ impl Volumes {
         Ok(left)
     }
 
-    /// Forgets that nodes have the volume, and their notes, in one write. [`Error::Conflict`] when the volume, or what is noted
-    /// of its clients, is not as it was found.
+    /// Forgets that nodes have the volume, and their notes, in one write. [`Error::Conflict`] when
+    /// the volume, or what is noted of its clients, is not as it was found.
     pub fn unpublish(&self, leaving: Leaving) -> Result<()> {
         let Leaving { image, nodes, stored, notes, .. } = leaving;
         let mut record = stored.record.clone();
-        let gone: Vec<_> =
-            record.published.extract_if(.., |publication| nodes.contains(&publication.node)).collect();
+        let gone: Vec<_> = record
+            .published
+            .extract_if(.., |publication| nodes.contains(&publication.node))
+            .collect();
         self.catalogue.unpublish(&image, &stored, record, &notes)?;
         for publication in gone.iter().filter(|publication| publication.counted) {
             self.count_out(&publication.node, &image)?;
@@ -176,7 +190,8 @@ impl Volumes {
         let mut attempts = 0;
         loop {
             let stored = self.catalogue.node(node)?;
-            let record = change(stored.as_ref().map(|stored| stored.record.clone()).unwrap_or_default())?;
+            let record =
+                change(stored.as_ref().map(|stored| stored.record.clone()).unwrap_or_default())?;
             let written = match stored {
                 Some(stored) if record.volumes.is_empty() => self.catalogue.remove(node, &stored),
                 Some(stored) => self.catalogue.replace(node, &stored, record).map(drop),

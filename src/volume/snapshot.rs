@@ -1,8 +1,9 @@
 //! CreateSnapshot and DeleteSnapshot.
 //!
-//! A snapshot is addressed by the id of its image, which survives the rename of a silent parent, and its RBD name. Its record
-//! says `creating` before it is cut and `deleting` before it goes. A retry that finds a cut one under `creating` cuts anew:
-//! what was never handed out may be an older point in time than the caller means.
+//! A snapshot is addressed by the id of its image, which survives the rename of a silent parent,
+//! and its RBD name. Its record says `creating` before it is cut and `deleting` before it goes. A
+//! retry that finds a cut one under `creating` cuts anew: what was never handed out may be an older
+//! point in time than the caller means.
 
 use super::catalogue::{self, State, Stored};
 use super::journal::Suspect;
@@ -28,8 +29,9 @@ pub struct CreateSnapshot {
 impl Volumes {
     /// Cuts the snapshot, or finds it as an earlier request cut it, and returns its record.
     ///
-    /// [`Error::AlreadyExists`] when the name is taken by a snapshot of another volume, [`Error::NotFound`] when the volume
-    /// does not exist, [`Error::Exhausted`] when the image has as many snapshots as it may.
+    /// [`Error::AlreadyExists`] when the name is taken by a snapshot of another volume,
+    /// [`Error::NotFound`] when the volume does not exist, [`Error::Exhausted`] when the image has
+    /// as many snapshots as it may.
     pub fn create_snapshot(&self, request: &CreateSnapshot) -> Result<Made<catalogue::Snapshot>> {
         let found = self.catalogue.snapshot(&request.snapshot)?;
         if let Some(stored) = &found {
@@ -60,7 +62,8 @@ impl Volumes {
             .volume(&request.image)?
             .filter(|stored| stored.record.state == State::Ready)
             .ok_or_else(gone)?;
-        let image = match self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite) {
+        let image = match self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)
+        {
             Ok(image) => image,
             Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
             Err(error) => return Err(error.into()),
@@ -102,8 +105,8 @@ impl Volumes {
         }
     }
 
-    /// Whether a snapshot is of the volume that has the image name `image` today. An earlier volume may have had the same name, and so
-    /// the same id. Of a volume that is gone, every snapshot is.
+    /// Whether a snapshot is of the volume that has the image name `image` today. An earlier volume
+    /// may have had the same name, and so the same id. Of a volume that is gone, every snapshot is.
     fn is_of_this_volume(&self, image: &str, record: &catalogue::Snapshot) -> Result<bool> {
         let Some(volume) = self.catalogue.volume(image)? else { return Ok(true) };
         let known = match volume.record.image_id {
@@ -113,8 +116,9 @@ impl Volumes {
         Ok(known.is_none_or(|id| id == record.image_id))
     }
 
-    /// Refuses a name that one of the image's `snapshots` has which no record knows. [`Error::Conflict`] when another controller has
-    /// just cut it or is about to have removed it: it had a record before, or has one by now.
+    /// Refuses a name that one of the image's `snapshots` has which no record knows.
+    /// [`Error::Conflict`] when another controller has just cut it or is about to have removed it:
+    /// it had a record before, or has one by now.
     pub(super) fn refuse_foreign_snapshot(
         &self,
         image: &dyn Image,
@@ -131,7 +135,10 @@ impl Volumes {
                 return Err(self.foreign_snapshot(name, snapshot));
             }
         }
-        Err(Error::Conflict(format!("another controller is at work on {}@{snapshot}", self.spec(name))))
+        Err(Error::Conflict(format!(
+            "another controller is at work on {}@{snapshot}",
+            self.spec(name)
+        )))
     }
 
     fn foreign_snapshot(&self, image: &str, snapshot: &str) -> Error {
@@ -163,8 +170,9 @@ impl Volumes {
             image.protect_snapshot(name).tolerate(Errno::EBUSY)?;
         }
         let snapshots = image.snapshots()?;
-        let cut = find(&snapshots, name)
-            .ok_or_else(|| Error::Conflict(format!("another client removed the snapshot {name} just now")))?;
+        let cut = find(&snapshots, name).ok_or_else(|| {
+            Error::Conflict(format!("another client removed the snapshot {name} just now"))
+        })?;
         let record = catalogue::Snapshot {
             state: State::Ready,
             snapshot_id: cut.id,
@@ -193,7 +201,8 @@ impl Volumes {
         }
     }
 
-    /// Deletes the snapshot that `stored` is about; [`Error::Conflict`] when that is not its record any more.
+    /// Deletes the snapshot that `stored` is about; [`Error::Conflict`] when that is not its record
+    /// any more.
     pub(super) fn delete_recorded_snapshot(
         &self,
         name: &str,
@@ -208,8 +217,9 @@ impl Volumes {
         self.remove_recorded_snapshot(name, &stored, image).map_err(Error::after_a_change)
     }
 
-    /// The image that a recorded snapshot is on: the recorded one, else the one that has taken its place. `rbd migration` makes a new
-    /// image of the same name with the same snapshots, and removes the old one. `None` when neither is there.
+    /// The image that a recorded snapshot is on: the recorded one, else the one that has taken its
+    /// place. `rbd migration` makes a new image of the same name with the same snapshots, and
+    /// removes the old one. `None` when neither is there.
     pub(super) fn image_of(
         &self,
         name: &str,
@@ -223,13 +233,16 @@ impl Volumes {
         if record.snapshot_id == 0 {
             return Ok(None);
         }
-        let is_it =
-            |snapshots: &[Snapshot]| find(snapshots, name).is_some_and(|found| found.size == record.size);
+        let is_it = |snapshots: &[Snapshot]| {
+            find(snapshots, name).is_some_and(|found| found.size == record.size)
+        };
         // Volume ids end in the image's name.
         let volume = record.source_volume.rsplit('/').next().unwrap_or_default();
-        for image in
-            [volume.to_string(), names::silent(volume), names::silent_with_id(volume, &record.image_id)]
-        {
+        for image in [
+            volume.to_string(),
+            names::silent(volume),
+            names::silent_with_id(volume, &record.image_id),
+        ] {
             match self.pool.open_image(ImageKey::Name(&image), mode) {
                 Ok(image) if is_it(&image.snapshots()?) => return Ok(Some(image)),
                 Ok(_) => {}
@@ -265,7 +278,9 @@ impl Volumes {
             if image_name.ends_with(names::SILENT_SUFFIX) {
                 let mut suspects = vec![self.as_suspect(&image_name, id)];
                 let left = image.snapshots()?;
-                for snapshot in left.iter().filter(|left| ours.iter().any(|ours| ours.id == left.id)) {
+                for snapshot in
+                    left.iter().filter(|left| ours.iter().any(|ours| ours.id == left.id))
+                {
                     // Other tools' clones go without a word.
                     if !self.is_any_ours(&image.children(Some(snapshot.id))?)? {
                         let snapshot = Some(snapshot.id);
@@ -278,10 +293,17 @@ impl Volumes {
         self.catalogue.remove(name, stored)
     }
 
-    /// Removes a user snapshot. One that must stay is renamed out of the way, and collected with its last clone: with clones
-    /// of format 1 it cannot be removed, and with clones and a parent of its own librbd would let go of that parent when the
-    /// snapshot is the last of the image to link to it, although the clones still read through.
-    fn drop_or_park(&self, image: &dyn Image, id: &str, name: &str, snapshot: &Snapshot) -> Result<()> {
+    /// Removes a user snapshot. One that must stay is renamed out of the way, and collected with
+    /// its last clone: with clones of format 1 it cannot be removed, and with clones and a parent
+    /// of its own librbd would let go of that parent when the snapshot is the last of the image to
+    /// link to it, although the clones still read through.
+    fn drop_or_park(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        name: &str,
+        snapshot: &Snapshot,
+    ) -> Result<()> {
         let has_clones = || image.children(Some(snapshot.id)).map(|children| !children.is_empty());
         if snapshot.name != name && has_clones()? {
             // An earlier attempt has renamed it, or librbd parked it.
@@ -296,21 +318,27 @@ impl Volumes {
         }
         match image.rename_snapshot(name, &names::silent(name)) {
             Err(error) if error.errno == Errno::EEXIST => {
-                image.rename_snapshot(name, &names::silent_with_id(name, &snapshot.id.to_string()))?;
+                image.rename_snapshot(
+                    name,
+                    &names::silent_with_id(name, &snapshot.id.to_string()),
+                )?;
             }
             other => other.tolerate(Errno::ENOENT)?,
         }
-        // Who took the last clone away before the rename saw a user's snapshot. And other tools' clones go without a word.
+        // Who took the last clone away before the rename saw a user's snapshot. And other tools'
+        // clones go without a word.
         if !self.is_any_ours(&image.children(Some(snapshot.id))?)? {
-            let parked = Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&image.name()?, id) };
+            let parked =
+                Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&image.name()?, id) };
             self.suspect(&[parked])?;
         }
         Ok(())
     }
 }
 
-/// Whether a snapshot is the one a record called `name` is about. A killed removal leaves it in librbd's trash namespace; there
-/// one that was never handed out is known by the name it had, like others of that name that are waiting for their clones.
+/// Whether a snapshot is the one a record called `name` is about. A killed removal leaves it in
+/// librbd's trash namespace; there one that was never handed out is known by the name it had, like
+/// others of that name that are waiting for their clones.
 fn is_recorded(record: &catalogue::Snapshot, name: &str, snapshot: &Snapshot) -> bool {
     if record.snapshot_id != 0 {
         return snapshot.id == record.snapshot_id;

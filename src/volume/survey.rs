@@ -1,7 +1,9 @@
-//! Everything in one pool and namespace at a glance: images, snapshots, how they hang together, and what nobody needs any more.
+//! Everything in one pool and namespace at a glance: images, snapshots, how they hang together, and
+//! what nobody needs any more.
 //!
-//! Reads the whole pool, so it is for people and `cinderblock tree` and `gc`, never on the way of an RPC. What it shows can be out of
-//! date the moment it is shown; clearing a leftover therefore looks again before it removes anything.
+//! Reads the whole pool, so it is for people and `cinderblock tree` and `gc`, never on the way of
+//! an RPC. What it shows can be out of date the moment it is shown; clearing a leftover therefore
+//! looks again before it removes anything.
 
 use super::catalogue::{self, Cursor, Record, State, Stored};
 use super::{Result, Volumes, names};
@@ -130,8 +132,9 @@ pub(super) struct Known {
 }
 
 impl Volumes {
-    /// Looks at every image. An image that cannot be opened because only remains are left is shown as such; any other failure
-    /// fails the survey, so that nothing is ever missing from it silently.
+    /// Looks at every image. An image that cannot be opened because only remains are left is shown
+    /// as such; any other failure fails the survey, so that nothing is ever missing from it
+    /// silently.
     pub fn survey(&self) -> Result<Survey> {
         let known = self.known()?;
         let mut images = Vec::new();
@@ -167,7 +170,13 @@ impl Volumes {
         })
     }
 
-    fn look_at(&self, name: String, id: String, image: &dyn Image, known: &Known) -> Result<SurveyedImage> {
+    fn look_at(
+        &self,
+        name: String,
+        id: String,
+        image: &dyn Image,
+        known: &Known,
+    ) -> Result<SurveyedImage> {
         let kind = match known.volumes.get(&name).map(|stored| stored.record.state) {
             Some(State::Ready) => ImageKind::Volume,
             Some(State::Creating) => ImageKind::Creating,
@@ -179,11 +188,15 @@ impl Volumes {
         for snapshot in image.snapshots()? {
             let children: Vec<Child> = match image.children(Some(snapshot.id)) {
                 // The driver removed it since it was listed.
-                Err(error) if error.errno == Errno::ENOENT && self.is_gone(&id, snapshot.id)? => continue,
+                Err(error) if error.errno == Errno::ENOENT && self.is_gone(&id, snapshot.id)? => {
+                    continue;
+                }
                 children => children?,
             };
             let (name, kind) = match &snapshot.kind {
-                SnapshotKind::Trash { original_name } => (original_name.clone(), SnapshotUse::Parked),
+                SnapshotKind::Trash { original_name } => {
+                    (original_name.clone(), SnapshotUse::Parked)
+                }
                 SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => {
                     (snapshot.name.clone(), SnapshotUse::Librbd)
                 }

@@ -1,8 +1,10 @@
-//! The sweeper: finishes what other operations left half-done, here or in a controller that is dead.
+//! The sweeper: finishes what other operations left half-done, here or in a controller that is
+//! dead.
 //!
 //! An operation settles what it wrote itself, so its cost does not grow with what others left. The
-//! sweeper finds everything else. It reads the whole catalogue and the journal: at start-up, every minute,
-//! and for `cinderblock gc`. A record that an operation is at work on has a lease, and is left alone.
+//! sweeper finds everything else. It reads the whole catalogue and the journal: at start-up, every
+//! minute, and for `cinderblock gc`. A record that an operation is at work on has a lease, and is
+//! left alone.
 
 use super::catalogue::State;
 use super::journal::Entry;
@@ -13,11 +15,13 @@ use std::time::Duration;
 const FINISHING: i64 = 60;
 
 impl Volumes {
-    /// Finishes deletions that were begun, group snapshots that were cut, and creations that were begun longer ago than
-    /// `patience`: those are undone, for they were never handed out. Returns the journal, to be given to [`Volumes::settle`].
+    /// Finishes deletions that were begun, group snapshots that were cut, and creations that were
+    /// begun longer ago than `patience`: those are undone, for they were never handed out. Returns
+    /// the journal, to be given to [`Volumes::settle`].
     ///
-    /// What cannot be finished is logged, and left for the next time. It is finished as it was read: by the time its turn comes,
-    /// another operation may have finished it, and made another of its name.
+    /// What cannot be finished is logged, and left for the next time. It is finished as it was
+    /// read: by the time its turn comes, another operation may have finished it, and made another
+    /// of its name.
     pub fn sweep(&self, patience: Duration) -> Result<Vec<Entry>> {
         let unfinished = self.catalogue.unfinished()?;
         let is_due = |state: State, created: i64| {
@@ -50,7 +54,8 @@ impl Volumes {
     fn sweep_group_of(&self, group: &str) -> Result<()> {
         match self.catalogue.group(group)? {
             Some(stored)
-                if stored.record.state == State::Ready && now() - stored.record.created > FINISHING =>
+                if stored.record.state == State::Ready
+                    && now() - stored.record.created > FINISHING =>
             {
                 self.finish_group(group, &stored.record)
             }
@@ -58,8 +63,8 @@ impl Volumes {
         }
     }
 
-    /// What a controller does once when it starts: counts anew the volumes of each node, which killed requests may have left
-    /// counted.
+    /// What a controller does once when it starts: counts anew the volumes of each node, which
+    /// killed requests may have left counted.
     pub fn recount_nodes(&self) -> Result<()> {
         for node in self.catalogue.unfinished()?.nodes {
             tell(&node, self.recount(&node));
@@ -72,7 +77,9 @@ impl Volumes {
 fn tell(name: &str, outcome: Result<()>) {
     match outcome {
         Ok(()) => {}
-        Err(Error::Conflict(why)) => tracing::debug!(name, why, "left to the operation at work on it"),
+        Err(Error::Conflict(why)) => {
+            tracing::debug!(name, why, "left to the operation at work on it")
+        }
         Err(error) => tracing::warn!(name, %error, "left half-done until the next time"),
     }
 }

@@ -1,4 +1,5 @@
-//! A driver that has every RPC of CSI without knowing any: it records what it is asked and behaves as it is told.
+//! A driver that has every RPC of CSI without knowing any: it records what it is asked and behaves
+//! as it is told.
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
@@ -19,7 +20,9 @@ use cinderblock::csi::proto::node_server::NodeServer;
 use cinderblock::csi::proto::snapshot_metadata_server::SnapshotMetadataServer;
 use cinderblock::csi::server::CsiSocket;
 use prost_reflect::prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -66,7 +69,8 @@ pub(crate) struct FakeDriver {
 impl FakeDriver {
     pub(crate) fn start(behaviour: &Behaviour) -> FakeDriver {
         let directory = tempfile::tempdir().unwrap();
-        let endpoint: Endpoint = format!("unix://{}/csi.sock", directory.path().display()).parse().unwrap();
+        let endpoint: Endpoint =
+            format!("unix://{}/csi.sock", directory.path().display()).parse().unwrap();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let pool = DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap();
         let routes = Routes::new(Fake::<IdentityServer<()>>::new(&pool, behaviour, &calls))
@@ -146,7 +150,8 @@ impl<S: NamedService> Service<http::Request<Body>> for Fake<S> {
         let service = self.pool.get_service_by_name(S::NAME).unwrap();
         let name = request.uri().path().rsplit('/').next().unwrap();
         let method = service.methods().find(|method| method.name() == name).expect("an RPC of CSI");
-        let handler = Handler { method, behaviour: self.behaviour.clone(), calls: self.calls.clone() };
+        let handler =
+            Handler { method, behaviour: self.behaviour.clone(), calls: self.calls.clone() };
         Box::pin(async move {
             let mut grpc = Grpc::new(DynamicCodec(handler.method.clone()));
             Ok(if handler.method.is_server_streaming() {
@@ -166,9 +171,16 @@ struct Handler {
 }
 
 impl Handler {
-    fn answers(&self, request: &Request<DynamicMessage>) -> BoxFuture<Result<Vec<DynamicMessage>, Status>> {
-        let options = SerializeOptions::new().stringify_64_bit_integers(false).use_proto_field_name(true);
-        let body = request.get_ref().serialize_with_options(serde_json::value::Serializer, &options).unwrap();
+    fn answers(
+        &self,
+        request: &Request<DynamicMessage>,
+    ) -> BoxFuture<Result<Vec<DynamicMessage>, Status>> {
+        let options =
+            SerializeOptions::new().stringify_64_bit_integers(false).use_proto_field_name(true);
+        let body = request
+            .get_ref()
+            .serialize_with_options(serde_json::value::Serializer, &options)
+            .unwrap();
         let deadline = request.metadata().get("grpc-timeout");
         self.calls.lock().unwrap().push(Call {
             method: self.method.name().to_owned(),
@@ -237,7 +249,11 @@ impl Encoder for DynamicEncoder {
     type Item = DynamicMessage;
     type Error = Status;
 
-    fn encode(&mut self, message: DynamicMessage, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+    fn encode(
+        &mut self,
+        message: DynamicMessage,
+        buffer: &mut EncodeBuf<'_>,
+    ) -> Result<(), Status> {
         message.encode(buffer).map_err(|error| Status::internal(error.to_string()))
     }
 }

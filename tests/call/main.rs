@@ -1,6 +1,11 @@
-//! `cinderblock call` against a driver on a socket: what it sends, what it prints, and how it exits.
+//! `cinderblock call` against a driver on a socket: what it sends, what it prints, and how it
+//! exits.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 mod fake_driver;
 mod rpcs;
@@ -38,7 +43,8 @@ fn answering(answer: Value) -> FakeDriver {
 
 #[test]
 fn an_error_of_the_driver_is_printed_with_its_code_and_exits_with_1() {
-    let driver = FakeDriver::start(&Behaviour::Refuse(Code::FailedPrecondition, "published on node-2 (é)"));
+    let driver =
+        FakeDriver::start(&Behaviour::Refuse(Code::FailedPrecondition, "published on node-2 (é)"));
     let output = call(&driver.endpoint(), &["delete-volume", "v"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(stderr(&output), "FAILED_PRECONDITION: published on node-2 (é)\n");
@@ -46,14 +52,16 @@ fn an_error_of_the_driver_is_printed_with_its_code_and_exits_with_1() {
 
     let output = call(&driver.endpoint(), &["delete-volume", "v", "--output", "json"]);
     assert_eq!(output.status.code(), Some(1));
-    let expected = json!({"error": {"code": "FAILED_PRECONDITION", "message": "published on node-2 (é)"}});
+    let expected =
+        json!({"error": {"code": "FAILED_PRECONDITION", "message": "published on node-2 (é)"}});
     assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap(), expected);
     assert_eq!(stderr(&output), "FAILED_PRECONDITION: published on node-2 (é)\n");
 }
 
 #[test]
 fn the_drivers_own_unavailable_is_an_answer() {
-    let driver = FakeDriver::start(&Behaviour::Refuse(Code::Unavailable, "the monitors do not answer"));
+    let driver =
+        FakeDriver::start(&Behaviour::Refuse(Code::Unavailable, "the monitors do not answer"));
     let output = call(&driver.endpoint(), &["probe"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(stderr(&output), "UNAVAILABLE: the monitors do not answer\n");
@@ -84,7 +92,11 @@ fn a_driver_that_goes_away_before_it_answers_exits_with_3() {
     });
     let output = call(&format!("unix://{}", path.display()), &["info"]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
-    assert!(stderr(&output).starts_with("UNAVAILABLE: the connection broke: "), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with("UNAVAILABLE: the connection broke: "),
+        "{}",
+        stderr(&output)
+    );
     driver.join().unwrap();
 }
 
@@ -93,7 +105,11 @@ fn a_driver_that_does_not_answer_in_time_exits_with_1_and_was_told_the_deadline(
     let driver = FakeDriver::start(&Behaviour::Hang);
     let output = call(&driver.endpoint(), &["info", "--timeout", "2s"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(stderr(&output).starts_with("DEADLINE_EXCEEDED: no answer within 2s"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).starts_with("DEADLINE_EXCEEDED: no answer within 2s"),
+        "{}",
+        stderr(&output)
+    );
     assert!(driver.calls()[0].deadline.is_some());
 }
 
@@ -114,7 +130,10 @@ fn secrets_come_from_files_and_are_never_printed() {
         ],
     );
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(driver.calls()[0].request["secrets"], json!({"userID": "admin", "userKey": "AQDcanary=="}));
+    assert_eq!(
+        driver.calls()[0].request["secrets"],
+        json!({"userID": "admin", "userKey": "AQDcanary=="})
+    );
     assert_eq!(stdout(&output), "ok\n");
     assert_eq!(stderr(&output), "");
 }
@@ -124,7 +143,10 @@ fn a_secrets_file_that_cannot_be_read_is_named_without_its_content() {
     let driver = answering(json!({}));
     let missing = driver.directory.path().join("missing").display().to_string();
     let not_a_map = driver.file("list.yaml", "- AQDcanary==\n").display().to_string();
-    let nested = driver.file("nested.yaml", "userID: admin\nuserKey: {AQDcanary: 1}\n").display().to_string();
+    let nested = driver
+        .file("nested.yaml", "userID: admin\nuserKey: {AQDcanary: 1}\n")
+        .display()
+        .to_string();
     let not_yaml = driver.file("broken.yaml", "userKey: \"AQDcanary\nx: [\n").display().to_string();
     for (flag, value, named, reason) in [
         ("--secret-file", "userKey=AQDcanary==", "the secret userKey", "No such file"),
@@ -147,7 +169,8 @@ fn a_secrets_file_that_cannot_be_read_is_named_without_its_content() {
 fn contexts_are_handed_on_from_the_outputs_of_earlier_calls() {
     let driver = answering(json!({}));
     let save = |name: &str, arguments: &[&str], answer: Value| {
-        let output = call(&answering(answer).endpoint(), &[arguments, &["--output", "json"]].concat());
+        let output =
+            call(&answering(answer).endpoint(), &[arguments, &["--output", "json"]].concat());
         driver.file(name, &stdout(&output)).to_str().unwrap().to_owned()
     };
     let volume = save(
@@ -162,7 +185,14 @@ fn contexts_are_handed_on_from_the_outputs_of_earlier_calls() {
     );
 
     for arguments in [&["stage", "v", "--staging", "/s"][..], &["publish", "v", "--target", "/t"]] {
-        let flags = ["--context-from", &volume, "--context-from", &publish, "--volume-context", "pool=other"];
+        let flags = [
+            "--context-from",
+            &volume,
+            "--context-from",
+            &publish,
+            "--volume-context",
+            "pool=other",
+        ];
         let output = call(&driver.endpoint(), &[arguments, &flags].concat());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let request = &driver.calls().last().unwrap().request.clone();
@@ -170,8 +200,10 @@ fn contexts_are_handed_on_from_the_outputs_of_earlier_calls() {
         assert_eq!(request["publish_context"], json!({"hosts": "h"}));
     }
 
-    let output =
-        call(&driver.endpoint(), &["controller-publish", "v", "--node", "n", "--context-from", &volume]);
+    let output = call(
+        &driver.endpoint(),
+        &["controller-publish", "v", "--node", "n", "--context-from", &volume],
+    );
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(
         driver.calls().last().unwrap().request["volume_context"],
@@ -189,7 +221,8 @@ fn a_file_without_a_context_is_refused() {
     ] {
         let path = driver.file("context.json", content);
         let path = path.to_str().unwrap();
-        let output = call(&driver.endpoint(), &["stage", "v", "--staging", "/s", "--context-from", path]);
+        let output =
+            call(&driver.endpoint(), &["stage", "v", "--staging", "/s", "--context-from", path]);
         assert_eq!(output.status.code(), Some(2), "{content}: {output:?}");
         assert!(stderr(&output).contains(reason), "{content}: {}", stderr(&output));
         assert!(stderr(&output).contains(path), "{content}: {}", stderr(&output));
@@ -240,7 +273,12 @@ fn an_answer_that_cannot_be_written_exits_with_4_and_a_reader_that_left_is_no_fa
     let driver = answering(json!({"name": "n"}));
     let run = |stdout: std::process::Stdio| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cinderblock"));
-        command.args(["call", "info"]).env("CSI_ENDPOINT", driver.endpoint()).stdout(stdout).output().unwrap()
+        command
+            .args(["call", "info"])
+            .env("CSI_ENDPOINT", driver.endpoint())
+            .stdout(stdout)
+            .output()
+            .unwrap()
     };
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let output = run(full.into());

@@ -107,7 +107,15 @@ fn calls() -> Vec<(Vec<&'static str>, &'static str, Value, Value)> {
         ),
         (vec!["delete-volume", "v"], "DeleteVolume", json!({"volume_id": "v"}), json!({})),
         (
-            vec!["controller-publish", "v", "--node", "n", "--readonly", "--volume-context", "a=b=c"],
+            vec![
+                "controller-publish",
+                "v",
+                "--node",
+                "n",
+                "--readonly",
+                "--volume-context",
+                "a=b=c",
+            ],
             "ControllerPublishVolume",
             json!({
                 "volume_id": "v", "node_id": "n", "readonly": true, "volume_capability": single_writer,
@@ -122,7 +130,15 @@ fn calls() -> Vec<(Vec<&'static str>, &'static str, Value, Value)> {
             json!({}),
         ),
         (
-            vec!["validate", "v", "--block", "--parameter", "pool=rbd", "--mutable-parameter", "q=1"],
+            vec![
+                "validate",
+                "v",
+                "--block",
+                "--parameter",
+                "pool=rbd",
+                "--mutable-parameter",
+                "q=1",
+            ],
             "ValidateVolumeCapabilities",
             json!({
                 "volume_id": "v", "parameters": {"pool": "rbd"}, "mutable_parameters": {"q": "1"},
@@ -370,8 +386,12 @@ fn a_stream_is_gathered_into_one_answer() {
         let driver = FakeDriver::start(&Behaviour::Answer(vec![part(0), part(4096)]));
         let output = call(&driver.endpoint(), &[arguments, &["--output", "json"]].concat());
         let whole: Value = serde_json::from_str(&stdout(&output)).unwrap();
-        let offsets: Vec<&Value> =
-            whole["block_metadata"].as_array().unwrap().iter().map(|block| &block["byte_offset"]).collect();
+        let offsets: Vec<&Value> = whole["block_metadata"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|block| &block["byte_offset"])
+            .collect();
         assert_eq!(offsets, [0, 4096]);
         assert_eq!(whole["volume_capacity_bytes"], 8192);
         assert_eq!(whole["block_metadata_type"], "FIXED_LENGTH");

@@ -11,18 +11,22 @@ use serde_json::Value;
 
 use super::{RENDERINGS, parameters, read, rendering, text, yaml};
 
-/// Has the driver check the configuration and the classes among these objects. Classes without a configuration are an error.
+/// Has the driver check the configuration and the classes among these objects. Classes without a
+/// configuration are an error.
 fn check_with_the_driver(objects: &[Value], at: &str) {
     let config = objects.iter().find_map(|object| object["data"]["clusters.yaml"].as_str());
-    let config = config.map(|text| Config::parse(text).unwrap_or_else(|error| panic!("{at}: {error}")));
-    let config = || config.as_ref().unwrap_or_else(|| panic!("{at}: classes without a configuration"));
+    let config =
+        config.map(|text| Config::parse(text).unwrap_or_else(|error| panic!("{at}: {error}")));
+    let config =
+        || config.as_ref().unwrap_or_else(|| panic!("{at}: classes without a configuration"));
     for class in objects {
         let name = format!("{at}: {} {}", text(class, "/kind"), text(class, "/metadata/name"));
         match text(class, "/kind") {
             "StorageClass" => {
                 let parsed = VolumeParameters::parse(&parameters(class), config());
                 let parsed = parsed.unwrap_or_else(|status| panic!("{name}: {status}"));
-                let mounter = parsed.context["mounter"].parse::<cinderblock::node::attach::Mounter>();
+                let mounter =
+                    parsed.context["mounter"].parse::<cinderblock::node::attach::Mounter>();
                 mounter.unwrap_or_else(|error| panic!("{name}: {error}"));
             }
             "VolumeSnapshotClass" => {
@@ -34,7 +38,8 @@ fn check_with_the_driver(objects: &[Value], at: &str) {
                     .unwrap_or_else(|status| panic!("{name}: {status}"));
             }
             "VolumeAttributesClass" => {
-                qos::settings(&parameters(class)).unwrap_or_else(|status| panic!("{name}: {status}"));
+                qos::settings(&parameters(class))
+                    .unwrap_or_else(|status| panic!("{name}: {status}"));
             }
             _ => {}
         }
@@ -46,8 +51,11 @@ fn the_driver_takes_its_configuration_and_the_parameters_of_every_class() {
     for rendering in RENDERINGS.iter() {
         check_with_the_driver(&rendering.objects, &format!("{:?}", rendering.values));
     }
-    let class =
-        rendering(&["available"]).objects.iter().find(|o| text(o, "/kind") == "StorageClass").unwrap();
+    let class = rendering(&["available"])
+        .objects
+        .iter()
+        .find(|o| text(o, "/kind") == "StorageClass")
+        .unwrap();
     assert_eq!(text(class, "/parameters/objectSize"), "8388608");
 }
 
@@ -72,7 +80,9 @@ fn volumes_of_a_cluster_with_a_topology_wait_for_a_node_that_reaches_it() {
 #[test]
 fn the_driver_takes_the_examples_and_they_fit_together() {
     let mut all = Vec::new();
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples")).unwrap() {
+    for entry in
+        fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples")).unwrap()
+    {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
             all.extend(yaml(&fs::read_to_string(&path).unwrap()));
@@ -80,7 +90,8 @@ fn the_driver_takes_the_examples_and_they_fit_together() {
     }
     assert!(all.len() >= 24, "{} objects", all.len());
     check_with_the_driver(&all, "deploy/examples");
-    let there: BTreeSet<_> = all.iter().map(|o| (text(o, "/kind"), text(o, "/metadata/name"))).collect();
+    let there: BTreeSet<_> =
+        all.iter().map(|o| (text(o, "/kind"), text(o, "/metadata/name"))).collect();
     assert_eq!(there.len(), all.len(), "two examples have one name");
     for object in &all {
         for (pointer, kind) in [
@@ -108,8 +119,9 @@ fn the_order_of_application_names_every_example_once_and_after_what_it_needs() {
         .filter(|word| Path::new(word).extension().is_some_and(|extension| extension == "yaml"))
         .filter(|word| !word.contains('/') && *word != "values.yaml" && *word != "cinderblock.yaml")
         .collect();
-    let position =
-        |name: &str| named.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name}"));
+    let position = |name: &str| {
+        named.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name}"))
+    };
     for (first, then) in [
         ("clusters.yaml", "classes.yaml"),
         ("classes.yaml", "pvc.yaml"),

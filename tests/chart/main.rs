@@ -1,6 +1,7 @@
-//! The Helm chart, rendered by Helm over a matrix of values and versions of Kubernetes, and what must hold of every rendering.
-//! Configurations and parameters are checked by the driver's own code, arguments by its own binary, objects by the schemas of every
-//! version. Needs what `make tools` builds, and no Ceph.
+//! The Helm chart, rendered by Helm over a matrix of values and versions of Kubernetes, and what
+//! must hold of every rendering. Configurations and parameters are checked by the driver's own
+//! code, arguments by its own binary, objects by the schemas of every version. Needs what
+//! `make tools` builds, and no Ceph.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -28,7 +29,8 @@ const NEWEST: &str = VERSIONS[VERSIONS.len() - 1];
 /// The versions from which on the chart comes out differently, up to the next of these.
 const TURNS: &[&str] = &["1.30", "1.34", "1.35"];
 
-/// Mistakes the schema and the templates find: a file of values, what is set beside it, and a word of what is said.
+/// Mistakes the schema and the templates find: a file of values, what is set beside it, and a word
+/// of what is said.
 const REFUSED: &[(&str, &str, &str)] = &[
     ("one", "controler.replicas=3", "controler"),
     ("one", "controller.replicas=two", "replicas"),
@@ -43,7 +45,11 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("one", "storageClasses.rbd.parameters.dataPol=ec", "dataPol"),
     ("one", "storageClasses.rbd.mounter=iscsi", "mounter"),
     ("one", "volumeAttributesClasses.slow.parameters.iops=5", "iops"),
-    ("available", "volumeSnapshotClasses.rbd.parameters.volumeGroupNamePrefix=g", "volumeGroupNamePrefix"),
+    (
+        "available",
+        "volumeSnapshotClasses.rbd.parameters.volumeGroupNamePrefix=g",
+        "volumeGroupNamePrefix",
+    ),
     ("one", "image.digest=latest", "digest"),
     ("one", "storageCapacity=maybe", "storageCapacity"),
     ("everything", "node.topology=null", "nodes have to say where they are"),
@@ -52,7 +58,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("one", "node.topologyLabels={kubernetes.io/hostname}", "topologyLabels"),
 ];
 
-/// One rendering of the matrix: what it was made with, the versions of Kubernetes it comes out the same for, and its objects.
+/// One rendering of the matrix: what it was made with, the versions of Kubernetes it comes out the
+/// same for, and its objects.
 struct Rendering {
     values: Vec<String>,
     versions: Vec<&'static str>,
@@ -70,11 +77,13 @@ fn file_of(name: &str) -> String {
     format!("tests/chart/{name}.yaml")
 }
 
-/// The values of the matrix, with the versions each is rendered for: files, for all; and every boolean the other way round, beside a file
-/// that has most things off and beside one that has them on, for those at which the templates change their minds.
+/// The values of the matrix, with the versions each is rendered for: files, for all; and every
+/// boolean the other way round, beside a file that has most things off and beside one that has them
+/// on, for those at which the templates change their minds.
 fn matrix() -> Vec<(Vec<String>, Vec<&'static str>)> {
     let file = |name: &str| vec!["-f".to_owned(), file_of(name)];
-    let since = |first: &str| VERSIONS.iter().copied().filter(|version| *version >= first).collect();
+    let since =
+        |first: &str| VERSIONS.iter().copied().filter(|version| *version >= first).collect();
     let mut matrix: Vec<_> = ["one", "available", "minimal", "three", "off", "everything"]
         .map(|name| (file(name), VERSIONS.to_vec()))
         .into();
@@ -98,8 +107,9 @@ static RENDERINGS: LazyLock<Vec<Rendering>> = LazyLock::new(|| {
         .flat_map(|(values, versions)| versions.iter().map(move |version| (values, *version)))
         .collect();
     let texts = in_parallel(&jobs, |(values, version)| {
-        let output =
-            template(&[&["--kube-version".to_owned(), (*version).to_owned()], values.as_slice()].concat());
+        let output = template(
+            &[&["--kube-version".to_owned(), (*version).to_owned()], values.as_slice()].concat(),
+        );
         assert!(
             output.status.success(),
             "{values:?} on {version}: {}",
@@ -208,14 +218,17 @@ fn strings(value: &Value, pointer: &str) -> Vec<String> {
 
 /// Every object of every rendering, with what the rendering was made with.
 fn objects() -> impl Iterator<Item = (&'static Rendering, &'static Value)> {
-    RENDERINGS.iter().flat_map(|rendering| rendering.objects.iter().map(move |object| (rendering, object)))
+    RENDERINGS
+        .iter()
+        .flat_map(|rendering| rendering.objects.iter().map(move |object| (rendering, object)))
 }
 
 #[test]
 fn the_templates_ask_for_versions_of_kubernetes_where_the_matrix_looks() {
     let mut asked = BTreeSet::new();
     for entry in
-        fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/cinderblock/templates")).unwrap()
+        fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/cinderblock/templates"))
+            .unwrap()
     {
         let Ok(template) = fs::read_to_string(entry.unwrap().path()) else { continue };
         for line in template.lines().filter(|line| line.contains(".Capabilities")) {
@@ -225,7 +238,12 @@ fn the_templates_ask_for_versions_of_kubernetes_where_the_matrix_looks() {
             );
             if let Some((_, condition)) = line.split_once("semverCompare \"") {
                 asked.insert(
-                    condition.trim_start_matches(['<', '>', '=']).split(".0-0").next().unwrap().to_owned(),
+                    condition
+                        .trim_start_matches(['<', '>', '='])
+                        .split(".0-0")
+                        .next()
+                        .unwrap()
+                        .to_owned(),
                 );
             } else {
                 assert!(line.contains("fail"), "{line}");
@@ -255,7 +273,8 @@ fn with_everything_on_every_part_is_there_and_with_everything_off_nothing_is() {
     let always = "CSIDriver ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PersistentVolumeClaim Pod \
                   PodDisruptionBudget Role RoleBinding ServiceAccount StorageClass VolumeSnapshotClass";
     let always: BTreeSet<_> = always.split_whitespace().collect();
-    let with = |more: &[&'static str]| -> BTreeSet<_> { always.iter().chain(more).copied().collect() };
+    let with =
+        |more: &[&'static str]| -> BTreeSet<_> { always.iter().chain(more).copied().collect() };
     assert_eq!(kinds(&["available"]), always);
     assert_eq!(kinds(&["available", "since-1.34"]), with(&["VolumeAttributesClass"]));
     let asked_for = [
@@ -274,8 +293,10 @@ fn with_everything_on_every_part_is_there_and_with_everything_off_nothing_is() {
 
 #[test]
 fn mistakes_are_refused_with_words() {
-    let with = |file: &str, option: &str, value: &str| template(&["-f", &file_of(file), option, value]);
-    let mistakes = REFUSED.iter().map(|(file, values, words)| (*values, with(file, "--set", values), *words));
+    let with =
+        |file: &str, option: &str, value: &str| template(&["-f", &file_of(file), option, value]);
+    let mistakes =
+        REFUSED.iter().map(|(file, values, words)| (*values, with(file, "--set", values), *words));
     let on = |file: &str, version: &str| {
         template(&["-f", &file_of("available"), "-f", &file_of(file), "--kube-version", version])
     };
@@ -295,13 +316,16 @@ fn parameters(class: &Value) -> Parameters {
     let fields = class["parameters"].as_object().unwrap();
     fields
         .iter()
-        .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_else(|| panic!("{key}")).to_owned()))
+        .map(|(key, value)| {
+            (key.clone(), value.as_str().unwrap_or_else(|| panic!("{key}")).to_owned())
+        })
         .collect()
 }
 
 #[test]
 fn the_plain_manifests_are_in_step_with_the_chart() {
-    let output = Command::new("deploy/render.sh").current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let output =
+        Command::new("deploy/render.sh").current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let fresh = String::from_utf8(output.stdout).unwrap();
     assert!(

@@ -84,24 +84,37 @@ fn every_container_says_what_it_needs_and_which_image_it_is() {
     for (rendering, kind, container) in containers() {
         let at = format!("{:?}: {kind} {}", rendering.values, text(container, "/name"));
         for needed in ["cpu", "memory"] {
-            assert!(container["resources"]["requests"].get(needed).is_some(), "{at} requests no {needed}");
+            assert!(
+                container["resources"]["requests"].get(needed).is_some(),
+                "{at} requests no {needed}"
+            );
         }
-        assert!(container["resources"].pointer("/limits/cpu").is_none(), "{at} has a limit for CPU");
+        assert!(
+            container["resources"].pointer("/limits/cpu").is_none(),
+            "{at} has a limit for CPU"
+        );
         // A limit would end the I/O of the daemons in it.
         let node_driver = kind == "DaemonSet" && text(container, "/name") == "driver";
         assert_eq!(container["resources"].pointer("/limits/memory").is_none(), node_driver, "{at}");
         let (_, tag) = text(container, "/image").rsplit_once(':').unwrap_or_default();
-        assert!(!tag.is_empty() && tag != "latest", "{at} has the image {}", text(container, "/image"));
+        assert!(
+            !tag.is_empty() && tag != "latest",
+            "{at} has the image {}",
+            text(container, "/image")
+        );
     }
 }
 
 #[test]
 fn tokens_reach_only_those_who_talk_to_kubernetes() {
     for (rendering, kind, container) in containers() {
-        let token = list(container, "/volumeMounts").iter().any(|mount| text(mount, "/name") == "token");
+        let token =
+            list(container, "/volumeMounts").iter().any(|mount| text(mount, "/name") == "token");
         let talks = match text(container, "/name") {
             "provisioner" | "attacher" | "resizer" | "snapshotter" | "snapshot-metadata" => true,
-            "driver" => strings(container, "/args").iter().any(|argument| argument == "--kubernetes"),
+            "driver" => {
+                strings(container, "/args").iter().any(|argument| argument == "--kubernetes")
+            }
             _ => false,
         };
         assert_eq!(token, talks, "{:?}: {kind} {}", rendering.values, text(container, "/name"));
@@ -118,14 +131,19 @@ fn expanded(container: &Value, pointer: &str) -> Vec<String> {
             *word = word.replace(&name, value);
         }
     }
-    assert!(!words.iter().any(|word| word.contains("$(")), "{words:?} names what is not in the environment");
+    assert!(
+        !words.iter().any(|word| word.contains("$(")),
+        "{words:?} names what is not in the environment"
+    );
     words
 }
 
 #[test]
 fn the_binary_takes_every_argument() {
     let mut tried = BTreeSet::new();
-    for (_, _, container) in containers().filter(|(_, _, container)| text(container, "/name") == "driver") {
+    for (_, _, container) in
+        containers().filter(|(_, _, container)| text(container, "/name") == "driver")
+    {
         tried.insert(expanded(container, "/args"));
         if container.get("livenessProbe").is_some() {
             let probe = expanded(container, "/livenessProbe/exec/command");
@@ -135,16 +153,25 @@ fn the_binary_takes_every_argument() {
     }
     assert!(tried.len() >= 4, "{tried:?}");
     for arguments in tried {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_cinderblock")).args(&arguments).arg("--help").output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+            .args(&arguments)
+            .arg("--help")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
 #[test]
 fn sidecars_are_given_flags_they_have() {
-    let flags: BTreeMap<_, BTreeSet<_>> =
-        SIDECAR_FLAGS.iter().map(|(name, flags)| (*name, flags.split_whitespace().collect())).collect();
+    let flags: BTreeMap<_, BTreeSet<_>> = SIDECAR_FLAGS
+        .iter()
+        .map(|(name, flags)| (*name, flags.split_whitespace().collect()))
+        .collect();
     for (rendering, _, container) in containers() {
         let Some(known) = flags.get(text(container, "/name")) else { continue };
         for argument in strings(container, "/args") {
@@ -212,7 +239,8 @@ fn restartable(rendering: &Rendering) -> bool {
 #[test]
 fn node_plugins_are_rolled_out_only_where_volumes_outlive_them() {
     let mut seen = BTreeSet::new();
-    for (rendering, object) in objects().filter(|(_, object)| text(object, "/kind") == "DaemonSet") {
+    for (rendering, object) in objects().filter(|(_, object)| text(object, "/kind") == "DaemonSet")
+    {
         let strategy = text(object, "/spec/updateStrategy/type");
         let expected = if restartable(rendering) { "RollingUpdate" } else { "OnDelete" };
         assert_eq!(strategy, expected, "{:?}", rendering.values);
@@ -227,8 +255,8 @@ fn sidecars_leave_volume_attributes_classes_alone_where_kubernetes_has_no_versio
         if !["provisioner", "resizer"].contains(&text(container, "/name")) {
             continue;
         }
-        let off =
-            strings(container, "/args").contains(&"--feature-gates=VolumeAttributesClass=false".to_owned());
+        let off = strings(container, "/args")
+            .contains(&"--feature-gates=VolumeAttributesClass=false".to_owned());
         for version in &rendering.versions {
             assert_eq!(off, *version < "1.34", "{:?} on {version}", rendering.values);
         }
@@ -240,15 +268,23 @@ fn the_room_is_asked_for_where_it_is_published_and_where_the_driver_can_tell() {
     let is = |object: &&Value, kind: &str| text(object, "/kind") == kind;
     for rendering in RENDERINGS.iter() {
         let at = &rendering.values;
-        let Some(driver) = rendering.objects.iter().find(|object| is(object, "CSIDriver")) else { continue };
-        let Some(deployment) = rendering.objects.iter().find(|object| is(object, "Deployment")) else {
+        let Some(driver) = rendering.objects.iter().find(|object| is(object, "CSIDriver")) else {
+            continue;
+        };
+        let Some(deployment) = rendering.objects.iter().find(|object| is(object, "Deployment"))
+        else {
             continue;
         };
         let publishes = deployment.to_string().contains("--enable-capacity");
         assert_eq!(driver["spec"]["storageCapacity"], publishes, "{at:?}");
-        let forced = rendering.has("storageCapacity=true") || rendering.has("storageCapacity=false");
+        let forced =
+            rendering.has("storageCapacity=true") || rendering.has("storageCapacity=false");
         let all = rendering.has("everything") || rendering.has("since-1.35");
-        assert_eq!(publishes, if forced { rendering.has("storageCapacity=true") } else { all }, "{at:?}");
+        assert_eq!(
+            publishes,
+            if forced { rendering.has("storageCapacity=true") } else { all },
+            "{at:?}"
+        );
         let may = rendering.objects.iter().any(|object| {
             is(&object, "Role") && text(object, "/metadata/name").ends_with("-storage-capacity")
         });
@@ -262,16 +298,19 @@ fn nodes_say_where_they_are_as_the_release_or_their_labels_have_it() {
         let objects = &rendering(names).objects;
         let node = objects.iter().find(|object| text(object, "/kind") == "DaemonSet").unwrap();
         let driver = &node["spec"]["template"]["spec"]["containers"][0];
-        let said =
-            strings(driver, "/args").into_iter().filter(|argument| argument.starts_with("--topology="));
+        let said = strings(driver, "/args")
+            .into_iter()
+            .filter(|argument| argument.starts_with("--topology="));
         let labels = list(driver, "/env")
             .iter()
             .map(|variable| text(variable, "/valueFrom/fieldRef/fieldPath").to_owned())
             .filter(|path| path.starts_with("metadata.labels"));
         said.chain(labels).collect()
     };
-    let of_the_release =
-        ["--topology=topology.kubernetes.io/region=here", "--topology=topology.kubernetes.io/zone=a"];
+    let of_the_release = [
+        "--topology=topology.kubernetes.io/region=here",
+        "--topology=topology.kubernetes.io/zone=a",
+    ];
     assert_eq!(arguments(&["everything"]), of_the_release);
     let of_labels = [
         "--topology=topology.kubernetes.io/zone=$(TOPOLOGY_0)",
@@ -286,8 +325,9 @@ fn nodes_say_where_they_are_as_the_release_or_their_labels_have_it() {
 #[test]
 fn whoever_is_let_in_finds_an_open_port_and_nobody_else_is_let_in() {
     for rendering in RENDERINGS.iter() {
-        let of_kind =
-            |kind: &'static str| rendering.objects.iter().filter(move |object| text(object, "/kind") == kind);
+        let of_kind = |kind: &'static str| {
+            rendering.objects.iter().filter(move |object| text(object, "/kind") == kind)
+        };
         let Some(deployment) = of_kind("Deployment").next() else { continue };
         let ports: BTreeMap<_, _> = list(deployment, "/spec/template/spec/containers")
             .iter()
@@ -307,7 +347,11 @@ fn whoever_is_let_in_finds_an_open_port_and_nobody_else_is_let_in() {
                 .collect();
             assert_eq!(admitted, called, "{:?}", rendering.values);
             // A rule without ports admits to all of them.
-            assert!(rules.iter().all(|rule| !list(rule, "/ports").is_empty()), "{:?}", rendering.values);
+            assert!(
+                rules.iter().all(|rule| !list(rule, "/ports").is_empty()),
+                "{:?}",
+                rendering.values
+            );
         }
         let monitored: BTreeSet<_> = of_kind("ServiceMonitor")
             .flat_map(|monitor| list(monitor, "/spec/endpoints"))

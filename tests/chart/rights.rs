@@ -1,11 +1,12 @@
-//! What the chart may ask of Kubernetes, written down a second time: a template that asks for more fails. And where secrets are.
+//! What the chart may ask of Kubernetes, written down a second time: a template that asks for more
+//! fails. And where secrets are.
 
 use std::collections::BTreeSet;
 
 use super::{NAMESPACE, RENDERINGS, list, objects, parameters, strings, text};
 
-/// `role: group/resource verbs`; a group of its own for the core one. The sidecars' code at the versions of values.yaml
-/// needs these, with the features that are on.
+/// `role: group/resource verbs`; a group of its own for the core one. The sidecars' code at the
+/// versions of values.yaml needs these, with the features that are on.
 const ALLOWED: &[(&str, &str, &str)] = &[
     ("provisioner", "/persistentvolumes", "get list watch create patch delete"),
     ("provisioner", "/persistentvolumeclaims", "get list watch update"),
@@ -28,7 +29,11 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("resizer", "storage.k8s.io/volumeattributesclasses", "get list watch"),
     ("snapshotter", "/events", "create update patch"),
     ("snapshotter", "snapshot.storage.k8s.io/volumesnapshotclasses", "get list watch"),
-    ("snapshotter", "snapshot.storage.k8s.io/volumesnapshotcontents", "get list watch update patch"),
+    (
+        "snapshotter",
+        "snapshot.storage.k8s.io/volumesnapshotcontents",
+        "get list watch update patch",
+    ),
     ("snapshotter", "snapshot.storage.k8s.io/volumesnapshotcontents/status", "update patch"),
     ("snapshotter", "groupsnapshot.storage.k8s.io/volumegroupsnapshotclasses", "get list watch"),
     (
@@ -36,14 +41,22 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "groupsnapshot.storage.k8s.io/volumegroupsnapshotcontents",
         "get list watch update patch",
     ),
-    ("snapshotter", "groupsnapshot.storage.k8s.io/volumegroupsnapshotcontents/status", "update patch"),
+    (
+        "snapshotter",
+        "groupsnapshot.storage.k8s.io/volumegroupsnapshotcontents/status",
+        "update patch",
+    ),
     ("snapshot-metadata", "cbt.storage.k8s.io/snapshotmetadataservices", "get"),
     ("snapshot-metadata", "authentication.k8s.io/tokenreviews", "create"),
     ("snapshot-metadata", "authorization.k8s.io/subjectaccessreviews", "create"),
     ("snapshot-metadata", "snapshot.storage.k8s.io/volumesnapshots", "get"),
     ("snapshot-metadata", "snapshot.storage.k8s.io/volumesnapshotcontents", "get"),
     ("snapshot-metadata", "snapshot.storage.k8s.io/volumesnapshotclasses", "get list"),
-    ("storage-capacity", "storage.k8s.io/csistoragecapacities", "get list watch create update patch delete"),
+    (
+        "storage-capacity",
+        "storage.k8s.io/csistoragecapacities",
+        "get list watch create update patch delete",
+    ),
     ("storage-capacity", "/pods", "get"),
     ("storage-capacity", "apps/replicasets", "get"),
     ("driver", "/events", "create patch"),
@@ -73,13 +86,18 @@ fn no_secret_is_in_any_object() {
 #[test]
 fn sidecars_may_do_what_is_allowed_here_and_no_more() {
     let mut used = BTreeSet::new();
-    for (rendering, object) in objects().filter(|(_, object)| text(object, "/kind").ends_with("Role")) {
+    for (rendering, object) in
+        objects().filter(|(_, object)| text(object, "/kind").ends_with("Role"))
+    {
         let role = text(object, "/metadata/name").strip_prefix("cinderblock-").unwrap();
         for rule in list(object, "/rules") {
-            let [group] = &strings(rule, "/apiGroups")[..] else { panic!("{object}: one group per rule") };
+            let [group] = &strings(rule, "/apiGroups")[..] else {
+                panic!("{object}: one group per rule")
+            };
             for resource in strings(rule, "/resources") {
                 let what = format!("{group}/{resource}");
-                let allowed = ALLOWED.iter().find(|(allowed, to, _)| *allowed == role && *to == what);
+                let allowed =
+                    ALLOWED.iter().find(|(allowed, to, _)| *allowed == role && *to == what);
                 let Some(allowed) = allowed else {
                     panic!("{:?}: {role} may touch {what}", rendering.values)
                 };
@@ -92,15 +110,21 @@ fn sidecars_may_do_what_is_allowed_here_and_no_more() {
             let any_secret = rendering.has("rbac.anySecret=true");
             if role == "secrets" && !any_secret {
                 assert_eq!(text(object, "/kind"), "Role", "{:?}", rendering.values);
-                assert!(!list(rule, "/resourceNames").is_empty(), "{:?}: every secret", rendering.values);
+                assert!(
+                    !list(rule, "/resourceNames").is_empty(),
+                    "{:?}: every secret",
+                    rendering.values
+                );
             }
         }
     }
     assert_eq!(used, ALLOWED.iter().collect(), "what is allowed here and asked for nowhere");
-    for (rendering, object) in objects().filter(|(_, object)| text(object, "/kind").ends_with("RoleBinding"))
+    for (rendering, object) in
+        objects().filter(|(_, object)| text(object, "/kind").ends_with("RoleBinding"))
     {
         for subject in list(object, "/subjects") {
-            let subject = (text(subject, "/kind"), text(subject, "/name"), text(subject, "/namespace"));
+            let subject =
+                (text(subject, "/kind"), text(subject, "/name"), text(subject, "/namespace"));
             assert_eq!(
                 subject,
                 ("ServiceAccount", "cinderblock-controller", NAMESPACE),
@@ -126,13 +150,19 @@ fn sidecars_can_read_every_secret_that_a_class_names() {
             }
             if text(object, "/kind").ends_with("Class") {
                 let parameters = parameters(object);
-                for (key, name) in parameters.iter().filter(|(key, _)| key.ends_with("-secret-name")) {
-                    named.insert((parameters[&key.replace("-name", "-namespace")].clone(), name.clone()));
+                for (key, name) in
+                    parameters.iter().filter(|(key, _)| key.ends_with("-secret-name"))
+                {
+                    named.insert((
+                        parameters[&key.replace("-name", "-namespace")].clone(),
+                        name.clone(),
+                    ));
                 }
             }
         }
-        let off =
-            ["rbac.create=false", "controller.enabled=false", "off"].iter().any(|value| rendering.has(value));
+        let off = ["rbac.create=false", "controller.enabled=false", "off"]
+            .iter()
+            .any(|value| rendering.has(value));
         assert!(
             off || everything || named.is_subset(&readable),
             "{:?}: {named:?} {readable:?}",

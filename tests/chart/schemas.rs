@@ -1,5 +1,5 @@
-//! Every object as Kubernetes itself reads it: against the strict schemas of each version it is rendered for, and through the types of
-//! k8s-openapi and back without a loss.
+//! Every object as Kubernetes itself reads it: against the strict schemas of each version it is
+//! rendered for, and through the types of k8s-openapi and back without a loss.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use super::{RENDERINGS, VERSIONS, objects, read, text, yaml};
 
-/// Kinds that are no part of Kubernetes. Their CRDs belong to whoever installs the controllers they are for.
+/// Kinds that are no part of Kubernetes. Their CRDs belong to whoever installs the controllers they
+/// are for.
 const CUSTOM: &[(&str, &str)] = &[
     ("snapshot.storage.k8s.io/v1", "VolumeSnapshot"),
     ("snapshot.storage.k8s.io/v1", "VolumeSnapshotClass"),
@@ -33,7 +34,9 @@ fn is_custom(object: &Value) -> bool {
 /// The objects of the examples, with the files they are in.
 fn examples() -> Vec<(String, Value)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples");
-    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names
         .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "yaml"))
         .flat_map(|name| {
@@ -68,9 +71,13 @@ fn every_object_fits_the_strict_schemas_of_every_version_it_is_rendered_for() {
         }
     }
     // The check itself: a field nobody knows.
-    let wrong = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "wrong"}, "date": {}});
+    let wrong =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "wrong"}, "date": {}});
     let complaints = schemas(&json!({"versions": VERSIONS, "objects": [["1.30", wrong]]}));
-    assert!(complaints.contains("ConfigMap wrong on 1.30") && complaints.contains("date"), "{complaints:?}");
+    assert!(
+        complaints.contains("ConfigMap wrong on 1.30") && complaints.contains("date"),
+        "{complaints:?}"
+    );
 
     assert!(checked.len() > 900, "{} objects", checked.len());
     let complaints = schemas(&json!({"versions": VERSIONS, "objects": checked}));
@@ -95,7 +102,8 @@ fn schemas(asked: &Value) -> String {
 }
 
 fn through<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
-    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"));
+    let typed: T =
+        serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{object}: {error}"));
     serde_json::to_value(typed).unwrap()
 }
 
@@ -110,14 +118,22 @@ fn typed(object: &Value) -> Value {
         ("v1", "ServiceAccount") => through::<api::core::v1::ServiceAccount>(object),
         ("apps/v1", "DaemonSet") => through::<api::apps::v1::DaemonSet>(object),
         ("apps/v1", "Deployment") => through::<api::apps::v1::Deployment>(object),
-        ("networking.k8s.io/v1", "NetworkPolicy") => through::<api::networking::v1::NetworkPolicy>(object),
-        ("policy/v1", "PodDisruptionBudget") => through::<api::policy::v1::PodDisruptionBudget>(object),
-        ("rbac.authorization.k8s.io/v1", "ClusterRole") => through::<api::rbac::v1::ClusterRole>(object),
+        ("networking.k8s.io/v1", "NetworkPolicy") => {
+            through::<api::networking::v1::NetworkPolicy>(object)
+        }
+        ("policy/v1", "PodDisruptionBudget") => {
+            through::<api::policy::v1::PodDisruptionBudget>(object)
+        }
+        ("rbac.authorization.k8s.io/v1", "ClusterRole") => {
+            through::<api::rbac::v1::ClusterRole>(object)
+        }
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
             through::<api::rbac::v1::ClusterRoleBinding>(object)
         }
         ("rbac.authorization.k8s.io/v1", "Role") => through::<api::rbac::v1::Role>(object),
-        ("rbac.authorization.k8s.io/v1", "RoleBinding") => through::<api::rbac::v1::RoleBinding>(object),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding") => {
+            through::<api::rbac::v1::RoleBinding>(object)
+        }
         ("storage.k8s.io/v1", "CSIDriver") => through::<api::storage::v1::CSIDriver>(object),
         ("storage.k8s.io/v1", "StorageClass") => through::<api::storage::v1::StorageClass>(object),
         ("storage.k8s.io/v1", "VolumeAttributesClass") => {

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::identity_client::IdentityClient;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, MountVolume, access_mode};
+use cinderblock::csi::proto::volume_capability::{
+    AccessMode, AccessType, MountVolume, access_mode,
+};
 use cinderblock::csi::proto::{
-    CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
-    VolumeCapability, VolumeContentSource, volume_content_source,
+    CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest, VolumeCapability, VolumeContentSource, volume_content_source,
 };
 use tempfile::TempDir;
 use tonic::Request;
@@ -46,8 +48,13 @@ impl Driver {
         Driver::start_by(command, config, arguments)
     }
 
-    /// The same, by a command that ends up as the driver, made for the folder its socket will be in.
-    pub fn start_by(command: impl FnOnce(&Path) -> Command, config: &str, arguments: &[&str]) -> Driver {
+    /// The same, by a command that ends up as the driver, made for the folder its socket will be
+    /// in.
+    pub fn start_by(
+        command: impl FnOnce(&Path) -> Command,
+        config: &str,
+        arguments: &[&str],
+    ) -> Driver {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.yaml"), config).unwrap();
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
@@ -147,8 +154,8 @@ impl Driver {
         if answer.contains("true") { Ok(()) } else { Err(answer) }
     }
 
-    /// Ends it with SIGTERM and sees it go in order, its socket with it. It waits for clients that do not hear of it, so their
-    /// runtime needs a thread besides the one this blocks.
+    /// Ends it with SIGTERM and sees it go in order, its socket with it. It waits for clients that
+    /// do not hear of it, so their runtime needs a thread besides the one this blocks.
     pub fn stop(mut self) {
         self.terminate();
     }
@@ -275,7 +282,10 @@ impl Class {
 
     /// A request for the end of a snapshot.
     pub fn delete_snapshot(&self, snapshot_id: &str) -> DeleteSnapshotRequest {
-        DeleteSnapshotRequest { snapshot_id: snapshot_id.to_string(), secrets: self.secrets.clone() }
+        DeleteSnapshotRequest {
+            snapshot_id: snapshot_id.to_string(),
+            secrets: self.secrets.clone(),
+        }
     }
 }
 

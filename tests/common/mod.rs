@@ -23,7 +23,8 @@ use cinderblock::volume::Suspect;
 /// The pool the lab makes.
 pub const POOL: &str = "rbd";
 
-/// How long a test waits for what is sure to come. It only ends tests that fail, so a busy machine has time enough.
+/// How long a test waits for what is sure to come. It only ends tests that fail, so a busy machine
+/// has time enough.
 pub const PATIENCE: Duration = Duration::from_mins(5);
 
 /// The program that brings labs up.
@@ -55,7 +56,8 @@ impl Lab {
     /// The lab that `lab/ceph env` describes with these variables.
     fn of(variable: impl Fn(&str) -> String) -> Lab {
         let key_file = variable("LAB_KEY_FILE");
-        let key = std::fs::read_to_string(&key_file).unwrap_or_else(|error| panic!("{key_file}: {error}"));
+        let key = std::fs::read_to_string(&key_file)
+            .unwrap_or_else(|error| panic!("{key_file}: {error}"));
         Lab {
             monitors: variable("LAB_MONITORS"),
             fsid: variable("LAB_FSID"),
@@ -85,14 +87,17 @@ impl Lab {
 
     /// Runs one of Ceph's programs and gives its output. Fails the test when the program fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
-        self.try_run(program, arguments).unwrap_or_else(|errors| panic!("{program} {arguments:?}: {errors}"))
+        self.try_run(program, arguments)
+            .unwrap_or_else(|errors| panic!("{program} {arguments:?}: {errors}"))
     }
 
-    /// Makes a user, and gives its name and key. It is there until [`Lab::remove_user`], or with the lab.
+    /// Makes a user, and gives its name and key. It is there until [`Lab::remove_user`], or with
+    /// the lab.
     pub fn user(&self, name: &str, capabilities: &[&str]) -> (String, Key) {
         let name = format!("{name}-{}", std::process::id());
         let entity = format!("client.{name}");
-        let key = self.run("ceph", &[&["auth", "get-or-create-key", &entity], capabilities].concat());
+        let key =
+            self.run("ceph", &[&["auth", "get-or-create-key", &entity], capabilities].concat());
         (name, Key::new(&key))
     }
 
@@ -142,7 +147,8 @@ impl OwnLab {
         let output = Command::new("sh").arg("-c").arg(script).output().unwrap();
         let environment = String::from_utf8(output.stdout).unwrap();
         let variable = |name: &str| {
-            let value = environment.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            let value =
+                environment.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             value.unwrap_or_else(|| panic!("lab/ceph env has no {name}: {environment}")).to_string()
         };
         OwnLab { lab: Lab::of(variable), directory }
@@ -186,7 +192,8 @@ fn lab_command(folder: &std::path::Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A RADOS namespace of the lab's pool, for one test. Whatever a failing test leaves in it is removed with it.
+/// A RADOS namespace of the lab's pool, for one test. Whatever a failing test leaves in it is
+/// removed with it.
 pub struct Namespace<'a> {
     lab: &'a Lab,
     pub name: String,
@@ -196,7 +203,8 @@ impl<'a> Namespace<'a> {
     /// Registers a new one.
     pub fn new(lab: &'a Lab) -> Namespace<'a> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         lab.run("rbd", &["namespace", "create", "--pool", POOL, "--namespace", &name]);
         Namespace { lab, name }
     }
@@ -206,12 +214,14 @@ impl<'a> Namespace<'a> {
         cluster.pool(POOL, &self.name).unwrap()
     }
 
-    /// The leak check: fails when anything is left but the objects librbd keeps for itself, which it removes.
+    /// The leak check: fails when anything is left but the objects librbd keeps for itself, which
+    /// it removes.
     pub fn assert_empty(&self) {
         let pool = self.pool(&*self.lab.connect());
         for (object, prefix) in [("rbd_directory", "name_"), ("rbd_trash", "id_")] {
             let page = pool.omap_list(object, "", 100).unwrap();
-            let left: Vec<_> = page.entries.iter().filter(|(key, _)| key.starts_with(prefix)).collect();
+            let left: Vec<_> =
+                page.entries.iter().filter(|(key, _)| key.starts_with(prefix)).collect();
             assert!(left.is_empty(), "{object} still holds {left:?}");
         }
         for object in ["rbd_children", "rbd_directory", "rbd_info", "rbd_trash"] {
@@ -224,8 +234,8 @@ impl<'a> Namespace<'a> {
         });
     }
 
-    /// The leak check of the driver's own records: fails when the catalogue or the journal of any instance holds a key, then
-    /// removes their empty objects.
+    /// The leak check of the driver's own records: fails when the catalogue or the journal of any
+    /// instance holds a key, then removes their empty objects.
     pub fn assert_nothing_is_recorded(&self) {
         let pool = self.pool(&*self.lab.connect());
         wait_until_settled(&*pool);
@@ -259,7 +269,8 @@ impl Drop for Namespace<'_> {
         }
         // A test that failed may have left anything; a second panic would hide why.
         let place = ["--pool", POOL, "--namespace", &self.name];
-        let objects = self.lab.try_run("rados", &[&place[..], &["ls"]].concat()).unwrap_or_default();
+        let objects =
+            self.lab.try_run("rados", &[&place[..], &["ls"]].concat()).unwrap_or_default();
         for object in objects.lines() {
             let _ = self.lab.try_run("rados", &[&place[..], &["rm", object]].concat());
         }
@@ -267,8 +278,8 @@ impl Drop for Namespace<'_> {
     }
 }
 
-/// The keys of the journal there that a driver is yet to settle: all but those of links that still stand, which were about to be
-/// cut and were not.
+/// The keys of the journal there that a driver is yet to settle: all but those of links that still
+/// stand, which were about to be cut and were not.
 pub fn unsettled(pool: &dyn Pool) -> Vec<String> {
     let stands = |suspect: &Suspect| {
         let home = pool.cluster().pool(&suspect.pool, &suspect.namespace).unwrap();
@@ -295,13 +306,19 @@ pub fn wait_until_settled(pool: &dyn Pool) {
     });
 }
 
-/// Waits until `condition` gives a value; what it gives instead is shown when it does not within [`PATIENCE`].
-pub fn wait_until<T, E: std::fmt::Debug>(what: &str, mut condition: impl FnMut() -> Result<T, E>) -> T {
+/// Waits until `condition` gives a value; what it gives instead is shown when it does not within
+/// [`PATIENCE`].
+pub fn wait_until<T, E: std::fmt::Debug>(
+    what: &str,
+    mut condition: impl FnMut() -> Result<T, E>,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match condition() {
             Ok(value) => return value,
-            Err(instead) if Instant::now() > deadline => panic!("waited in vain until {what}: {instead:?}"),
+            Err(instead) if Instant::now() > deadline => {
+                panic!("waited in vain until {what}: {instead:?}")
+            }
             Err(_) => thread::sleep(Duration::from_millis(50)),
         }
     }

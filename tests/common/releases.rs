@@ -1,5 +1,6 @@
-//! What one release of Ceph answers otherwise than another, each a value by its own name. What is not
-//! here, all releases that the lab has answer alike. `docs/reference/compatibility.md` tells users.
+//! What one release of Ceph answers otherwise than another, each a value by its own name. What is
+//! not here, all releases that the lab has answer alike. `docs/reference/compatibility.md` tells
+//! users.
 
 use cinderblock::rbd::{Errno, Release};
 

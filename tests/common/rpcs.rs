@@ -22,7 +22,8 @@ pub struct Answer {
 
 type Call = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 
-/// A volume for each RPC that works on one, since operations on one volume exclude each other, and a snapshot.
+/// A volume for each RPC that works on one, since operations on one volume exclude each other, and
+/// a snapshot.
 pub struct Things {
     class: Class,
     volumes: Vec<String>,
@@ -47,7 +48,8 @@ impl Things {
         let mut snapshots = [String::new(), String::new()];
         for (snapshot, name) in snapshots.iter_mut().zip(["delete", "get"]) {
             let request = class.create_snapshot(&format!("{prefix}-{name}"), &volumes[1]);
-            let made = controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap();
+            let made =
+                controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap();
             *snapshot = made.snapshot_id;
         }
         Things { class: class.clone(), volumes, snapshots }
@@ -66,7 +68,11 @@ impl Things {
     /// The same things, asked for with other secrets.
     #[must_use]
     pub fn with_secrets(&self, class: &Class) -> Things {
-        Things { class: class.clone(), volumes: self.volumes.clone(), snapshots: self.snapshots.clone() }
+        Things {
+            class: class.clone(),
+            volumes: self.volumes.clone(),
+            snapshots: self.snapshots.clone(),
+        }
     }
 
     /// The volume of one of [`ON_VOLUMES`].
@@ -74,8 +80,8 @@ impl Things {
         &self.volumes[ON_VOLUMES.iter().position(|name| *name == rpc).unwrap()]
     }
 
-    /// Sends one request of each RPC at the same time, each with a deadline of `seconds`. `name` is what the volume and
-    /// the snapshot are called that they ask for.
+    /// Sends one request of each RPC at the same time, each with a deadline of `seconds`. `name` is
+    /// what the volume and the snapshot are called that they ask for.
     pub async fn ask_all(&self, driver: &Driver, name: &str, seconds: u64) -> Vec<Answer> {
         let channel = driver.channel().await;
         let mut running = JoinSet::new();
@@ -112,7 +118,10 @@ impl Things {
             ($rpc:ident, $request:expr) => {
                 let request = within(seconds, $request);
                 let mut client = ControllerClient::new(channel.clone());
-                calls.push((stringify!($rpc), Box::pin(async move { client.$rpc(request).await.map(drop) })));
+                calls.push((
+                    stringify!($rpc),
+                    Box::pin(async move { client.$rpc(request).await.map(drop) }),
+                ));
             };
         }
         call!(create_volume, self.class.create_volume(name, MIB));
@@ -179,7 +188,8 @@ impl Things {
         };
         controller.controller_unpublish_volume(unpublish).await.unwrap();
         let request = self.class.create_volume(name, MIB);
-        let made = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id;
+        let made =
+            controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id;
         let request = self.class.create_snapshot(name, self.volume("snapshot"));
         let cut = controller.create_snapshot(request).await.unwrap().into_inner().snapshot.unwrap();
         for snapshot in self.snapshots.iter().chain([&cut.snapshot_id]) {

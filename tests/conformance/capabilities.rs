@@ -32,9 +32,16 @@ const MODES: [Mode; 7] = [
 ];
 
 /// Creates a volume with the capability and has it validated on another: both must say the same.
-async fn agree(session: &Session, what: &str, capability: VolumeCapability, validated_on: &str) -> bool {
-    let request =
-        CreateVolumeRequest { volume_capabilities: vec![capability.clone()], ..session.new_volume(what) };
+async fn agree(
+    session: &Session,
+    what: &str,
+    capability: VolumeCapability,
+    validated_on: &str,
+) -> bool {
+    let request = CreateVolumeRequest {
+        volume_capabilities: vec![capability.clone()],
+        ..session.new_volume(what)
+    };
     let created = match session.create(request).await {
         Ok(volume) => {
             session.delete_volume(&volume.volume_id).await.unwrap();
@@ -50,19 +57,30 @@ async fn agree(session: &Session, what: &str, capability: VolumeCapability, vali
         ..session.validation(validated_on)
     };
     let validated = session.validate(request).await.unwrap();
-    assert_eq!(validated.confirmed.is_some(), created, "{what}: CreateVolume {created}, but {validated:?}");
+    assert_eq!(
+        validated.confirmed.is_some(),
+        created,
+        "{what}: CreateVolume {created}, but {validated:?}"
+    );
     created
 }
 
 async fn the_access_mode_matrix_of_filesystems(session: &Session) {
     let volume = session.volume("v").await;
     for mode in MODES {
-        let granted = agree(session, mode.as_str_name(), session.mounted(mode), &volume.volume_id).await;
+        let granted =
+            agree(session, mode.as_str_name(), session.mounted(mode), &volume.volume_id).await;
         let alone = matches!(mode, Mode::SingleNodeWriter | Mode::SingleNodeReaderOnly);
         let destroys = matches!(mode, Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter);
-        // A filesystem of one node's is destroyed by a second writer; how the rest is divided is the driver's affair.
+        // A filesystem of one node's is destroyed by a second writer; how the rest is divided is
+        // the driver's affair.
         assert!(granted || !alone, "{} is the least a volume is good for", mode.as_str_name());
-        assert!(!granted || !destroys, "{} on {}", mode.as_str_name(), session.target.description.fs_type);
+        assert!(
+            !granted || !destroys,
+            "{} on {}",
+            mode.as_str_name(),
+            session.target.description.fs_type
+        );
     }
 }
 
@@ -92,21 +110,25 @@ fn incomplete(session: &Session) -> Vec<(&'static str, VolumeCapability)> {
 
 async fn incomplete_capabilities_are_refused(session: &Session) {
     for (what, capability) in incomplete(session) {
-        for volume_capabilities in
-            [vec![capability.clone()], vec![session.mounted(Mode::SingleNodeWriter), capability.clone()]]
-        {
-            let request = CreateVolumeRequest { volume_capabilities, ..session.new_volume("incomplete") };
+        for volume_capabilities in [
+            vec![capability.clone()],
+            vec![session.mounted(Mode::SingleNodeWriter), capability.clone()],
+        ] {
+            let request =
+                CreateVolumeRequest { volume_capabilities, ..session.new_volume("incomplete") };
             refused(what, session.create(request).await, &[Code::InvalidArgument]);
         }
     }
-    let request = CreateVolumeRequest { volume_capabilities: Vec::new(), ..session.new_volume("none") };
+    let request =
+        CreateVolumeRequest { volume_capabilities: Vec::new(), ..session.new_volume("none") };
     refused("none", session.create(request).await, &[Code::InvalidArgument]);
 }
 
 async fn all_capabilities_of_a_request_must_hold(session: &Session) {
     let good = session.mounted(Mode::SingleNodeWriter);
     let bad = session.mounted(Mode::MultiNodeMultiWriter);
-    for (what, volume_capabilities) in [("last", vec![good.clone(), bad.clone()]), ("first", vec![bad, good])]
+    for (what, volume_capabilities) in
+        [("last", vec![good.clone(), bad.clone()]), ("first", vec![bad, good])]
     {
         let request = CreateVolumeRequest { volume_capabilities, ..session.new_volume(what) };
         refused(what, session.create(request).await, &[Code::InvalidArgument]);
@@ -114,8 +136,12 @@ async fn all_capabilities_of_a_request_must_hold(session: &Session) {
 }
 
 async fn repeated_and_reordered_capabilities_ask_for_the_same(session: &Session) {
-    let (a, b) = (session.mounted(Mode::SingleNodeWriter), session.mounted(Mode::SingleNodeReaderOnly));
-    let with = |volume_capabilities| CreateVolumeRequest { volume_capabilities, ..session.new_volume("v") };
+    let (a, b) =
+        (session.mounted(Mode::SingleNodeWriter), session.mounted(Mode::SingleNodeReaderOnly));
+    let with = |volume_capabilities| CreateVolumeRequest {
+        volume_capabilities,
+        ..session.new_volume("v")
+    };
     let volume = session.create(with(vec![a.clone(), b.clone()])).await.unwrap();
     for capabilities in [vec![b.clone(), a.clone()], vec![a.clone(), b.clone(), a.clone()]] {
         assert_eq!(session.create(with(capabilities)).await.unwrap().volume_id, volume.volume_id);
@@ -140,11 +166,15 @@ async fn what_cannot_be_is_not_confirmed_and_said_why(session: &Session) {
     let volume = session.volume("v").await;
     let good = session.validation(&volume.volume_id);
     let mut unknown_filesystem = session.mounted(Mode::SingleNodeWriter);
-    let Some(AccessType::Mount(mount)) = &mut unknown_filesystem.access_type else { unreachable!() };
+    let Some(AccessType::Mount(mount)) = &mut unknown_filesystem.access_type else {
+        unreachable!()
+    };
     mount.fs_type = "nosuchfs".to_string();
     let parameters = [("no-such-parameter".to_string(), "x".to_string())].into();
-    let capabilities =
-        |volume_capabilities| ValidateVolumeCapabilitiesRequest { volume_capabilities, ..good.clone() };
+    let capabilities = |volume_capabilities| ValidateVolumeCapabilitiesRequest {
+        volume_capabilities,
+        ..good.clone()
+    };
     for (what, request) in [
         ("a filesystem nobody knows", capabilities(vec![unknown_filesystem])),
         (
@@ -156,7 +186,8 @@ async fn what_cannot_be_is_not_confirmed_and_said_why(session: &Session) {
         ),
         ("an unknown parameter", ValidateVolumeCapabilitiesRequest { parameters, ..good.clone() }),
     ] {
-        let answer = session.validate(request).await.unwrap_or_else(|status| panic!("{what}: {status:?}"));
+        let answer =
+            session.validate(request).await.unwrap_or_else(|status| panic!("{what}: {status:?}"));
         assert_eq!(answer.confirmed, None, "{what}");
         assert!(!answer.message.is_empty(), "{what}: no words");
     }

@@ -95,8 +95,10 @@ async fn creations_and_deletions_at_once_end_in_order(session: &Session) {
         let create = at_once((0..4).map(|_| session.create(request.clone())));
         let delete = at_once((0..4).map(|_| session.delete_volume(&volume.volume_id)));
         let (created, deleted) = futures_util::future::join(create, delete).await;
-        for status in
-            created.into_iter().filter_map(Result::err).chain(deleted.into_iter().filter_map(Result::err))
+        for status in created
+            .into_iter()
+            .filter_map(Result::err)
+            .chain(deleted.into_iter().filter_map(Result::err))
         {
             assert!(pending(&status), "{status:?}");
         }
@@ -135,10 +137,12 @@ async fn a_deadline_nobody_can_meet_is_said_and_the_volume_is_there_later(sessio
 }
 
 async fn many_volumes_at_once_are_many_volumes(session: &Session) {
-    let requests: Vec<_> = (0..64).map(|number| session.new_volume(&format!("v{number}"))).collect();
-    let volumes =
-        at_once(requests.iter().map(|request| again("CreateVolume", || session.create(request.clone()))))
-            .await;
+    let requests: Vec<_> =
+        (0..64).map(|number| session.new_volume(&format!("v{number}"))).collect();
+    let volumes = at_once(
+        requests.iter().map(|request| again("CreateVolume", || session.create(request.clone()))),
+    )
+    .await;
     let ids: BTreeSet<_> = volumes.iter().map(|volume| volume.volume_id.as_str()).collect();
     assert_eq!(ids.len(), 64);
     at_once(ids.iter().map(|id| again("DeleteVolume", || session.delete_volume(id)))).await;
@@ -147,18 +151,26 @@ async fn many_volumes_at_once_are_many_volumes(session: &Session) {
 async fn a_deletion_and_a_snapshot_at_once_leave_one_of_both(session: &Session) {
     for round in 0..10 {
         let volume = session.volume(&format!("v{round}")).await;
-        let request = session.snapshot_named(&session.name(&format!("s{round}")), &volume.volume_id);
-        let (cut, deleted) =
-            futures_util::future::join(session.cut(request), session.delete_volume(&volume.volume_id)).await;
+        let request =
+            session.snapshot_named(&session.name(&format!("s{round}")), &volume.volume_id);
+        let (cut, deleted) = futures_util::future::join(
+            session.cut(request),
+            session.delete_volume(&volume.volume_id),
+        )
+        .await;
         if let Err(status) = &cut {
             assert!(pending(status) || status.code() == Code::NotFound, "{status:?}");
         }
         if let Err(status) = &deleted {
             assert!(pending(status) || status.code() == Code::FailedPrecondition, "{status:?}");
         }
-        if let (Ok(snapshot), true) = (cut, session.target.has(Need::Controller(Controller::GetSnapshot))) {
-            let request =
-                GetSnapshotRequest { snapshot_id: snapshot.snapshot_id, secrets: session.secrets() };
+        if let (Ok(snapshot), true) =
+            (cut, session.target.has(Need::Controller(Controller::GetSnapshot)))
+        {
+            let request = GetSnapshotRequest {
+                snapshot_id: snapshot.snapshot_id,
+                secrets: session.secrets(),
+            };
             session
                 .controller()
                 .get_snapshot(request)

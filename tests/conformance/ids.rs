@@ -57,14 +57,20 @@ const GARBAGE: &[&str] = &[
 async fn names_no_volume(session: &Session, id: &str) {
     let has = |capability| session.target.has(Need::Controller(capability));
     let gone = [Code::NotFound];
-    session.delete_volume(id).await.unwrap_or_else(|status| panic!("DeleteVolume {id:?}: {status:?}"));
+    session
+        .delete_volume(id)
+        .await
+        .unwrap_or_else(|status| panic!("DeleteVolume {id:?}: {status:?}"));
     refused(id, session.validate(session.validation(id)).await, &gone);
     if has(Controller::ExpandVolume) {
         refused(id, session.grow(session.growth(id, 2 * session.size(), 0)).await, &gone);
     }
     if has(Controller::PublishUnpublishVolume) {
         refused(id, session.publish(session.publication(id)).await, &gone);
-        session.unpublish(id, "").await.unwrap_or_else(|status| panic!("Unpublish {id:?}: {status:?}"));
+        session
+            .unpublish(id, "")
+            .await
+            .unwrap_or_else(|status| panic!("Unpublish {id:?}: {status:?}"));
     }
     if has(Controller::CreateDeleteSnapshot) {
         refused(id, session.cut(session.snapshot_named(&session.name("s"), id)).await, &gone);
@@ -95,12 +101,18 @@ async fn names_no_volume(session: &Session, id: &str) {
             ..ListSnapshotsRequest::default()
         };
         let list = answer(controller.list_snapshots(request).await);
-        assert_eq!(list.unwrap_or_else(|status| panic!("ListSnapshots of {id:?}: {status:?}")).entries, []);
+        assert_eq!(
+            list.unwrap_or_else(|status| panic!("ListSnapshots of {id:?}: {status:?}")).entries,
+            []
+        );
     }
 }
 
 async fn names_no_snapshot(session: &Session, id: &str) {
-    session.delete_snapshot(id).await.unwrap_or_else(|status| panic!("DeleteSnapshot {id:?}: {status:?}"));
+    session
+        .delete_snapshot(id)
+        .await
+        .unwrap_or_else(|status| panic!("DeleteSnapshot {id:?}: {status:?}"));
     let source = Type::Snapshot(SnapshotSource { snapshot_id: id.to_string() });
     let volume_content_source = Some(VolumeContentSource { r#type: Some(source) });
     let request = CreateVolumeRequest { volume_content_source, ..session.new_volume("restored") };
@@ -113,10 +125,14 @@ async fn names_no_snapshot(session: &Session, id: &str) {
             ..ListSnapshotsRequest::default()
         };
         let list = answer(controller.list_snapshots(request).await);
-        assert_eq!(list.unwrap_or_else(|status| panic!("ListSnapshots {id:?}: {status:?}")).entries, []);
+        assert_eq!(
+            list.unwrap_or_else(|status| panic!("ListSnapshots {id:?}: {status:?}")).entries,
+            []
+        );
     }
     if session.target.has(Need::Controller(Controller::GetSnapshot)) {
-        let request = GetSnapshotRequest { snapshot_id: id.to_string(), secrets: session.secrets() };
+        let request =
+            GetSnapshotRequest { snapshot_id: id.to_string(), secrets: session.secrets() };
         refused(id, answer(controller.get_snapshot(request).await), &[Code::NotFound]);
     }
 }
@@ -149,8 +165,13 @@ async fn ids_of_deleted_snapshots_name_nothing(session: &Session) {
 async fn ids_next_to_a_real_one_name_nothing(session: &Session) {
     let volume = session.volume("v").await;
     let id = &volume.volume_id;
-    for near in [format!("{id}x"), format!("{id}/"), format!("{id}/.."), format!("{id}\n"), format!(" {id}")]
-    {
+    for near in [
+        format!("{id}x"),
+        format!("{id}/"),
+        format!("{id}/.."),
+        format!("{id}\n"),
+        format!(" {id}"),
+    ] {
         names_no_volume(session, &near).await;
     }
     assert_eq!(session.volume("v").await, volume, "it was hit all the same");

@@ -1,4 +1,5 @@
-//! The sizes of fields, from both sides: what the specification allows is taken, one byte more is refused.
+//! The sizes of fields, from both sides: what the specification allows is taken, one byte more is
+//! refused.
 
 use cinderblock::csi::proto::volume_capability::AccessType;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
@@ -13,13 +14,19 @@ pub fn checks() -> Vec<Check> {
     const VOLUMES: Need = Need::Controller(Controller::CreateDeleteVolume);
     vec![
         check!(names_have_128_bytes_and_no_more, VOLUMES),
-        check!(snapshot_names_have_128_bytes_and_no_more, Need::Controller(Controller::CreateDeleteSnapshot)),
+        check!(
+            snapshot_names_have_128_bytes_and_no_more,
+            Need::Controller(Controller::CreateDeleteSnapshot)
+        ),
         check!(ids_beyond_128_bytes_exist_nowhere, VOLUMES),
         check!(parameters_have_4096_bytes_and_no_more, VOLUMES),
         check!(contexts_and_secrets_have_4096_bytes_and_no_more, VOLUMES),
         check!(mount_flags_have_4096_bytes_and_no_more, VOLUMES),
         check!(fs_types_have_128_bytes_and_no_more, VOLUMES),
-        check!(node_ids_have_256_bytes_and_no_more, Need::Controller(Controller::PublishUnpublishVolume)),
+        check!(
+            node_ids_have_256_bytes_and_no_more,
+            Need::Controller(Controller::PublishUnpublishVolume)
+        ),
     ]
 }
 
@@ -99,7 +106,8 @@ async fn parameters_have_4096_bytes_and_no_more(session: &Session) {
 async fn contexts_and_secrets_have_4096_bytes_and_no_more(session: &Session) {
     let refuse = [Code::InvalidArgument];
     let request = session.new_volume("secrets");
-    let with = |bytes| CreateVolumeRequest { secrets: filled(&request.secrets, bytes), ..request.clone() };
+    let with =
+        |bytes| CreateVolumeRequest { secrets: filled(&request.secrets, bytes), ..request.clone() };
     refused("secrets of 4097 bytes", session.create(with(4097)).await, &refuse);
     let volume = session.create(with(4096)).await.unwrap();
     let validation = session.validation(&volume.volume_id);

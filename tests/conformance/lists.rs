@@ -29,11 +29,18 @@ pub fn checks() -> Vec<Check> {
 
 const TOKENS: &[&str] = &["invalid-token", "🦀", "../..", "\u{0}", "%s", "a.b", "."];
 
-async fn page(session: &Session, max_entries: i32, token: &str) -> Result<ListVolumesResponse, Status> {
+async fn page(
+    session: &Session,
+    max_entries: i32,
+    token: &str,
+) -> Result<ListVolumesResponse, Status> {
     let request = ListVolumesRequest { max_entries, starting_token: token.to_string() };
     let page = answer(session.controller().list_volumes(request).await)?;
     assert!(page.next_token.len() <= 128, "{:?}", page.next_token);
-    assert!(max_entries <= 0 || page.entries.len() <= usize::try_from(max_entries).unwrap_or(usize::MAX));
+    assert!(
+        max_entries <= 0
+            || page.entries.len() <= usize::try_from(max_entries).unwrap_or(usize::MAX)
+    );
     Ok(page)
 }
 
@@ -57,7 +64,8 @@ async fn pages_of_volumes_hold_each_once(session: &Session) {
         ours.insert(session.volume(&format!("v{number}")).await.volume_id);
     }
     for max in [0, 1, 2, 1000, i32::MAX] {
-        let found: Vec<_> = pages(session, max).await.into_iter().filter(|id| ours.contains(id)).collect();
+        let found: Vec<_> =
+            pages(session, max).await.into_iter().filter(|id| ours.contains(id)).collect();
         assert_eq!(found.len(), 5, "pages of {max}: {found:?}");
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), ours);
     }
@@ -119,7 +127,8 @@ async fn deletions_between_pages_hide_nothing(session: &Session) {
         }
     }
     assert_eq!(seen.len(), 6, "hidden by a deletion: {seen:?} of {ours:?}");
-    let left: BTreeSet<_> = pages(session, 0).await.into_iter().filter(|id| ours.contains(id)).collect();
+    let left: BTreeSet<_> =
+        pages(session, 0).await.into_iter().filter(|id| ours.contains(id)).collect();
     assert_eq!(left, seen.difference(&deleted).cloned().collect());
 }
 
@@ -138,7 +147,11 @@ async fn snapshot_tokens_nobody_gave_are_aborted(session: &Session) {
             secrets: session.secrets(),
             ..ListSnapshotsRequest::default()
         };
-        refused(token, answer(session.controller().list_snapshots(request).await), &[Code::Aborted]);
+        refused(
+            token,
+            answer(session.controller().list_snapshots(request).await),
+            &[Code::Aborted],
+        );
     }
 }
 
@@ -152,13 +165,18 @@ async fn negative_pages_are_refused(session: &Session) {
             secrets: session.secrets(),
             ..ListSnapshotsRequest::default()
         };
-        refused("-1", answer(session.controller().list_snapshots(request).await), &[Code::InvalidArgument]);
+        refused(
+            "-1",
+            answer(session.controller().list_snapshots(request).await),
+            &[Code::InvalidArgument],
+        );
     }
 }
 
 async fn listed_is_what_was_created(session: &Session) {
     let volume = session.volume("v").await;
-    let listed = page(session, 0, "").await.unwrap().entries.into_iter().filter_map(|entry| entry.volume);
+    let listed =
+        page(session, 0, "").await.unwrap().entries.into_iter().filter_map(|entry| entry.volume);
     let found: Vec<_> = listed.filter(|listed| listed.volume_id == volume.volume_id).collect();
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].capacity_bytes, volume.capacity_bytes);
@@ -171,7 +189,11 @@ async fn a_volume_is_got_as_it_was_created(session: &Session) {
     let got = answer(controller.controller_get_volume(request(&volume.volume_id)).await).unwrap();
     assert_eq!(got.volume.unwrap().volume_id, volume.volume_id);
     assert!(got.status.is_some());
-    refused("no id", answer(controller.controller_get_volume(request("")).await), &[Code::InvalidArgument]);
+    refused(
+        "no id",
+        answer(controller.controller_get_volume(request("")).await),
+        &[Code::InvalidArgument],
+    );
 }
 
 async fn published_nodes_are_listed(session: &Session) {
@@ -202,5 +224,9 @@ async fn capacity_is_no_negative_number(session: &Session) {
     let mut parameters = session.target.description.parameters.clone();
     parameters.insert("no-such-parameter".to_string(), "x".to_string());
     let request = GetCapacityRequest { parameters, ..GetCapacityRequest::default() };
-    refused("an unknown parameter", answer(controller.get_capacity(request).await), &[Code::InvalidArgument]);
+    refused(
+        "an unknown parameter",
+        answer(controller.get_capacity(request).await),
+        &[Code::InvalidArgument],
+    );
 }

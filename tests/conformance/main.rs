@@ -1,8 +1,10 @@
-//! A conformance suite for CSI drivers, where csi-sanity stops: what a strict reviewer or a hostile client would try.
+//! A conformance suite for CSI drivers, where csi-sanity stops: what a strict reviewer or a hostile
+//! client would try.
 //!
-//! It knows a driver by its socket alone. `CONFORMANCE_TARGET=FILE` points it at any ([`target::Description`] tells what the
-//! file holds); without that it starts this repository's driver on the lab, and sees at the end that nothing is left.
-//! What the driver does not advertise is not asked of it: such a check is listed as ignored, with the capability it needs.
+//! It knows a driver by its socket alone. `CONFORMANCE_TARGET=FILE` points it at any
+//! ([`target::Description`] tells what the file holds); without that it starts this repository's
+//! driver on the lab, and sees at the end that nothing is left. What the driver does not advertise
+//! is not asked of it: such a check is listed as ignored, with the capability it needs.
 //!
 //! ```console
 //! $ cargo test --test conformance              everything
@@ -85,12 +87,14 @@ fn checks() -> Vec<Check> {
     .collect()
 }
 
-/// A check as a test. One that does not apply is ignored and says why; one that a description lists under `differences`
-/// must fail, so that the list stays true.
+/// A check as a test. One that does not apply is ignored and says why; one that a description lists
+/// under `differences` must fail, so that the list stays true.
 fn trial(check: &Check, target: &Arc<Target>, runtime: &Arc<tokio::runtime::Runtime>) -> Trial {
     let name = check.name.trim_start_matches("conformance::").to_string();
     if let Some(missing) = check.needs.iter().find(|need| !target.has(**need)) {
-        return Trial::test(name, || Ok(())).with_kind(format!("needs {missing}")).with_ignored_flag(true);
+        return Trial::test(name, || Ok(()))
+            .with_kind(format!("needs {missing}"))
+            .with_ignored_flag(true);
     }
     let differs = target.description.differences.get(&name).cloned();
     let kind = differs.as_ref().map_or("", |_| "known to differ");
@@ -109,7 +113,8 @@ fn trial(check: &Check, target: &Arc<Target>, runtime: &Arc<tokio::runtime::Runt
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap());
+    let runtime =
+        Arc::new(tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap());
     if arguments.list {
         let names = checks().into_iter().map(|check| Trial::test(check.name, || Ok(()))).collect();
         return libtest_mimic::run(&arguments, names).exit_code();
@@ -121,7 +126,9 @@ fn main() -> ExitCode {
     };
     let target = Arc::new(runtime.block_on(Target::connect(description)));
     let unknown = target.description.differences.keys().find(|name| {
-        !checks().iter().any(|check| check.name.trim_start_matches("conformance::") == name.as_str())
+        !checks()
+            .iter()
+            .any(|check| check.name.trim_start_matches("conformance::") == name.as_str())
     });
     assert!(unknown.is_none(), "differences lists {unknown:?}, which is no check");
     let trials = checks().iter().map(|check| trial(check, &target, &runtime)).collect();

@@ -77,15 +77,20 @@ const NAMES: &[&str] = &[
 
 /// U+0000–0008, 000B, 000C, 000E–001F, 007F–009F.
 fn forbidden() -> impl Iterator<Item = char> {
-    (0..0x20).chain(0x7f..0xa0).filter_map(char::from_u32).filter(|c| !matches!(c, '\t' | '\n' | '\r'))
+    (0..0x20)
+        .chain(0x7f..0xa0)
+        .filter_map(char::from_u32)
+        .filter(|c| !matches!(c, '\t' | '\n' | '\r'))
 }
 
 async fn any_unicode_names_a_volume_of_its_own(session: &Session) {
     let mut ids = BTreeMap::new();
     for name in NAMES {
         let request = session.new_volume(name);
-        let volume =
-            session.create(request.clone()).await.unwrap_or_else(|status| panic!("{name:?}: {status:?}"));
+        let volume = session
+            .create(request.clone())
+            .await
+            .unwrap_or_else(|status| panic!("{name:?}: {status:?}"));
         let again = session.create(request).await.unwrap();
         assert_eq!(again.volume_id, volume.volume_id, "{name:?} again");
         let other = ids.insert(volume.volume_id, name);
@@ -105,8 +110,10 @@ async fn any_unicode_names_a_snapshot_of_its_own(session: &Session) {
     let mut ids = BTreeMap::new();
     for name in NAMES {
         let request = session.snapshot_named(&session.name(name), &volume.volume_id);
-        let snapshot =
-            session.cut(request.clone()).await.unwrap_or_else(|status| panic!("{name:?}: {status:?}"));
+        let snapshot = session
+            .cut(request.clone())
+            .await
+            .unwrap_or_else(|status| panic!("{name:?}: {status:?}"));
         let again = session.cut(request).await.unwrap();
         assert_eq!(again.snapshot_id, snapshot.snapshot_id, "{name:?} again");
         let other = ids.insert(snapshot.snapshot_id, name);
@@ -116,7 +123,9 @@ async fn any_unicode_names_a_snapshot_of_its_own(session: &Session) {
 
 async fn control_characters_are_refused_in_volume_names(session: &Session) {
     for c in forbidden() {
-        for name in [format!("{c}"), session.name(&format!("a{c}")), session.name(&format!("a{c}b"))] {
+        for name in
+            [format!("{c}"), session.name(&format!("a{c}")), session.name(&format!("a{c}b"))]
+        {
             refused(
                 &format!("{name:?}"),
                 session.create(session.volume_named(&name)).await,
@@ -140,6 +149,10 @@ async fn an_empty_name_is_refused(session: &Session) {
         let volume = session.volume("source").await;
         let request = session.snapshot_named("", &volume.volume_id);
         refused("no name", session.cut(request).await, &[Code::InvalidArgument]);
-        refused("no source", session.cut(session.snapshot_named("s", "")).await, &[Code::InvalidArgument]);
+        refused(
+            "no source",
+            session.cut(session.snapshot_named("s", "")).await,
+            &[Code::InvalidArgument],
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The node service, as far as nothing is attached: missing fields, capabilities no volume has, and undoing what was never done.
+//! The node service, as far as nothing is attached: missing fields, capabilities no volume has, and
+//! undoing what was never done.
 
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
 use cinderblock::csi::proto::*;
@@ -56,7 +57,10 @@ async fn missing_fields_are_refused(session: &Session) {
         NodeStageVolumeRequest { volume_id: String::new(), ..stage(session, id) },
         NodeStageVolumeRequest { staging_target_path: String::new(), ..stage(session, id) },
         NodeStageVolumeRequest { volume_capability: None, ..stage(session, id) },
-        NodeStageVolumeRequest { volume_capability: Some(VolumeCapability::default()), ..stage(session, id) },
+        NodeStageVolumeRequest {
+            volume_capability: Some(VolumeCapability::default()),
+            ..stage(session, id)
+        },
     ];
     for request in stages {
         refused(&format!("{request:?}"), answer(node.node_stage_volume(request).await), BAD);
@@ -75,10 +79,13 @@ async fn missing_fields_are_refused(session: &Session) {
     }
     for (id, path) in [("", "/x"), ("v", "")] {
         let (volume_id, path) = (id.to_string(), path.to_string());
-        let request =
-            NodeUnstageVolumeRequest { volume_id: volume_id.clone(), staging_target_path: path.clone() };
+        let request = NodeUnstageVolumeRequest {
+            volume_id: volume_id.clone(),
+            staging_target_path: path.clone(),
+        };
         refused("unstage", answer(node.node_unstage_volume(request).await), BAD);
-        let request = NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path: path.clone() };
+        let request =
+            NodeUnpublishVolumeRequest { volume_id: volume_id.clone(), target_path: path.clone() };
         refused("unpublish", answer(node.node_unpublish_volume(request).await), BAD);
         let request = NodeGetVolumeStatsRequest {
             volume_id: volume_id.clone(),
@@ -86,8 +93,11 @@ async fn missing_fields_are_refused(session: &Session) {
             ..NodeGetVolumeStatsRequest::default()
         };
         refused("stats", answer(node.node_get_volume_stats(request).await), BAD);
-        let request =
-            NodeExpandVolumeRequest { volume_id, volume_path: path, ..NodeExpandVolumeRequest::default() };
+        let request = NodeExpandVolumeRequest {
+            volume_id,
+            volume_path: path,
+            ..NodeExpandVolumeRequest::default()
+        };
         refused("expand", answer(node.node_expand_volume(request).await), BAD);
     }
 }
@@ -97,17 +107,22 @@ async fn what_was_never_staged_or_published_is_undone(session: &Session) {
     let volume = session.volume("v").await;
     for id in [volume.volume_id.as_str(), &session.name("no-such-volume"), &session.name("🦀")] {
         for _ in 0..2 {
-            let request =
-                NodeUnstageVolumeRequest { volume_id: id.to_string(), staging_target_path: path("staging") };
+            let request = NodeUnstageVolumeRequest {
+                volume_id: id.to_string(),
+                staging_target_path: path("staging"),
+            };
             let unstaged = answer(node.node_unstage_volume(request).await).map(drop);
-            let request =
-                NodeUnpublishVolumeRequest { volume_id: id.to_string(), target_path: path("target") };
+            let request = NodeUnpublishVolumeRequest {
+                volume_id: id.to_string(),
+                target_path: path("target"),
+            };
             let unpublished = answer(node.node_unpublish_volume(request).await).map(drop);
             for outcome in [unstaged, unpublished] {
                 // NOT_FOUND only for a volume that is nowhere.
-                let fine = outcome
-                    .as_ref()
-                    .map_or_else(|s| s.code() == Code::NotFound && id != volume.volume_id, |()| true);
+                let fine = outcome.as_ref().map_or_else(
+                    |s| s.code() == Code::NotFound && id != volume.volume_id,
+                    |()| true,
+                );
                 assert!(fine, "{id:?}: {outcome:?}");
             }
         }
@@ -121,8 +136,10 @@ async fn capabilities_no_volume_has_are_refused(session: &Session) {
     let codes = [Code::FailedPrecondition, Code::InvalidArgument];
     for mode in [Mode::MultiNodeMultiWriter, Mode::MultiNodeSingleWriter, Mode::Unknown] {
         let volume_capability = Some(session.mounted(mode));
-        let request =
-            NodeStageVolumeRequest { volume_capability: volume_capability.clone(), ..stage(session, id) };
+        let request = NodeStageVolumeRequest {
+            volume_capability: volume_capability.clone(),
+            ..stage(session, id)
+        };
         refused(mode.as_str_name(), answer(node.node_stage_volume(request).await), &codes);
         let request = NodePublishVolumeRequest { volume_capability, ..publish(session, id) };
         refused(mode.as_str_name(), answer(node.node_publish_volume(request).await), &codes);

@@ -1,4 +1,5 @@
-//! This repository's driver as the target: both roles on one socket, in a RADOS namespace of its own.
+//! This repository's driver as the target: both roles on one socket, in a RADOS namespace of its
+//! own.
 
 use cinderblock::csi::parameters::Parameters;
 
@@ -21,7 +22,8 @@ impl OwnDriver {
         let state = tempfile::tempdir().unwrap();
         let config = lab_config_with_own_user(lab, &namespace.name);
         let arguments = ["--role", "all", "--node-id", "conformance", "--state-dir"];
-        let driver = Driver::start(&config, &[&arguments[..], &[state.path().to_str().unwrap()]].concat());
+        let driver =
+            Driver::start(&config, &[&arguments[..], &[state.path().to_str().unwrap()]].concat());
         OwnDriver { lab, namespace, driver, _state: state }
     }
 

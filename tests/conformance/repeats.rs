@@ -18,7 +18,10 @@ pub fn checks() -> Vec<Check> {
         check!(a_repeated_volume_is_the_same_in_every_field),
         check!(a_volume_asked_for_with_other_sizes_exists_already),
         check!(a_volume_asked_for_with_other_parameters_exists_already, Need::OtherParameters),
-        check!(a_volume_asked_for_with_other_mutable_parameters_exists_already, Need::MutableParameters),
+        check!(
+            a_volume_asked_for_with_other_mutable_parameters_exists_already,
+            Need::MutableParameters
+        ),
         check!(a_volume_asked_for_with_other_capabilities_exists_already),
         check!(a_volume_asked_for_from_another_source_exists_already, SNAPSHOTS, CLONES),
         check!(sidecar_keys_are_tolerated_and_never_compared),
@@ -39,11 +42,17 @@ fn from_volume(id: &str) -> VolumeContentSource {
 }
 
 fn from_snapshot(id: &str) -> VolumeContentSource {
-    VolumeContentSource { r#type: Some(Type::Snapshot(SnapshotSource { snapshot_id: id.to_string() })) }
+    VolumeContentSource {
+        r#type: Some(Type::Snapshot(SnapshotSource { snapshot_id: id.to_string() })),
+    }
 }
 
 /// Creates a volume, asks for it in these other ways, and then as at first again.
-async fn differs(session: &Session, request: CreateVolumeRequest, others: Vec<(&str, CreateVolumeRequest)>) {
+async fn differs(
+    session: &Session,
+    request: CreateVolumeRequest,
+    others: Vec<(&str, CreateVolumeRequest)>,
+) {
     let volume = session.create(request.clone()).await.unwrap();
     for (what, other) in others {
         refused(what, session.create(other).await, &[Code::AlreadyExists]);
@@ -75,7 +84,10 @@ async fn a_volume_asked_for_with_other_sizes_exists_already(session: &Session) {
     let volume = session.create(request.clone()).await.unwrap();
     // What it has suits these, too.
     for (required, limit) in [(size, size), (1, size), (size, 2 * size), (0, 0)] {
-        assert_eq!(session.create(with(required, limit)).await.unwrap().volume_id, volume.volume_id);
+        assert_eq!(
+            session.create(with(required, limit)).await.unwrap().volume_id,
+            volume.volume_id
+        );
     }
 }
 
@@ -88,7 +100,8 @@ async fn a_volume_asked_for_with_other_parameters_exists_already(session: &Sessi
 
 async fn a_volume_asked_for_with_other_mutable_parameters_exists_already(session: &Session) {
     let description = &session.target.description;
-    let with = |mutable_parameters| CreateVolumeRequest { mutable_parameters, ..session.new_volume("v") };
+    let with =
+        |mutable_parameters| CreateVolumeRequest { mutable_parameters, ..session.new_volume("v") };
     let others = vec![
         ("other mutable parameters", with(description.other_mutable_parameters.clone())),
         ("no mutable parameters", with([].into())),
@@ -97,7 +110,10 @@ async fn a_volume_asked_for_with_other_mutable_parameters_exists_already(session
 }
 
 async fn a_volume_asked_for_with_other_capabilities_exists_already(session: &Session) {
-    let with = |volume_capabilities| CreateVolumeRequest { volume_capabilities, ..session.new_volume("v") };
+    let with = |volume_capabilities| CreateVolumeRequest {
+        volume_capabilities,
+        ..session.new_volume("v")
+    };
     let others = vec![
         ("a device", with(vec![block(Mode::SingleNodeWriter)])),
         ("another mode", with(vec![session.mounted(Mode::SingleNodeReaderOnly)])),
@@ -228,16 +244,29 @@ async fn publications_repeat_and_differ(session: &Session) {
     let other = ControllerPublishVolumeRequest { volume_capability: capability, ..request.clone() };
     refused("another capability", session.publish(other).await, &[Code::AlreadyExists]);
     for (what, other) in [
-        ("no volume", ControllerPublishVolumeRequest { volume_id: String::new(), ..request.clone() }),
+        (
+            "no volume",
+            ControllerPublishVolumeRequest { volume_id: String::new(), ..request.clone() },
+        ),
         ("no node", ControllerPublishVolumeRequest { node_id: String::new(), ..request.clone() }),
-        ("no capability", ControllerPublishVolumeRequest { volume_capability: None, ..request.clone() }),
+        (
+            "no capability",
+            ControllerPublishVolumeRequest { volume_capability: None, ..request.clone() },
+        ),
     ] {
         refused(what, session.publish(other).await, &[Code::InvalidArgument]);
     }
-    let elsewhere = ControllerPublishVolumeRequest { node_id: "no-such-node".to_string(), ..request.clone() };
-    let words =
-        refused("elsewhere", session.publish(elsewhere).await, &[Code::NotFound, Code::FailedPrecondition]);
-    assert!(words.contains(&request.node_id) || words.contains("no-such-node"), "no node is named: {words}");
+    let elsewhere =
+        ControllerPublishVolumeRequest { node_id: "no-such-node".to_string(), ..request.clone() };
+    let words = refused(
+        "elsewhere",
+        session.publish(elsewhere).await,
+        &[Code::NotFound, Code::FailedPrecondition],
+    );
+    assert!(
+        words.contains(&request.node_id) || words.contains("no-such-node"),
+        "no node is named: {words}"
+    );
     assert_eq!(session.publish(request.clone()).await.unwrap(), published);
     refused(
         "a published volume",
@@ -267,8 +296,10 @@ async fn unpublishing_repeats_and_needs_no_publication(session: &Session) {
 
 async fn a_refused_request_leaves_the_name_free(session: &Session) {
     let good = session.new_volume("v");
-    let bad =
-        CreateVolumeRequest { volume_content_source: Some(from_volume("no-such-volume")), ..good.clone() };
+    let bad = CreateVolumeRequest {
+        volume_content_source: Some(from_volume("no-such-volume")),
+        ..good.clone()
+    };
     let codes = [Code::NotFound, Code::InvalidArgument];
     refused("no such source", session.create(bad).await, &codes);
     let mut bad = good.clone();

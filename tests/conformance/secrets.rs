@@ -32,7 +32,10 @@ async fn answers(
             answers.push((stringify!($rpc), answer(controller.$rpc($request).await).map(|_| ())));
         };
     }
-    ask!(create_volume, CreateVolumeRequest { secrets: secrets(), ..session.new_volume("secrets") });
+    ask!(
+        create_volume,
+        CreateVolumeRequest { secrets: secrets(), ..session.new_volume("secrets") }
+    );
     ask!(delete_volume, DeleteVolumeRequest { volume_id: id.clone(), secrets: secrets() });
     ask!(
         validate_volume_capabilities,
@@ -41,7 +44,10 @@ async fn answers(
     if has(Controller::CreateDeleteSnapshot) {
         ask!(
             create_snapshot,
-            CreateSnapshotRequest { secrets: secrets(), ..session.snapshot_named(&session.name("s"), &id) }
+            CreateSnapshotRequest {
+                secrets: secrets(),
+                ..session.snapshot_named(&session.name("s"), &id)
+            }
         );
     }
     if has(Controller::ExpandVolume) {
@@ -77,7 +83,10 @@ async fn refuses(session: &Session, what: &str, secrets: &Map) {
         let refused = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
         assert!(refused, "{rpc} with {what}: {status:?}");
         for secret in secrets.values().filter(|secret| secret.len() >= 8) {
-            assert!(!status.message().contains(secret.as_str()), "{rpc} with {what} repeats a secret");
+            assert!(
+                !status.message().contains(secret.as_str()),
+                "{rpc} with {what} repeats a secret"
+            );
         }
     }
     assert_eq!(session.volume("v").await, volume, "a refusal changed the volume");

@@ -1,5 +1,5 @@
-//! One check's dealings with the driver: requests as it wants them, answers looked at for what every answer must be, and
-//! everything that was made deleted at the end.
+//! One check's dealings with the driver: requests as it wants them, answers looked at for what
+//! every answer must be, and everything that was made deleted at the end.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use cinderblock::csi::proto::volume_capability::{
+    AccessMode, AccessType, BlockVolume, MountVolume,
+};
 use cinderblock::csi::proto::*;
 use libtest_mimic::Failed;
 use tonic::transport::Channel;
@@ -37,9 +39,12 @@ pub async fn run(
         async move { check(&session).await }
     });
     let outcome = task.await.map_err(|error| words(error.into_panic().as_ref()));
-    let cleaned = tokio::spawn(async move { AssertUnwindSafe(session.delete_everything()).0.await }).await;
+    let cleaned =
+        tokio::spawn(async move { AssertUnwindSafe(session.delete_everything()).0.await }).await;
     outcome.map_err(|words| format!("{name}: {words}"))?;
-    cleaned.map_err(|error| Failed::from(format!("cleaning up: {}", words(error.into_panic().as_ref()))))
+    cleaned.map_err(|error| {
+        Failed::from(format!("cleaning up: {}", words(error.into_panic().as_ref())))
+    })
 }
 
 fn words(panic: &(dyn Any + Send)) -> String {
@@ -121,8 +126,9 @@ impl Session {
     ) -> Result<Volume, Status> {
         let range = request.get_ref().capacity_range;
         let source = request.get_ref().volume_content_source.clone();
-        let volume =
-            answer(self.controller().create_volume(request).await)?.volume.expect("an answer holds a volume");
+        let volume = answer(self.controller().create_volume(request).await)?
+            .volume
+            .expect("an answer holds a volume");
         self.volumes.lock().unwrap().push(volume.volume_id.clone());
         assert!(
             !volume.volume_id.is_empty() && volume.volume_id.len() <= STRING_BYTES,
@@ -189,17 +195,27 @@ impl Session {
     }
 
     pub async fn delete_volume(&self, volume_id: &str) -> Result<DeleteVolumeResponse, Status> {
-        let request = DeleteVolumeRequest { volume_id: volume_id.to_string(), secrets: self.secrets() };
+        let request =
+            DeleteVolumeRequest { volume_id: volume_id.to_string(), secrets: self.secrets() };
         answer(self.controller().delete_volume(request).await)
     }
 
-    pub async fn delete_snapshot(&self, snapshot_id: &str) -> Result<DeleteSnapshotResponse, Status> {
-        let request = DeleteSnapshotRequest { snapshot_id: snapshot_id.to_string(), secrets: self.secrets() };
+    pub async fn delete_snapshot(
+        &self,
+        snapshot_id: &str,
+    ) -> Result<DeleteSnapshotResponse, Status> {
+        let request =
+            DeleteSnapshotRequest { snapshot_id: snapshot_id.to_string(), secrets: self.secrets() };
         answer(self.controller().delete_snapshot(request).await)
     }
 
     /// A request to grow a volume.
-    pub fn growth(&self, volume_id: &str, required: i64, limit: i64) -> ControllerExpandVolumeRequest {
+    pub fn growth(
+        &self,
+        volume_id: &str,
+        required: i64,
+        limit: i64,
+    ) -> ControllerExpandVolumeRequest {
         ControllerExpandVolumeRequest {
             volume_id: volume_id.to_string(),
             capacity_range: Some(CapacityRange { required_bytes: required, limit_bytes: limit }),
@@ -265,7 +281,8 @@ impl Session {
         answer(self.controller().controller_unpublish_volume(request).await)
     }
 
-    /// Deletes what was made, snapshots first, the latest volume first. Answers that ask to come again are obeyed.
+    /// Deletes what was made, snapshots first, the latest volume first. Answers that ask to come
+    /// again are obeyed.
     async fn delete_everything(&self) {
         let snapshots: Vec<_> = self.snapshots.lock().unwrap().drain(..).collect();
         let volumes: Vec<_> = self.volumes.lock().unwrap().drain(..).rev().collect();
@@ -294,7 +311,10 @@ pub fn answer<T>(outcome: Result<Response<T>, Status>) -> Result<T, Status> {
         Err(status) => status,
     };
     // A sidecar takes INTERNAL for "surely not running", and nothing here breaks the backend.
-    assert!(!matches!(status.code(), Code::Internal | Code::Unknown | Code::DataLoss), "{status:?}");
+    assert!(
+        !matches!(status.code(), Code::Internal | Code::Unknown | Code::DataLoss),
+        "{status:?}"
+    );
     assert!(!status.message().is_empty(), "an error without words: {status:?}");
     assert!(status.details().is_empty(), "details must be empty: {status:?}");
     Err(status)
@@ -313,7 +333,10 @@ pub fn refused<T: Debug>(what: &str, outcome: Result<T, Status>, codes: &[Code])
 }
 
 /// Calls until the answer is one that is final.
-pub async fn again<T, F: Future<Output = Result<T, Status>>>(what: &str, mut call: impl FnMut() -> F) -> T {
+pub async fn again<T, F: Future<Output = Result<T, Status>>>(
+    what: &str,
+    mut call: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + Duration::from_mins(5);
     loop {
         match call().await {

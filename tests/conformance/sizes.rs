@@ -30,17 +30,26 @@ pub fn checks() -> Vec<Check> {
     ]
 }
 
-fn sized(session: &Session, what: &str, required_bytes: i64, limit_bytes: i64) -> CreateVolumeRequest {
+fn sized(
+    session: &Session,
+    what: &str,
+    required_bytes: i64,
+    limit_bytes: i64,
+) -> CreateVolumeRequest {
     let capacity_range = Some(CapacityRange { required_bytes, limit_bytes });
     CreateVolumeRequest { capacity_range, ..session.new_volume(what) }
 }
 
 async fn negative_sizes_are_refused(session: &Session) {
-    for (required, limit) in [(-1, 0), (0, -1), (i64::MIN, 0), (-5, -1), (session.size(), i64::MIN)] {
+    for (required, limit) in [(-1, 0), (0, -1), (i64::MIN, 0), (-5, -1), (session.size(), i64::MIN)]
+    {
         let request = sized(session, "negative", required, limit);
         // Less than required, too, where both are said.
-        let codes: &[Code] =
-            if required > 0 { &[Code::InvalidArgument, Code::OutOfRange] } else { &[Code::InvalidArgument] };
+        let codes: &[Code] = if required > 0 {
+            &[Code::InvalidArgument, Code::OutOfRange]
+        } else {
+            &[Code::InvalidArgument]
+        };
         refused(&format!("{required}..{limit}"), session.create(request).await, codes);
     }
 }
@@ -85,12 +94,15 @@ async fn a_size_that_can_be_had_exactly_is_had_exactly(session: &Session) {
     for (what, bytes) in [("even", size), ("one-more", size + granularity)] {
         let volume = session.create(sized(session, what, bytes, bytes)).await.unwrap();
         assert_eq!(volume.capacity_bytes, bytes, "{what}, with a limit");
-        let volume = session.create(sized(session, &format!("{what}-open"), bytes, 0)).await.unwrap();
+        let volume =
+            session.create(sized(session, &format!("{what}-open"), bytes, 0)).await.unwrap();
         assert_eq!(volume.capacity_bytes, bytes, "{what}, without a limit");
     }
 }
 
-async fn odd_sizes_are_rounded_up_to_what_the_backend_needs_and_never_past_the_limit(session: &Session) {
+async fn odd_sizes_are_rounded_up_to_what_the_backend_needs_and_never_past_the_limit(
+    session: &Session,
+) {
     let (size, granularity) = (session.size(), session.target.description.granularity);
     let volume = session.create(sized(session, "odd", size + 1, 0)).await.unwrap();
     let least = (size + 1 + granularity - 1) / granularity * granularity;
@@ -139,7 +151,8 @@ async fn growth_refuses_sizes_that_make_no_sense(session: &Session) {
         let outcome = session.grow(session.growth(id, bytes, 0)).await;
         refused(&bytes.to_string(), outcome, &[Code::OutOfRange, Code::ResourceExhausted]);
     }
-    let without = ControllerExpandVolumeRequest { capacity_range: None, ..session.growth(id, 0, 0) };
+    let without =
+        ControllerExpandVolumeRequest { capacity_range: None, ..session.growth(id, 0, 0) };
     refused("no range", session.grow(without).await, &[Code::InvalidArgument]);
     assert_eq!(session.volume("v").await.capacity_bytes, size, "a refusal changed the volume");
 }

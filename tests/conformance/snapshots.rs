@@ -21,7 +21,11 @@ pub fn checks() -> Vec<Check> {
             SNAPSHOTS,
             Need::Controller(Controller::ListSnapshots)
         ),
-        check!(a_snapshot_is_got_as_it_was_cut, SNAPSHOTS, Need::Controller(Controller::GetSnapshot)),
+        check!(
+            a_snapshot_is_got_as_it_was_cut,
+            SNAPSHOTS,
+            Need::Controller(Controller::GetSnapshot)
+        ),
         check!(
             a_snapshot_keeps_the_size_its_volume_had,
             SNAPSHOTS,
@@ -52,7 +56,10 @@ async fn a_snapshot_outlives_its_volume_or_keeps_it(session: &Session) {
             let clone = session.create(restored(session, "restored", &snapshot)).await.unwrap();
             assert_eq!(clone.capacity_bytes, session.size());
             if session.target.has(Need::Controller(Controller::ListSnapshots)) {
-                assert_eq!(by_id(session, &snapshot.snapshot_id).await, std::slice::from_ref(&snapshot));
+                assert_eq!(
+                    by_id(session, &snapshot.snapshot_id).await,
+                    std::slice::from_ref(&snapshot)
+                );
             }
         }
         outcome => {
@@ -110,7 +117,10 @@ async fn list(session: &Session, request: ListSnapshotsRequest) -> Vec<Snapshot>
 async fn snapshots_are_found_by_id_and_by_source(session: &Session) {
     let (a, b) = (session.volume("a").await, session.volume("b").await);
     let of_a = session.snapshot("s-a", &a.volume_id).await;
-    let of_b = [session.snapshot("s-b1", &b.volume_id).await, session.snapshot("s-b2", &b.volume_id).await];
+    let of_b = [
+        session.snapshot("s-b1", &b.volume_id).await,
+        session.snapshot("s-b2", &b.volume_id).await,
+    ];
     assert_eq!(by_id(session, &of_a.snapshot_id).await, std::slice::from_ref(&of_a));
     let by_source = |id: &str| ListSnapshotsRequest {
         source_volume_id: id.to_string(),
@@ -132,7 +142,8 @@ async fn snapshots_are_found_by_id_and_by_source(session: &Session) {
 async fn a_snapshot_is_got_as_it_was_cut(session: &Session) {
     let volume = session.volume("v").await;
     let snapshot = session.snapshot("s", &volume.volume_id).await;
-    let request = |id: &str| GetSnapshotRequest { snapshot_id: id.to_string(), secrets: session.secrets() };
+    let request =
+        |id: &str| GetSnapshotRequest { snapshot_id: id.to_string(), secrets: session.secrets() };
     let mut controller = session.controller();
     let got = answer(controller.get_snapshot(request(&snapshot.snapshot_id)).await).unwrap();
     assert_eq!(got.snapshot, Some(snapshot));

@@ -115,16 +115,18 @@ pub struct Target {
 impl Target {
     /// Connects, and asks what it can do.
     pub async fn connect(description: Description) -> Target {
-        let channel = Endpoint::try_from(description.endpoint.clone()).unwrap().connect().await.unwrap();
+        let channel =
+            Endpoint::try_from(description.endpoint.clone()).unwrap().connect().await.unwrap();
         let plugin = IdentityClient::new(channel.clone())
             .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
             .await
             .unwrap()
             .into_inner();
-        let services = plugin.capabilities.iter().filter_map(|capability| match &capability.r#type {
-            Some(plugin_capability::Type::Service(service)) => Some(service.r#type),
-            _ => None,
-        });
+        let services =
+            plugin.capabilities.iter().filter_map(|capability| match &capability.r#type {
+                Some(plugin_capability::Type::Service(service)) => Some(service.r#type),
+                _ => None,
+            });
         let controller = ControllerClient::new(channel.clone())
             .controller_get_capabilities(ControllerGetCapabilitiesRequest {})
             .await
@@ -151,7 +153,8 @@ impl Target {
             Need::Controller(capability) => self.controller.contains(&i32::from(capability)),
             Need::OtherParameters => description.other_parameters.is_some(),
             Need::MutableParameters => {
-                !description.mutable_parameters.is_empty() && !description.other_mutable_parameters.is_empty()
+                !description.mutable_parameters.is_empty()
+                    && !description.other_mutable_parameters.is_empty()
             }
             Need::Parameters => !description.parameters.is_empty(),
             Need::Secrets => !description.secrets.is_empty() && description.wrong_secrets.is_some(),

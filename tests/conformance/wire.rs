@@ -1,4 +1,5 @@
-//! Below the RPCs: unknown methods and fields, bytes that are no message, messages at gRPC's size limit.
+//! Below the RPCs: unknown methods and fields, bytes that are no message, messages at gRPC's size
+//! limit.
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::group_controller_client::GroupControllerClient;
@@ -76,7 +77,11 @@ async fn what_is_not_advertised_answers_unimplemented(session: &Session) {
             ..ControllerGetVolumeHealthRequest::default()
         }
     );
-    ask!(ListVolumeHealth, controller_list_volume_health, ControllerListVolumeHealthRequest::default());
+    ask!(
+        ListVolumeHealth,
+        controller_list_volume_health,
+        ControllerListVolumeHealthRequest::default()
+    );
     if !session.target.services.contains(&i32::from(Service::GroupControllerService)) {
         let mut group = GroupControllerClient::new(session.target.channel.clone());
         let request = CreateVolumeGroupSnapshotRequest {
@@ -115,7 +120,8 @@ async fn fields_nobody_knows_are_passed_over(session: &Session) {
 async fn bytes_that_are_no_message_are_refused_and_harm_nobody(session: &Session) {
     let request = session.new_volume("no-message").encode_to_vec();
     let not_utf8 = [0x0a, 2, 0xff, 0xfe].to_vec();
-    // A field said to be longer than the message, a group never closed, a wire type that does not exist.
+    // A field said to be longer than the message, a group never closed, a wire type that does not
+    // exist.
     for bytes in [
         request[..request.len() - 1].to_vec(),
         not_utf8,
@@ -126,7 +132,10 @@ async fn bytes_that_are_no_message_are_refused_and_harm_nobody(session: &Session
         let outcome = send(session, "/csi.v1.Controller/CreateVolume", bytes.clone()).await;
         let status = outcome.expect_err("bytes that are no message");
         // gRPC has the server answer INTERNAL here, before the RPC is reached.
-        assert!(matches!(status.code(), Code::Internal | Code::InvalidArgument), "{bytes:?}: {status:?}");
+        assert!(
+            matches!(status.code(), Code::Internal | Code::InvalidArgument),
+            "{bytes:?}: {status:?}"
+        );
         probe(session).await;
     }
 }
@@ -156,10 +165,17 @@ async fn a_plugin_says_the_same_of_itself_each_time(session: &Session) {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     assert!((1..=63).contains(&info.name.len()) && info.name.chars().all(allowed), "{info:?}");
     assert!(!info.vendor_version.is_empty() && info.vendor_version.len() <= 128, "{info:?}");
-    let first = identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap().into_inner();
+    let first = identity
+        .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     for _ in 0..5 {
-        let again =
-            identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap().into_inner();
+        let again = identity
+            .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(again, first);
     }
     match answer(identity.probe(ProbeRequest {}).await) {

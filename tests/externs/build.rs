@@ -1,12 +1,15 @@
-//! Generates the checks of `src/rbd/ceph/sys.rs` against the installed librados and librbd headers, or against those in the
-//! folder that the environment variable `CEPH_HEADERS` names, which are of a release that may be newer.
+//! Generates the checks of `src/rbd/ceph/sys.rs` against the installed librados and librbd headers,
+//! or against those in the folder that the environment variable `CEPH_HEADERS` names, which are of
+//! a release that may be newer.
 //!
-//! - Functions: each is declared a second time in C, with the types its Rust declaration says, after the headers. A
-//!   difference is an error of the C compiler ("conflicting types"). This covers the functions taken from the `ceph`
-//!   crate too. (ctest only looks whether the symbol is the same.)
-//! - Functions of `newer.rs`, which are looked up by name: the same, where the headers have them. Headers of Ceph 18 and later
-//!   must have them all.
-//! - Structs, constants and type aliases: ctest generates C and Rust code whose answers `compare.rs` compares.
+//! - Functions: each is declared a second time in C, with the types its Rust declaration says,
+//!   after the headers. A difference is an error of the C compiler ("conflicting types"). This
+//!   covers the functions taken from the `ceph` crate too. (ctest only looks whether the symbol is
+//!   the same.)
+//! - Functions of `newer.rs`, which are looked up by name: the same, where the headers have them.
+//!   Headers of Ceph 18 and later must have them all.
+//! - Structs, constants and type aliases: ctest generates C and Rust code whose answers
+//!   `compare.rs` compares.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,7 +44,8 @@ fn newer_headers() -> Option<PathBuf> {
 }
 
 fn parse(path: &Path) -> syn::File {
-    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text =
+        fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -81,7 +85,9 @@ fn declare_again(out: &Path, sys: &syn::File, borrowed: &BTreeSet<String>) {
                     code += &format!("typedef {callback};\n");
                 }
             }
-            Item::ForeignMod(block) => functions(&block.items).for_each(|f| code += &declaration(f)),
+            Item::ForeignMod(block) => {
+                functions(&block.items).for_each(|f| code += &declaration(f))
+            }
             _ => {}
         }
     }
@@ -99,8 +105,11 @@ fn declare_again(out: &Path, sys: &syn::File, borrowed: &BTreeSet<String>) {
     for item in parse(Path::new(NEWER)).items {
         match item {
             Item::Type(alias) => {
-                let Type::BareFn(function) = &*alias.ty else { panic!("{}: not a function", alias.ident) };
-                let parameters = list(function.inputs.iter().map(|parameter| c_type(&parameter.ty)));
+                let Type::BareFn(function) = &*alias.ty else {
+                    panic!("{}: not a function", alias.ident)
+                };
+                let parameters =
+                    list(function.inputs.iter().map(|parameter| c_type(&parameter.ty)));
                 let name = &alias.ident;
                 // A name that the headers do not declare is an error here.
                 code += &format!("_Static_assert(sizeof(&{name}) > 0, \"\");\n");
@@ -140,8 +149,12 @@ fn declaration(function: &syn::ForeignItemFn) -> String {
 /// The C declarator of the callback type `Option<unsafe extern "C" fn(…)>`, if `ty` is one.
 fn callback(ty: &Type, name: &str) -> Option<String> {
     let Type::Path(path) = ty else { return None };
-    let PathArguments::AngleBracketed(arguments) = &path.path.segments.last()?.arguments else { return None };
-    let GenericArgument::Type(Type::BareFn(function)) = arguments.args.first()? else { return None };
+    let PathArguments::AngleBracketed(arguments) = &path.path.segments.last()?.arguments else {
+        return None;
+    };
+    let GenericArgument::Type(Type::BareFn(function)) = arguments.args.first()? else {
+        return None;
+    };
     let parameters = list(function.inputs.iter().map(|parameter| c_type(&parameter.ty)));
     Some(format!("{} (*{name})({parameters})", returned(&function.output)))
 }
@@ -166,7 +179,8 @@ fn c_type(ty: &Type) -> String {
         }
         Type::Tuple(tuple) if tuple.elems.is_empty() => "void".to_owned(),
         Type::Path(path) => {
-            let name = path.path.segments.last().expect("a path has a last segment").ident.to_string();
+            let name =
+                path.path.segments.last().expect("a path has a last segment").ident.to_string();
             match name.as_str() {
                 "c_char" => "char",
                 "c_uchar" => "unsigned char",
@@ -189,8 +203,8 @@ fn c_type(ty: &Type) -> String {
 
 /// The folder of the `ceph` crate, as Cargo resolved it.
 ///
-/// Only the crates of the platform that is built for have to be there. Cargo fetches those that a build of this package
-/// alone has not fetched.
+/// Only the crates of the platform that is built for have to be there. Cargo fetches those that a
+/// build of this package alone has not fetched.
 fn ceph_crate() -> PathBuf {
     let output = Command::new(env::var("CARGO").unwrap())
         .args(["metadata", "--format-version", "1", "--locked", "--filter-platform"])
@@ -200,12 +214,13 @@ fn ceph_crate() -> PathBuf {
     assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let packages = metadata["packages"].as_array().expect("cargo metadata lists packages");
-    let ceph = packages.iter().find(|package| package["name"] == "ceph").expect("ceph is a dependency");
+    let ceph =
+        packages.iter().find(|package| package["name"] == "ceph").expect("ceph is a dependency");
     Path::new(ceph["manifest_path"].as_str().unwrap()).parent().unwrap().to_owned()
 }
 
-/// Has ctest compare structs, constants and aliases. It expands the file on its own, without the `ceph` crate, so it
-/// gets a copy in which the handle types taken from there are spelt out.
+/// Has ctest compare structs, constants and aliases. It expands the file on its own, without the
+/// `ceph` crate, so it gets a copy in which the handle types taken from there are spelt out.
 fn compare(out: &Path, mut sys: syn::File, borrowed: &BTreeSet<String>) {
     sys.items.retain(|item| match item {
         Item::Mod(_) => false,

@@ -1,4 +1,5 @@
-//! Hosts in trouble: other users at the socket, no room for files, a root that is read-only, a clock that jumps (F27, F28).
+//! Hosts in trouble: other users at the socket, no room for files, a root that is read-only, a
+//! clock that jumps (F27, F28).
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,11 @@ fn connects(user: &str, socket: &Path) -> Result<(), String> {
         .args(["socat", "-u", "/dev/null", &address])
         .output()
         .unwrap();
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +40,8 @@ async fn the_socket_is_for_its_owner_alone_even_where_its_folder_is_not() {
     while folder.pop() {
         let mode = std::fs::metadata(&folder).unwrap().permissions().mode();
         if mode & 0o001 == 0 {
-            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode | 0o001)).unwrap();
+            std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode | 0o001))
+                .unwrap();
             opened.push((folder.clone(), mode));
         }
     }
@@ -114,7 +120,8 @@ async fn a_clock_that_jumps_ends_no_call_early_and_lets_none_hang() {
     };
     let driver = Driver::start_by(faked, &lab_config(&lab), &["--role", "controller"]);
     all_works(&driver, &class, "before").await;
-    for (round, offset) in [("forward", "+3h"), ("back", "-3h"), ("far", "+400d"), ("again", "+0")] {
+    for (round, offset) in [("forward", "+3h"), ("back", "-3h"), ("far", "+400d"), ("again", "+0")]
+    {
         set(offset);
         is_back(&driver, &class, &format!("the clock, {offset}")).await;
         all_works(&driver, &class, round).await;

@@ -11,7 +11,8 @@ use crate::common::driver::{Class, Driver, MIB, within};
 use crate::common::rpcs::{Answer, Things};
 use crate::common::{OwnLab, PATIENCE};
 
-/// The lab of this binary's own, for one test at a time. It goes down with the last test that waits for it.
+/// The lab of this binary's own, for one test at a time. It goes down with the last test that waits
+/// for it.
 pub(crate) struct Broken {
     _turn: OwnedMutexGuard<()>,
     lab: Arc<OwnLab>,
@@ -55,7 +56,11 @@ pub(crate) struct Fault<'a> {
 
 impl<'a> Fault<'a> {
     /// Begins it.
-    pub(crate) fn new(lab: &'a OwnLab, begin: &dyn Fn(&OwnLab), end: &'a dyn Fn(&OwnLab)) -> Fault<'a> {
+    pub(crate) fn new(
+        lab: &'a OwnLab,
+        begin: &dyn Fn(&OwnLab),
+        end: &'a dyn Fn(&OwnLab),
+    ) -> Fault<'a> {
         let fault = Fault { lab, end, over: false };
         begin(lab);
         fault
@@ -76,17 +81,20 @@ impl Drop for Fault<'_> {
     }
 }
 
-/// Seconds a request gets in an outage. The driver answers one second before, which is time enough on a busy machine.
+/// Seconds a request gets in an outage. The driver answers one second before, which is time enough
+/// on a busy machine.
 pub(crate) const DEADLINE: u64 = 10;
 
-/// Sends one request of each RPC during a fault and holds each to its deadline: CANCELLED would be the client's own word, for
-/// lack of the driver's. Answers must not sound final, and the driver itself goes on answering.
+/// Sends one request of each RPC during a fault and holds each to its deadline: CANCELLED would be
+/// the client's own word, for lack of the driver's. Answers must not sound final, and the driver
+/// itself goes on answering.
 pub(crate) async fn suffer(driver: &Driver, things: &Things, name: &str) -> Vec<Answer> {
     let (answers, ()) = tokio::join!(things.ask_all(driver, name, DEADLINE), is_alive(driver));
     for Answer { rpc, outcome, took } in &answers {
         assert!(*took < PATIENCE, "{name}: {rpc} took {took:?}: {outcome:?}");
         if let Err(status) = outcome {
-            let open = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted);
+            let open =
+                matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted);
             assert!(open, "{name}: {rpc} sounds final: {status:?}");
         }
     }
@@ -103,7 +111,8 @@ async fn is_alive(driver: &Driver) {
     assert!(took < Duration::from_secs(DEADLINE - 1), "Probe and GetPluginInfo took {took:?}");
 }
 
-/// Waits until a volume can be made and deleted again, and prints how long that took after the fault's end.
+/// Waits until a volume can be made and deleted again, and prints how long that took after the
+/// fault's end.
 pub(crate) async fn is_back(driver: &Driver, class: &Class, what: &str) {
     let ended = Instant::now();
     let mut controller = driver.controller().await;

@@ -1,5 +1,5 @@
-//! Clients that hang up, networks that break, monitors that are dead, descriptors that run out, and places that look alike (F4,
-//! F6, F7, F28, F29).
+//! Clients that hang up, networks that break, monitors that are dead, descriptors that run out, and
+//! places that look alike (F4, F6, F7, F28, F29).
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -40,8 +40,9 @@ async fn callers_that_never_wait_long_enough_get_there_in_the_end() {
     };
     let end = |lab: &OwnLab| delay(lab, "0");
     let fault = Fault::new(&lab, &|lab| delay(lab, "1"), &end);
-    let open =
-        |code| matches!(code, Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unavailable);
+    let open = |code| {
+        matches!(code, Code::DeadlineExceeded | Code::Cancelled | Code::Aborted | Code::Unavailable)
+    };
     let mut tries = 0;
     let give_up = Instant::now() + PATIENCE;
     let id = loop {
@@ -88,8 +89,9 @@ async fn dead_monitors_beside_a_live_one_delay_nobody_beyond_a_deadline() {
     // One is silent, one refuses.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let refusing = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let monitors =
-        [silent.local_addr().unwrap(), refusing].map(|address| format!("\"[v2:{address}]\"")).join(", ");
+    let monitors = [silent.local_addr().unwrap(), refusing]
+        .map(|address| format!("\"[v2:{address}]\""))
+        .join(", ");
     let config = format!("- clusterID: lab\n  monitors: [{monitors}, \"{}\"]\n", lab.monitors);
     for _ in 0..3 {
         let driver = Driver::start(&config, &["--role", "controller"]);
@@ -109,7 +111,10 @@ fn limit_descriptors(driver: &Driver, more: usize) {
 
 fn set_descriptors(driver: &Driver, limit: usize) {
     let pid = driver.pid().to_string();
-    let done = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status().unwrap();
+    let done = Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--nofile={limit}:")])
+        .status()
+        .unwrap();
     assert!(done.success());
 }
 
@@ -121,17 +126,20 @@ async fn a_driver_without_file_descriptors_says_so_and_recovers() {
     let driver = Driver::controller_for(&lab);
     let mut controller = driver.controller().await;
     let things = Things::make(&driver, &class, "v").await;
-    let (user, key) = lab.user("descriptors", &["mon", "profile rbd", "osd", "profile rbd pool=rbd"]);
+    let (user, key) =
+        lab.user("descriptors", &["mon", "profile rbd", "osd", "profile rbd pool=rbd"]);
     for more in [0, 3, 8, 20] {
         limit_descriptors(&driver, more);
         // What needs a new connection to the cluster is told why it gets none.
         let other = class.clone().of_user(&user, &key);
-        let status = controller.create_volume(within(60, other.create_volume("w", MIB))).await.unwrap_err();
+        let status =
+            controller.create_volume(within(60, other.create_volume("w", MIB))).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{more}: {status:?}");
         assert!(status.message().contains("file descriptors"), "{}", status.message());
         // What has one goes on.
         let request = within(60, class.create_volume("back", MIB));
-        let id = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id;
+        let id =
+            controller.create_volume(request).await.unwrap().into_inner().volume.unwrap().volume_id;
         controller.delete_volume(class.delete_volume(&id)).await.unwrap();
     }
     limit_descriptors(&driver, 0);
@@ -161,16 +169,16 @@ fn images(lab: &Lab, namespace: &str) -> BTreeSet<String> {
     list.lines().map(str::to_owned).collect()
 }
 
-/// Makes volumes of the same names in both places at once, deletes every other one in the first place, and sees that each
-/// place has its own.
+/// Makes volumes of the same names in both places at once, deletes every other one in the first
+/// place, and sees that each place has its own.
 async fn are_kept_apart(driver: &Driver, places: [(&Lab, &str, &str); 2]) {
-    let classes =
-        places.map(|(lab, cluster, namespace)| Class::new(lab, namespace).with("clusterID", cluster));
+    let classes = places
+        .map(|(lab, cluster, namespace)| Class::new(lab, namespace).with("clusterID", cluster));
     let mut made = JoinSet::new();
     for number in 0..10 {
         for (place, class) in classes.iter().enumerate() {
-            let request =
-                class.create_volume(&format!("v-{number}"), MIB * (1 + i64::try_from(place).unwrap()));
+            let request = class
+                .create_volume(&format!("v-{number}"), MIB * (1 + i64::try_from(place).unwrap()));
             let mut controller = driver.controller().await;
             made.spawn(async move { controller.create_volume(request).await.map(drop) });
         }
@@ -194,7 +202,10 @@ async fn are_kept_apart(driver: &Driver, places: [(&Lab, &str, &str); 2]) {
     assert!(info.contains("size 2 MiB"), "{info}");
     for place in [0, 1] {
         for number in 0..10 {
-            controller.delete_volume(classes[place].delete_volume(&id(place, number))).await.unwrap();
+            controller
+                .delete_volume(classes[place].delete_volume(&id(place, number)))
+                .await
+                .unwrap();
         }
     }
 }
@@ -259,7 +270,8 @@ async fn thousands_of_requests_at_once_are_served_in_bounded_memory() {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
     };
     let before = memory();
-    // A client that begins with more streams than it was allowed may be hung up on; nobody else notices.
+    // A client that begins with more streams than it was allowed may be hung up on; nobody else
+    // notices.
     let hostile = driver.controller().await;
     let (_, polite) = tokio::join!(flood(&hostile, &class, &namespace.name, 10_000), async {
         let mut polite = driver.controller().await;

@@ -14,8 +14,9 @@ use crate::common::rpcs::Things;
 use crate::common::{Lab, Namespace, OwnLab, PATIENCE, POOL};
 use crate::lab::{Broken, DEADLINE, Fault, is_back, suffer};
 
-/// One outage from its begin to what is left afterwards: requests are answered in time and not with final codes, service is back
-/// by itself, and what was asked for meanwhile can be taken up and removed.
+/// One outage from its begin to what is left afterwards: requests are answered in time and not with
+/// final codes, service is back by itself, and what was asked for meanwhile can be taken up and
+/// removed.
 async fn outage(name: &str, begin: &dyn Fn(&OwnLab), end: &dyn Fn(&OwnLab)) {
     let lab = Broken::lab().await;
     let namespace = Namespace::new(&lab);
@@ -25,7 +26,10 @@ async fn outage(name: &str, begin: &dyn Fn(&OwnLab), end: &dyn Fn(&OwnLab)) {
     let fault = Fault::new(&lab, begin, end);
     let answers = suffer(&driver, &things, name).await;
     // A pause reaches the driver a moment later.
-    assert!(answers.iter().any(|answer| answer.outcome.is_err()), "the fault was none: {answers:?}");
+    assert!(
+        answers.iter().any(|answer| answer.outcome.is_err()),
+        "the fault was none: {answers:?}"
+    );
     fault.over();
     is_back(&driver, &class, name).await;
     things.remove(&driver, name).await;
@@ -99,7 +103,8 @@ async fn without_a_manager_every_rpc_works() {
     let lab = Broken::lab().await;
     let namespace = Namespace::new(&lab);
     let class = Class::new(&lab, &namespace.name);
-    let driver = Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &["--role", "controller"]);
+    let driver =
+        Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &["--role", "controller"]);
     let things = Things::make(&driver, &class, "v").await;
     let end = |lab: &OwnLab| lab.daemon("cont", "mgr");
     let fault = Fault::new(&lab, &|lab| lab.daemon("stop", "mgr"), &end);
@@ -114,13 +119,21 @@ async fn without_a_manager_every_rpc_works() {
     namespace.assert_nothing_is_left();
 }
 
-/// Sends `count` requests for different volumes of `class` at once, each with a deadline of `seconds`.
-async fn crowd(driver: &Driver, class: &Class, count: usize, seconds: u64) -> Vec<Result<(), Status>> {
+/// Sends `count` requests for different volumes of `class` at once, each with a deadline of
+/// `seconds`.
+async fn crowd(
+    driver: &Driver,
+    class: &Class,
+    count: usize,
+    seconds: u64,
+) -> Vec<Result<(), Status>> {
     let channel = driver.controller().await;
     let mut running = JoinSet::new();
     for number in 0..count {
-        let (mut channel, request) = (channel.clone(), class.create_volume(&format!("crowd-{number}"), MIB));
-        running.spawn(async move { channel.create_volume(within(seconds, request)).await.map(drop) });
+        let (mut channel, request) =
+            (channel.clone(), class.create_volume(&format!("crowd-{number}"), MIB));
+        running
+            .spawn(async move { channel.create_volume(within(seconds, request)).await.map(drop) });
     }
     running.join_all().await
 }
@@ -145,7 +158,8 @@ async fn a_pool_that_hangs_takes_no_other_pool_with_it() {
     let hanging = async {
         let started = Instant::now();
         for outcome in crowd(&driver, &hangs, 150, DEADLINE).await {
-            // CANCELLED is the client's own word, when so many answers at once come too late for it.
+            // CANCELLED is the client's own word, when so many answers at once come too late for
+            // it.
             let code = outcome.unwrap_err().code();
             assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code}");
         }
@@ -168,7 +182,10 @@ async fn a_pool_that_hangs_takes_no_other_pool_with_it() {
             let name = format!("csi-crowd-{number}");
             let place = ["pool", "radosNamespace"].map(|key| class.parameters.get(key).cloned());
             let place = place.into_iter().flatten().collect::<Vec<_>>().join("/");
-            controller.delete_volume(class.delete_volume(&format!("lab/{place}/{name}"))).await.unwrap();
+            controller
+                .delete_volume(class.delete_volume(&format!("lab/{place}/{name}")))
+                .await
+                .unwrap();
         }
     }
     drop(driver);
@@ -245,7 +262,8 @@ async fn who_waits_for_a_flatten_hears_how_far_it_is() {
         let message = status.message();
         message.contains(&format!("flattening {spec} (")) && message.contains(" %)")
     };
-    // The same request joins, and hears it when its deadline comes; another one is refused, and hears it at once.
+    // The same request joins, and hears it when its deadline comes; another one is refused, and
+    // hears it at once.
     loop {
         let status = controller.create_volume(within(1, copy())).await.unwrap_err();
         assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
@@ -256,7 +274,11 @@ async fn who_waits_for_a_flatten_hears_how_far_it_is() {
     }
     let status = controller.delete_volume(class.delete_volume(&id)).await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted, "{status:?}");
-    assert!(tells(&status) && status.message().contains("CreateVolume holds volume"), "{}", status.message());
+    assert!(
+        tells(&status) && status.message().contains("CreateVolume holds volume"),
+        "{}",
+        status.message()
+    );
     fault.over();
     controller.create_volume(copy()).await.unwrap();
     for id in [&id, &source] {

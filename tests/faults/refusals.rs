@@ -1,4 +1,5 @@
-//! What a cluster refuses: keys, capabilities, blocklisted clients, full pools, images in use (F8 to F11, F14).
+//! What a cluster refuses: keys, capabilities, blocklisted clients, full pools, images in use (F8
+//! to F11, F14).
 
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
@@ -26,7 +27,8 @@ async fn delete(driver: &Driver, class: &Class, id: &str) -> Result<(), Status> 
 
 /// The command at the end of a message, run as it is by the lab's administrator.
 fn run_what_it_says(lab: &Lab, message: &str) {
-    let (_, command) = message.split_once("run: ").unwrap_or_else(|| panic!("no command in {message:?}"));
+    let (_, command) =
+        message.split_once("run: ").unwrap_or_else(|| panic!("no command in {message:?}"));
     let output = Command::new("sh")
         .args(["-c", command])
         .env("CEPH_CONF", &lab.ceph_conf)
@@ -41,7 +43,8 @@ async fn missing_capabilities_are_mended_by_the_command_in_the_message() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
     let driver = Driver::controller_for(&lab);
-    for (number, capabilities) in [&READS[..], &["mon", "allow r", "osd", "allow r"]].into_iter().enumerate()
+    for (number, capabilities) in
+        [&READS[..], &["mon", "allow r", "osd", "allow r"]].into_iter().enumerate()
     {
         let (user, key) = lab.user(&format!("weak-{number}"), capabilities);
         let class = Class::new(&lab, &namespace.name).of_user(&user, &key);
@@ -49,10 +52,15 @@ async fn missing_capabilities_are_mended_by_the_command_in_the_message() {
         assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
         assert!(!status.message().contains(key.expose()));
         run_what_it_says(&lab, status.message());
-        // Without a restart, and at once: a connection keeps the capabilities it got when it was made.
+        // Without a restart, and at once: a connection keeps the capabilities it got when it was
+        // made.
         let id = create(&driver, &class, "v").await.unwrap();
-        let snapshot =
-            driver.controller().await.create_snapshot(class.create_snapshot("s", &id)).await.unwrap();
+        let snapshot = driver
+            .controller()
+            .await
+            .create_snapshot(class.create_snapshot("s", &id))
+            .await
+            .unwrap();
         let snapshot = snapshot.into_inner().snapshot.unwrap().snapshot_id;
         driver.controller().await.delete_snapshot(class.delete_snapshot(&snapshot)).await.unwrap();
         delete(&driver, &class, &id).await.unwrap();
@@ -71,7 +79,11 @@ async fn a_user_without_any_capabilities_is_told_so() {
     let status = create(&driver, &class, "v").await.unwrap_err();
     // The monitors refuse such a user in the same words as one with a wrong key.
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
-    assert!(status.message().contains(&format!("ceph auth get client.{user}")), "{}", status.message());
+    assert!(
+        status.message().contains(&format!("ceph auth get client.{user}")),
+        "{}",
+        status.message()
+    );
     lab.remove_user(&user);
     namespace.assert_nothing_is_left();
 }
@@ -125,7 +137,8 @@ fn addresses(lab: &Lab, user: &str) -> BTreeSet<String> {
     let sessions = lab.run("ceph", &["tell", "mon.a", "sessions"]);
     let sessions: serde_json::Value = serde_json::from_str(&sessions).unwrap();
     let of_user = sessions.as_array().unwrap().iter().filter(|session| {
-        session["entity_name"] == format!("client.{user}") || session["name"].to_string().contains(user)
+        session["entity_name"] == format!("client.{user}")
+            || session["name"].to_string().contains(user)
     });
     of_user
         .map(|session| {
@@ -161,7 +174,10 @@ async fn a_blocklisted_driver_connects_anew_and_leaves_the_entry() {
     }
     assert!(refused <= 1, "{refused} requests were refused");
     is_back(&driver, &class, "blocklisted").await;
-    assert!(lab.run("ceph", &["osd", "blocklist", "ls"]).contains(address.split(':').next_back().unwrap()));
+    assert!(
+        lab.run("ceph", &["osd", "blocklist", "ls"])
+            .contains(address.split(':').next_back().unwrap())
+    );
     delete(&driver, &class, &id).await.unwrap();
     drop(driver);
     lab.run("ceph", &["osd", "blocklist", "rm", address]);
@@ -179,7 +195,8 @@ async fn a_pool_at_its_quota_refuses_leaves_nothing_and_lets_users_delete() {
     let driver = Driver::controller_for(&lab);
     let kept = create(&driver, &class, "kept").await.unwrap();
     ceph(&["osd", "pool", "set-quota", "small", "max_objects", "1"]);
-    let is_full = |lab: &Lab| lab.run("ceph", &["osd", "pool", "ls", "detail"]).contains("full_quota");
+    let is_full =
+        |lab: &Lab| lab.run("ceph", &["osd", "pool", "ls", "detail"]).contains("full_quota");
     wait_until("the quota is noticed", || if is_full(&lab) { Ok(()) } else { Err(()) });
     let pool = || lab.connect().pool("small", "").unwrap();
     // Of the driver's records an empty object may stay.
@@ -205,7 +222,9 @@ async fn a_pool_at_its_quota_refuses_leaves_nothing_and_lets_users_delete() {
         ..ControllerExpandVolumeRequest::default()
     };
     // Growing may take no new object, and then it is done.
-    if let Err(status) = driver.controller().await.controller_expand_volume(within(30, expand)).await {
+    if let Err(status) =
+        driver.controller().await.controller_expand_volume(within(30, expand)).await
+    {
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     }
     delete(&driver, &class, &kept).await.unwrap();
@@ -228,7 +247,8 @@ async fn a_full_cluster_refuses_leaves_nothing_and_lets_users_delete() {
     let class = Class::new(&lab, &namespace.name);
     let driver = Driver::controller_for(&lab);
     let kept = create(&driver, &class, "kept").await.unwrap();
-    let inject = |lab: &Lab, what: &str| drop(lab.run("ceph", &["tell", "osd.0", "injectfull", what]));
+    let inject =
+        |lab: &Lab, what: &str| drop(lab.run("ceph", &["tell", "osd.0", "injectfull", what]));
     let end = |lab: &crate::common::OwnLab| inject(lab, "none");
     let fault = Fault::new(&lab, &|lab| inject(lab, "full"), &end);
     let is_full = |lab: &Lab| {
@@ -300,7 +320,10 @@ async fn the_watch_of_a_dead_client_delays_a_deletion_but_not_for_ever() {
         assert!(killed.elapsed() < PATIENCE, "still watched");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    println!("watch of a dead client: deleted {:.1} s after its death", killed.elapsed().as_secs_f64());
+    println!(
+        "watch of a dead client: deleted {:.1} s after its death",
+        killed.elapsed().as_secs_f64()
+    );
     lab.run("ceph", &["config", "rm", "osd", "osd_client_watch_timeout"]);
     namespace.assert_nothing_is_left();
 }
@@ -326,11 +349,15 @@ async fn a_volume_whose_lock_another_client_holds_is_expanded_and_snapshotted() 
     };
     controller.controller_expand_volume(within(30, expand)).await.unwrap();
     image.write_at(MIB.unsigned_abs(), b"beyond").unwrap();
-    let snapshot = controller.create_snapshot(within(30, class.create_snapshot("s", &id))).await.unwrap();
+    let snapshot =
+        controller.create_snapshot(within(30, class.create_snapshot("s", &id))).await.unwrap();
     let snapshot = snapshot.into_inner().snapshot.unwrap();
     assert_eq!(snapshot.size_bytes, 2 * MIB);
     image.write_at(0, b"after.").unwrap();
-    controller.delete_snapshot(within(30, class.delete_snapshot(&snapshot.snapshot_id))).await.unwrap();
+    controller
+        .delete_snapshot(within(30, class.delete_snapshot(&snapshot.snapshot_id)))
+        .await
+        .unwrap();
     assert_eq!(delete(&driver, &class, &id).await.unwrap_err().code(), Code::FailedPrecondition);
     drop(image);
     delete(&driver, &class, &id).await.unwrap();
@@ -343,8 +370,8 @@ async fn a_key_of_an_unknown_type_is_said_to_be_one() {
     let lab = Lab::from_environment();
     let driver = Driver::controller_for(&lab);
     // Type 7 instead of 1, 16 bytes long.
-    let class =
-        Class::new(&lab, "ns").of_user(&lab.user, &Key::new("BwCU0ARnAAAAABAAfK8wbqI8hcGyMdBbOSGrqg=="));
+    let class = Class::new(&lab, "ns")
+        .of_user(&lab.user, &Key::new("BwCU0ARnAAAAABAAfK8wbqI8hcGyMdBbOSGrqg=="));
     let status = create(&driver, &class, "v").await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
     assert!(status.message().contains("does not know the type of the key"), "{}", status.message());

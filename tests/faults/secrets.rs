@@ -1,9 +1,9 @@
-//! A key and a token that can be told from all others go through every RPC, at trace level, in success and in failure; then they
-//! are looked for in everything that others can read.
+//! A key and a token that can be told from all others go through every RPC, at trace level, in
+//! success and in failure; then they are looked for in everything that others can read.
 //!
-//! The key is what the CSI specification calls a secret. The token stands for what it does not: the service-account tokens that
-//! kubelet puts into a volume's context (CVE-2023-2878, CVE-2024-3744). So a request that is logged as it is shows here,
-//! though its secrets are redacted.
+//! The key is what the CSI specification calls a secret. The token stands for what it does not: the
+//! service-account tokens that kubelet puts into a volume's context (CVE-2023-2878, CVE-2024-3744).
+//! So a request that is logged as it is shows here, though its secrets are redacted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -20,7 +20,9 @@ use cinderblock::csi::proto::snapshot_metadata_client::SnapshotMetadataClient;
 use cinderblock::csi::proto::*;
 use cinderblock::rbd::Key;
 use prost_reflect::prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MethodDescriptor, Value};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MethodDescriptor, Value,
+};
 use tonic::Request;
 
 use crate::common::bytes::Bytes;
@@ -35,7 +37,8 @@ const TOKEN: &str = "eyCanaryTokenOfAServiceAccount";
 struct Marks(Vec<String>);
 
 impl Marks {
-    /// The token and the key, the latter without its first characters, which all keys have in common, and as base64.
+    /// The token and the key, the latter without its first characters, which all keys have in
+    /// common, and as base64.
     fn of(key: &Key) -> Marks {
         Marks(vec![
             TOKEN.to_string(),
@@ -67,14 +70,16 @@ struct Watch {
 
 impl Watch {
     fn begin(marks: Marks) -> Watch {
-        let (stop, found) = (Arc::<AtomicBool>::default(), Arc::<Mutex<BTreeSet<String>>>::default());
+        let (stop, found) =
+            (Arc::<AtomicBool>::default(), Arc::<Mutex<BTreeSet<String>>>::default());
         let (stopped, seen) = (stop.clone(), found.clone());
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 for process in std::fs::read_dir("/proc").unwrap().flatten() {
                     for file in ["cmdline", "environ"] {
                         let path = process.path().join(file);
-                        // What is no process has no such file; one that has ended meanwhile neither.
+                        // What is no process has no such file; one that has ended meanwhile
+                        // neither.
                         if std::fs::read(&path).is_ok_and(|bytes| marks.are_in(&bytes)) {
                             seen.lock().unwrap().insert(path.display().to_string());
                         }
@@ -99,15 +104,17 @@ fn methods() -> Vec<MethodDescriptor> {
     pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()).collect()
 }
 
-/// A message with every field set: strings and paths to `text`, secrets to `secrets`, contexts to hold the token.
+/// A message with every field set: strings and paths to `text`, secrets to `secrets`, contexts to
+/// hold the token.
 fn filled(
     descriptor: &prost_reflect::MessageDescriptor,
     text: &str,
     secrets: &BTreeMap<String, String>,
 ) -> DynamicMessage {
     let map = |entries: &BTreeMap<String, String>| {
-        let entry =
-            |(key, value): (&String, &String)| (MapKey::String(key.clone()), Value::String(value.clone()));
+        let entry = |(key, value): (&String, &String)| {
+            (MapKey::String(key.clone()), Value::String(value.clone()))
+        };
         Value::Map(entries.iter().map(entry).collect::<HashMap<_, _>>())
     };
     let tokens = BTreeMap::from([(TOKENS.to_string(), TOKEN.to_string())]);
@@ -124,7 +131,8 @@ fn filled(
             let of_secrets = field.name().contains("secret");
             message.set_field(&field, map(if of_secrets { secrets } else { &tokens }));
         } else if let Some(value) = value(&field) {
-            message.set_field(&field, if field.is_list() { Value::List(vec![value]) } else { value });
+            message
+                .set_field(&field, if field.is_list() { Value::List(vec![value]) } else { value });
         }
     }
     message
@@ -151,7 +159,8 @@ async fn provoke(driver: &Driver, text: &str, secrets: &BTreeMap<String, String>
     answers
 }
 
-/// The life of a volume on both sides, with the token wherever a context is taken. Each RPC must succeed; gives all answers.
+/// The life of a volume on both sides, with the token wherever a context is taken. Each RPC must
+/// succeed; gives all answers.
 async fn live(driver: &Driver, class: &Class) -> String {
     let mut answers = String::new();
     let mut controller = driver.controller().await;
@@ -175,7 +184,8 @@ async fn live(driver: &Driver, class: &Class) -> String {
         context.insert(TOKENS.to_string(), TOKEN.to_string());
         context
     };
-    let volume = ask!(controller.create_volume, class.create_volume("canary", 16 * MIB)).volume.unwrap();
+    let volume =
+        ask!(controller.create_volume, class.create_volume("canary", 16 * MIB)).volume.unwrap();
     let id = || volume.volume_id.clone();
     let volume_context = with_token(&volume.volume_context);
     let publish = ControllerPublishVolumeRequest {
@@ -227,7 +237,8 @@ async fn live(driver: &Driver, class: &Class) -> String {
         ..NodePublishVolumeRequest::default()
     };
     ask!(node.node_publish_volume, publish);
-    // Before the volume grows: growing a mounted ext4 takes a capability that not every machine gives.
+    // Before the volume grows: growing a mounted ext4 takes a capability that not every machine
+    // gives.
     let expand = NodeExpandVolumeRequest {
         volume_id: id(),
         volume_path: target.clone(),
@@ -253,7 +264,8 @@ async fn live(driver: &Driver, class: &Class) -> String {
 
     let mut snapshots = Vec::new();
     for name in ["older", "newer"] {
-        let snapshot = ask!(controller.create_snapshot, class.create_snapshot(name, &volume.volume_id));
+        let snapshot =
+            ask!(controller.create_snapshot, class.create_snapshot(name, &volume.volume_id));
         snapshots.push(snapshot.snapshot.unwrap().snapshot_id);
     }
     let get = GetSnapshotRequest { snapshot_id: snapshots[0].clone(), secrets: secrets() };
@@ -291,14 +303,16 @@ async fn live(driver: &Driver, class: &Class) -> String {
     };
     let group = ask!(groups.create_volume_group_snapshot, group).group_snapshot.unwrap();
     let group_snapshot_id = group.group_snapshot_id;
-    let snapshot_ids: Vec<_> = group.snapshots.into_iter().map(|snapshot| snapshot.snapshot_id).collect();
+    let snapshot_ids: Vec<_> =
+        group.snapshots.into_iter().map(|snapshot| snapshot.snapshot_id).collect();
     let get = GetVolumeGroupSnapshotRequest {
         group_snapshot_id: group_snapshot_id.clone(),
         snapshot_ids: snapshot_ids.clone(),
         secrets: secrets(),
     };
     ask!(groups.get_volume_group_snapshot, get);
-    let delete = DeleteVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets: secrets() };
+    let delete =
+        DeleteVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets: secrets() };
     ask!(groups.delete_volume_group_snapshot, delete);
 
     let unpublish = NodeUnpublishVolumeRequest { volume_id: id(), target_path: target };
@@ -307,8 +321,11 @@ async fn live(driver: &Driver, class: &Class) -> String {
         node.node_unstage_volume,
         NodeUnstageVolumeRequest { volume_id: id(), staging_target_path: staging }
     );
-    let unpublish =
-        ControllerUnpublishVolumeRequest { volume_id: id(), node_id: "n1".into(), secrets: secrets() };
+    let unpublish = ControllerUnpublishVolumeRequest {
+        volume_id: id(),
+        node_id: "n1".into(),
+        secrets: secrets(),
+    };
     ask!(controller.controller_unpublish_volume, unpublish);
     for snapshot in &snapshots {
         ask!(controller.delete_snapshot, class.delete_snapshot(snapshot));
@@ -340,8 +357,8 @@ fn files(folder: &Path, except: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Ends the daemons of a test that failed and takes down its mounts, before its images go: a daemon without its image hangs, and
-/// with it whoever unmounts.
+/// Ends the daemons of a test that failed and takes down its mounts, before its images go: a daemon
+/// without its image hangs, and with it whoever unmounts.
 struct Attached(PathBuf, PathBuf);
 
 impl Drop for Attached {
@@ -372,7 +389,8 @@ impl Drop for Attached {
 async fn no_key_and_no_token_is_seen_anywhere() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
-    let capabilities = ["mon", "profile rbd", "osd", "profile rbd pool=rbd", "mgr", "profile rbd pool=rbd"];
+    let capabilities =
+        ["mon", "profile rbd", "osd", "profile rbd pool=rbd", "mgr", "profile rbd pool=rbd"];
     let (user, key) = lab.user("canary", &capabilities);
     let marks = Marks::of(&key);
     let watch = Watch::begin(marks.clone());
@@ -411,9 +429,12 @@ async fn no_key_and_no_token_is_seen_anywhere() {
         secrets_of(&user, &malformed),
         without_user,
     ] {
-        for text in
-            [String::new(), "/no/such/path".into(), format!("{place}/csi-x"), format!("{place}/1@csi-x")]
-        {
+        for text in [
+            String::new(),
+            "/no/such/path".into(),
+            format!("{place}/csi-x"),
+            format!("{place}/1@csi-x"),
+        ] {
             answers += &provoke(&driver, &text, &secrets).await;
         }
     }
@@ -422,15 +443,20 @@ async fn no_key_and_no_token_is_seen_anywhere() {
         let name = method.name();
         let takes_secrets = method.input().fields().any(|field| field.name().contains("secret"));
         let is_served = !answers.lines().any(|line| {
-            line.split(' ').next().is_some_and(|path| path.ends_with(name)) && line.contains("Unimplemented")
+            line.split(' ').next().is_some_and(|path| path.ends_with(name))
+                && line.contains("Unimplemented")
         });
-        assert!(!takes_secrets || !is_served || succeeded.contains(name), "{name} was not seen to succeed");
+        assert!(
+            !takes_secrets || !is_served || succeeded.contains(name),
+            "{name} was not seen to succeed"
+        );
     }
     assert!(answers.contains("Unauthenticated") && answers.contains("check userID and userKey"));
 
     let found = watch.end();
     assert!(found.is_empty(), "a process shows a secret: {found:?}");
-    let shown = |text: &str| text.lines().find(|line| marks.are_in(line.as_bytes())).map(str::to_owned);
+    let shown =
+        |text: &str| text.lines().find(|line| marks.are_in(line.as_bytes())).map(str::to_owned);
     assert_eq!(shown(&answers), None, "an answer holds a secret");
     driver.terminate();
     assert_eq!(shown(&driver.log()), None, "the log holds a secret");

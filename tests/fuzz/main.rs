@@ -1,9 +1,11 @@
-//! Bytes thrown at everything that reads what comes from outside ([`cinderblock::fuzz`]): none panics, none needs more memory
-//! than its input explains, and what is understood is printed in a form that is understood as the same.
+//! Bytes thrown at everything that reads what comes from outside ([`cinderblock::fuzz`]): none
+//! panics, none needs more memory than its input explains, and what is understood is printed in a
+//! form that is understood as the same.
 //!
-//! Inputs are mutations of ones that are understood: bits, bytes and numbers changed, parts repeated, moved, joined with others.
-//! `FUZZ_CASES` says how many there are in all (50 000), `FUZZ_SEED` where the random numbers begin; the seed is printed,
-//! and an input that breaks something is, too. `make test-fuzz` runs ten million.
+//! Inputs are mutations of ones that are understood: bits, bytes and numbers changed, parts
+//! repeated, moved, joined with others. `FUZZ_CASES` says how many there are in all (50 000),
+//! `FUZZ_SEED` where the random numbers begin; the seed is printed, and an input that breaks
+//! something is, too. `make test-fuzz` runs ten million.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "a report")]
@@ -28,12 +30,14 @@ static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
 const INPUT_BYTES: usize = 64 << 10;
 /// Bytes that reading one input may need: the process is given no more, and dies if it wants it.
 const MEMORY_BYTES: usize = 32 << 20;
-/// How long reading one input may take. Enough for a machine that is busy; quadratic work takes longer.
+/// How long reading one input may take. Enough for a machine that is busy; quadratic work takes
+/// longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    // As libtest does when asked for tests there are not: `cargo test words` runs those of other targets.
+    // As libtest does when asked for tests there are not: `cargo test words` runs those of other
+    // targets.
     if std::env::args().skip(1).any(|word| !word.starts_with('-') && !"fuzz".contains(&word)) {
         return;
     }
@@ -167,7 +171,8 @@ fn mutate_once(input: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
             let number = random.pick(&["0", "-1", "99999999999999999999", "4294967296", "1.5", ""]);
             let digits = |place: usize| input.get(place).is_some_and(u8::is_ascii_digit);
             if let Some(first) = (at..input.len()).find(|place| digits(*place)) {
-                let last = (first..input.len()).find(|place| !digits(*place)).unwrap_or(input.len());
+                let last =
+                    (first..input.len()).find(|place| !digits(*place)).unwrap_or(input.len());
                 drop(input.splice(first..last, number.bytes()));
             }
         }

@@ -1,6 +1,7 @@
-//! What a kernel and a mounter take: the rows of "Kernels" in docs/reference/compatibility.md, and what a user reads where
-//! they do not go together with a cluster of Ceph 20. tests/guest-kernels.sh runs these tests, each by its name, and has made the
-//! images, the user `csi` with a key of the type aes256k, and `csi-aes` with one of the kind aes.
+//! What a kernel and a mounter take: the rows of "Kernels" in docs/reference/compatibility.md, and
+//! what a user reads where they do not go together with a cluster of Ceph 20.
+//! tests/guest-kernels.sh runs these tests, each by its name, and has made the images, the user
+//! `csi` with a key of the type aes256k, and `csi-aes` with one of the kind aes.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -11,8 +12,9 @@ use cinderblock::node::{Access, Error, Result};
 
 use crate::lab::{Volume, mounter_name, run, variable};
 
-/// The images for krbd, each named by the feature it was made for, and a clone of format 2. For librbd,
-/// which knows them all, there is one with all these features, `all`: a process takes long to start here.
+/// The images for krbd, each named by the feature it was made for, and a clone of format 2. For
+/// librbd, which knows them all, there is one with all these features, `all`: a process takes long
+/// to start here.
 const IMAGES: [&str; 9] = [
     "layering",
     "exclusive-lock",
@@ -47,7 +49,8 @@ fn key_of(user: &str) -> String {
     std::fs::read_to_string(Path::new(&variable("LAB_DIR")).join(format!("{user}.key"))).unwrap()
 }
 
-/// Stages `volume`, writes to its device and reads that back, past the kernel's cache, and unstages it.
+/// Stages `volume`, writes to its device and reads that back, past the kernel's cache, and unstages
+/// it.
 fn use_it(volume: &Volume) -> Result<()> {
     let key = key_of(volume.image.user.as_ref().unwrap());
     // As kubelet does: on a busy machine a connection may take longer than the driver waits for it.
@@ -59,13 +62,18 @@ fn use_it(volume: &Volume) -> Result<()> {
         }
     }
     let device = format!("/dev/{}", volume.device());
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_DIRECT).open(device).unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_DIRECT)
+        .open(device)
+        .unwrap();
     let mut room = vec![0; 2 * PAGE];
     let start = room.as_ptr().align_offset(PAGE);
     let page = &mut room[start..start + PAGE];
     // Other bytes each time, and not those of the staging before.
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    let seed =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
     let written: Vec<u8> =
         (0..PAGE).map(|place| seed.to_le_bytes()[place % 4] ^ place.to_le_bytes()[0]).collect();
     page.copy_from_slice(&written);
@@ -83,7 +91,11 @@ fn use_it(volume: &Volume) -> Result<()> {
 fn refusal(volume: &Volume) -> Error {
     let error = use_it(volume).expect_err("it is not refused");
     volume.assert_nothing_on_the_node();
-    println!("{} of {}: {error:?}", mounter_name(), volume.image.user.as_deref().unwrap_or_default());
+    println!(
+        "{} of {}: {error:?}",
+        mounter_name(),
+        volume.image.user.as_deref().unwrap_or_default()
+    );
     let key = key_of(volume.image.user.as_ref().unwrap());
     assert!(!error.to_string().contains(&key), "{error}");
     error
@@ -161,7 +173,8 @@ fn row() {
 fn assert_names_an_aes_user(error: &Error) {
     let command = "ceph auth get-or-create client.csi-aes mon 'profile rbd' osd 'profile rbd pool=rbd' mgr 'profile rbd pool=rbd' \
                    --key_type aes";
-    let told = |text: &str| text.contains("aes256k, as client.csi has one") && text.ends_with(command);
+    let told =
+        |text: &str| text.contains("aes256k, as client.csi has one") && text.ends_with(command);
     assert!(matches!(error, Error::FailedPrecondition(text) if told(text)), "{error}");
 }
 
@@ -172,7 +185,8 @@ fn a_key_too_new_for_the_kernel() {
     assert_names_an_aes_user(&error);
     assert!(error.to_string().contains("mounter to rbd-nbd or fuse"), "{error}");
 
-    // What a container's system call filter does to others, the limit on keys does here: krbd gets the key in its line.
+    // What a container's system call filter does to others, the limit on keys does here: krbd gets
+    // the key in its line.
     let limit = std::fs::read_to_string(KEY_LIMIT).unwrap();
     std::fs::write(KEY_LIMIT, "1").unwrap();
     let outcome = use_it(&volume("layering", "csi", None));
@@ -226,7 +240,8 @@ fn a_cluster_that_insists_on_encryption() {
         ceph(&["config", "set", "global", mode, "secure"]);
     }
     // Of mapOptions, these are krbd's alone.
-    let asked = if is_rbd() { &["prefer-crc", "secure", "crc", "legacy"][..] } else { &["prefer-crc"] };
+    let asked =
+        if is_rbd() { &["prefer-crc", "secure", "crc", "legacy"][..] } else { &["prefer-crc"] };
     let outcomes: Vec<_> = asked
         .iter()
         .map(|mode| {
@@ -241,7 +256,9 @@ fn a_cluster_that_insists_on_encryption() {
         println!("{} {mode}: {outcome:?}", mounter_name());
         if mode == "crc" {
             let error = outcome.unwrap_err();
-            let told = |text: &str| text.contains("ms_service_mode") && text.contains("take ms_mode=crc off");
+            let told = |text: &str| {
+                text.contains("ms_service_mode") && text.contains("take ms_mode=crc off")
+            };
             assert!(matches!(&error, Error::Unauthenticated(text) if told(text)), "{error}");
         } else {
             outcome.unwrap();

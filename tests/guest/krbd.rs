@@ -1,4 +1,5 @@
-//! The mounter `rbd`: what it refuses before it maps, what the kernel refuses, clusters that do not answer, and where the key is.
+//! The mounter `rbd`: what it refuses before it maps, what the kernel refuses, clusters that do not
+//! answer, and where the key is.
 
 use std::fs;
 use std::path::Path;
@@ -38,7 +39,9 @@ fn a_feature_krbd_lacks_is_told_before_anything_is_mapped() {
     let (done, text) = rbd(&["feature", "enable", &image, "journaling"]);
     assert!(done, "{text}");
     let error = volume.stage().unwrap_err();
-    let told = |text: &str| text.contains("the features journaling") && text.contains("mounter to rbd-nbd");
+    let told = |text: &str| {
+        text.contains("the features journaling") && text.contains("mounter to rbd-nbd")
+    };
     assert!(matches!(&error, Error::FailedPrecondition(text) if told(text)), "{error}");
     volume.assert_nothing_on_the_node();
     assert!(rbd(&["feature", "disable", &image, "journaling"]).0);
@@ -65,7 +68,10 @@ fn an_option_the_kernel_does_not_take_is_told() {
     let mut volume = Volume::new(16, Access::Block);
     volume.map_options = Some("alloc_size=7".into());
     let error = volume.stage().unwrap_err();
-    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains("mapOptions")), "{error}");
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains("mapOptions")),
+        "{error}"
+    );
     volume.assert_nothing_on_the_node();
     volume.finish();
 }
@@ -94,8 +100,12 @@ fn options_and_protocols_are_those_of_the_class() {
 fn writable_volumes_have_clients_of_their_own_and_read_only_ones_may_share() {
     let read_only = AccessMode::MultiNodeReaderOnly;
     let writable = AccessMode::SingleNodeMultiWriter;
-    let kinds =
-        [(None, writable), (Some("share"), writable), (Some("share"), read_only), (Some("share"), read_only)];
+    let kinds = [
+        (None, writable),
+        (Some("share"), writable),
+        (Some("share"), read_only),
+        (Some("share"), read_only),
+    ];
     let volumes = kinds.map(|(options, mode)| {
         let mut volume = Volume::new(16, Access::Block);
         volume.map_options = options.map(str::to_owned);
@@ -103,8 +113,12 @@ fn writable_volumes_have_clients_of_their_own_and_read_only_ones_may_share() {
         volume.stage().unwrap();
         volume
     });
-    let clients: Vec<_> = volumes.iter().map(|volume| attribute(&volume.device(), "client_id")).collect();
-    assert!(clients[0] != clients[1] && clients[1] != clients[2] && clients[2] == clients[3], "{clients:?}");
+    let clients: Vec<_> =
+        volumes.iter().map(|volume| attribute(&volume.device(), "client_id")).collect();
+    assert!(
+        clients[0] != clients[1] && clients[1] != clients[2] && clients[2] == clients[3],
+        "{clients:?}"
+    );
     for volume in volumes {
         volume.unstage().unwrap();
         volume.finish();
@@ -117,7 +131,9 @@ fn the_key_is_in_the_mapping_processes_keyring_and_nowhere_else() {
     volume.stage().unwrap();
     let line = attribute(&volume.device(), "config_info");
     assert!(line.contains(",key=cinderblock-") && !line.contains(&key()), "{line}");
-    wait_until("the keyring to go", || !fs::read_to_string("/proc/keys").unwrap().contains("cinderblock-"));
+    wait_until("the keyring to go", || {
+        !fs::read_to_string("/proc/keys").unwrap().contains("cinderblock-")
+    });
     volume.unstage().unwrap();
     volume.finish();
 }
@@ -156,7 +172,8 @@ fn an_image_somebody_else_has_mapped_is_refused() {
     let told = |text: &str| text.contains(&format!("/dev/{foreign} and not by this driver"));
     assert!(matches!(&error, Error::FailedPrecondition(text) if told(text)), "{error}");
     assert_eq!(volume.devices(), [foreign.clone()], "only the other mapping is left");
-    fs::write(Path::new(BUS).join("remove_single_major"), foreign.trim_start_matches("rbd")).unwrap();
+    fs::write(Path::new(BUS).join("remove_single_major"), foreign.trim_start_matches("rbd"))
+        .unwrap();
     volume.stage().unwrap();
     volume.unstage().unwrap();
     volume.finish();

@@ -1,5 +1,5 @@
-//! What only a kernel with krbd and nbd can show. It runs in a guest (tests/guest.sh), one test after the other, on the lab of
-//! tests/node with NODE_MOUNTER telling the mounter.
+//! What only a kernel with krbd and nbd can show. It runs in a guest (tests/guest.sh), one test
+//! after the other, on the lab of tests/node with NODE_MOUNTER telling the mounter.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 

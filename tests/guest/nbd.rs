@@ -1,4 +1,5 @@
-//! The mounter `rbd-nbd`: images krbd does not take, and its process may go and come back under I/O.
+//! The mounter `rbd-nbd`: images krbd does not take, and its process may go and come back under
+//! I/O.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;

@@ -85,7 +85,8 @@ where
             legal(rpc, &status, matches!(patience, Patience::Deadline(_)));
             let held = status.code() == Code::Aborted && status.message().contains(" holds ");
             let open =
-                matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled | Code::Aborted) && !held;
+                matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled | Code::Aborted)
+                    && !held;
             if open { Outcome::Open } else { Outcome::Refused(status) }
         }
     }
@@ -133,7 +134,8 @@ fn origin(field: &Field, random: &mut Random) -> (Origin, Option<Name>) {
 async fn create_volume(field: &Field, random: &mut Random, number: usize) -> Vec<(Name, What)> {
     let (origin, source) = origin(field, random);
     let message = field.create_volume(number, &origin);
-    let wanted = (message.capacity_range.unwrap().required_bytes, message.volume_content_source.clone());
+    let wanted =
+        (message.capacity_range.unwrap().required_bytes, message.volume_content_source.clone());
     let request = format!("{origin:?}");
     let mut controller = field.controller();
     let call = async |message| controller.create_volume(message).await;
@@ -153,8 +155,11 @@ async fn create_volume(field: &Field, random: &mut Random, number: usize) -> Vec
         Outcome::Refused(status) => match status.code() {
             Code::AlreadyExists => vec![(name, What::Taken { request })],
             Code::NotFound => {
-                let source = source.unwrap_or_else(|| panic!("the golden volume is gone: {status:?}"));
-                let (Origin::Volume(id) | Origin::Snapshot(id)) = origin else { panic!("{status:?}") };
+                let source =
+                    source.unwrap_or_else(|| panic!("the golden volume is gone: {status:?}"));
+                let (Origin::Volume(id) | Origin::Snapshot(id)) = origin else {
+                    panic!("{status:?}")
+                };
                 vec![(source, What::Absent { id })]
             }
             _ => vec![(name, What::Nothing)],
@@ -230,7 +235,8 @@ async fn look_at_volume(field: &Field, number: usize) -> What {
 
 async fn look_at_snapshot(field: &Field, number: usize) -> Vec<(Name, What)> {
     let Some(id) = field.snapshots.lock().unwrap().get(&number).cloned() else { return Vec::new() };
-    let message = GetSnapshotRequest { snapshot_id: id.clone(), secrets: field.class.secrets.clone() };
+    let message =
+        GetSnapshotRequest { snapshot_id: id.clone(), secrets: field.class.secrets.clone() };
     let mut controller = field.controller();
     let call = async |message| controller.get_snapshot(message).await;
     let what = match ask("GetSnapshot", Patience::Ample, message, call).await {

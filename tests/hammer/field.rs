@@ -11,7 +11,9 @@ use cinderblock::rbd::{ImageKey, OpenMode, Pool};
 use tokio::sync::RwLock;
 use tonic::transport::Channel;
 
-use super::common::driver::{Class, Driver, MIB, from_snapshot, from_volume, lab_config_with_own_user};
+use super::common::driver::{
+    Class, Driver, MIB, from_snapshot, from_volume, lab_config_with_own_user,
+};
 use super::common::{Lab, Namespace};
 use super::history::Event;
 
@@ -67,7 +69,8 @@ impl Field {
         let image = pool.open_image(ImageKey::Name("csi-golden"), OpenMode::ReadWrite).unwrap();
         image.write_at(0, &pattern()).unwrap();
         drop(image);
-        let snapshot = controller.create_snapshot(class.create_snapshot("golden", &golden)).await.unwrap();
+        let snapshot =
+            controller.create_snapshot(class.create_snapshot("golden", &golden)).await.unwrap();
         Field {
             count,
             drivers: Mutex::new(drivers),
@@ -96,8 +99,9 @@ impl Field {
         ControllerClient::new(self.drivers.lock().unwrap()[number].1.clone())
     }
 
-    /// Starts drivers anew that librbd has aborted: one handle of an image is closed while it works for one of the other driver, see
-    /// `src/rbd/ceph/shared.rs`. No other end is forgiven, and none of a driver that works alone.
+    /// Starts drivers anew that librbd has aborted: one handle of an image is closed while it works
+    /// for one of the other driver, see `src/rbd/ceph/shared.rs`. No other end is forgiven, and
+    /// none of a driver that works alone.
     pub async fn keep_alive(&self) {
         loop {
             for number in 0..self.count {
@@ -106,7 +110,11 @@ impl Field {
                 }
                 {
                     let drivers = self.drivers.lock().unwrap();
-                    assert!(self.count > 1, "the only driver has ended: {}", drivers[number].0.log());
+                    assert!(
+                        self.count > 1,
+                        "the only driver has ended: {}",
+                        drivers[number].0.log()
+                    );
                 }
                 let fresh = start(&self.config).await;
                 let (old, _) = std::mem::replace(&mut self.drivers.lock().unwrap()[number], fresh);

@@ -11,10 +11,12 @@
 //! | ValidateVolumeCapabilities, GetSnapshot | NOT_FOUND; never ABORTED |
 //! | any, with a short deadline | DEADLINE_EXCEEDED, CANCELLED |
 //!
-//! INTERNAL, UNKNOWN and UNAVAILABLE are never legal, and neither is the claim that an image was made by somebody else.
+//! INTERNAL, UNKNOWN and UNAVAILABLE are never legal, and neither is the claim that an image was
+//! made by somebody else.
 //!
-//! And of those since all stood still, for each name ([`check`]). A call takes effect at one moment between its beginning and
-//! its end; one that was given up, or was told ABORTED in the middle of its work, takes effect whenever it likes, or never:
+//! And of those since all stood still, for each name ([`check`]). A call takes effect at one moment
+//! between its beginning and its end; one that was given up, or was told ABORTED in the middle of
+//! its work, takes effect whenever it likes, or never:
 //!
 //! 1. Two creations that found different things have a deletion of the first between them.
 //! 2. What was created is absent only after a deletion that began since.
@@ -93,7 +95,8 @@ impl Event {
     }
 }
 
-/// Fails when a status is none that `rpc` may give while the cluster is well. `short` is a call with a deadline it may miss.
+/// Fails when a status is none that `rpc` may give while the cluster is well. `short` is a call
+/// with a deadline it may miss.
 pub fn legal(rpc: &str, status: &Status, short: bool) {
     let code = status.code();
     let message = status.message();
@@ -103,13 +106,17 @@ pub fn legal(rpc: &str, status: &Status, short: bool) {
                 && !message.contains("another tool made")
         }
         "DeleteVolume" => {
-            code == Code::Aborted || code == Code::FailedPrecondition && message.contains("is open at")
+            code == Code::Aborted
+                || code == Code::FailedPrecondition && message.contains("is open at")
         }
         "DeleteSnapshot" => code == Code::Aborted,
         _ => code == Code::NotFound,
     };
     let late = short && matches!(code, Code::DeadlineExceeded | Code::Cancelled);
-    assert!((wanted || late) && status.details().is_empty() && !message.is_empty(), "{rpc}: {status:?}");
+    assert!(
+        (wanted || late) && status.details().is_empty() && !message.is_empty(),
+        "{rpc}: {status:?}"
+    );
 }
 
 /// Fails when the answers contradict each other.
@@ -135,7 +142,10 @@ fn check_one(event: &Event, events: &[&Event]) {
             for first in earlier() {
                 if let What::Made { identity: other, id, .. } = &first.what {
                     let fine = other == identity || deleted_since(first, id);
-                    assert!(fine, "rule 1: two incarnations and no deletion:\n{first:?}\n{event:?}");
+                    assert!(
+                        fine,
+                        "rule 1: two incarnations and no deletion:\n{first:?}\n{event:?}"
+                    );
                 }
             }
         }
@@ -173,7 +183,9 @@ fn check_one(event: &Event, events: &[&Event]) {
 }
 
 fn made_since(events: &[&Event], first: &Event, last: &Event, by: impl Fn(&str) -> bool) -> bool {
-    events.iter().any(|other| other.creates().is_some_and(&by) && other.may_lie_between(first, last))
+    events
+        .iter()
+        .any(|other| other.creates().is_some_and(&by) && other.may_lie_between(first, last))
 }
 
 /// How much was done.
@@ -215,8 +227,12 @@ mod tests {
     fn history(events: Vec<(u64, u64, What)>) -> Vec<Event> {
         let start = Instant::now();
         let at = |moment| start + Duration::from_millis(moment);
-        let event =
-            |(begun, ended, what)| Event { name: Name::Volume(0), what, begun: at(begun), ended: at(ended) };
+        let event = |(begun, ended, what)| Event {
+            name: Name::Volume(0),
+            what,
+            begun: at(begun),
+            ended: at(ended),
+        };
         events.into_iter().map(event).collect()
     }
 
@@ -236,8 +252,16 @@ mod tests {
             vec![(0, 1, made("a", "1")), (2, 3, made("a", "1"))],
             vec![(0, 1, made("a", "1")), (2, 3, deleted()), (4, 5, made("b", "2"))],
             vec![(0, 9, made("a", "1")), (1, 8, made("b", "2"))],
-            vec![(0, 1, made("a", "1")), (2, 3, What::MaybeDeleted { id: "v".into() }), (8, 9, absent())],
-            vec![(0, 1, deleted()), (0, 1, What::MaybeMade { request: "a".into() }), (8, 9, present())],
+            vec![
+                (0, 1, made("a", "1")),
+                (2, 3, What::MaybeDeleted { id: "v".into() }),
+                (8, 9, absent()),
+            ],
+            vec![
+                (0, 1, deleted()),
+                (0, 1, What::MaybeMade { request: "a".into() }),
+                (8, 9, present()),
+            ],
             vec![(0, 1, made("a", "1")), (2, 3, What::Taken { request: "b".into() })],
         ] {
             check(&history(events));
@@ -250,9 +274,17 @@ mod tests {
             vec![(0, 1, made("a", "1")), (2, 3, made("a", "2"))],
             vec![(0, 1, deleted()), (2, 3, made("a", "1")), (4, 5, made("a", "2"))],
             vec![(0, 1, made("a", "1")), (2, 3, What::Absent { id: "v".into() })],
-            vec![(0, 1, made("a", "1")), (2, 3, deleted()), (4, 5, What::Present { id: "v".into() })],
+            vec![
+                (0, 1, made("a", "1")),
+                (2, 3, deleted()),
+                (4, 5, What::Present { id: "v".into() }),
+            ],
             vec![(0, 1, made("a", "1")), (2, 3, What::Taken { request: "a".into() })],
-            vec![(0, 1, made("a", "1")), (2, 3, deleted()), (4, 5, What::Taken { request: "b".into() })],
+            vec![
+                (0, 1, made("a", "1")),
+                (2, 3, deleted()),
+                (4, 5, What::Taken { request: "b".into() }),
+            ],
         ] {
             let events = history(events);
             assert!(std::panic::catch_unwind(|| check(&events)).is_err(), "{events:?}");

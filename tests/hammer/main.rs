@@ -1,14 +1,17 @@
-//! Two drivers or one, one cluster, 64 clients, ten names: every answer is legal for what went before, and nothing is left.
+//! Two drivers or one, one cluster, 64 clients, ten names: every answer is legal for what went
+//! before, and nothing is left.
 //!
-//! The clients create, clone, restore, delete and look at volumes and snapshots of the same few names; some hang up in the
-//! middle, some bring deadlines nobody can meet. Every few seconds all stand still: what is there is settled and read, byte for
-//! byte, and what was answered since is held against the rules in [`history`].
+//! The clients create, clone, restore, delete and look at volumes and snapshots of the same few
+//! names; some hang up in the middle, some bring deadlines nobody can meet. Every few seconds all
+//! stand still: what is there is settled and read, byte for byte, and what was answered since is
+//! held against the rules in [`history`].
 //!
-//! Each call goes to the one or the other driver: both work at once, on one catalogue, on the same names. A driver that works
-//! alone is never aborted by librbd.
+//! Each call goes to the one or the other driver: both work at once, on one catalogue, on the same
+//! names. A driver that works alone is never aborted by librbd.
 //!
-//! `HAMMER_SECONDS` says for how long (20, and half of it with one driver), `HAMMER_SEED` which numbers are drawn; the seed is printed. Which calls meet is the
-//! machine's affair, so a seed repeats the calls and not the run.
+//! `HAMMER_SECONDS` says for how long (20, and half of it with one driver), `HAMMER_SEED` which
+//! numbers are drawn; the seed is printed. Which calls meet is the machine's affair, so a seed
+//! repeats the calls and not the run.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(unreachable_pub, reason = "a test has no outside")]
@@ -80,7 +83,10 @@ async fn hammer(drivers: usize, seconds: u64) {
         client.unwrap();
     }
     rest::delete_everything(&field).await;
-    println!("hammer: {total}, {} drivers aborted by librbd", field.restarts.load(Ordering::Relaxed));
+    println!(
+        "hammer: {total}, {} drivers aborted by librbd",
+        field.restarts.load(Ordering::Relaxed)
+    );
     // It ends by itself when a driver has ended otherwise.
     keep_alive.abort();
     assert!(keep_alive.await.unwrap_err().is_cancelled());

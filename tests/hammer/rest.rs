@@ -21,8 +21,9 @@ enum Content {
 
 /// Settles every name, reads what is there, and gives it as the events the next round begins with.
 ///
-/// A call that nobody waits for may still be at work in either driver. It holds its name there: so a final answer to another call
-/// about the same name, from each driver in turn, says that it is over.
+/// A call that nobody waits for may still be at work in either driver. It holds its name there: so
+/// a final answer to another call about the same name, from each driver in turn, says that it is
+/// over.
 pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
     let mut events = Vec::new();
     let mut note = |name, what| {
@@ -56,13 +57,16 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
     }
 
     for volume in volumes(field).await {
-        let Some(number) = (0..NAMES).find(|number| volume.volume_id == field.volume_id(*number)) else {
+        let Some(number) = (0..NAMES).find(|number| volume.volume_id == field.volume_id(*number))
+        else {
             continue;
         };
         let origin = match volume.content_source.and_then(|source| source.r#type) {
             None => Origin::Empty(volume.capacity_bytes),
             Some(volume_content_source::Type::Volume(source)) => Origin::Volume(source.volume_id),
-            Some(volume_content_source::Type::Snapshot(source)) => Origin::Snapshot(source.snapshot_id),
+            Some(volume_content_source::Type::Snapshot(source)) => {
+                Origin::Snapshot(source.snapshot_id)
+            }
         };
         let content = content_of_volume(field, &volume.volume_id, volume.capacity_bytes);
         match &origin {
@@ -77,7 +81,10 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
             _ => {}
         }
         let request = format!("{origin:?}");
-        note(Name::Volume(number), What::Made { identity: request.clone(), request, id: volume.volume_id });
+        note(
+            Name::Volume(number),
+            What::Made { identity: request.clone(), request, id: volume.volume_id },
+        );
     }
     let mut known = BTreeMap::new();
     let snapshots = snapshots(field).await;
@@ -92,7 +99,9 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
         note(Name::Snapshot(number), made_snapshot(snapshot));
     }
     *field.snapshots.lock().unwrap() = known;
-    if let Some(snapshot) = snapshots.get(usize::try_from(random.below(snapshots.len() as u64)).unwrap()) {
+    if let Some(snapshot) =
+        snapshots.get(usize::try_from(random.below(snapshots.len() as u64)).unwrap())
+    {
         restore_one(field, snapshot).await;
     }
     events
@@ -101,12 +110,18 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
 /// A volume restored from a snapshot holds what the snapshot does.
 async fn restore_one(field: &Field, snapshot: &Snapshot) {
     let request = field.create_volume(NAMES, &Origin::Snapshot(snapshot.snapshot_id.clone()));
-    let answer = finally("CreateVolume", async || field.controller().create_volume(request.clone()).await)
-        .await
-        .unwrap();
+    let answer =
+        finally("CreateVolume", async || field.controller().create_volume(request.clone()).await)
+            .await
+            .unwrap();
     let volume = answer.volume.unwrap();
     let restored = content_of_volume(field, &volume.volume_id, volume.capacity_bytes);
-    assert_eq!(restored, content_of_snapshot(field, snapshot), "restored from {}", snapshot.snapshot_id);
+    assert_eq!(
+        restored,
+        content_of_snapshot(field, snapshot),
+        "restored from {}",
+        snapshot.snapshot_id
+    );
     delete_volume(field, &volume.volume_id).await;
 }
 
@@ -135,8 +150,10 @@ fn content_of_snapshot(field: &Field, snapshot: &Snapshot) -> Content {
     let (image, name) = snapshot.snapshot_id.rsplit('/').next().unwrap().split_once('@').unwrap();
     let image = field.pool.open_image(ImageKey::Id(image), OpenMode::ReadOnly).unwrap();
     let snapshots = image.snapshots().unwrap();
-    let found =
-        snapshots.iter().find(|found| found.name == name && found.kind == SnapshotKind::User).unwrap();
+    let found = snapshots
+        .iter()
+        .find(|found| found.name == name && found.kind == SnapshotKind::User)
+        .unwrap();
     let mut bytes = vec![0xff; usize::try_from(snapshot.size_bytes).unwrap()];
     assert_eq!(image.read_at(Some(found.id), 0, &mut bytes).unwrap(), bytes.len());
     content(&snapshot.snapshot_id, &bytes)
@@ -153,23 +170,28 @@ fn content(id: &str, bytes: &[u8]) -> Content {
 }
 
 async fn volumes(field: &Field) -> Vec<Volume> {
-    let list =
-        finally("ListVolumes", async || field.controller().list_volumes(ListVolumesRequest::default()).await);
+    let list = finally("ListVolumes", async || {
+        field.controller().list_volumes(ListVolumesRequest::default()).await
+    });
     let list = list.await.unwrap();
     assert_eq!(list.next_token, "");
     list.entries.into_iter().map(|entry| entry.volume.unwrap()).collect()
 }
 
 async fn snapshots(field: &Field) -> Vec<Snapshot> {
-    let request =
-        ListSnapshotsRequest { secrets: field.class.secrets.clone(), ..ListSnapshotsRequest::default() };
-    let list = finally("ListSnapshots", async || field.controller().list_snapshots(request.clone()).await);
+    let request = ListSnapshotsRequest {
+        secrets: field.class.secrets.clone(),
+        ..ListSnapshotsRequest::default()
+    };
+    let list =
+        finally("ListSnapshots", async || field.controller().list_snapshots(request.clone()).await);
     let list = list.await.unwrap();
     assert_eq!(list.next_token, "");
     list.entries.into_iter().map(|entry| entry.snapshot.unwrap()).collect()
 }
 
-/// Deletes a volume through each driver in turn: after that none of them is at work on it, and it is gone.
+/// Deletes a volume through each driver in turn: after that none of them is at work on it, and it
+/// is gone.
 async fn delete_volume(field: &Field, id: &str) {
     let request = field.class.delete_volume(id);
     for driver in 0..field.count {
@@ -187,7 +209,8 @@ pub async fn delete_everything(field: &Field) {
     for snapshot in snapshots(field).await {
         let request = field.class.delete_snapshot(&snapshot.snapshot_id);
         for driver in 0..field.count {
-            let delete = async || field.controller_of(driver).delete_snapshot(request.clone()).await;
+            let delete =
+                async || field.controller_of(driver).delete_snapshot(request.clone()).await;
             finally("DeleteSnapshot", delete).await.unwrap();
         }
     }

@@ -1,4 +1,5 @@
-//! The labs of these tests: of their own, since other tests need a cluster with Ceph's own timeouts and speed.
+//! The labs of these tests: of their own, since other tests need a cluster with Ceph's own timeouts
+//! and speed.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -33,7 +34,12 @@ impl SharedLab {
         let cluster = lab.connect();
         set(&*cluster, "client", "objecter_tick_interval", TICK_SECONDS);
         set(&*cluster, "osd", "osd_client_watch_timeout", WATCH_SECONDS);
-        set(&*cluster, "osd", "osd_debug_inject_dispatch_delay_duration", &DELAY.as_secs_f64().to_string());
+        set(
+            &*cluster,
+            "osd",
+            "osd_debug_inject_dispatch_delay_duration",
+            &DELAY.as_secs_f64().to_string(),
+        );
         wait_until("the OSD knows its options", || {
             let value = lab.run("ceph", &["config", "show", "osd.0", "osd_client_watch_timeout"]);
             if value.trim() == WATCH_SECONDS { Ok(()) } else { Err(value) }

@@ -1,11 +1,13 @@
-//! What is in a RADOS namespace, in words that depend neither on ids nor on times nor on the namespace's own name: two
-//! namespaces with the same picture hold the same volumes.
+//! What is in a RADOS namespace, in words that depend neither on ids nor on times nor on the
+//! namespace's own name: two namespaces with the same picture hold the same volumes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use cinderblock::rbd::{Errno, Image, ImageKey, OpenMode, Pool, Snapshot, SnapshotId, SnapshotKind};
+use cinderblock::rbd::{
+    Errno, Image, ImageKey, OpenMode, Pool, Snapshot, SnapshotId, SnapshotKind,
+};
 use cinderblock::volume::Leases;
 use cinderblock::volume::catalogue::{self, Catalogue, Cursor, Silent};
 use cinderblock::volume::journal::{Journal, Suspect};
@@ -52,7 +54,11 @@ fn describe(pool: &dyn Pool, image: &dyn Image) -> String {
             let snapshots = parent.snapshots().unwrap();
             let snapshot = snapshots.iter().find(|snapshot| snapshot.id == link.snapshot_id);
             let elsewhere = if link.namespace == pool.namespace() { "" } else { "elsewhere/" };
-            format!(" <- {elsewhere}{}@{}", parent.name().unwrap(), snapshot.map_or("?".to_string(), label))
+            format!(
+                " <- {elsewhere}{}@{}",
+                parent.name().unwrap(),
+                snapshot.map_or("?".to_string(), label)
+            )
         }
     };
     let mut text = format!(
@@ -67,7 +73,8 @@ fn describe(pool: &dyn Pool, image: &dyn Image) -> String {
         let mut children: Vec<_> = children.into_iter().map(|child| child.image).collect();
         children.sort();
         let (label, content) = (label(snapshot), content(image, Some(snapshot.id)));
-        write!(text, "; @{label} reads {content:?}{} -> {children:?}", link(Some(snapshot.id))).unwrap();
+        write!(text, "; @{label} reads {content:?}{} -> {children:?}", link(Some(snapshot.id)))
+            .unwrap();
     }
     text
 }
@@ -75,7 +82,8 @@ fn describe(pool: &dyn Pool, image: &dyn Image) -> String {
 fn label(snapshot: &Snapshot) -> String {
     let name = match &snapshot.kind {
         SnapshotKind::Trash { original_name } => format!("({original_name})"),
-        // A retry numbers the snapshot it cuts while the one of the attempt before still has its clone.
+        // A retry numbers the snapshot it cuts while the one of the attempt before still has its
+        // clone.
         _ => snapshot.name.replace(".1.clone_snap", ".clone_snap"),
     };
     format!("{name}{}", if snapshot.protected { "*" } else { "" })
@@ -123,14 +131,16 @@ fn records(pool: &Arc<dyn Pool>, names: &BTreeMap<String, String>) -> Vec<String
         if is_a_flatten_that_never_was(&**pool, &entry.suspect) {
             continue;
         }
-        let suspect =
-            names.iter().fold(format!("{:?}", entry.suspect), |text, (id, name)| text.replace(id, name));
+        let suspect = names
+            .iter()
+            .fold(format!("{:?}", entry.suspect), |text, (id, name)| text.replace(id, name));
         lines.push(format!("journal {suspect}"));
     }
     lines
 }
 
-/// Whether this was noted for a flatten that did not come to pass: it waits for the link to go, and nothing is to be done until then.
+/// Whether this was noted for a flatten that did not come to pass: it waits for the link to go, and
+/// nothing is to be done until then.
 fn is_a_flatten_that_never_was(pool: &dyn Pool, suspect: &Suspect) -> bool {
     let Some((snapshot, child)) =
         suspect.snapshot.zip(suspect.child.as_ref().filter(|child| child.flattened))

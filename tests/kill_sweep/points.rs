@@ -1,8 +1,9 @@
 //! Killed between any two calls into Ceph.
 //!
-//! For every point the namespace gets the same volumes, a driver gets the RPC and dies after its n-th call that changes
-//! something, and another driver is asked to go on. What it is asked changes from point to point: the same RPC, once the dead
-//! driver's watches are gone or at once, or after `cinderblock gc` has settled what it found; and at some the opposite RPC.
+//! For every point the namespace gets the same volumes, a driver gets the RPC and dies after its
+//! n-th call that changes something, and another driver is asked to go on. What it is asked changes
+//! from point to point: the same RPC, once the dead driver's watches are gone or at once, or after
+//! `cinderblock gc` has settled what it found; and at some the opposite RPC.
 
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +45,10 @@ fn sweep(what: &str, parameters: Parameters<'_>, prepare: Prepare) {
         }
     });
     let (points, kills) = (end.into_inner() - 1, kills.into_inner());
-    assert!(points > 0, "no driver was killed: was it built with debug assertions? See src/rbd/kill.rs");
+    assert!(
+        points > 0,
+        "no driver was killed: was it built with debug assertions? See src/rbd/kill.rs"
+    );
     let seconds = started.elapsed().as_secs_f64();
     scenario.report(&format!("{points} points, {kills} drivers killed, {seconds:.1} s"));
 }
@@ -61,7 +65,12 @@ fn aftermaths(number: u64) -> Vec<Aftermath> {
 }
 
 /// One driver's life and death, and what comes after. Says whether it was killed.
-fn point(scenario: &Scenario<'_>, tenant: &mut Tenant<'_>, number: u64, aftermath: Aftermath) -> bool {
+fn point(
+    scenario: &Scenario<'_>,
+    tenant: &mut Tenant<'_>,
+    number: u64,
+    aftermath: Aftermath,
+) -> bool {
     let _context = Context { what: scenario.what, number, aftermath };
     let rpc = scenario.set_up(tenant);
     let plan = format!("{}:{number}", if is_long() { "call" } else { "change" });
@@ -127,10 +136,14 @@ fn create_from_a_volume_in_another_namespace() {
 
 #[test]
 fn create_a_full_copy_of_a_volume_in_another_namespace() {
-    sweep("CreateVolume, full copy from another namespace", &[FORMAT_2, ("maxCloneDepth", "0")], |tenant| {
-        tenant.have_volume("a");
-        tenant.clone_volume("far-b", "a")
-    });
+    sweep(
+        "CreateVolume, full copy from another namespace",
+        &[FORMAT_2, ("maxCloneDepth", "0")],
+        |tenant| {
+            tenant.have_volume("a");
+            tenant.clone_volume("far-b", "a")
+        },
+    );
 }
 
 #[test]
@@ -144,11 +157,15 @@ fn create_from_a_snapshot() {
 
 #[test]
 fn create_from_a_snapshot_and_flatten() {
-    sweep_lineage("CreateVolume from a snapshot, flattened", &[("flattenOnRestore", "true")], |tenant| {
-        tenant.have_volume("a");
-        tenant.have_snapshot("s", "a");
-        tenant.restore("b", "s")
-    });
+    sweep_lineage(
+        "CreateVolume from a snapshot, flattened",
+        &[("flattenOnRestore", "true")],
+        |tenant| {
+            tenant.have_volume("a");
+            tenant.have_snapshot("s", "a");
+            tenant.restore("b", "s")
+        },
+    );
 }
 
 #[test]

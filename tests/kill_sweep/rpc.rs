@@ -1,11 +1,13 @@
-//! The RPCs that change something, as values: sent to any driver, repeated, and turned into their opposites.
+//! The RPCs that change something, as values: sent to any driver, repeated, and turned into their
+//! opposites.
 
 use std::time::Duration;
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::{
-    ControllerExpandVolumeRequest, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest,
-    CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
+    ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest,
+    DeleteSnapshotRequest, DeleteVolumeRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -58,7 +60,8 @@ impl Controller {
 
     /// Asks, and waits so long for an answer. The driver goes on when there is none.
     pub fn ask_for(&mut self, rpc: &Rpc, time: Duration) -> Option<Result<Answer, Status>> {
-        self.runtime.block_on(async { tokio::time::timeout(time, ask(&mut self.client, rpc)).await.ok() })
+        self.runtime
+            .block_on(async { tokio::time::timeout(time, ask(&mut self.client, rpc)).await.ok() })
     }
 }
 
@@ -83,20 +86,29 @@ async fn ask(client: &mut ControllerClient<Channel>, rpc: &Rpc) -> Result<Answer
             format!("{:?}", client.delete_snapshot(within(DEADLINE, request)).await?.into_inner())
         }
         Rpc::Expand(request) => {
-            format!("{:?}", client.controller_expand_volume(within(DEADLINE, request)).await?.into_inner())
+            format!(
+                "{:?}",
+                client.controller_expand_volume(within(DEADLINE, request)).await?.into_inner()
+            )
         }
         Rpc::Publish(request) => {
-            format!("{:?}", client.controller_publish_volume(within(DEADLINE, request)).await?.into_inner())
+            format!(
+                "{:?}",
+                client.controller_publish_volume(within(DEADLINE, request)).await?.into_inner()
+            )
         }
         Rpc::Unpublish(request) => {
-            format!("{:?}", client.controller_unpublish_volume(within(DEADLINE, request)).await?.into_inner())
+            format!(
+                "{:?}",
+                client.controller_unpublish_volume(within(DEADLINE, request)).await?.into_inner()
+            )
         }
     };
     Ok(Answer { id, text })
 }
 
-/// Whether the orchestrator asks again after this answer without a person's help. A dead driver's watch on an image is told as
-/// "in use" for as long as it lasts.
+/// Whether the orchestrator asks again after this answer without a person's help. A dead driver's
+/// watch on an image is told as "in use" for as long as it lasts.
 pub fn is_transient(status: &Status) -> bool {
     match status.code() {
         Code::Aborted | Code::Unavailable | Code::DeadlineExceeded => true,

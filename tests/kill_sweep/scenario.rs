@@ -1,8 +1,9 @@
 //! An RPC with the volumes it works on, and what must come of it whoever dies on the way.
 //!
-//! What must come out is what came out of the RPC that nobody killed: the same images with the same bytes, the same links seen
-//! from both sides, the same records, an empty journal ([`picture`](crate::picture)). Then everything is deleted through the
-//! driver, and the namespace must be empty.
+//! What must come out is what came out of the RPC that nobody killed: the same images with the same
+//! bytes, the same links seen from both sides, the same records, an empty journal
+//! ([`picture`](crate::picture)). Then everything is deleted through the driver, and the namespace
+//! must be empty.
 
 use std::io::Write;
 
@@ -50,7 +51,12 @@ pub struct Scenario<'a> {
 
 impl<'a> Scenario<'a> {
     /// Carries it out once, and its opposite.
-    pub fn new(what: &'a str, lab: &'a OwnLab, parameters: Parameters<'a>, prepare: Prepare) -> Scenario<'a> {
+    pub fn new(
+        what: &'a str,
+        lab: &'a OwnLab,
+        parameters: Parameters<'a>,
+        prepare: Prepare,
+    ) -> Scenario<'a> {
         let mut tenant = Tenant::new(lab, parameters);
         let rpc = prepare(&mut tenant);
         let before = tenant.picture();
@@ -73,8 +79,15 @@ impl<'a> Scenario<'a> {
         (self.prepare)(tenant)
     }
 
-    /// Another driver takes over from a dead one. Fails when anything is lost, doubled or left behind.
-    pub fn settle(&self, tenant: &mut Tenant<'_>, rpc: &Rpc, aftermath: Aftermath, latest_first: bool) {
+    /// Another driver takes over from a dead one. Fails when anything is lost, doubled or left
+    /// behind.
+    pub fn settle(
+        &self,
+        tenant: &mut Tenant<'_>,
+        rpc: &Rpc,
+        aftermath: Aftermath,
+        latest_first: bool,
+    ) {
         tenant.new_controller();
         if aftermath != Aftermath::RetryAtOnce {
             tenant.fence_the_dead();
@@ -104,7 +117,10 @@ impl<'a> Scenario<'a> {
                 match rpc {
                     // A source that was flattened for the clone stays flat when the clone goes.
                     Rpc::CreateVolume(_) => {
-                        assert_one_of(&tenant.picture(), &[&self.before, &self.after, &self.undone]);
+                        assert_one_of(
+                            &tenant.picture(),
+                            &[&self.before, &self.after, &self.undone],
+                        );
                     }
                     // The record of a volume's size follows its image's, so in between is no harm.
                     Rpc::Expand(_) => {}
@@ -118,10 +134,15 @@ impl<'a> Scenario<'a> {
 
     fn assert_done(&self, tenant: &Tenant<'_>) {
         let picture = tenant.picture();
-        assert!(picture == self.after, "it is now:\n{picture:#?}\nbut should be:\n{:#?}", self.after);
+        assert!(
+            picture == self.after,
+            "it is now:\n{picture:#?}\nbut should be:\n{:#?}",
+            self.after
+        );
     }
 
-    /// One line about what was covered, past the capture of the test harness: it is worth reading also when all is well.
+    /// One line about what was covered, past the capture of the test harness: it is worth reading
+    /// also when all is well.
     pub fn report(&self, line: &str) {
         let line = format!("{} {:?}: {line}\n", self.what, self.parameters);
         std::io::stderr().write_all(line.as_bytes()).unwrap();

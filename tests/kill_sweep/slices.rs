@@ -1,8 +1,9 @@
 //! Killed inside librbd's calls.
 //!
-//! The OSD is made slow, so that an RPC takes long and that time is spread over its RADOS operations; its driver gets SIGKILL at
-//! evenly spaced times. librbd dies between any two of its writes and leaves half of what it was making: names without an
-//! image, images without a parent, children their parent does not know of, removals in progress.
+//! The OSD is made slow, so that an RPC takes long and that time is spread over its RADOS
+//! operations; its driver gets SIGKILL at evenly spaced times. librbd dies between any two of its
+//! writes and leaves half of what it was making: names without an image, images without a parent,
+//! children their parent does not know of, removals in progress.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -24,7 +25,8 @@ fn sweep(what: &str, parameters: Parameters<'_>, prepare: Prepare) {
     cut(&scenario, if is_long() { 60 } else { 5 }, aftermath, |_| {});
 }
 
-/// Kills a driver in the middle of each of so many slices. `look` sees what is left before anybody goes on.
+/// Kills a driver in the middle of each of so many slices. `look` sees what is left before anybody
+/// goes on.
 fn cut(
     scenario: &Scenario<'_>,
     slices: u32,
@@ -114,8 +116,8 @@ impl Left {
     }
 }
 
-/// librbd's clone makes the image first and hangs it on its parent later. In between it opens, has the right size, and reads as
-/// zeros.
+/// librbd's clone makes the image first and hangs it on its parent later. In between it opens, has
+/// the right size, and reads as zeros.
 #[test]
 fn a_restore_killed_inside_the_clone_call_never_hands_out_an_image_of_zeros() {
     let lab = LAB.get();
@@ -140,7 +142,11 @@ fn restore_in_format_1() {
 
 #[test]
 fn restore_and_flatten() {
-    sweep_lineage("CreateVolume from a snapshot, flattened", &[("flattenOnRestore", "true")], restore);
+    sweep_lineage(
+        "CreateVolume from a snapshot, flattened",
+        &[("flattenOnRestore", "true")],
+        restore,
+    );
 }
 
 #[test]

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteSnapshotRequest,
+    DeleteVolumeRequest,
 };
 use cinderblock::rbd::{Errno, ImageKey, OpenMode, Pool, Watcher};
 use cinderblock::volume::names;
 use tonic::Code;
 
-use crate::common::driver::{Class, Driver, MIB, filesystem, from_snapshot, from_volume, lab_config};
+use crate::common::driver::{
+    Class, Driver, MIB, filesystem, from_snapshot, from_volume, lab_config,
+};
 use crate::common::{OwnLab, PATIENCE, POOL, unsettled, wait_until, wait_until_settled};
 use crate::picture::{MARK_BYTES, MARKS, picture};
 use crate::rpc::{Answer, Controller, Rpc, is_transient};
@@ -24,7 +27,8 @@ pub const SIZE: i64 = 8 * MIB;
 /// Names of volumes that live in the tenant's second namespace begin so.
 const FAR: &str = "far-";
 
-/// One RADOS namespace and what a test made in it; and one more, for clones that are not where their source is.
+/// One RADOS namespace and what a test made in it; and one more, for clones that are not where
+/// their source is.
 pub struct Tenant<'a> {
     lab: &'a OwnLab,
     near: Arc<dyn Pool>,
@@ -37,7 +41,8 @@ pub struct Tenant<'a> {
 }
 
 impl<'a> Tenant<'a> {
-    /// A new namespace, whose volumes are made with these StorageClass parameters. It goes with the lab.
+    /// A new namespace, whose volumes are made with these StorageClass parameters. It goes with the
+    /// lab.
     pub fn new(lab: &'a OwnLab, parameters: &[(&str, &str)]) -> Tenant<'a> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let cluster = lab.connect();
@@ -61,7 +66,7 @@ impl<'a> Tenant<'a> {
         }
     }
 
-    // --- requests ----------------------------------------------------------------------------------------------------
+    // --- requests -------------------------------------------------------------------------------
 
     /// A request for an empty volume.
     pub fn create(&self, name: &str) -> Rpc {
@@ -139,29 +144,35 @@ impl<'a> Tenant<'a> {
         })
     }
 
-    /// What takes back what `rpc` has done or begun, if anything does. Asked for by ids the orchestrator may never have
-    /// heard, since the driver may have died before it answered.
+    /// What takes back what `rpc` has done or begun, if anything does. Asked for by ids the
+    /// orchestrator may never have heard, since the driver may have died before it answered.
     pub fn opposite(&self, rpc: &Rpc) -> Rpc {
         let secrets = self.class.secrets.clone();
         match rpc {
             Rpc::CreateVolume(request) => self.delete(&request.name),
             Rpc::DeleteVolume(request) => {
-                let made = self.volumes.iter().find(|volume| self.id(&volume.name) == request.volume_id);
+                let made =
+                    self.volumes.iter().find(|volume| self.id(&volume.name) == request.volume_id);
                 Rpc::CreateVolume(made.unwrap().clone())
             }
             Rpc::CreateSnapshot(request) => {
                 let source = request.source_volume_id.rsplit('/').next().unwrap();
                 let image_id = self.near.image_id(source).unwrap().unwrap();
-                let id = format!("lab/{POOL}/{}/{image_id}@csi-snap-{}", self.near.namespace(), request.name);
+                let id = format!(
+                    "lab/{POOL}/{}/{image_id}@csi-snap-{}",
+                    self.near.namespace(),
+                    request.name
+                );
                 Rpc::DeleteSnapshot(DeleteSnapshotRequest { snapshot_id: id, secrets })
             }
             Rpc::DeleteSnapshot(request) => {
                 let made = self.snapshots.iter().find(|(_, id)| *id == request.snapshot_id);
                 made.unwrap().0.clone()
             }
-            Rpc::Expand(request) => {
-                Rpc::DeleteVolume(DeleteVolumeRequest { volume_id: request.volume_id.clone(), secrets })
-            }
+            Rpc::Expand(request) => Rpc::DeleteVolume(DeleteVolumeRequest {
+                volume_id: request.volume_id.clone(),
+                secrets,
+            }),
             Rpc::Publish(request) => self.unpublish(self.name(&request.volume_id)),
             Rpc::Unpublish(request) => self.publish(self.name(&request.volume_id)),
         }
@@ -187,7 +198,7 @@ impl<'a> Tenant<'a> {
         self.snapshots.iter().find(|(_, id)| id.ends_with(&suffix)).unwrap().1.clone()
     }
 
-    // --- what is there before -----------------------------------------------------------------------------------------
+    // --- what is there before -------------------------------------------------------------------
 
     /// Makes an empty volume and marks it with its name.
     pub fn have_volume(&mut self, name: &str) {
@@ -222,10 +233,12 @@ impl<'a> Tenant<'a> {
         self.do_once(&self.publish(name));
     }
 
-    /// Writes the name into a volume's first object when it is its own master, into the second when it is a clone.
+    /// Writes the name into a volume's first object when it is its own master, into the second when
+    /// it is a clone.
     fn mark(&self, text: &str) {
         let name = format!("csi-{}", text.trim_end_matches('+'));
-        let image = self.place(text).open_image(ImageKey::Name(&name), OpenMode::ReadWrite).unwrap();
+        let image =
+            self.place(text).open_image(ImageKey::Name(&name), OpenMode::ReadWrite).unwrap();
         let mut mark = text.as_bytes().to_vec();
         mark.resize(MARK_BYTES, b'.');
         let clone = image.parent(None).unwrap().is_some();
@@ -233,7 +246,7 @@ impl<'a> Tenant<'a> {
         image.flush().unwrap();
     }
 
-    // --- asking --------------------------------------------------------------------------------------------------------
+    // --- asking ---------------------------------------------------------------------------------
 
     /// Asks until it is done; and once more, which must answer the same.
     pub fn done(&mut self, rpc: &Rpc) {
@@ -263,7 +276,8 @@ impl<'a> Tenant<'a> {
         answer
     }
 
-    /// The same for a request that may be one for something that is gone by now. Says whether it was done.
+    /// The same for a request that may be one for something that is gone by now. Says whether it
+    /// was done.
     pub fn done_unless_gone(&mut self, rpc: &Rpc) -> bool {
         match self.controller.ask(rpc) {
             Err(status) if status.code() == Code::NotFound => false,
@@ -297,7 +311,8 @@ impl<'a> Tenant<'a> {
         controller(self.lab, environment)
     }
 
-    /// Waits until the driver has settled what its answer left to be done, or is dead. Says whether it is dead.
+    /// Waits until the driver has settled what its answer left to be done, or is dead. Says whether
+    /// it is dead.
     pub fn settled_or_dead(&self, driver: &mut Driver) -> bool {
         wait_until("the journal is settled", || {
             let left: Vec<_> =
@@ -309,11 +324,11 @@ impl<'a> Tenant<'a> {
         })
     }
 
-    /// Makes the watches of dead drivers go at once, as an operator would who knows that they are dead: 30 seconds are long.
+    /// Makes the watches of dead drivers go at once, as an operator would who knows that they are
+    /// dead: 30 seconds are long.
     pub fn fence_the_dead(&self) {
         for watcher in self.watchers() {
-            let command =
-                serde_json::json!({"prefix": "osd blocklist", "blocklistop": "add", "addr": watcher.address});
+            let command = serde_json::json!({"prefix": "osd blocklist", "blocklistop": "add", "addr": watcher.address});
             self.near.cluster().monitor_command(&command.to_string()).unwrap();
         }
         self.wait_for_the_dead();
@@ -359,7 +374,16 @@ impl<'a> Tenant<'a> {
         std::fs::write(&key, self.lab.key.expose()).unwrap();
         for pool in [&self.far, &self.near] {
             let output = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
-                .args(["gc", "--apply", "--patience", "0", "--pool", POOL, "--namespace", pool.namespace()])
+                .args([
+                    "gc",
+                    "--apply",
+                    "--patience",
+                    "0",
+                    "--pool",
+                    POOL,
+                    "--namespace",
+                    pool.namespace(),
+                ])
                 .args(["--user", &self.lab.user])
                 .arg("--key-file")
                 .arg(&key)
@@ -371,7 +395,8 @@ impl<'a> Tenant<'a> {
         }
     }
 
-    /// Deletes everything through the driver, the latest first or last, and fails when anything is left.
+    /// Deletes everything through the driver, the latest first or last, and fails when anything is
+    /// left.
     pub fn clear(&mut self, latest_first: bool) {
         for volume in &self.volumes.clone() {
             self.do_once(&self.unpublish(&volume.name));
@@ -393,13 +418,15 @@ impl<'a> Tenant<'a> {
         assert_eq!(self.picture(), Vec::<String>::new(), "left behind");
     }
 
-    /// The end: no object is left but what librbd and the driver keep for themselves, with nothing in it.
+    /// The end: no object is left but what librbd and the driver keep for themselves, with nothing
+    /// in it.
     pub fn end(self) {
         // OSDs drop the objects of removed snapshots in their own time.
         wait_until("nothing is left in the namespaces", || {
             let objects = self.lab.run("rados", &["--pool", POOL, "--all", "ls"]);
             let is_left = |pool: &Arc<dyn Pool>, line: &&str| {
-                let object = line.strip_prefix(pool.namespace()).and_then(|rest| rest.strip_prefix('\t'));
+                let object =
+                    line.strip_prefix(pool.namespace()).and_then(|rest| rest.strip_prefix('\t'));
                 object.is_some_and(|object| !is_empty_list(&**pool, object))
             };
             let left: Vec<_> = objects
@@ -415,7 +442,8 @@ fn is_empty_list(pool: &dyn Pool, object: &str) -> bool {
     let librbds = ["rbd_children", "rbd_directory", "rbd_info", "rbd_trash"].contains(&object);
     let page = pool.omap_list(object, "", 10).unwrap();
     // The directory holds a note of librbd's that the namespace is in use.
-    (librbds || object.starts_with("cinderblock.")) && page.entries.iter().all(|(key, _)| key == "state")
+    (librbds || object.starts_with("cinderblock."))
+        && page.entries.iter().all(|(key, _)| key == "state")
 }
 
 fn controller(lab: &OwnLab, environment: &[(&str, &str)]) -> Controller {

@@ -3,13 +3,16 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// Long enough for anything that controllers do, with their pauses after a failure, on a busy machine.
+/// Long enough for anything that controllers do, with their pauses after a failure, on a busy
+/// machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The kinds these tests meet, with group and version; those with `true` are in namespaces.
@@ -65,12 +68,19 @@ impl Api {
             })
         };
         let (path, lab) = (variable("KUBECONFIG"), variable("LAB_KUBERNETES_DIR"));
-        assert!(Path::new(&path).starts_with(&lab), "KUBECONFIG is {path}, which is not of the lab in {lab}");
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        assert!(
+            Path::new(&path).starts_with(&lab),
+            "KUBECONFIG is {path}, which is not of the lab in {lab}"
+        );
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let client = runtime.block_on(async {
             let file = Kubeconfig::read_from(path).unwrap();
-            let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+            let config =
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
             Client::try_from(config).unwrap()
         });
         Api { runtime, client }
@@ -95,10 +105,16 @@ impl Api {
     /// All objects of a kind, in one namespace, or in all when it is empty.
     pub(crate) fn list(&self, kind: &str, namespace: &str) -> Vec<Value> {
         let found = self.run(self.of(kind, namespace).list(&ListParams::default()));
-        found.unwrap_or_else(|error| panic!("{kind}s: {error}")).items.into_iter().map(json).collect()
+        found
+            .unwrap_or_else(|error| panic!("{kind}s: {error}"))
+            .items
+            .into_iter()
+            .map(json)
+            .collect()
     }
 
-    /// Makes an object or changes it to what is said here; in `namespace`, unless it names another itself.
+    /// Makes an object or changes it to what is said here; in `namespace`, unless it names another
+    /// itself.
     pub(crate) fn apply(&self, object: &Value, namespace: &str) {
         let what = || format!("{} {}", text(object, "/kind"), text(object, "/metadata/name"));
         self.try_apply(object, namespace).unwrap_or_else(|error| panic!("{}: {error}", what()));
@@ -107,29 +123,37 @@ impl Api {
     /// The same, with the API server's refusal.
     pub(crate) fn try_apply(&self, object: &Value, namespace: &str) -> Result<(), String> {
         let (kind, name) = (text(object, "/kind"), text(object, "/metadata/name"));
-        let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(namespace);
+        let namespace =
+            object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(namespace);
         let how = PatchParams::apply("tests").force();
         let done = self.run(self.of(kind, namespace).patch(name, &how, &Patch::Apply(object)));
         done.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Makes a namespace, and waits until there can be pods in it. One of that name may still be on its way out.
+    /// Makes a namespace, and waits until there can be pods in it. One of that name may still be on
+    /// its way out.
     pub(crate) fn make_namespace(&self, name: &str) {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         wait_until(&format!("there is a namespace {name}"), || {
             self.try_apply(&namespace, "")?;
             let made = self.find("Namespace", "", name).unwrap_or_default();
             if text(&made, "/status/phase") != "Active" {
                 return Err("it is being removed".to_owned());
             }
-            self.find("ServiceAccount", name, "default").map(drop).ok_or("no ServiceAccount".to_owned())
+            self.find("ServiceAccount", name, "default")
+                .map(drop)
+                .ok_or("no ServiceAccount".to_owned())
         });
     }
 
     /// Merges `change` into an object.
     pub(crate) fn patch(&self, kind: &str, namespace: &str, name: &str, change: &Value) {
-        let done =
-            self.run(self.of(kind, namespace).patch(name, &PatchParams::default(), &Patch::Merge(change)));
+        let done = self.run(self.of(kind, namespace).patch(
+            name,
+            &PatchParams::default(),
+            &Patch::Merge(change),
+        ));
         done.unwrap_or_else(|error| panic!("{kind} {name}, {change}: {error}"));
     }
 
@@ -140,10 +164,14 @@ impl Api {
         done.unwrap_or_else(|error| panic!("{kind} {name}, {change}: {error}"));
     }
 
-    /// Asks for an object's end, which may take its time. Pods end at once: nobody runs them. One that is not there is no error.
+    /// Asks for an object's end, which may take its time. Pods end at once: nobody runs them. One
+    /// that is not there is no error.
     pub(crate) fn delete(&self, kind: &str, namespace: &str, name: &str) {
-        let how =
-            if kind == "Pod" { DeleteParams::default().grace_period(0) } else { DeleteParams::background() };
+        let how = if kind == "Pod" {
+            DeleteParams::default().grace_period(0)
+        } else {
+            DeleteParams::background()
+        };
         match self.run(self.of(kind, namespace).delete(name, &how)) {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -153,7 +181,8 @@ impl Api {
 
     fn of(&self, kind: &str, namespace: &str) -> kube::Api<DynamicObject> {
         let known = KINDS.iter().find(|(known, ..)| *known == kind);
-        let (_, group, version, namespaced) = known.unwrap_or_else(|| panic!("KINDS does not list {kind}"));
+        let (_, group, version, namespaced) =
+            known.unwrap_or_else(|| panic!("KINDS does not list {kind}"));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
         if *namespaced && !namespace.is_empty() {
             return kube::Api::namespaced_with(self.client.clone(), namespace, &resource);
@@ -183,7 +212,10 @@ pub(crate) fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Result<T,
         match condition() {
             Ok(value) => return value,
             Err(instead) => {
-                assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}: {instead}");
+                assert!(
+                    Instant::now() < deadline,
+                    "waited {PATIENCE:?} in vain until {what}: {instead}"
+                );
             }
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -10,7 +10,8 @@ use super::api::{Api, list, text};
 /// The namespace of the release.
 pub(crate) const NAMESPACE: &str = "cinderblock";
 
-/// Roles of every sidecar; the driver has no business with them. Any other is of the container it is named after.
+/// Roles of every sidecar; the driver has no business with them. Any other is of the container it
+/// is named after.
 const SHARED_ROLES: &[&str] = &["leader-election", "secrets"];
 /// But for these.
 const ROLES_OF: &[(&str, &str)] = &[("storage-capacity", "provisioner")];
@@ -26,7 +27,14 @@ pub(crate) fn render(values: &[&Path]) -> Vec<Value> {
     let helm = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin/helm");
     assert!(helm.is_file(), "helm is not built; run: make tools");
     let output = Command::new(helm)
-        .args(["template", "cinderblock", "charts/cinderblock", "--namespace", NAMESPACE, "--skip-tests"])
+        .args([
+            "template",
+            "cinderblock",
+            "charts/cinderblock",
+            "--namespace",
+            NAMESPACE,
+            "--skip-tests",
+        ])
         .args(values.iter().flat_map(|file| [Path::new("--values"), file]))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
@@ -46,13 +54,16 @@ pub(crate) fn talks_to_kubernetes(container: &Value) -> bool {
     list(container, "/volumeMounts").iter().any(|mount| text(mount, "/name").contains("token"))
 }
 
-/// The rendering with the rights of the one ServiceAccount that all containers of a pod share given to one ServiceAccount for each
-/// container, named as the container is. So a container that uses a right which the chart means for another is found out.
+/// The rendering with the rights of the one ServiceAccount that all containers of a pod share given
+/// to one ServiceAccount for each container, named as the container is. So a container that uses a
+/// right which the chart means for another is found out.
 pub(crate) fn with_rights_apart(rendered: &[Value]) -> Vec<Value> {
     let pod = pod(rendered, "Deployment");
-    let talkers: Vec<_> = list(pod, "/containers").iter().filter(|c| talks_to_kubernetes(c)).collect();
+    let talkers: Vec<_> =
+        list(pod, "/containers").iter().filter(|c| talks_to_kubernetes(c)).collect();
     let names: Vec<_> = talkers.iter().map(|container| text(container, "/name")).collect();
-    let account = |name: &str| json!({"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE});
+    let account =
+        |name: &str| json!({"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE});
     let mut objects = rendered.to_vec();
     for object in &mut objects {
         if !text(object, "/kind").ends_with("RoleBinding")
@@ -64,7 +75,10 @@ pub(crate) fn with_rights_apart(rendered: &[Value]) -> Vec<Value> {
         object["subjects"] = if SHARED_ROLES.contains(&role.as_str()) {
             names.iter().filter(|name| **name != "driver").map(|name| account(name)).collect()
         } else {
-            let owner = ROLES_OF.iter().find(|(of, _)| *of == role).map_or(role.as_str(), |(_, owner)| owner);
+            let owner = ROLES_OF
+                .iter()
+                .find(|(of, _)| *of == role)
+                .map_or(role.as_str(), |(_, owner)| owner);
             assert!(names.contains(&owner), "whose is the role {role}? {names:?}");
             json!([account(owner)])
         };
@@ -85,7 +99,8 @@ pub(crate) fn apply(api: &Api, objects: &[Value], namespace: &str) {
 /// Asks for the end of objects, the last first.
 pub(crate) fn delete(api: &Api, objects: &[Value]) {
     for object in objects.iter().rev() {
-        let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(NAMESPACE);
+        let namespace =
+            object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(NAMESPACE);
         api.delete(text(object, "/kind"), namespace, text(object, "/metadata/name"));
     }
 }

@@ -41,7 +41,11 @@ pub(crate) fn a_claim_waits_for_its_first_pod(field: &Field) {
     space.pod("first", None, &["data"]);
     space.bound("data");
     let pod = space.wait("Pod", "first", "scheduled", |pod| {
-        if conditions(pod).contains(&"PodScheduled") { Ok(()) } else { Err(pod["status"].to_string()) }
+        if conditions(pod).contains(&"PodScheduled") {
+            Ok(())
+        } else {
+            Err(pod["status"].to_string())
+        }
     });
     space.attached("data", text(&pod, "/spec/nodeName"));
     let claim = space.get("PersistentVolumeClaim", "data");
@@ -93,7 +97,9 @@ pub(crate) fn a_claim_names_another_volume_attributes_class(field: &Field) {
     space.claim("data", "immediate", "1Gi", &json!({"volumeAttributesClassName": "gentle"}));
     let image = field.image(&space.bound("data"));
     let limit = |key: &str| {
-        let output = field.lab.try_run("rbd", &["image-meta", "get", &image, &format!("conf_rbd_qos_{key}")]);
+        let output = field
+            .lab
+            .try_run("rbd", &["image-meta", "get", &image, &format!("conf_rbd_qos_{key}")]);
         output.map(|value| value.trim().to_owned()).ok()
     };
     assert_eq!(limit("iops_limit").as_deref(), Some("500"));

@@ -22,7 +22,10 @@ pub(crate) fn a_claim_goes_before_its_snapshots(field: &Field) {
 
     for (seed, snapshot) in [(1, "first"), (2, "second")] {
         space.claim(snapshot, "immediate", "1Gi", &from("VolumeSnapshot", snapshot));
-        assert!(space.read(snapshot, LENGTH) == pattern(seed, LENGTH), "{snapshot} has other bytes");
+        assert!(
+            space.read(snapshot, LENGTH) == pattern(seed, LENGTH),
+            "{snapshot} has other bytes"
+        );
         space.delete("VolumeSnapshot", snapshot);
         space.gone("VolumeSnapshot", snapshot);
         assert!(
@@ -47,7 +50,11 @@ pub(crate) fn a_source_goes_before_its_clones(field: &Field) {
     }
     for pair in names.windows(2) {
         space.remove_claim(&pair[0]);
-        assert!(space.read(&pair[1], LENGTH) == pattern(1, LENGTH), "{} lost bytes with its source", pair[1]);
+        assert!(
+            space.read(&pair[1], LENGTH) == pattern(1, LENGTH),
+            "{} lost bytes with its source",
+            pair[1]
+        );
     }
     space.remove_claim(&names[4]);
     space.finish();
@@ -88,7 +95,8 @@ pub(crate) fn a_class_that_refuses_says_why_a_volume_stays(field: &Field) {
 
     space.delete("PersistentVolumeClaim", "data");
     space.gone("PersistentVolumeClaim", "data");
-    // The provisioner tells it at the volume, which is an administrator's; the driver tells the user.
+    // The provisioner tells it at the volume, which is an administrator's; the driver tells the
+    // user.
     space.told(&volume, &["VolumeFailedDelete", "snapshot"]);
     space.told("data", &["DeletionWaitsForSnapshots", "delete refuses/then"]);
 

@@ -1,4 +1,5 @@
-//! What the controller tells users by itself; what it tells beside a refusal is in the tests of that.
+//! What the controller tells users by itself; what it tells beside a refusal is in the tests of
+//! that.
 
 use std::time::Duration;
 
@@ -18,8 +19,9 @@ pub(crate) fn a_pool_that_is_nearly_full_is_told(field: &Field) {
         let counts: Value =
             serde_json::from_str(&field.lab.run("ceph", &["df", "--format", "json"])).unwrap();
         let pools = counts["pools"].as_array().unwrap();
-        let stored =
-            pools.iter().find(|pool| pool["name"] == POOL).unwrap()["stats"]["bytes_used"].as_u64().unwrap();
+        let stored = pools.iter().find(|pool| pool["name"] == POOL).unwrap()["stats"]["bytes_used"]
+            .as_u64()
+            .unwrap();
         if stored >= 32 << 20 { Ok(stored) } else { Err(format!("{stored} bytes")) }
     });
     let quota = Quota::set(&field.lab, stored * 100 / 92);

@@ -1,4 +1,5 @@
-//! Every file of deploy/examples, in the order of deploy/README.md: applied, with the commands at its top run, waited for, and deleted.
+//! Every file of deploy/examples, in the order of deploy/README.md: applied, with the commands at
+//! its top run, waited for, and deleted.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use super::space::{Space, conditions, is};
 struct Example {
     path: PathBuf,
     objects: Vec<Value>,
-    /// What its user is told to run: all but what waits, which the test does itself, and what makes the Secret.
+    /// What its user is told to run: all but what waits, which the test does itself, and what makes
+    /// the Secret.
     commands: Vec<String>,
 }
 
@@ -37,7 +39,12 @@ pub(crate) fn every_example_works(field: &Field) {
         let is_first = content.pointer("/spec/source/volumeHandle").is_some();
         if is_first && text(&content, "/spec/deletionPolicy") == "Retain" {
             let change = json!({"spec": {"deletionPolicy": "Delete"}});
-            space.api().patch("VolumeSnapshotContent", "", text(&content, "/metadata/name"), &change);
+            space.api().patch(
+                "VolumeSnapshotContent",
+                "",
+                text(&content, "/metadata/name"),
+                &change,
+            );
         }
     }
     for object in examples.iter().rev().flat_map(|example| example.objects.iter().rev()) {
@@ -55,7 +62,9 @@ fn in_order() -> Vec<Example> {
     let readme = fs::read_to_string(deploy.join("README.md")).unwrap();
     let listed: Vec<_> =
         readme.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
-    for file in fs::read_dir(deploy.join("examples")).unwrap().map(|entry| entry.unwrap().file_name()) {
+    for file in
+        fs::read_dir(deploy.join("examples")).unwrap().map(|entry| entry.unwrap().file_name())
+    {
         assert!(
             listed.contains(&file.to_str().unwrap()),
             "deploy/README.md does not list {}",
@@ -66,8 +75,13 @@ fn in_order() -> Vec<Example> {
         let path = deploy.join("examples").join(name);
         let text = fs::read_to_string(&path).unwrap();
         let commands = text.lines().filter_map(|line| line.strip_prefix("#   "));
-        let commands = commands.filter(|line| !line.contains(" wait ") && !line.contains("create secret"));
-        Example { path, objects: chart::objects(&text), commands: commands.map(str::to_owned).collect() }
+        let commands =
+            commands.filter(|line| !line.contains(" wait ") && !line.contains("create secret"));
+        Example {
+            path,
+            objects: chart::objects(&text),
+            commands: commands.map(str::to_owned).collect(),
+        }
     };
     listed.iter().map(example).collect()
 }
@@ -134,7 +148,10 @@ fn run(commands: &str, space: &Space<'_>) {
         {commands}"#,
         space.name
     );
-    let output =
-        Command::new("bash").args(["-c", &script]).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{commands}: {}", String::from_utf8_lossy(&output.stderr));
 }

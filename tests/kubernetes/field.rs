@@ -1,4 +1,5 @@
-//! Everything the tests stand on: Ceph, the control plane, the chart's objects in it, and the chart's containers as processes.
+//! Everything the tests stand on: Ceph, the control plane, the chart's objects in it, and the
+//! chart's containers as processes.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -40,7 +41,8 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    /// Installs the chart with tests/kubernetes/values.yaml and `more` over it, on nodes in these zones.
+    /// Installs the chart with tests/kubernetes/values.yaml and `more` over it, on nodes in these
+    /// zones.
     pub(crate) fn install(more: &Value, zones: Option<[&str; 2]>) -> Field {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let lab = Lab::from_environment();
@@ -124,12 +126,19 @@ impl Field {
 
     /// Fails when anything of a volume or a snapshot is left, in Ceph or in Kubernetes.
     pub(crate) fn assert_nothing_is_left(&self) {
-        for kind in
-            ["PersistentVolume", "VolumeAttachment", "VolumeSnapshotContent", "VolumeGroupSnapshotContent"]
-        {
+        for kind in [
+            "PersistentVolume",
+            "VolumeAttachment",
+            "VolumeSnapshotContent",
+            "VolumeGroupSnapshotContent",
+        ] {
             wait_until(&format!("no {kind} is left"), || {
-                let left: Vec<_> =
-                    self.api.list(kind, "").iter().map(|o| text(o, "/metadata/name").to_owned()).collect();
+                let left: Vec<_> = self
+                    .api
+                    .list(kind, "")
+                    .iter()
+                    .map(|o| text(o, "/metadata/name").to_owned())
+                    .collect();
                 if left.is_empty() { Ok(()) } else { Err(left.join(" ")) }
             });
         }
@@ -142,8 +151,7 @@ impl Field {
 
     /// What lab/leaks.sh finds.
     fn left_in_ceph(&self) -> String {
-        let script =
-            "set -o pipefail; source lab/leaks.sh && rbd_left \"$1\" \"$2\" || echo 'Ceph does not answer'";
+        let script = "set -o pipefail; source lab/leaks.sh && rbd_left \"$1\" \"$2\" || echo 'Ceph does not answer'";
         let output = Command::new("bash")
             .args(["-c", script, "leaks", POOL, &self.rados_namespace])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -161,7 +169,8 @@ impl Field {
         ends.collect()
     }
 
-    /// Ends everything, and fails when a process does not leave, a log holds a key, or a right was missing.
+    /// Ends everything, and fails when a process does not leave, a log holds a key, or a right was
+    /// missing.
     pub(crate) fn uninstall(self) {
         for container in self.controller.into_iter().chain(self.node) {
             container.stop();
@@ -180,8 +189,9 @@ impl Field {
         for (log, written) in logs(self.folder.path()) {
             assert!(!written.contains(self.lab.key.expose()), "{log} holds a key");
             // The chart's rights are enough for whatever the tests made of its containers.
-            let refused =
-                written.lines().find(|line| line.contains("is forbidden") && !line.contains("nobody"));
+            let refused = written
+                .lines()
+                .find(|line| line.contains("is forbidden") && !line.contains("nobody"));
             assert!(refused.is_none(), "{log}: {}", refused.unwrap_or_default());
         }
         let place = ["--pool", POOL, "--namespace", &self.rados_namespace];
@@ -212,7 +222,8 @@ pub(crate) fn secret(name: &str, user: &str, key: &str) -> Value {
     })
 }
 
-/// Puts the rendered configuration where both pods mount it, with the key's file where this lab has it.
+/// Puts the rendered configuration where both pods mount it, with the key's file where this lab has
+/// it.
 fn write_configuration(rendered: &[Value], lab: &Lab, folder: &Path) {
     let map = rendered.iter().find_map(|object| object["data"]["clusters.yaml"].as_str()).unwrap();
     let mounted = "/etc/cinderblock/keys/prod";
@@ -225,7 +236,8 @@ fn write_configuration(rendered: &[Value], lab: &Lab, folder: &Path) {
     }
 }
 
-/// Starts the containers of a rendered pod, in the name of one that the controllers of Kubernetes have made of it.
+/// Starts the containers of a rendered pod, in the name of one that the controllers of Kubernetes
+/// have made of it.
 fn start(rendered: &[Value], kind: &str, node: &str, api: &Api, folder: &Path) -> Vec<Container> {
     let spec = chart::pod(rendered, kind);
     let account = text(spec, "/serviceAccountName");
@@ -256,11 +268,12 @@ fn start(rendered: &[Value], kind: &str, node: &str, api: &Api, folder: &Path) -
         std::fs::create_dir_all(volumes.join(text(volume, "/name"))).unwrap();
     }
     // The registrar asks for a kubelet, which this machine has not.
-    let containers =
-        list(spec, "/containers").iter().filter(|container| text(container, "/name") != "registrar");
+    let containers = list(spec, "/containers")
+        .iter()
+        .filter(|container| text(container, "/name") != "registrar");
     let started = containers.map(|container| {
-        let kubeconfig =
-            chart::talks_to_kubernetes(container).then(|| token(NAMESPACE, text(container, "/name")));
+        let kubeconfig = chart::talks_to_kubernetes(container)
+            .then(|| token(NAMESPACE, text(container, "/name")));
         Container::start(container, &place, kubeconfig.as_deref())
     });
     let started = started.collect();

@@ -1,4 +1,5 @@
-//! The controller, driver and sidecars, killed in the middle of work, again and again, and started again each time.
+//! The controller, driver and sidecars, killed in the middle of work, again and again, and started
+//! again each time.
 
 use serde_json::json;
 

@@ -1,5 +1,5 @@
-//! What kubelet does on node-a with the volumes of a pod, played: it asks the node plugin to stage and publish them with what is in
-//! PersistentVolume, VolumeAttachment and Secret.
+//! What kubelet does on node-a with the volumes of a pod, played: it asks the node plugin to stage
+//! and publish them with what is in PersistentVolume, VolumeAttachment and Secret.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -92,12 +92,14 @@ impl Kubelet {
     }
 
     async fn node(&self) -> NodeClient<Channel> {
-        let endpoint = Endpoint::try_from(format!("unix://{}/plugin/csi.sock", self.pod.display())).unwrap();
+        let endpoint =
+            Endpoint::try_from(format!("unix://{}/plugin/csi.sock", self.pod.display())).unwrap();
         NodeClient::new(endpoint.connect().await.unwrap())
     }
 
     fn secret(&self, reference: &Value) -> BTreeMap<String, String> {
-        let secret = self.api.get("Secret", text(reference, "/namespace"), text(reference, "/name"));
+        let secret =
+            self.api.get("Secret", text(reference, "/namespace"), text(reference, "/name"));
         let engine = base64::engine::general_purpose::STANDARD;
         let decoded = strings(&secret["data"]).into_iter().map(|(key, value)| {
             let value = engine.decode(value).unwrap();
@@ -108,15 +110,20 @@ impl Kubelet {
 }
 
 impl Mounted<'_> {
-    /// Writes bytes to the volume's file, or to the beginning of its device, and makes them durable.
+    /// Writes bytes to the volume's file, or to the beginning of its device, and makes them
+    /// durable.
     pub(crate) fn write(&self, bytes: &[u8]) {
         self.write_at(0, bytes);
     }
 
     /// The same from an offset on.
     pub(crate) fn write_at(&self, offset: usize, bytes: &[u8]) {
-        let file =
-            File::options().write(true).create(!self.is_block).truncate(false).open(self.data()).unwrap();
+        let file = File::options()
+            .write(true)
+            .create(!self.is_block)
+            .truncate(false)
+            .open(self.data())
+            .unwrap();
         file.write_all_at(bytes, offset.try_into().unwrap()).unwrap();
         file.sync_all().unwrap();
     }
@@ -147,7 +154,9 @@ impl Mounted<'_> {
             staging_target_path: self.staging.display().to_string(),
             ..NodeExpandVolumeRequest::default()
         };
-        self.kubelet.api.run(async { self.kubelet.node().await.node_expand_volume(request).await.unwrap() });
+        self.kubelet
+            .api
+            .run(async { self.kubelet.node().await.node_expand_volume(request).await.unwrap() });
         let usage = nix::sys::statvfs::statvfs(&self.target).unwrap();
         usage.blocks() * usage.fragment_size()
     }

@@ -1,6 +1,7 @@
-//! The driver on a real control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, the snapshot-controller and
-//! Kubernetes' own sidecars, with the chart's arguments and the chart's rights, each container under a ServiceAccount of its own, on
-//! a real Ceph. Nobody runs pods: nodes are made by hand, and where bytes matter the tests play kubelet.
+//! The driver on a real control plane: etcd, kube-apiserver, kube-controller-manager,
+//! kube-scheduler, the snapshot-controller and Kubernetes' own sidecars, with the chart's arguments
+//! and the chart's rights, each container under a ServiceAccount of its own, on a real Ceph. Nobody
+//! runs pods: nodes are made by hand, and where bytes matter the tests play kubelet.
 //!
 //! tests/kubernetes.sh runs it. By hand, with what the lab prints in the environment:
 //!
@@ -85,7 +86,8 @@ const TESTS: &[(&str, Test)] = tests![
 ];
 
 /// Those that install the chart with other values.
-const APART: &[(&str, fn())] = tests![topology::volumes_and_the_room_are_where_their_cluster_is_reached,];
+const APART: &[(&str, fn())] =
+    tests![topology::volumes_and_the_room_are_where_their_cluster_is_reached,];
 
 /// The installation, made by the first test that runs. A test has it for itself.
 static FIELD: Mutex<Option<Field>> = Mutex::new(None);

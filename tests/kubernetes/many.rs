@@ -1,7 +1,8 @@
 //! Many claims at once through the provisioner: how fast, and that nothing is left.
 //!
-//! kube-controller-manager binds claims, and asks the API server 20 times a second as it comes: four claims a second. With
-//! `--kube-api-qps=200` there, 200 claims are bound in 9 seconds instead of 49, on two cores.
+//! kube-controller-manager binds claims, and asks the API server 20 times a second as it comes:
+//! four claims a second. With `--kube-api-qps=200` there, 200 claims are bound in 9 seconds instead
+//! of 49, on two cores.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -45,7 +46,9 @@ pub(crate) fn many_claims_come_and_go_at_once(field: &Field) {
         .api()
         .list("PersistentVolumeClaim", &space.name)
         .iter()
-        .map(|claim| (text(claim, "/spec/volumeName").to_owned(), text(claim, "/metadata/name").to_owned()))
+        .map(|claim| {
+            (text(claim, "/spec/volumeName").to_owned(), text(claim, "/metadata/name").to_owned())
+        })
         .collect();
     let asked: BTreeMap<_, _> = volumes
         .iter()
@@ -66,7 +69,8 @@ pub(crate) fn many_claims_come_and_go_at_once(field: &Field) {
     space.finish();
 }
 
-/// Waits until everything that was asked for is among what `done` gives, and prints how long that took from the asking.
+/// Waits until everything that was asked for is among what `done` gives, and prints how long that
+/// took from the asking.
 fn report(what: &str, asked: &BTreeMap<String, Instant>, done: impl Fn() -> Vec<String>) {
     let mut took: BTreeMap<String, Duration> = BTreeMap::new();
     let first = *asked.values().min().unwrap();
@@ -82,7 +86,8 @@ fn report(what: &str, asked: &BTreeMap<String, Instant>, done: impl Fn() -> Vec<
     let whole = first.elapsed().as_secs_f64();
     let mut sorted: Vec<_> = took.into_values().collect();
     sorted.sort();
-    let percentile = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1].as_secs_f64();
+    let percentile =
+        |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1].as_secs_f64();
     println!(
         "    {} {what} in {whole:.1} s: {:.1} a second; each after p50 {:.1} s, p95 {:.1} s, p99 {:.1} s",
         sorted.len(),

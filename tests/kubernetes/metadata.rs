@@ -1,5 +1,5 @@
-//! Changed blocks, as a backup program learns of them: Kubernetes' own client library asks csi-snapshot-metadata over TLS, which asks the
-//! driver.
+//! Changed blocks, as a backup program learns of them: Kubernetes' own client library asks
+//! csi-snapshot-metadata over TLS, which asks the driver.
 
 use std::net::TcpStream;
 use std::ops::Range;
@@ -27,18 +27,30 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Makes a key and a certificate in the folder that is mounted of the Secret the chart refers to.
+    /// Makes a key and a certificate in the folder that is mounted of the Secret the chart refers
+    /// to.
     pub(crate) fn make(tls: &Path) -> Service {
         std::fs::create_dir_all(tls).unwrap();
         let output = Command::new("openssl")
-            .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2".split(' '))
-            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+            .args(
+                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+                    .split(' '),
+            )
+            .args([
+                "-subj",
+                "/CN=localhost",
+                "-addext",
+                "subjectAltName=DNS:localhost,IP:127.0.0.1",
+            ])
             .args(["-keyout", "tls.key", "-out", "tls.crt"])
             .current_dir(tls)
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Service { port: free_port(), certificate: std::fs::read_to_string(tls.join("tls.crt")).unwrap() }
+        Service {
+            port: free_port(),
+            certificate: std::fs::read_to_string(tls.join("tls.crt")).unwrap(),
+        }
     }
 
     /// The chart's values.
@@ -53,8 +65,10 @@ impl Service {
                 object["spec"]["address"] = json!(format!("127.0.0.1:{}", self.port));
             }
             if object["kind"] == "Deployment" {
-                let containers = object["spec"]["template"]["spec"]["containers"].as_array_mut().unwrap();
-                let container = containers.iter_mut().find(|o| o["name"] == "snapshot-metadata").unwrap();
+                let containers =
+                    object["spec"]["template"]["spec"]["containers"].as_array_mut().unwrap();
+                let container =
+                    containers.iter_mut().find(|o| o["name"] == "snapshot-metadata").unwrap();
                 let arguments = container["args"].as_array_mut().unwrap();
                 arguments.retain(|argument| argument != "--port=50051");
                 arguments.push(json!(format!("--port={}", self.port)));
@@ -89,7 +103,9 @@ pub(crate) fn changed_blocks_are_told_to_who_may_read_the_snapshots(field: &Fiel
     space.mounted("data", |volume| volume.write_at(40 * MIB, &pattern(0, MIB)));
 
     wait_until("csi-snapshot-metadata listens", || {
-        TcpStream::connect(("127.0.0.1", field.snapshot_metadata.port)).map(drop).map_err(|e| e.to_string())
+        TcpStream::connect(("127.0.0.1", field.snapshot_metadata.port))
+            .map(drop)
+            .map_err(|e| e.to_string())
     });
     let backup = Client { kubeconfig: token(&space.name, "backup"), namespace: &space.name };
     let mut copy = vec![0; SIZE];
@@ -143,7 +159,10 @@ impl Client<'_> {
             return Err(String::from_utf8(output.stderr).unwrap());
         }
         let records: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(records.iter().all(|record| record["volume_capacity_bytes"] == SIZE), "{records:?}");
+        assert!(
+            records.iter().all(|record| record["volume_capacity_bytes"] == SIZE),
+            "{records:?}"
+        );
         let blocks = records.iter().flat_map(|record| list(record, "/block_metadata"));
         // Go leaves out what is zero.
         let number = |block: &Value, name: &str| {

@@ -42,7 +42,9 @@ const WRONG_CLASSES: &[(&str, &str, &str, &[&str])] = &[
 pub(crate) fn a_wrong_class_is_explained_on_the_claim(field: &Field) {
     let space = Space::new(field, "wrong-classes");
     let good = space.api().get("StorageClass", "", "immediate");
-    space.api().apply(&secret("wrong", &field.lab.user, "AQCU0ARnAAAAABAAfK8wbqI8hcGyMdBbOSGrqg=="), "");
+    space
+        .api()
+        .apply(&secret("wrong", &field.lab.user, "AQCU0ARnAAAAABAAfK8wbqI8hcGyMdBbOSGrqg=="), "");
     for (name, key, value, _) in WRONG_CLASSES {
         let mut parameters = good["parameters"].clone();
         parameters[key] = (*value).into();

@@ -90,7 +90,10 @@ pub(crate) fn two_nodes_share_a_block_volume(field: &Field) {
 pub(crate) fn two_nodes_do_not_share_a_filesystem(field: &Field) {
     let space = Space::new(field, "shared-files");
     space.claim("data", "immediate", "1Gi", &json!({"accessModes": ["ReadWriteMany"]}));
-    space.told("data", &["ProvisioningFailed", "needs a block volume", "ext4 and xfs are destroyed"]);
+    space.told(
+        "data",
+        &["ProvisioningFailed", "needs a block volume", "ext4 and xfs are destroyed"],
+    );
     space.delete("PersistentVolumeClaim", "data");
     space.gone("PersistentVolumeClaim", "data");
     space.finish();

@@ -1,4 +1,5 @@
-//! Two nodes made by hand: node-a, whose kubelet is played by [`super::kubelet`], and node-b, where nobody is.
+//! Two nodes made by hand: node-a, whose kubelet is played by [`super::kubelet`], and node-b, where
+//! nobody is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +23,8 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Makes them, with the driver `driver` on them as kubelet notes it down. `zones` are their labels for the topology key `zone`, when
-    /// the driver has one.
+    /// Makes them, with the driver `driver` on them as kubelet notes it down. `zones` are their
+    /// labels for the topology key `zone`, when the driver has one.
     pub(crate) fn make(api: &Arc<Api>, driver: &str, zones: Option<[&str; 2]>) -> Nodes {
         for (number, name) in NODES.into_iter().enumerate() {
             let labels = zones.map_or(json!({}), |zones| json!({ZONE: zones[number]}));

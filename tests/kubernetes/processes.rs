@@ -1,5 +1,5 @@
-//! Containers of a rendered pod as processes of this machine: the same program with the same arguments, started again whenever it ends,
-//! as kubelet would.
+//! Containers of a rendered pod as processes of this machine: the same program with the same
+//! arguments, started again whenever it ends, as kubelet would.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +17,8 @@ use serde_json::Value;
 
 use super::api::{list, text};
 
-/// A container that runs, and is started again when it ends, until [`Container::stop`] or the end of these tests.
+/// A container that runs, and is started again when it ends, until [`Container::stop`] or the end
+/// of these tests.
 pub(crate) struct Container {
     pub(crate) name: String,
     shared: Arc<Shared>,
@@ -42,8 +43,13 @@ pub(crate) struct Place<'a> {
 }
 
 impl Container {
-    /// Starts a container of a pod's `containers`. One that talks to Kubernetes does so with `kubeconfig`.
-    pub(crate) fn start(container: &Value, place: &Place<'_>, kubeconfig: Option<&Path>) -> Container {
+    /// Starts a container of a pod's `containers`. One that talks to Kubernetes does so with
+    /// `kubeconfig`.
+    pub(crate) fn start(
+        container: &Value,
+        place: &Place<'_>,
+        kubeconfig: Option<&Path>,
+    ) -> Container {
         let name = text(container, "/name").to_owned();
         let log = place.logs.join(format!("{name}.log"));
         let program = program(text(container, "/image"));
@@ -60,7 +66,11 @@ impl Container {
                 let log = File::options().create(true).append(true).open(&log).unwrap();
                 // It goes when this thread does, so with these tests however they end.
                 let mut command = Command::new("setpriv");
-                command.args(["--pdeathsig", "KILL", "--"]).arg(&program).args(&arguments).envs(&environment);
+                command
+                    .args(["--pdeathsig", "KILL", "--"])
+                    .arg(&program)
+                    .args(&arguments)
+                    .envs(&environment);
                 command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
                 if let Some(kubeconfig) = &kubeconfig {
                     command.env("KUBECONFIG", kubeconfig);
@@ -127,7 +137,8 @@ pub(crate) fn program(image: &str) -> PathBuf {
     program
 }
 
-/// Arguments and environment as kubelet would make them of the container, with folders of this machine for what it mounts.
+/// Arguments and environment as kubelet would make them of the container, with folders of this
+/// machine for what it mounts.
 fn words(container: &Value, place: &Place<'_>) -> (Vec<String>, BTreeMap<String, String>) {
     let here = |word: &str| {
         for mount in list(container, "/volumeMounts") {
@@ -156,7 +167,11 @@ fn words(container: &Value, place: &Place<'_>) -> (Vec<String>, BTreeMap<String,
         for (name, value) in &environment {
             argument = argument.replace(&format!("$({name})"), value);
         }
-        if argument.contains(&place.volumes.display().to_string()) { argument } else { here(&argument) }
+        if argument.contains(&place.volumes.display().to_string()) {
+            argument
+        } else {
+            here(&argument)
+        }
     });
     (arguments.collect(), environment)
 }

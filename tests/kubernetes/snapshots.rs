@@ -1,4 +1,5 @@
-//! Snapshots, what is restored from them, clones, and snapshots of groups: with the bytes they must have.
+//! Snapshots, what is restored from them, clones, and snapshots of groups: with the bytes they must
+//! have.
 
 use serde_json::{Value, json};
 
@@ -42,13 +43,17 @@ pub(crate) fn a_clone_has_what_its_source_had(field: &Field) {
         space.write(source, &pattern(seed, LENGTH));
         let clone = format!("{source}-clone");
         let mut what = from("PersistentVolumeClaim", source);
-        what["volumeMode"] = space.get("PersistentVolumeClaim", source)["spec"]["volumeMode"].clone();
+        what["volumeMode"] =
+            space.get("PersistentVolumeClaim", source)["spec"]["volumeMode"].clone();
         space.claim(&clone, "immediate", "1Gi", &what);
         space.bound(&clone);
         space.write(source, &pattern(9, LENGTH));
         assert!(space.read(&clone, LENGTH) == pattern(seed, LENGTH), "{clone} has other bytes");
         space.remove_claim(source);
-        assert!(space.read(&clone, LENGTH) == pattern(seed, LENGTH), "{clone} lost bytes with its source");
+        assert!(
+            space.read(&clone, LENGTH) == pattern(seed, LENGTH),
+            "{clone} lost bytes with its source"
+        );
         space.remove_claim(&clone);
     }
     space.finish();
@@ -80,7 +85,8 @@ pub(crate) fn a_group_is_snapshotted_at_once(field: &Field) {
     let all = space.api().list("VolumeSnapshot", &space.name);
     let of_the_group =
         |snapshot: &&Value| text(snapshot, "/status/volumeGroupSnapshotName") == "close-of-day";
-    let members: Vec<_> = all.iter().filter(of_the_group).map(|o| text(o, "/metadata/name")).collect();
+    let members: Vec<_> =
+        all.iter().filter(of_the_group).map(|o| text(o, "/metadata/name")).collect();
     assert_eq!(members.len(), 2, "{all:?}");
     let mut restored = Vec::new();
     for member in &members {

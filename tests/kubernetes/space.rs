@@ -32,7 +32,8 @@ impl<'a> Space<'a> {
         &self.field.api
     }
 
-    /// Asks for a volume of `size`, such as `1Gi`, for one node at a time, with `more` in its specification.
+    /// Asks for a volume of `size`, such as `1Gi`, for one node at a time, with `more` in its
+    /// specification.
     pub(crate) fn claim(&self, name: &str, class: &str, size: &str, more: &Value) {
         let mut spec = json!({
             "storageClassName": class,
@@ -51,7 +52,8 @@ impl<'a> Space<'a> {
 
     /// Asks for a pod that uses claims, on a node or wherever the scheduler puts it.
     pub(crate) fn pod(&self, name: &str, node: Option<&str>, claims: &[&str]) {
-        let volume = |claim: &&str| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}});
+        let volume =
+            |claim: &&str| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}});
         let selector = node.map(|node| json!({"kubernetes.io/hostname": node}));
         let spec = json!({
             "containers": [{"name": "sleep", "image": "busybox:1.37", "command": ["sleep", "infinity"]}],
@@ -63,7 +65,8 @@ impl<'a> Space<'a> {
 
     /// Makes or changes an object of the namespace.
     pub(crate) fn apply(&self, version: &str, kind: &str, name: &str, spec: &Value) {
-        let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec});
+        let object =
+            json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec});
         self.api().apply(&object, &self.name);
     }
 
@@ -71,7 +74,8 @@ impl<'a> Space<'a> {
         self.api().get(kind, &self.name, name)
     }
 
-    /// Waits until an object is as `condition` wants it; a `condition` that does not hold says what is instead.
+    /// Waits until an object is as `condition` wants it; a `condition` that does not hold says what
+    /// is instead.
     pub(crate) fn wait(
         &self,
         kind: &str,
@@ -89,8 +93,9 @@ impl<'a> Space<'a> {
 
     /// Waits until a claim has its volume, which is returned.
     pub(crate) fn bound(&self, claim: &str) -> Value {
-        let claim =
-            self.wait("PersistentVolumeClaim", claim, "Bound", |claim| is(claim, "/status/phase", "Bound"));
+        let claim = self.wait("PersistentVolumeClaim", claim, "Bound", |claim| {
+            is(claim, "/status/phase", "Bound")
+        });
         self.api().get("PersistentVolume", "", text(&claim, "/spec/volumeName"))
     }
 
@@ -157,10 +162,12 @@ impl<'a> Space<'a> {
         done
     }
 
-    /// Notes down, as kubelet does, that the node has grown the volume of a claim to what the claim asks for.
+    /// Notes down, as kubelet does, that the node has grown the volume of a claim to what the claim
+    /// asks for.
     pub(crate) fn note_expansion(&self, claim: &str) {
         let asked =
-            self.get("PersistentVolumeClaim", claim)["spec"]["resources"]["requests"]["storage"].clone();
+            self.get("PersistentVolumeClaim", claim)["spec"]["resources"]["requests"]["storage"]
+                .clone();
         let status = json!({"status": {
             "capacity": {"storage": asked},
             "allocatedResourceStatuses": null,
@@ -169,14 +176,20 @@ impl<'a> Space<'a> {
         self.api().patch_status("PersistentVolumeClaim", &self.name, claim, &status);
     }
 
-    /// What was said to the user of an object, wherever it is, or of all objects of the namespace when `name` is empty.
+    /// What was said to the user of an object, wherever it is, or of all objects of the namespace
+    /// when `name` is empty.
     pub(crate) fn events(&self, name: &str) -> Vec<String> {
-        let events = self.api().list("Event", if name.is_empty() { &self.name } else { "" }).into_iter();
-        let about = events.filter(|event| name.is_empty() || text(event, "/involvedObject/name") == name);
-        about.map(|event| format!("{}: {}", text(&event, "/reason"), text(&event, "/message"))).collect()
+        let events =
+            self.api().list("Event", if name.is_empty() { &self.name } else { "" }).into_iter();
+        let about =
+            events.filter(|event| name.is_empty() || text(event, "/involvedObject/name") == name);
+        about
+            .map(|event| format!("{}: {}", text(&event, "/reason"), text(&event, "/message")))
+            .collect()
     }
 
-    /// Waits until the user of an object was told something with all these words in it, and returns it.
+    /// Waits until the user of an object was told something with all these words in it, and returns
+    /// it.
     pub(crate) fn told(&self, name: &str, words: &[&str]) -> String {
         wait_until(&format!("an event of {name} says {words:?}"), || {
             let events = self.events(name);
@@ -194,7 +207,9 @@ impl<'a> Space<'a> {
     pub(crate) fn gone(&self, kind: &str, name: &str) {
         wait_until(&format!("{kind} {name} is gone"), || {
             let found = self.api().find(kind, &self.name, name);
-            found.map_or(Ok(()), |object| Err(format!("{object}; events: {}", self.events(name).join(" | "))))
+            found.map_or(Ok(()), |object| {
+                Err(format!("{object}; events: {}", self.events(name).join(" | ")))
+            })
         });
     }
 
@@ -213,7 +228,8 @@ impl<'a> Space<'a> {
         for kind in KINDS {
             wait_until(&format!("no {kind} is left"), || {
                 let left = self.api().list(kind, &self.name);
-                let names: Vec<_> = left.iter().map(|object| text(object, "/metadata/name")).collect();
+                let names: Vec<_> =
+                    left.iter().map(|object| text(object, "/metadata/name")).collect();
                 if names.is_empty() { Ok(()) } else { Err(names.join(" ")) }
             });
         }
@@ -246,12 +262,14 @@ pub(crate) fn is(object: &Value, pointer: &str, wanted: &str) -> Result<(), Stri
 
 /// A claim's dataSource, for [`Space::claim`].
 pub(crate) fn from(kind: &str, name: &str) -> Value {
-    let group = if kind == "VolumeSnapshot" { json!("snapshot.storage.k8s.io") } else { Value::Null };
+    let group =
+        if kind == "VolumeSnapshot" { json!("snapshot.storage.k8s.io") } else { Value::Null };
     json!({"dataSource": {"apiGroup": group, "kind": kind, "name": name}})
 }
 
 /// The conditions that hold of an object.
 pub(crate) fn conditions(object: &Value) -> Vec<&str> {
-    let held = list(object, "/status/conditions").iter().filter(|condition| condition["status"] == "True");
+    let held =
+        list(object, "/status/conditions").iter().filter(|condition| condition["status"] == "True");
     held.map(|condition| text(condition, "/type")).collect()
 }

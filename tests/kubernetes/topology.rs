@@ -1,5 +1,5 @@
-//! A cluster that only the nodes of one zone reach: volumes of it are made for those, pods go there, and the room that is left is published
-//! there for the scheduler.
+//! A cluster that only the nodes of one zone reach: volumes of it are made for those, pods go
+//! there, and the room that is left is published there for the scheduler.
 
 use serde_json::json;
 
@@ -32,8 +32,10 @@ pub(crate) fn volumes_and_the_room_are_where_their_cluster_is_reached() {
     let published = wait_until("there is room near, and none far", || {
         let mut all = field.api.list("CSIStorageCapacity", NAMESPACE);
         all.retain(|object| text(object, "/storageClassName") == "first-consumer");
-        let in_zone = |zone: &str| all.iter().find(|o| o["nodeTopology"]["matchLabels"][ZONE] == zone);
-        let room = |zone: &str| in_zone(zone).is_some_and(|o| !["", "0"].contains(&text(o, "/capacity")));
+        let in_zone =
+            |zone: &str| all.iter().find(|o| o["nodeTopology"]["matchLabels"][ZONE] == zone);
+        let room =
+            |zone: &str| in_zone(zone).is_some_and(|o| !["", "0"].contains(&text(o, "/capacity")));
         if room("near") && !room("far") {
             Ok(in_zone("near").cloned().unwrap())
         } else {

@@ -1,4 +1,5 @@
-//! An API server in memory: it keeps objects by their paths, lists them in pages, takes events as strictly as the real one, and can be away.
+//! An API server in memory: it keeps objects by their paths, lists them in pages, takes events as
+//! strictly as the real one, and can be away.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -93,7 +94,13 @@ impl Api {
         );
     }
 
-    pub(crate) fn volume(&self, name: &str, driver: &str, handle: &str, claim: Option<(&str, &str)>) {
+    pub(crate) fn volume(
+        &self,
+        name: &str,
+        driver: &str,
+        handle: &str,
+        claim: Option<(&str, &str)>,
+    ) {
         let claim = claim.map(|(namespace, name)| {
             json!({"kind": "PersistentVolumeClaim", "namespace": namespace, "name": name,
                    "uid": format!("uid of {name}"), "resourceVersion": "7"})
@@ -173,7 +180,8 @@ impl Api {
             Mood::Refusing(code) => return status(code, "no, says the test"),
         }
         let body = body.collect_bytes().await.unwrap();
-        let body: Value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+        let body: Value =
+            if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
         let mut state = self.state();
         match parts.method {
             Method::GET if path.rsplit('/').next().is_some_and(|last| KINDS.contains(&last)) => {
@@ -227,20 +235,27 @@ impl State {
 
     /// As strict as the real one about where an event is.
     fn create_event(&mut self, path: &str, mut event: Value) -> Response<Body> {
-        let namespace =
-            path.strip_prefix("/api/v1/namespaces/").and_then(|rest| rest.strip_suffix("/events")).unwrap();
+        let namespace = path
+            .strip_prefix("/api/v1/namespaces/")
+            .and_then(|rest| rest.strip_suffix("/events"))
+            .unwrap();
         if self.ending.contains(namespace) {
             return status(403, &format!("namespace {namespace} is being terminated"));
         }
         let about = &event["involvedObject"];
         let wanted = about["namespace"].as_str().unwrap_or("default");
-        assert_eq!((namespace, event["metadata"]["namespace"].as_str()), (wanted, Some(wanted)), "{event:#}");
+        assert_eq!(
+            (namespace, event["metadata"]["namespace"].as_str()),
+            (wanted, Some(wanted)),
+            "{event:#}"
+        );
         for field in ["kind", "name", "uid", "apiVersion"] {
             assert!(about[field].is_string(), "{field}: {event:#}");
         }
         assert!(event["message"].as_str().unwrap().len() <= 1024);
         self.made += 1;
-        let name = format!("{}{:05}", event["metadata"]["generateName"].as_str().unwrap(), self.made);
+        let name =
+            format!("{}{:05}", event["metadata"]["generateName"].as_str().unwrap(), self.made);
         event["metadata"]["name"] = name.clone().into();
         self.objects.insert(format!("{path}/{name}"), event.clone());
         found(201, &event)

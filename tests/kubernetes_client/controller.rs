@@ -1,4 +1,5 @@
-//! A controller with Kubernetes: what it tells when it refuses, waits or leaves something behind, and whom it fences.
+//! A controller with Kubernetes: what it tells when it refuses, waits or leaves something behind,
+//! and whom it fences.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, mpsc};
@@ -8,11 +9,13 @@ use cinderblock::csi::clusters::Clusters;
 use cinderblock::csi::config::Config;
 use cinderblock::csi::controller::ControllerService;
 use cinderblock::csi::proto::controller_server::Controller;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, access_mode};
+use cinderblock::csi::proto::volume_capability::{
+    AccessMode, AccessType, BlockVolume, access_mode,
+};
 use cinderblock::csi::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, DeleteVolumeRequest,
-    VolumeCapability, VolumeContentSource, volume_content_source,
+    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest,
+    DeleteVolumeRequest, VolumeCapability, VolumeContentSource, volume_content_source,
 };
 use cinderblock::kube::nodes::OUT_OF_SERVICE;
 use cinderblock::kube::{Nodes, Recorder};
@@ -57,7 +60,8 @@ impl Lab {
             Box::new(move |_| Ok(cluster.clone())),
             Box::new(|_| {}),
         );
-        let service = ControllerService::new(Arc::new(clusters), BTreeSet::new(), Duration::from_mins(1));
+        let service =
+            ControllerService::new(Arc::new(clusters), BTreeSet::new(), Duration::from_mins(1));
         Lab { model, session, api: Api::new(), service }
     }
 
@@ -89,7 +93,11 @@ impl Lab {
     }
 
     /// Returns the publish context.
-    async fn publish(&self, volume_id: &str, node: &str) -> Result<BTreeMap<String, String>, Status> {
+    async fn publish(
+        &self,
+        volume_id: &str,
+        node: &str,
+    ) -> Result<BTreeMap<String, String>, Status> {
         let request = ControllerPublishVolumeRequest {
             volume_id: volume_id.to_string(),
             node_id: node.to_string(),
@@ -201,7 +209,14 @@ fn writes(image: &dyn Image) -> Result<(), Errno> {
 }
 
 /// A node that is Ready or not, and has a volume in use.
-fn with_volume(lab: &Lab, name: &str, node_id: &str, taints: &[&str], ready: bool, volume_id: &str) {
+fn with_volume(
+    lab: &Lab,
+    name: &str,
+    node_id: &str,
+    taints: &[&str],
+    ready: bool,
+    volume_id: &str,
+) {
     lab.api.node(name, DRIVER, node_id, taints);
     lab.api.status(name, ready, &[format!("kubernetes.io/csi/{DRIVER}^{volume_id}")]);
 }
@@ -212,7 +227,9 @@ async fn a_node_that_may_be_lost_is_fenced() {
     let ways: [(&str, Prepare); 4] = [
         ("tainted", |lab, id| with_volume(lab, "worker-1", "i-0815", &[OUT_OF_SERVICE], true, id)),
         ("not ready", |lab, id| with_volume(lab, "worker-1", "i-0815", &[], false, id)),
-        ("unmounted", |lab, id| with_volume(lab, "worker-1", "i-0815", &[], true, &format!("{id}-other"))),
+        ("unmounted", |lab, id| {
+            with_volume(lab, "worker-1", "i-0815", &[], true, &format!("{id}-other"))
+        }),
         ("deleted", |_, _| {}),
     ];
     for (way, prepare) in ways {
@@ -227,13 +244,20 @@ async fn a_node_that_may_be_lost_is_fenced() {
         assert_eq!(writes(&*client), Err(Errno::ESHUTDOWN), "{way}");
         lab.publish(&id, "other").await.unwrap();
         let told = until("the events", || {
-            let events: Vec<_> =
-                lab.api.events().into_iter().filter(|event| event["reason"] == "NodeFenced").collect();
+            let events: Vec<_> = lab
+                .api
+                .events()
+                .into_iter()
+                .filter(|event| event["reason"] == "NodeFenced")
+                .collect();
             (events.len() == if way == "deleted" { 1 } else { 2 }).then_some(events)
         });
         let told = told.await;
         let about = |kind: &str| told.iter().find(|event| event["involvedObject"]["kind"] == kind);
-        assert!(message(about("PersistentVolumeClaim").unwrap()).starts_with("node i-0815 had not let go"));
+        assert!(
+            message(about("PersistentVolumeClaim").unwrap())
+                .starts_with("node i-0815 had not let go")
+        );
         if way != "deleted" {
             assert_eq!(about("Node").unwrap()["involvedObject"]["name"], "worker-1");
         }
@@ -321,7 +345,10 @@ async fn nobody_is_let_go_while_kubernetes_does_not_say() {
         let refusal = lab.unpublish(&id, "worker-1").await.unwrap_err();
         assert_eq!(refusal.code(), Code::Unavailable, "{mood:?}: {refusal}");
         let message = refusal.message();
-        assert!(message.contains("worker-1") && message.contains("Kubernetes does not say"), "{message}");
+        assert!(
+            message.contains("worker-1") && message.contains("Kubernetes does not say"),
+            "{message}"
+        );
         assert!(began.elapsed() < Duration::from_secs(40), "{mood:?}: {:?}", began.elapsed());
         writes(&*client).unwrap();
         let published = lab.publish(&id, "other").await.unwrap_err();
@@ -340,7 +367,8 @@ async fn who_lets_go_in_good_order_depends_on_no_api_server() {
     drop(lab.client_of("data"));
     lab.api.set_mood(Mood::Hanging);
     lab.unpublish(&id, "worker-1").await.unwrap();
-    let asked: Vec<_> = lab.api.requests().into_iter().filter(|request| request.contains("node")).collect();
+    let asked: Vec<_> =
+        lab.api.requests().into_iter().filter(|request| request.contains("node")).collect();
     assert!(asked.is_empty(), "{asked:?}");
     lab.delete(&id).await.unwrap();
 }
@@ -356,12 +384,15 @@ async fn a_volume_in_use_says_where() {
     assert!(message(&event).contains("published to node worker-1"), "{event:#}");
     lab.delete(&id).await.unwrap_err();
     let event =
-        until("the second", || lab.api.event("VolumeInUse").filter(|event| event["count"] == 2)).await;
+        until("the second", || lab.api.event("VolumeInUse").filter(|event| event["count"] == 2))
+            .await;
     assert!(message(&event).contains("published to node worker-1"), "{event:#}");
     lab.unpublish(&id, "worker-1").await.unwrap();
     let client = lab.client_of("data");
     lab.delete(&id).await.unwrap_err();
-    let event = until("the third", || lab.api.event("VolumeInUse").filter(|event| event["count"] == 3)).await;
+    let event =
+        until("the third", || lab.api.event("VolumeInUse").filter(|event| event["count"] == 3))
+            .await;
     assert!(message(&event).contains("is open at 192.0.2."), "{event:#}");
     drop(client);
     lab.delete(&id).await.unwrap();
@@ -380,8 +411,14 @@ async fn a_deleted_volume_tells_for_what_its_data_stay() {
     let clone = lab.create(clone).await.unwrap();
     lab.delete(&id).await.unwrap();
     let event = lab.event("VolumeDataRetained").await;
-    assert_eq!((&event["involvedObject"]["name"], &event["type"]), (&"data".into(), &"Normal".into()));
-    assert!(message(&event).contains("@csi-snap-snapshot-1, and the volumes made from it (1)"), "{event:#}");
+    assert_eq!(
+        (&event["involvedObject"]["name"], &event["type"]),
+        (&"data".into(), &"Normal".into())
+    );
+    assert!(
+        message(&event).contains("@csi-snap-snapshot-1, and the volumes made from it (1)"),
+        "{event:#}"
+    );
     // Nothing stays of one that nothing depends on.
     lab.delete(&clone).await.unwrap();
     assert_eq!(lab.api.events().len(), 1);
@@ -424,7 +461,10 @@ async fn who_waits_for_a_flatten_is_told_of_it() {
         Some(VolumeContentSource { r#type: Some(volume_content_source::Type::Volume(of)) });
     let mut request = Request::new(copy.clone());
     request.set_timeout(Duration::from_millis(500));
-    assert_eq!(lab.service.create_volume(request).await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(
+        lab.service.create_volume(request).await.unwrap_err().code(),
+        Code::DeadlineExceeded
+    );
     let event = lab.event("FlattenInProgress").await;
     assert_eq!(event["involvedObject"]["name"], "copy");
     assert!(message(&event).starts_with("flattening rbd/csi-pvc-copy"), "{event:#}");
@@ -457,9 +497,13 @@ async fn a_pool_that_fills_is_told_of_once_a_minute() {
     fill(&*pool);
     lab.volume("c").await;
     let event = lab.event("PoolNearlyFull").await;
-    assert_eq!((&event["involvedObject"]["name"], &event["type"]), (&"c".into(), &"Warning".into()));
+    assert_eq!(
+        (&event["involvedObject"]["name"], &event["type"]),
+        (&"c".into(), &"Warning".into())
+    );
     assert!(
-        message(&event).starts_with("the pool rbd of the cluster lab is 100 % full, 0 MiB are left"),
+        message(&event)
+            .starts_with("the pool rbd of the cluster lab is 100 % full, 0 MiB are left"),
         "{event:#}"
     );
     // One that takes nothing any more.

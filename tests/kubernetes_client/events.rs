@@ -107,7 +107,10 @@ async fn the_same_thing_again_is_one_event_that_counts() {
     until("the fifth time", is_counted(5)).await;
     // Each subject has its own.
     api.claim("shop", "more");
-    recorder.tell(&Subject::Claim { namespace: "shop".to_string(), name: "more".to_string() }, flattening(1));
+    recorder.tell(
+        &Subject::Claim { namespace: "shop".to_string(), name: "more".to_string() },
+        flattening(1),
+    );
     until("the other claim's", || (api.events().len() == 3).then_some(())).await;
     // Long after, it is a new event.
     tokio::time::advance(TOGETHER).await;
@@ -142,7 +145,8 @@ async fn a_volume_is_found_by_its_usual_name_or_by_looking_and_its_claim_is_told
     assert_eq!(event["involvedObject"].get("resourceVersion"), None, "that is of another time");
     assert_eq!(count(&api, "GET /api/v1/persistentvolumes"), 1, "{:?}", api.requests());
 
-    // The usual name is another driver's, the volume is on the last of several pages, and nobody has claimed it.
+    // The usual name is another driver's, the volume is on the last of several pages, and nobody
+    // has claimed it.
     let id = "lab/rbd/csi-pvc-2";
     api.volume("pvc-2", "other.example.com", id, Some(("shop", "foreign")));
     for number in 0..1100 {
@@ -157,8 +161,14 @@ async fn a_volume_is_found_by_its_usual_name_or_by_looking_and_its_claim_is_told
 
     // Whom Kubernetes does not know nobody hears of.
     recorder.tell(&Subject::Volume("lab/rbd/csi-pvc-3".to_string()), in_use());
-    recorder.tell(&Subject::Claim { namespace: "shop".to_string(), name: "gone".to_string() }, in_use());
-    recorder.tell(&Subject::Snapshot { namespace: "shop".to_string(), name: "gone".to_string() }, in_use());
+    recorder.tell(
+        &Subject::Claim { namespace: "shop".to_string(), name: "gone".to_string() },
+        in_use(),
+    );
+    recorder.tell(
+        &Subject::Snapshot { namespace: "shop".to_string(), name: "gone".to_string() },
+        in_use(),
+    );
     let last = format!("GET {}", snapshot("shop", "gone"));
     until("the last look", || api.requests().contains(&last).then_some(())).await;
     assert_eq!(api.events().len(), 2);
@@ -224,7 +234,10 @@ async fn snapshots_are_told_by_the_names_their_users_know() {
     ];
     let snapshots: Vec<_> = snapshots.map(str::to_string).into();
     let by_others = vec!["rbd/csi-pvc-1.deleted@by-hand".to_string()];
-    recorder.tell(&claim(), Event::VolumeDataRetained { snapshots: snapshots.clone(), by_others, clones: 0 });
+    recorder.tell(
+        &claim(),
+        Event::VolumeDataRetained { snapshots: snapshots.clone(), by_others, clones: 0 },
+    );
     let event = until("the event", || api.event("VolumeDataRetained")).await;
     assert_eq!(
         message(&event),
@@ -240,7 +253,10 @@ async fn snapshots_are_told_by_the_names_their_users_know() {
     assert!(message(&event).contains("delete shop/user-1"), "{event:#}");
 
     api.put(&snapshot("shop", "s"), json!({"metadata": {"namespace": "shop", "uid": "uid of s"}}));
-    recorder.tell(&Subject::Snapshot { namespace: "shop".to_string(), name: "s".to_string() }, flattening(1));
+    recorder.tell(
+        &Subject::Snapshot { namespace: "shop".to_string(), name: "s".to_string() },
+        flattening(1),
+    );
     let event = until("the event", || api.event("FlattenInProgress")).await;
     assert_eq!(
         event["involvedObject"],
@@ -271,8 +287,10 @@ async fn an_api_server_that_is_away_costs_events_and_nothing_else() {
     // The one that hangs is given up, and the next ones are recorded.
     api.set_mood(Mood::Up);
     tokio::time::advance(Duration::from_mins(1)).await;
-    until("what was not dropped", || api.event("FlattenInProgress").filter(|event| event["count"] == 1024))
-        .await;
+    until("what was not dropped", || {
+        api.event("FlattenInProgress").filter(|event| event["count"] == 1024)
+    })
+    .await;
     recorder.tell(&claim(), in_use());
     until("the next", || api.event("VolumeInUse")).await;
     assert_eq!(api.events().len(), 2);

@@ -1,5 +1,5 @@
-//! Kubernetes as a client, against an API server in memory and RBD in memory: what is told, and what a controller does about nodes that
-//! may be lost. Needs neither a cluster nor Ceph.
+//! Kubernetes as a client, against an API server in memory and RBD in memory: what is told, and
+//! what a controller does about nodes that may be lost. Needs neither a cluster nor Ceph.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 

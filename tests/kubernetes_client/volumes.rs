@@ -10,7 +10,12 @@ async fn the_chain_is_read_for_every_volume_of_the_driver() {
     let api = Api::new();
     // More than fit in a page.
     for number in 0..1100 {
-        api.volume(&format!("pv-{number:04}"), DRIVER, &format!("lab/rbd/csi-pv-{number:04}"), None);
+        api.volume(
+            &format!("pv-{number:04}"),
+            DRIVER,
+            &format!("lab/rbd/csi-pv-{number:04}"),
+            None,
+        );
     }
     api.volume("foreign", "other.example.com", "lab/rbd/csi-x", None);
     api.volume("pvc-1", DRIVER, "lab/rbd/csi-pvc-1", Some(("shop", "data")));
@@ -40,7 +45,10 @@ async fn a_claim_without_a_volume_is_known_as_such() {
     let api = Api::new();
     api.claim("shop", "waiting");
     let waiting = volumes::claim(&api.client(), "shop", "waiting").await.unwrap().unwrap();
-    assert_eq!((waiting.phase.as_str(), waiting.storage_class.as_deref()), ("Pending", Some("fast")));
+    assert_eq!(
+        (waiting.phase.as_str(), waiting.storage_class.as_deref()),
+        ("Pending", Some("fast"))
+    );
     assert_eq!(volumes::claim(&api.client(), "shop", "other").await.unwrap(), None);
     api.set_mood(Mood::Refusing(403));
     volumes::claim(&api.client(), "shop", "other").await.unwrap_err();

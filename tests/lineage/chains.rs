@@ -1,4 +1,5 @@
-//! The worked chains: A→B→C in every order of deletion, the snapshot that outlives its volume, fan-out, and names that come back.
+//! The worked chains: A→B→C in every order of deletion, the snapshot that outlives its volume,
+//! fan-out, and names that come back.
 
 use cinderblock::rbd::OpenMode;
 
@@ -58,7 +59,8 @@ async fn deleted_b_c_a() {
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_c_a_b() {
     let b_alone = "A.deleted [B.clone_snap*] ; B <- A.deleted@B.clone_snap";
-    deleted_in_order(["C", "A", "B"], ["A [B.clone_snap*] ; B <- A@B.clone_snap", b_alone, ""]).await;
+    deleted_in_order(["C", "A", "B"], ["A [B.clone_snap*] ; B <- A@B.clone_snap", b_alone, ""])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,7 +24,9 @@ async fn at_the_limit_the_source_is_flattened_for_all_later_clones() {
             family.clone_volume("B", "C").await;
             family.assert("A ; B [C.clone_snap*] ; C <- B@C.clone_snap");
             family.clone_volume("B", "D").await;
-            family.assert("A ; B [C.clone_snap*, D.clone_snap*] ; C <- B@C.clone_snap ; D <- B@D.clone_snap");
+            family.assert(
+                "A ; B [C.clone_snap*, D.clone_snap*] ; C <- B@C.clone_snap ; D <- B@D.clone_snap",
+            );
             for name in ["B", "C", "A", "D"] {
                 family.delete(name).await;
             }
@@ -90,11 +92,14 @@ async fn a_limit_lowered_below_an_existing_chain_is_never_an_error() {
         family.set("maxCloneDepth", "2");
         family.set("flattenTarget", "clone");
         family.clone_volume("D", "E").await;
-        family.assert(&format!("{start} ; C [D.clone_snap*] <- B@C.clone_snap ; D <- C@D.clone_snap ; E"));
+        family.assert(&format!(
+            "{start} ; C [D.clone_snap*] <- B@C.clone_snap ; D <- C@D.clone_snap ; E"
+        ));
         family.set("flattenTarget", "source");
         family.clone_volume("D", "F").await;
-        family
-            .assert(&format!("{start} ; C <- B@C.clone_snap ; D [F.clone_snap*] ; E ; F <- D@F.clone_snap"));
+        family.assert(&format!(
+            "{start} ; C <- B@C.clone_snap ; D [F.clone_snap*] ; E ; F <- D@F.clone_snap"
+        ));
         for name in ["A", "B", "C", "D", "E", "F"] {
             family.delete(name).await;
         }

@@ -1,4 +1,5 @@
-//! Volumes of a RADOS namespace of their own, with a driver of their own, and what each of them must hold.
+//! Volumes of a RADOS namespace of their own, with a driver of their own, and what each of them
+//! must hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -56,14 +57,16 @@ struct Place<'a> {
     pool: Arc<dyn Pool>,
 }
 
-/// What the caller knows of a volume or snapshot: the id it was handed out under, and the text each block is filled with.
+/// What the caller knows of a volume or snapshot: the id it was handed out under, and the text each
+/// block is filled with.
 #[derive(Debug, Clone)]
 struct Held {
     id: String,
     texts: Vec<String>,
 }
 
-/// Tells a story in both clone formats, each in a place of its own, and checks that it leaves nothing behind.
+/// Tells a story in both clone formats, each in a place of its own, and checks that it leaves
+/// nothing behind.
 pub(crate) async fn in_both_formats(story: impl AsyncFn(&mut Family<'_>)) {
     let lab = Lab::from_environment();
     for format in ["1", "2"] {
@@ -77,7 +80,8 @@ pub(crate) async fn in_both_formats(story: impl AsyncFn(&mut Family<'_>)) {
 impl<'a> Family<'a> {
     /// An empty place. `keys` are added to the cluster's entry in the driver's configuration.
     pub(crate) async fn new(lab: &'a Lab, keys: &str) -> Family<'a> {
-        let driver = Driver::start(&format!("{}  {keys}\n", lab_config(lab)), &["--role", "controller"]);
+        let driver =
+            Driver::start(&format!("{}  {keys}\n", lab_config(lab)), &["--role", "controller"]);
         let mut family = Family {
             lab,
             cluster: lab.connect(),
@@ -132,31 +136,38 @@ impl<'a> Family<'a> {
 
     /// Clones a volume under all these names.
     pub(crate) async fn clone_all(&mut self, source: &str, names: &[String]) {
-        let requests = names.iter().map(|name| self.request(name, Some(From::Volume(source)), 0)).collect();
-        let answers =
-            self.ask_all(requests, async |mut controller, request| controller.create_volume(request).await);
+        let requests =
+            names.iter().map(|name| self.request(name, Some(From::Volume(source)), 0)).collect();
+        let answers = self.ask_all(requests, async |mut controller, request| {
+            controller.create_volume(request).await
+        });
         for (name, answer) in names.iter().zip(answers.await) {
             let id = answer.volume.unwrap().volume_id;
-            self.volumes.insert(name.clone(), Held { id, texts: self.volumes[source].texts.clone() });
+            self.volumes
+                .insert(name.clone(), Held { id, texts: self.volumes[source].texts.clone() });
         }
     }
 
     /// Takes a snapshot of each of these volumes, under the volume's name.
     pub(crate) async fn snapshot_all(&mut self, volumes: &[String]) {
-        let requests =
-            volumes.iter().map(|name| self.class.create_snapshot(name, &self.volume_id(name))).collect();
+        let requests = volumes
+            .iter()
+            .map(|name| self.class.create_snapshot(name, &self.volume_id(name)))
+            .collect();
         let ask = async |mut controller: ControllerClient<Channel>, request| {
             controller.create_snapshot(request).await
         };
         for (name, answer) in volumes.iter().zip(self.ask_all(requests, ask).await) {
-            let held =
-                Held { id: answer.snapshot.unwrap().snapshot_id, texts: self.volumes[name].texts.clone() };
+            let held = Held {
+                id: answer.snapshot.unwrap().snapshot_id,
+                texts: self.volumes[name].texts.clone(),
+            };
             self.snapshots.insert(name.clone(), held);
         }
     }
 
-    /// Asks for all of these, so many at a time, and again where told to, as sidecars do. The answers come in the order of the
-    /// requests.
+    /// Asks for all of these, so many at a time, and again where told to, as sidecars do. The
+    /// answers come in the order of the requests.
     async fn ask_all<T: Clone, A>(
         &self,
         requests: Vec<T>,
@@ -165,7 +176,9 @@ impl<'a> Family<'a> {
         let insist = async |request: T| {
             loop {
                 match ask(self.controller.clone(), request.clone()).await {
-                    Err(status) if status.code() == Code::Aborted => tokio::time::sleep(RETRY).await,
+                    Err(status) if status.code() == Code::Aborted => {
+                        tokio::time::sleep(RETRY).await
+                    }
                     answer => return answer.unwrap().into_inner(),
                 }
             }
@@ -193,21 +206,33 @@ impl<'a> Family<'a> {
             Some(From::Snapshot(source)) => self.snapshots[source].texts.clone(),
         };
         texts.resize(texts.len().max(blocks), String::new());
-        assert_eq!(usize::try_from(volume.capacity_bytes).unwrap(), texts.len() * BLOCK, "size of {name}");
+        assert_eq!(
+            usize::try_from(volume.capacity_bytes).unwrap(),
+            texts.len() * BLOCK,
+            "size of {name}"
+        );
         self.volumes.insert(name.to_owned(), Held { id: volume.volume_id.clone(), texts });
         Ok(volume)
     }
 
     /// The request of [`Family::make`].
-    pub(crate) fn request(&self, name: &str, source: Option<From<'_>>, blocks: usize) -> CreateVolumeRequest {
+    pub(crate) fn request(
+        &self,
+        name: &str,
+        source: Option<From<'_>>,
+        blocks: usize,
+    ) -> CreateVolumeRequest {
         let source = source.map(|source| match source {
-            From::Volume(source) => Type::Volume(VolumeSource { volume_id: self.volume_id(source) }),
+            From::Volume(source) => {
+                Type::Volume(VolumeSource { volume_id: self.volume_id(source) })
+            }
             From::Snapshot(source) => {
                 Type::Snapshot(SnapshotSource { snapshot_id: self.snapshot_id(source) })
             }
         });
         let mut request = self.class.create_volume(name, i64::try_from(blocks * BLOCK).unwrap());
-        request.volume_content_source = source.map(|source| VolumeContentSource { r#type: Some(source) });
+        request.volume_content_source =
+            source.map(|source| VolumeContentSource { r#type: Some(source) });
         request
     }
 
@@ -229,15 +254,18 @@ impl<'a> Family<'a> {
 
     pub(crate) async fn try_snapshot(&mut self, volume: &str, name: &str) -> Result<(), Status> {
         let request = self.class.create_snapshot(name, &self.volume_id(volume));
-        let snapshot = self.controller.create_snapshot(request).await?.into_inner().snapshot.unwrap();
+        let snapshot =
+            self.controller.create_snapshot(request).await?.into_inner().snapshot.unwrap();
         let texts = self.volumes[volume].texts.clone();
         self.snapshots.insert(name.to_owned(), Held { id: snapshot.snapshot_id, texts });
         Ok(())
     }
 
-    /// Deletes all of these volumes at once. Returns how long until the last was answered, and until all was settled.
+    /// Deletes all of these volumes at once. Returns how long until the last was answered, and
+    /// until all was settled.
     pub(crate) async fn delete_all(&mut self, names: &[String]) -> (Duration, Duration) {
-        let requests = names.iter().map(|name| self.class.delete_volume(&self.volume_id(name))).collect();
+        let requests =
+            names.iter().map(|name| self.class.delete_volume(&self.volume_id(name))).collect();
         let began = Instant::now();
         let ask = async |mut controller: ControllerClient<Channel>, request| {
             controller.delete_volume(request).await
@@ -313,7 +341,8 @@ impl<'a> Family<'a> {
             .args(more)
             .output()
             .unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
     }
 
     /// The pool of an id, and what comes after it.
@@ -325,9 +354,9 @@ impl<'a> Family<'a> {
         (&place.pool, parts.next().unwrap())
     }
 
-    /// The images, their snapshots and parents are as drawn; every volume and snapshot that was handed out and not deleted
-    /// holds what was written to it, and is recorded as such; nothing is in flight. In format 2 nothing is protected, so `*`
-    /// counts in format 1 only.
+    /// The images, their snapshots and parents are as drawn; every volume and snapshot that was
+    /// handed out and not deleted holds what was written to it, and is recorded as such; nothing is
+    /// in flight. In format 2 nothing is protected, so `*` counts in format 1 only.
     pub(crate) fn assert(&self, drawn: &str) {
         for place in &self.places {
             wait_until_settled(&*place.pool);
@@ -354,12 +383,19 @@ impl<'a> Family<'a> {
         for (name, snapshot) in &self.snapshots {
             let (pool, image_and_snapshot) = self.find(&snapshot.id);
             let (image_id, snapshot_name) = image_and_snapshot.split_once('@').unwrap();
-            assert_holds(name, &**pool, ImageKey::Id(image_id), Some(snapshot_name), &snapshot.texts);
+            assert_holds(
+                name,
+                &**pool,
+                ImageKey::Id(image_id),
+                Some(snapshot_name),
+                &snapshot.texts,
+            );
         }
     }
 
-    /// The catalogue has a `ready` record for each volume and snapshot, one for each silent parent, and no other. The journal
-    /// has no suspect but those whose link stands: it was about to be cut in one place, and holds in another.
+    /// The catalogue has a `ready` record for each volume and snapshot, one for each silent parent,
+    /// and no other. The journal has no suspect but those whose link stands: it was about to be cut
+    /// in one place, and holds in another.
     fn assert_recorded(&self, place: &Place<'_>) {
         let here = |id: &str| self.find(id).0.namespace() == place.pool.namespace();
         let mut expected = BTreeSet::new();
@@ -386,9 +422,10 @@ impl<'a> Family<'a> {
         assert_eq!(unsettled(&*place.pool), Vec::<String>::new(), "what is left in the journal");
     }
 
-    /// Every object of every place, and every key of its omap: headers with sizes, features, snapshots, parents and metadata,
-    /// the directories, the children, the driver's records. The objects of the catalogue come into being with their first
-    /// record and stay, so empty ones do not count.
+    /// Every object of every place, and every key of its omap: headers with sizes, features,
+    /// snapshots, parents and metadata, the directories, the children, the driver's records. The
+    /// objects of the catalogue come into being with their first record and stay, so empty ones do
+    /// not count.
     pub(crate) fn everything(&self) -> BTreeSet<String> {
         let mut everything = BTreeSet::new();
         for place in &self.places {
@@ -399,7 +436,8 @@ impl<'a> Family<'a> {
                 // The children of format 1 have keys that are no text.
                 if object == "rbd_children" {
                     let place = ["--pool", POOL, "--namespace", &namespace.name];
-                    let keys = self.lab.run("rados", &[&place[..], &["listomapvals", &object]].concat());
+                    let keys =
+                        self.lab.run("rados", &[&place[..], &["listomapvals", &object]].concat());
                     everything.insert(format!("{label}{object}: {keys}"));
                     continue;
                 }
@@ -421,7 +459,10 @@ impl<'a> Family<'a> {
         let now = self.everything();
         let (gone, new): (Vec<_>, Vec<_>) =
             (before.difference(&now).collect(), now.difference(before).collect());
-        assert!(gone.is_empty() && new.is_empty(), "this is gone: {gone:#?}; this is new: {new:#?}");
+        assert!(
+            gone.is_empty() && new.is_empty(),
+            "this is gone: {gone:#?}; this is new: {new:#?}"
+        );
     }
 
     /// Nothing is left of anything, and the driver ends in order.
@@ -439,7 +480,13 @@ impl<'a> Family<'a> {
     }
 }
 
-fn assert_holds(name: &str, pool: &dyn Pool, image: ImageKey<'_>, at: Option<&str>, texts: &[String]) {
+fn assert_holds(
+    name: &str,
+    pool: &dyn Pool,
+    image: ImageKey<'_>,
+    at: Option<&str>,
+    texts: &[String],
+) {
     let image = pool.open_image(image, OpenMode::ReadOnly).unwrap();
     let snapshots = image.snapshots().unwrap();
     let snapshot = at.map(|at| snapshots.iter().find(|snapshot| snapshot.name == at).unwrap());

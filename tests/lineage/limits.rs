@@ -103,20 +103,34 @@ async fn when_flattening_cannot_help_there_is_no_room_and_nothing_changes() {
     .await;
 }
 
-/// The clones that have a snapshot on `A`, oldest first. Every such snapshot has its clone, and none of `others` is one.
+/// The clones that have a snapshot on `A`, oldest first. Every such snapshot has its clone, and
+/// none of `others` is one.
 fn clones_of_a(family: &Family<'_>, others: &[String]) -> Vec<String> {
     let source = family.open("A", OpenMode::ReadOnly);
     let id = source.id().unwrap();
     let clone_of = |snapshot: &cinderblock::rbd::Snapshot| {
-        let clone =
-            snapshot.name.strip_prefix("csi-").unwrap().strip_suffix(".clone_snap").unwrap().to_owned();
+        let clone = snapshot
+            .name
+            .strip_prefix("csi-")
+            .unwrap()
+            .strip_suffix(".clone_snap")
+            .unwrap()
+            .to_owned();
         let parent = family.open(&clone, OpenMode::ReadOnly).parent(None).unwrap().unwrap();
-        assert_eq!((parent.image_id, parent.snapshot_id), (id.clone(), snapshot.id), "parent of {clone}");
+        assert_eq!(
+            (parent.image_id, parent.snapshot_id),
+            (id.clone(), snapshot.id),
+            "parent of {clone}"
+        );
         assert_eq!(snapshot.protected, family.is_format_1());
         clone
     };
     for name in others {
-        assert_eq!(family.open(name, OpenMode::ReadOnly).parent(None).unwrap(), None, "parent of {name}");
+        assert_eq!(
+            family.open(name, OpenMode::ReadOnly).parent(None).unwrap(),
+            None,
+            "parent of {name}"
+        );
     }
     source.snapshots().unwrap().iter().map(clone_of).collect()
 }
@@ -136,7 +150,8 @@ async fn of_455_clones_of_format_1_too() {
 }
 
 async fn clone_455_times(format: &str) {
-    // A store of memory cannot take it: that of Ceph 16.2 crashes now and then while many snapshots are trimmed.
+    // A store of memory cannot take it: that of Ceph 16.2 crashes now and then while many snapshots
+    // are trimmed.
     let lab = OwnLab::up_with(&["--monitor-round", "0.05", "--objectstore", "bluestore"]);
     let mut family = Family::new(&lab, "").await;
     family.set("cloneFormat", format);

@@ -1,5 +1,6 @@
-//! The lineage of volumes on a real Ceph, asked for over the socket of the built binary: which images, snapshots and parents
-//! there are after each step, under their exact names, and that every volume and snapshot holds the bytes written to it.
+//! The lineage of volumes on a real Ceph, asked for over the socket of the built binary: which
+//! images, snapshots and parents there are after each step, under their exact names, and that every
+//! volume and snapshot holds the bytes written to it.
 //!
 //! Needs the environment that `lab/ceph env` prints.
 

@@ -24,8 +24,8 @@ fn served(lab: &Lab) -> u64 {
     counters["osd"]["op"].as_u64().unwrap()
 }
 
-/// Waits until the OSD serves no more: what an answer leaves to be done is part of its RPC, and waits for the monitors now and
-/// then.
+/// Waits until the OSD serves no more: what an answer leaves to be done is part of its RPC, and
+/// waits for the monitors now and then.
 async fn quiet(lab: &Lab) -> u64 {
     let mut before = served(lab);
     loop {
@@ -121,7 +121,9 @@ async fn no_rpc_asks_for_other_than_what_the_documentation_says() {
         family.snapshot("A", "t").await;
         counts.count("DeleteSnapshot", family.delete_snapshot("t")).await;
         counts.count("DeleteVolume with a snapshot", family.delete("A")).await;
-        counts.count("DeleteSnapshot, the last of a deleted volume", family.delete_snapshot("s")).await;
+        counts
+            .count("DeleteSnapshot, the last of a deleted volume", family.delete_snapshot("s"))
+            .await;
         family.make("D", None, 3).await.unwrap();
         counts.count("ControllerExpandVolume", expand(family, "D")).await;
         counts.count("DeleteVolume, empty", family.delete("D")).await;
@@ -131,7 +133,8 @@ async fn no_rpc_asks_for_other_than_what_the_documentation_says() {
     }
     for (row, count) in counts.rows {
         let line = TABLE.lines().find(|line| line.starts_with(&format!("| {row} |")));
-        let documented = line.unwrap_or_else(|| panic!("no row {row:?}")).split('|').nth(2).unwrap();
+        let documented =
+            line.unwrap_or_else(|| panic!("no row {row:?}")).split('|').nth(2).unwrap();
         let documented: u64 = documented.trim().parse().unwrap();
         // Now and then a watch is renewed, or the manager asks for something.
         assert!(

@@ -1,4 +1,5 @@
-//! What backup tools and administrators do to the driver's images with `rbd`, and what the driver answers then.
+//! What backup tools and administrators do to the driver's images with `rbd`, and what the driver
+//! answers then.
 
 use std::time::{Duration, Instant};
 
@@ -151,7 +152,14 @@ async fn an_image_in_a_group_is_not_deleted() {
     family.delete("A").await;
     lab.run(
         "rados",
-        &["--pool", POOL, "--namespace", group.split('/').nth(1).unwrap(), "rm", "rbd_group_directory"],
+        &[
+            "--pool",
+            POOL,
+            "--namespace",
+            group.split('/').nth(1).unwrap(),
+            "rm",
+            "rbd_group_directory",
+        ],
     );
     family.end();
 }
@@ -212,9 +220,10 @@ async fn a_migrated_image_keeps_its_snapshots() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_moves_what_is_removed_to_the_trash_keeps_nothing() {
     let lab = OwnLab::up();
-    for (option, value) in
-        [("rbd_move_to_trash_on_remove", "true"), ("rbd_move_to_trash_on_remove_expire_seconds", "3600")]
-    {
+    for (option, value) in [
+        ("rbd_move_to_trash_on_remove", "true"),
+        ("rbd_move_to_trash_on_remove_expire_seconds", "3600"),
+    ] {
         lab.run("rbd", &["config", "pool", "set", POOL, option, value]);
         lab.run("ceph", &["config", "set", "client", option, value]);
     }
@@ -232,7 +241,8 @@ async fn a_pool_that_moves_what_is_removed_to_the_trash_keeps_nothing() {
         family.delete_snapshot("s1").await;
         family.end();
     }
-    // Nothing can be changed of a mirrored image that is not primary, and its mirror's snapshots go with it.
+    // Nothing can be changed of a mirrored image that is not primary, and its mirror's snapshots go
+    // with it.
     lab.run("rbd", &["mirror", "pool", "enable", POOL, "image"]);
     let class = Class::new(&lab, "").without("radosNamespace");
     let driver = Driver::controller_for(&lab);
@@ -244,7 +254,10 @@ async fn a_pool_that_moves_what_is_removed_to_the_trash_keeps_nothing() {
     lab.run("rbd", &["mirror", "image", "demote", &spec]);
     let words = format!("rbd mirror image promote {spec}");
     assert_refused(controller.delete_volume(class.delete_volume(&id)).await.map(drop), &words);
-    assert_refused(controller.create_snapshot(class.create_snapshot("s", &id)).await.map(drop), &words);
+    assert_refused(
+        controller.create_snapshot(class.create_snapshot("s", &id)).await.map(drop),
+        &words,
+    );
     lab.run("rbd", &["mirror", "image", "promote", &spec]);
     controller.delete_volume(class.delete_volume(&id)).await.unwrap();
     assert_eq!(lab.run("rbd", &["ls", POOL]).trim(), "");
@@ -256,8 +269,10 @@ async fn a_user_who_may_not_see_clones_leaves_nothing_behind() {
     let namespace = Namespace::new(&lab);
     let driver = Driver::controller_for(&lab);
     let mut controller = driver.controller().await;
-    // All of the pool, and not `rbd_children` of the other one, which `profile rbd` would let it read.
-    let (user, key) = lab.user("blind", &["mon", "profile rbd", "osd", &format!("allow rwx pool={POOL}")]);
+    // All of the pool, and not `rbd_children` of the other one, which `profile rbd` would let it
+    // read.
+    let (user, key) =
+        lab.user("blind", &["mon", "profile rbd", "osd", &format!("allow rwx pool={POOL}")]);
     for format in ["1", "2"] {
         let all = Class::new(&lab, &namespace.name).with("cloneFormat", format);
         let made = controller.create_volume(all.create_volume("A", MIB)).await.unwrap();
@@ -267,7 +282,8 @@ async fn a_user_who_may_not_see_clones_leaves_nothing_behind() {
         request.volume_content_source = Some(crate::common::driver::from_volume(&id));
         let (code, message) = refusal(controller.create_volume(request).await.map(drop));
         assert_eq!(code, Code::PermissionDenied, "{message}");
-        let snapshots = lab.run("rbd", &["snap", "ls", "--all", &format!("{POOL}/{}/csi-A", namespace.name)]);
+        let snapshots =
+            lab.run("rbd", &["snap", "ls", "--all", &format!("{POOL}/{}/csi-A", namespace.name)]);
         assert_eq!(snapshots.trim(), "", "what was cut for the clone is left");
         controller.delete_volume(all.delete_volume(&id)).await.unwrap();
     }
@@ -289,7 +305,8 @@ async fn a_source_deleted_while_it_is_cloned_is_not_said_to_be_open_elsewhere() 
         let clone_id = source_id.replace(&source, &clone);
         let request = family.request(&clone, Some(From::Volume(&source)), 0);
         let mut controller = family.controller.clone();
-        let creation = tokio::spawn(async move { controller.create_volume(within(60, request)).await });
+        let creation =
+            tokio::spawn(async move { controller.create_volume(within(60, request)).await });
         tokio::time::sleep(Duration::from_millis(random.below(60))).await;
         if let Err(status) = family.try_delete(&source).await {
             assert_eq!(status.code(), Code::Aborted, "{status:?}");
@@ -310,8 +327,9 @@ async fn a_monitor_that_has_no_address_is_named() {
     let config = "- clusterID: lab\n  monitors: [\"no-such-host.invalid:6789\"]\n";
     let driver = Driver::start(config, &["--role", "controller"]);
     let class = Class::new(&lab, "").without("radosNamespace");
-    let (code, message) =
-        refusal(driver.controller().await.create_volume(class.create_volume("v", MIB)).await.map(drop));
+    let (code, message) = refusal(
+        driver.controller().await.create_volume(class.create_volume("v", MIB)).await.map(drop),
+    );
     assert_eq!(code, Code::Unavailable, "{message}");
     assert!(message.contains("\"no-such-host.invalid\""), "{message}");
 }

@@ -1,8 +1,10 @@
-//! A RADOS namespace in the notation of the lineage: `A.deleted [snap-s1*, B.clone_snap] ; B <- A.deleted@B.clone_snap`.
+//! A RADOS namespace in the notation of the lineage:
+//! `A.deleted [snap-s1*, B.clone_snap] ; B <- A.deleted@B.clone_snap`.
 //!
-//! Images in the order of their names, snapshots in the order they were cut; `*` is protected, `(s)` is parked in librbd's own
-//! trash namespace, `!` marks an image in the trash. A snapshot's own link is written when it differs from the head's. Names
-//! are as `rbd` prints them without the `csi-` that each must begin with; what is not at home has its place before it.
+//! Images in the order of their names, snapshots in the order they were cut; `*` is protected,
+//! `(s)` is parked in librbd's own trash namespace, `!` marks an image in the trash. A snapshot's
+//! own link is written when it differs from the head's. Names are as `rbd` prints them without the
+//! `csi-` that each must begin with; what is not at home has its place before it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +16,8 @@ pub(crate) type Place<'a> = (&'a str, &'a Arc<dyn Pool>);
 
 /// Everything in `places`.
 pub(crate) fn picture(places: &[Place<'_>]) -> String {
-    let mut images: Vec<String> = places.iter().flat_map(|place| of_place(*place, places)).collect();
+    let mut images: Vec<String> =
+        places.iter().flat_map(|place| of_place(*place, places)).collect();
     images.sort();
     images.join(" ; ")
 }
@@ -51,7 +54,8 @@ fn described(image: &dyn Image, places: &[Place<'_>]) -> String {
             format!("{}{protected}{link}", snapshot_name(snapshot))
         })
         .collect();
-    let snapshots = if snapshots.is_empty() { String::new() } else { format!(" [{}]", snapshots.join(", ")) };
+    let snapshots =
+        if snapshots.is_empty() { String::new() } else { format!(" [{}]", snapshots.join(", ")) };
     snapshots + &head.map(|head| link(&head, places)).unwrap_or_default()
 }
 

@@ -71,7 +71,9 @@ async fn a_clone_in_another_namespace_is_like_any_other() {
     family.clone_volume("A", "B").await;
     family.go_to("");
     family.clone_volume("B", "C").await;
-    family.assert("A [B.clone_snap] ; C <- far/B@C.clone_snap ; far/B [C.clone_snap] <- A@B.clone_snap");
+    family.assert(
+        "A [B.clone_snap] ; C <- far/B@C.clone_snap ; far/B [C.clone_snap] <- A@B.clone_snap",
+    );
     family.delete("A").await;
     family.delete("B").await;
     family.assert(

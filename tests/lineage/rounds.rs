@@ -1,4 +1,5 @@
-//! A snapshot waits for one round of the monitor, which gathers changes for a second before it decides.
+//! A snapshot waits for one round of the monitor, which gathers changes for a second before it
+//! decides.
 
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ async fn ten_snapshots_of_ten_volumes_at_once_take_about_one_monitor_round_and_n
     for name in volumes.iter().map(String::as_str).chain(["B"]) {
         family.create(name).await;
     }
-    // The first comes in the middle of a round; one right after another takes a whole round, unless a
-    // busy machine has it come when a round ends.
+    // The first comes in the middle of a round; one right after another takes a whole round, unless
+    // a busy machine has it come when a round ends.
     family.snapshot("B", "first").await;
     let one = time(family.snapshot_all(&["B".to_owned()])).await;
     let ten = time(family.snapshot_all(&volumes)).await;
@@ -43,14 +44,17 @@ async fn ten_snapshots_of_ten_volumes_at_once_take_about_one_monitor_round_and_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clones_of_one_volume_deleted_at_once_are_answered_without_a_monitor_round_and_gone_in_few() {
+async fn clones_of_one_volume_deleted_at_once_are_answered_without_a_monitor_round_and_gone_in_few()
+{
     let lab = OwnLab::up_with(&["--monitor-round", "1"]);
     let mut family = Family::new(&lab, "").await;
     family.create("golden").await;
     let clones: Vec<String> = (0..100).map(|number| format!("clone-{number:03}")).collect();
     family.clone_all("golden", &clones).await;
     let (answered, gone) = family.delete_all(&clones).await;
-    println!("100 clones deleted: the last was answered after {answered:.2?}, all was gone after {gone:.2?}");
+    println!(
+        "100 clones deleted: the last was answered after {answered:.2?}, all was gone after {gone:.2?}"
+    );
     // One round each would be 100 seconds.
     assert!(answered < Duration::from_secs(30), "answered after {answered:?}");
     assert!(gone < Duration::from_secs(50), "gone after {gone:?}");

@@ -74,7 +74,8 @@ async fn a_clone_deleted_before_its_snapshot_and_its_volume() {
         family.assert("A [snap-s1*]");
         family.delete_snapshot("s1").await;
         family.assert("A");
-        // The same once more, with the snapshot deleted while it has a clone, and its name taken again.
+        // The same once more, with the snapshot deleted while it has a clone, and its name taken
+        // again.
         family.snapshot("A", "s1").await;
         family.restore("s1", "B").await;
         family.delete_snapshot("s1").await;

@@ -24,7 +24,14 @@ fn create(name: &'static str) -> Operation {
 }
 
 fn clone(name: &'static str, format: CloneFormat) -> Operation {
-    operation(Action::Clone { parent_pool: 0, parent: "a", snapshot: "s", name, format, features: None })
+    operation(Action::Clone {
+        parent_pool: 0,
+        parent: "a",
+        snapshot: "s",
+        name,
+        format,
+        features: None,
+    })
 }
 
 fn remove(name: &'static str) -> Operation {

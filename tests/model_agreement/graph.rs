@@ -11,7 +11,8 @@ use super::side::{Side, content, info};
 pub(crate) type Graph = BTreeMap<String, Vec<String>>;
 
 impl Side {
-    /// Every name, and every image in the directory and the trash, with links, snapshots, children, metadata and bytes.
+    /// Every name, and every image in the directory and the trash, with links, snapshots, children,
+    /// metadata and bytes.
     pub(crate) fn graph(&self) -> Graph {
         let mut graph = Graph::new();
         for pool in &self.pools {
@@ -21,15 +22,23 @@ impl Side {
                     Ok(image) => format!("opens as {}", self.names.image(&image.id().unwrap())),
                     Err(error) => format!("open: {:?}", error.errno),
                 };
-                graph.insert(format!("name {}/{name}", pool.name()), vec![self.names.image(&id), opens]);
+                graph.insert(
+                    format!("name {}/{name}", pool.name()),
+                    vec![self.names.image(&id), opens],
+                );
             }
             for entry in pool.list_images().unwrap() {
-                let place = format!("{}/{} ({})", pool.name(), entry.name, self.names.image(&entry.id));
+                let place =
+                    format!("{}/{} ({})", pool.name(), entry.name, self.names.image(&entry.id));
                 graph.entry(place).or_default().extend(self.describe(&**pool, &entry.id));
             }
             for entry in pool.trash_list().unwrap() {
-                let place =
-                    format!("trash of {}: {} ({})", pool.name(), entry.name, self.names.image(&entry.id));
+                let place = format!(
+                    "trash of {}: {} ({})",
+                    pool.name(),
+                    entry.name,
+                    self.names.image(&entry.id)
+                );
                 graph.entry(place).or_default().extend(self.describe(&**pool, &entry.id));
             }
         }
@@ -51,8 +60,9 @@ impl Side {
         ];
         let snapshots = image.snapshots().unwrap();
         let versions = snapshots.iter().map(|snapshot| Some(snapshot.id));
-        for (at, words) in
-            versions.zip(self.names.snapshots(pool, snapshots.clone())).chain([(None, "head".to_owned())])
+        for (at, words) in versions
+            .zip(self.names.snapshots(pool, snapshots.clone()))
+            .chain([(None, "head".to_owned())])
         {
             lines.push(words);
             lines.push(match image.parent(at) {

@@ -1,8 +1,9 @@
-//! A process killed inside librbd leaves one of the states in which the model can leave the same call, and the calls
-//! that follow are answered alike.
+//! A process killed inside librbd leaves one of the states in which the model can leave the same
+//! call, and the calls that follow are answered alike.
 //!
-//! The process is the `rbd` program. The lab's OSD is slowed down, so that a kill at a random time hits between any two
-//! writes; all states that the model knows for the call are computed, and what is found must be one of them.
+//! The process is the `rbd` program. The lab's OSD is slowed down, so that a kill at a random time
+//! hits between any two writes; all states that the model knows for the call are computed, and what
+//! is found must be one of them.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,7 +35,8 @@ struct Case {
     after: Vec<Operation>,
 }
 
-/// What is there after the kill, how the calls after it were answered, and what is there then: in words.
+/// What is there after the kill, how the calls after it were answered, and what is there then: in
+/// words.
 type Outcome = String;
 
 #[test]
@@ -87,7 +89,9 @@ fn model_outcomes(pools: &Pools<'_>, case: &Case) -> Vec<Outcome> {
     let run = |fault| {
         let model = pools.model();
         let mut side = Side::new(&*model.connect().cluster(), pools);
-        case.before.iter().for_each(|operation| assert_eq!(side.run(operation), "()", "{operation:?}"));
+        case.before
+            .iter()
+            .for_each(|operation| assert_eq!(side.run(operation), "()", "{operation:?}"));
         let victim = model.connect();
         if let Some((call, fault)) = fault {
             victim.inject(call, fault);
@@ -163,7 +167,8 @@ impl Drop for Slow<'_> {
 
 /// Sets an option of the OSD.
 fn set(cluster: &dyn Cluster, name: &str, value: &str) {
-    let command = format!(r#"{{"prefix":"config set","who":"osd","name":"{name}","value":"{value}"}}"#);
+    let command =
+        format!(r#"{{"prefix":"config set","who":"osd","name":"{name}","value":"{value}"}}"#);
     cluster.monitor_command(&command).unwrap();
 }
 
@@ -176,7 +181,14 @@ fn create(name: &'static str, features: Features) -> Operation {
 }
 
 fn clone(name: &'static str, format: CloneFormat) -> Operation {
-    operation(Action::Clone { parent_pool: 0, parent: "a", snapshot: "s", name, format, features: None })
+    operation(Action::Clone {
+        parent_pool: 0,
+        parent: "a",
+        snapshot: "s",
+        name,
+        format,
+        features: None,
+    })
 }
 
 fn remove(name: &'static str) -> Operation {
@@ -235,7 +247,12 @@ fn format_1_clone() -> Vec<Operation> {
     [protected_parent(), vec![clone("b", CloneFormat::V1)]].concat()
 }
 
-fn case(before: Vec<Operation>, command: &'static str, call: Operation, after: Vec<Operation>) -> Case {
+fn case(
+    before: Vec<Operation>,
+    command: &'static str,
+    call: Operation,
+    after: Vec<Operation>,
+) -> Case {
     Case { before, command, call, after }
 }
 
@@ -266,14 +283,24 @@ fn cases() -> Vec<Case> {
             clone_1.clone(),
             [vec![unprotect("a")], again(&clone_1, remove("c")), vec![unprotect("a")]].concat(),
         ),
-        case(vec![create("a", default)], "rm {}/a", remove("a"), vec![remove("a"), create("a", default)]),
+        case(
+            vec![create("a", default)],
+            "rm {}/a",
+            remove("a"),
+            vec![remove("a"), create("a", default)],
+        ),
         case(
             clone_of_a_parked_snapshot(),
             "rm {}/b",
             remove("b"),
             vec![remove("a"), remove("b"), remove("a")],
         ),
-        case(format_1_clone(), "rm {}/b", remove("b"), vec![unprotect("a"), remove("b"), unprotect("a")]),
+        case(
+            format_1_clone(),
+            "rm {}/b",
+            remove("b"),
+            vec![unprotect("a"), remove("b"), unprotect("a")],
+        ),
         case(
             vec![create("a", default)],
             "rename {}/a {}/b",
@@ -320,10 +347,18 @@ fn cases() -> Vec<Case> {
             format_1_clone(),
             "flatten --no-progress {}/b",
             flatten(),
-            vec![unprotect("a"), flatten(), unprotect("a"), flatten(), drop_snapshot("a", "s"), remove("b")],
+            vec![
+                unprotect("a"),
+                flatten(),
+                unprotect("a"),
+                flatten(),
+                drop_snapshot("a", "s"),
+                remove("b"),
+            ],
         ),
         case(
-            [parent_with(shallow), vec![clone("b", CloneFormat::V2), cut("b", "t"), flatten()]].concat(),
+            [parent_with(shallow), vec![clone("b", CloneFormat::V2), cut("b", "t"), flatten()]]
+                .concat(),
             "snap rm {}/b@t",
             drop_snapshot("b", "t"),
             vec![drop_snapshot("a", "s"), drop_parked("b"), remove("a"), remove("b")],

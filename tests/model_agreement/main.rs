@@ -1,8 +1,8 @@
-//! The model answers as librbd does: random calls on both get the same answers and the same end, and a process killed
-//! inside librbd leaves what the model says.
+//! The model answers as librbd does: random calls on both get the same answers and the same end,
+//! and a process killed inside librbd leaves what the model says.
 //!
-//! `AGREEMENT_SEQUENCES` and `AGREEMENT_KILLS` set how much is tried, `AGREEMENT_SEED` where the random numbers begin;
-//! a failure prints the seed that repeats it.
+//! `AGREEMENT_SEQUENCES` and `AGREEMENT_KILLS` set how much is tried, `AGREEMENT_SEED` where the
+//! random numbers begin; a failure prints the seed that repeats it.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -73,9 +73,9 @@ fn run_sequence(lab: &Lab, seed: u64) {
 fn present(model: &Model, pools: &Pools) -> [Present; 2] {
     let graph = model.graph();
     let empty = PoolGraph::default();
-    pools
-        .names()
-        .map(|pool| Present::of(graph.pools.get(&(pool.to_owned(), String::new())).unwrap_or(&empty)))
+    pools.names().map(|pool| {
+        Present::of(graph.pools.get(&(pool.to_owned(), String::new())).unwrap_or(&empty))
+    })
 }
 
 /// The number in an environment variable, if it is set.

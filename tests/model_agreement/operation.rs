@@ -1,4 +1,5 @@
-//! One call, or a few that belong together, drawn at random. Names come from few, so that calls meet.
+//! One call, or a few that belong together, drawn at random. Names come from few, so that calls
+//! meet.
 
 use cinderblock::rbd::model::{PoolGraph, SnapshotGraph};
 use cinderblock::rbd::{CloneFormat, Features, SnapshotKind};
@@ -138,8 +139,10 @@ impl Present {
                 found.filter(|snapshot| user(snapshot)).map(|snapshot| &snapshot.name).collect();
             SNAPSHOTS.into_iter().filter(|name| names.iter().any(|known| known == name)).collect()
         };
-        let images =
-            NAMES.into_iter().filter_map(|name| Some((name, snapshots(pool.names.get(name)?)))).collect();
+        let images = NAMES
+            .into_iter()
+            .filter_map(|name| Some((name, snapshots(pool.names.get(name)?))))
+            .collect();
         Present { images }
     }
 
@@ -154,14 +157,23 @@ impl Present {
 
     /// The name of a snapshot of `image` that is there, mostly.
     fn snapshot(&self, random: &mut Random, image: &str) -> &'static str {
-        let known = self.images.iter().find(|(name, _)| *name == image).map_or(&[][..], |(_, known)| known);
-        if known.is_empty() || random.once_in(8) { random.pick(&SNAPSHOTS) } else { random.pick(known) }
+        let known =
+            self.images.iter().find(|(name, _)| *name == image).map_or(&[][..], |(_, known)| known);
+        if known.is_empty() || random.once_in(8) {
+            random.pick(&SNAPSHOTS)
+        } else {
+            random.pick(known)
+        }
     }
 
     /// An image that has a snapshot, mostly.
     fn parent(&self, random: &mut Random) -> &'static str {
-        let parents: Vec<_> =
-            self.images.iter().filter(|(_, known)| !known.is_empty()).map(|(name, _)| *name).collect();
+        let parents: Vec<_> = self
+            .images
+            .iter()
+            .filter(|(_, known)| !known.is_empty())
+            .map(|(name, _)| *name)
+            .collect();
         if parents.is_empty() { self.image(random) } else { random.pick(&parents) }
     }
 }
@@ -205,7 +217,12 @@ fn at(random: &mut Random) -> At {
 
 fn create(random: &mut Random) -> Action {
     let order = random.pick(&[ORDER, ORDER, ORDER, ORDER, 12, 22, 26]);
-    Action::Create { name: random.pick(&NAMES), size: size(random), order, features: features(random) }
+    Action::Create {
+        name: random.pick(&NAMES),
+        size: size(random),
+        order,
+        features: features(random),
+    }
 }
 
 fn action(random: &mut Random, pool: usize, all: &[Present; 2]) -> Action {
@@ -228,7 +245,9 @@ fn action(random: &mut Random, pool: usize, all: &[Present; 2]) -> Action {
         20..22 => Action::Rename { from: present.image(random), to: random.pick(&NAMES) },
         22 => Action::ImageId { name: random.pick(&NAMES) },
         23 => Action::ListImages,
-        24..27 => Action::TrashMove { name: present.image(random), delay: random.pick(&[0, 0, 3600]) },
+        24..27 => {
+            Action::TrashMove { name: present.image(random), delay: random.pick(&[0, 0, 3600]) }
+        }
         27..29 => Action::TrashRestore { image: random.below(16), name: random.pick(&NAMES) },
         29..31 => Action::TrashRemove { image: random.below(16), force: random.once_in(2) },
         31 => Action::TrashGet { image: random.below(16) },

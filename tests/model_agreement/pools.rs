@@ -14,7 +14,8 @@ pub(crate) struct Pools<'a> {
 impl Pools<'_> {
     pub(crate) fn new(cluster: &dyn Cluster) -> Pools<'_> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let run = format!("agreement-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let run =
+            format!("agreement-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let pools = Pools { cluster, names: ["a", "b"].map(|name| format!("{run}-{name}")) };
         for name in &pools.names {
             pools.command(&format!(r#"{{"prefix":"osd pool create","pool":"{name}","pg_num":1}}"#));

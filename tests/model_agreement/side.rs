@@ -1,12 +1,13 @@
-//! One of the two that are compared, and what it answers, in words that leave out what may differ: ids and times.
+//! One of the two that are compared, and what it answers, in words that leave out what may differ:
+//! ids and times.
 
 use std::fmt::Debug;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cinderblock::rbd::{
-    Child, Cluster, Diff, Features, Image, ImageInfo, ImageKey, ImageOptions, OpenMode, Parent, Pool, Result,
-    Snapshot, SnapshotId, SnapshotKind, SnapshotSpec,
+    Child, Cluster, Diff, Features, Image, ImageInfo, ImageKey, ImageOptions, OpenMode, Parent,
+    Pool, Result, Snapshot, SnapshotId, SnapshotKind, SnapshotSpec,
 };
 
 use super::operation::{Action, At, ImageAction, Key, NAMES, Operation, SLOTS, Target};
@@ -65,31 +66,44 @@ impl Side {
                     image: (*parent).to_owned(),
                     snapshot: (*snapshot).to_owned(),
                 };
-                let options =
-                    ImageOptions { clone_format: *format, features: *features, ..ImageOptions::default() };
+                let options = ImageOptions {
+                    clone_format: *format,
+                    features: *features,
+                    ..ImageOptions::default()
+                };
                 let answer = pool.clone_image(&spec, name, &options);
                 self.names.learn_image(&*pool, name);
                 say(answer)
             }
             Action::Remove { name } => say(pool.remove_image(name)),
             Action::Rename { from, to } => say(pool.rename_image(from, to)),
-            Action::ImageId { name } => say(pool.image_id(name).map(|id| id.map(|id| self.names.image(&id)))),
+            Action::ImageId { name } => {
+                say(pool.image_id(name).map(|id| id.map(|id| self.names.image(&id))))
+            }
             Action::ListImages => say(pool.list_images().map(|images| {
-                let mut images: Vec<_> =
-                    images.into_iter().map(|image| (image.name, self.names.image(&image.id))).collect();
+                let mut images: Vec<_> = images
+                    .into_iter()
+                    .map(|image| (image.name, self.names.image(&image.id)))
+                    .collect();
                 images.sort();
                 images
             })),
             Action::TrashMove { name, delay } => say(pool.trash_move(name, *delay)),
-            Action::TrashRestore { image, name } => say(pool.trash_restore(&self.names.id(*image), name)),
-            Action::TrashRemove { image, force } => say(pool.trash_remove(&self.names.id(*image), *force)),
+            Action::TrashRestore { image, name } => {
+                say(pool.trash_restore(&self.names.id(*image), name))
+            }
+            Action::TrashRemove { image, force } => {
+                say(pool.trash_remove(&self.names.id(*image), *force))
+            }
             Action::TrashGet { image } => {
                 let entry = pool.trash_get(&self.names.id(*image));
                 say(entry.map(|entry| entry.map(|entry| (entry.name, entry.removing))))
             }
             Action::TrashList => say(pool.trash_list().map(|entries| {
-                let mut entries: Vec<_> =
-                    entries.into_iter().map(|entry| (entry.name, self.names.image(&entry.id))).collect();
+                let mut entries: Vec<_> = entries
+                    .into_iter()
+                    .map(|entry| (entry.name, self.names.image(&entry.id)))
+                    .collect();
                 entries.sort();
                 entries
             })),
@@ -144,7 +158,9 @@ impl Side {
         };
         let known = |pool| {
             let by_id = self.names.images.iter().map(move |id| of(pool, ImageKey::Id(id)));
-            by_id.chain(NAMES.into_iter().map(move |name| of(pool, ImageKey::Name(name)))).sum::<usize>()
+            by_id
+                .chain(NAMES.into_iter().map(move |name| of(pool, ImageKey::Name(name))))
+                .sum::<usize>()
         };
         self.pools.iter().map(known).sum()
     }
@@ -165,7 +181,9 @@ impl Side {
             ImageAction::Name => say(image.name()),
             ImageAction::Info => say(info(image)),
             ImageAction::Resize { size, allow_shrink } => say(image.resize(*size, *allow_shrink)),
-            ImageAction::Snapshots => say(image.snapshots().map(|all| self.names.snapshots(pool, all))),
+            ImageAction::Snapshots => {
+                say(image.snapshots().map(|all| self.names.snapshots(pool, all)))
+            }
             ImageAction::CreateSnapshot { name } => {
                 let answer = image.create_snapshot(name);
                 if let Ok(snapshots) = image.snapshots() {
@@ -223,8 +241,8 @@ impl Side {
     }
 }
 
-/// Asks for the difference and checks it against the bytes: in order, inside, and nothing that changed left out. How
-/// far librbd rounds the extents depends on how the OSD stores objects.
+/// Asks for the difference and checks it against the bytes: in order, inside, and nothing that
+/// changed left out. How far librbd rounds the extents depends on how the OSD stores objects.
 fn check_diff(image: &dyn Image, query: &Diff) -> Result<&'static str> {
     let mut extents = Vec::new();
     image.diff(query, &mut |extent| {
@@ -251,8 +269,8 @@ fn check_diff(image: &dyn Image, query: &Diff) -> Result<&'static str> {
     Ok(if complete { "all that changed" } else { "something that changed is missing" })
 }
 
-/// What the image says of itself, without the feature bit that librbd keeps for itself: an open image learns late that
-/// it was cloned.
+/// What the image says of itself, without the feature bit that librbd keeps for itself: an open
+/// image learns late that it was cloned.
 pub(crate) fn info(image: &dyn Image) -> Result<ImageInfo> {
     let info = image.info()?;
     Ok(ImageInfo { features: Features(info.features.0 & 0xff), ..info })
@@ -327,7 +345,11 @@ impl Names {
     }
 
     fn snapshot(&self, pool: &str, id: SnapshotId) -> String {
-        match self.snapshots.iter().position(|(known, known_id)| (known.as_str(), *known_id) == (pool, id)) {
+        match self
+            .snapshots
+            .iter()
+            .position(|(known, known_id)| (known.as_str(), *known_id) == (pool, id))
+        {
             Some(place) => format!("snapshot {place}"),
             None => "unknown snapshot".to_owned(),
         }
@@ -341,7 +363,11 @@ impl Names {
                 kind => format!("{kind:?} {}", snapshot.name),
             };
             let protected = if snapshot.protected { ", protected" } else { "" };
-            format!("{} {name} of {} bytes{protected}", self.snapshot(pool, snapshot.id), snapshot.size)
+            format!(
+                "{} {name} of {} bytes{protected}",
+                self.snapshot(pool, snapshot.id),
+                snapshot.size
+            )
         };
         snapshots.into_iter().map(words).collect()
     }

@@ -7,7 +7,9 @@ use std::time::Instant;
 use cinderblock::node::attach::Mounter;
 use cinderblock::node::{Access, Error, Illness};
 
-use crate::lab::{MIB, SOON, Volume, ext4, mounter, pattern, rbd, run, variable, wait_until, write, xfs};
+use crate::lab::{
+    MIB, SOON, Volume, ext4, mounter, pattern, rbd, run, variable, wait_until, write, xfs,
+};
 
 #[test]
 fn a_restarted_driver_goes_on() {
@@ -56,7 +58,8 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         if access != Access::Block {
             assert_eq!(fs::read(volume.path("staging/data")).unwrap(), b"before");
         }
-        // A daemon that ended in good order takes its mount along, and with it the name of what the device stands on.
+        // A daemon that ended in good order takes its mount along, and with it the name of what the
+        // device stands on.
         volume.publish("target", false).unwrap();
         volume.end_daemon("TERM");
         assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))));
@@ -208,10 +211,18 @@ fn a_fenced_node_is_told_as_ill_and_lets_go() {
         }
         assert_eq!(volume.illness("target"), None);
         volume.end_watches();
-        let file = if access == Access::Block { volume.path("target") } else { volume.path("target/late") };
-        let late =
-            fs::OpenOptions::new().write(true).create(access != Access::Block).truncate(false).open(file);
-        let written = late.and_then(|mut file| file.write_all(&[7; 8192]).and_then(|()| file.sync_all()));
+        let file = if access == Access::Block {
+            volume.path("target")
+        } else {
+            volume.path("target/late")
+        };
+        let late = fs::OpenOptions::new()
+            .write(true)
+            .create(access != Access::Block)
+            .truncate(false)
+            .open(file);
+        let written =
+            late.and_then(|mut file| file.write_all(&[7; 8192]).and_then(|()| file.sync_all()));
         assert!(written.is_err(), "a fenced node wrote");
         // A client hears that it has no watch any more when it says next that it is there.
         let is_told = |illness: &Illness| matches!(illness, Illness::Blocklisted(text) if text.contains(&volume.image.to_string()));
@@ -223,7 +234,10 @@ fn a_fenced_node_is_told_as_ill_and_lets_go() {
             }
             assert!(Instant::now() < deadline, "{access:?}: {illnesses:?}");
         }
-        assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))), "{access:?}");
+        assert!(
+            matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))),
+            "{access:?}"
+        );
         let began = Instant::now();
         let _answers_in_time = volume.node.stats(&volume.id(), &volume.path("target"));
         assert!(began.elapsed() < SOON);
@@ -245,7 +259,8 @@ fn a_watch_that_does_not_come_back_is_told() {
     let volume = Volume::new(64, Access::Block);
     volume.stage().unwrap();
     assert_eq!(volume.illnesses("staging"), []);
-    // Without its header an image cannot be watched, and what is read of it comes from other objects.
+    // Without its header an image cannot be watched, and what is read of it comes from other
+    // objects.
     let header = Header::of(&volume);
     header.take_away();
     wait_until(

@@ -22,8 +22,8 @@ fn total(volume: &Volume, path: &str) -> u64 {
     }
 }
 
-/// Runs `work` while a thread writes to the first 8 MiB of `path`, reads each block back past the page cache, and checks
-/// at the end that all of it is there. Returns what `work` returned.
+/// Runs `work` while a thread writes to the first 8 MiB of `path`, reads each block back past the
+/// page cache, and checks at the end that all of it is there. Returns what `work` returned.
 pub(crate) fn under_io<T>(path: &Path, work: impl FnOnce() -> T) -> T {
     const BLOCK: usize = 64 * 1024;
     const BLOCKS: usize = 128;
@@ -44,13 +44,21 @@ pub(crate) fn under_io<T>(path: &Path, work: impl FnOnce() -> T) -> T {
                 rounds = rounds.wrapping_add(1).max(2);
                 for number in 0..BLOCKS {
                     let offset = (number * BLOCK) as u64;
-                    file.write_all_at(&pattern(rounds ^ u8::try_from(number).unwrap(), BLOCK), offset)
-                        .unwrap();
+                    file.write_all_at(
+                        &pattern(rounds ^ u8::try_from(number).unwrap(), BLOCK),
+                        offset,
+                    )
+                    .unwrap();
                 }
                 file.sync_all().unwrap();
             }
-            nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
-                .unwrap();
+            nix::fcntl::posix_fadvise(
+                &file,
+                0,
+                0,
+                nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+            )
+            .unwrap();
             for number in 0..BLOCKS {
                 let mut back = vec![0; BLOCK];
                 file.read_exact_at(&mut back, (number * BLOCK) as u64).unwrap();

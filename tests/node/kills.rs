@@ -1,4 +1,5 @@
-//! A driver killed at any moment of staging or unstaging: the next one goes on, and in the end nothing is left.
+//! A driver killed at any moment of staging or unstaging: the next one goes on, and in the end
+//! nothing is left.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -8,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use cinderblock::csi::proto::volume_capability::{
+    AccessMode, AccessType, BlockVolume, MountVolume,
+};
 use cinderblock::csi::proto::{NodeStageVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability};
 use cinderblock::node::Access;
 use tonic::transport::{Channel, Endpoint};
@@ -43,7 +46,16 @@ impl Driver {
         std::fs::write(&config, text).unwrap();
         let socket = volume.path("csi.sock");
         let process = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
-            .args(["serve", "--role", "node", "--node-id", "node-1", "--log-level", "error", "--config"])
+            .args([
+                "serve",
+                "--role",
+                "node",
+                "--node-id",
+                "node-1",
+                "--log-level",
+                "error",
+                "--config",
+            ])
             .arg(config)
             .arg("--state-dir")
             .arg(volume.path("state"))
@@ -57,7 +69,8 @@ impl Driver {
         Self { process, socket, client }
     }
 
-    /// Ends the driver by SIGKILL. A program it was just starting has its listener for a moment longer.
+    /// Ends the driver by SIGKILL. A program it was just starting has its listener for a moment
+    /// longer.
     pub(crate) fn kill(self) {
         let socket = self.socket.clone();
         drop(self);
@@ -112,7 +125,10 @@ pub(crate) fn secrets() -> BTreeMap<String, String> {
         .into()
 }
 
-pub(crate) async fn unstage(client: &mut NodeClient<Channel>, volume: &Volume) -> Result<(), Status> {
+pub(crate) async fn unstage(
+    client: &mut NodeClient<Channel>,
+    volume: &Volume,
+) -> Result<(), Status> {
     let request = NodeUnstageVolumeRequest {
         volume_id: volume.id(),
         staging_target_path: volume.staging().to_str().unwrap().to_owned(),
@@ -164,14 +180,18 @@ async fn a_driver_killed_while_staging_leaves_nothing_that_cannot_be_taken_up() 
     for number in 0..KILLS {
         let volume = Volume::new(64, ext4());
         let mut driver = Driver::start(&volume).await;
-        let asked = tokio::time::timeout(whole * number / KILLS, stage(&mut driver.client, &volume)).await;
+        let asked =
+            tokio::time::timeout(whole * number / KILLS, stage(&mut driver.client, &volume)).await;
         interrupted += u32::from(asked.is_err());
         driver.kill();
 
         let mut driver = Driver::start(&volume).await;
         // Programs the dead driver had started may still be at work on the device.
         if number % 2 == 0 {
-            until_done!(stage(&mut driver.client, &volume).await, Code::Unavailable | Code::Aborted);
+            until_done!(
+                stage(&mut driver.client, &volume).await,
+                Code::Unavailable | Code::Aborted
+            );
             volume.assert_attached_once();
             write(&volume.path("staging/data"), b"x");
         }
@@ -198,7 +218,10 @@ async fn a_driver_killed_while_unstaging_loses_nothing() {
         let name = format!("staging/{number}");
         // Not made durable: an unmount does that.
         std::fs::write(volume.path(&name), b"kept").unwrap();
-        drop(tokio::time::timeout(whole * number / KILLS, unstage(&mut driver.client, &volume)).await);
+        drop(
+            tokio::time::timeout(whole * number / KILLS, unstage(&mut driver.client, &volume))
+                .await,
+        );
         driver.kill();
         driver = Driver::start(&volume).await;
         if number % 2 == 0 {

@@ -1,5 +1,5 @@
-//! What the tests of the node stand on: a real Ceph told by the environment, one image per test, and the proof that
-//! a test left nothing behind.
+//! What the tests of the node stand on: a real Ceph told by the environment, one image per test,
+//! and the proof that a test left nothing behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use cinderblock::node::attach::{Image, Mounter};
 use cinderblock::node::{
-    Access, AccessMode, Capability, Expand, FsType, Illness, MapOptions, Node, Publish, Result, Stage,
+    Access, AccessMode, Capability, Expand, FsType, Illness, MapOptions, Node, Publish, Result,
+    Stage,
 };
 use cinderblock::rbd::Key;
 use sha2::{Digest, Sha256};
@@ -60,20 +61,26 @@ pub(crate) fn key() -> String {
 pub(crate) fn rbd(arguments: &[&str]) -> (bool, String) {
     variable("CEPH_CONF");
     let user = variable("LAB_USER");
-    let output =
-        Command::new("rbd").args(["--id", &user]).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let output = Command::new("rbd")
+        .args(["--id", &user])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The bytes of a hexadecimal dump as `rados` prints it: an offset, up to 16 bytes, and the text they are.
+/// The bytes of a hexadecimal dump as `rados` prints it: an offset, up to 16 bytes, and the text
+/// they are.
 fn bytes_of(dump: &str) -> Vec<u8> {
     let rows = dump.lines().filter_map(|line| line.split_once("  ")?.1.split_once('|'));
     let digits = rows.flat_map(|(digits, _)| digits.split_whitespace());
     digits.map(|digits| u8::from_str_radix(digits, 16).unwrap()).collect()
 }
 
-/// Runs `rados` in the pool rbd: what it prints, or its errors. In a guest it runs on the machine outside, whose files are others.
+/// Runs `rados` in the pool rbd: what it prints, or its errors. In a guest it runs on the machine
+/// outside, whose files are others.
 fn rados(arguments: &[&str]) -> std::result::Result<String, String> {
     let user = variable("LAB_USER");
     let output = Command::new("rados")
@@ -128,7 +135,8 @@ impl Volume {
     /// A new image of `mib` MiB in the pool rbd, to be used by any number of pods of this node.
     pub(crate) fn new(mib: u64, access: Access) -> Self {
         let volume = Self::of_image(access);
-        let (done, text) = rbd(&["create", "--size", &format!("{mib}M"), &volume.image.to_string()]);
+        let (done, text) =
+            rbd(&["create", "--size", &format!("{mib}M"), &volume.image.to_string()]);
         assert!(done, "{text}");
         volume
     }
@@ -193,7 +201,8 @@ impl Volume {
         })
     }
 
-    /// What a controller hands out for the notes of the volume's clients. The notes are made when they are not there yet.
+    /// What a controller hands out for the notes of the volume's clients. The notes are made when
+    /// they are not there yet.
     pub(crate) fn publish_context(&self) -> BTreeMap<String, String> {
         let (object, key) = (self.notes_object(), "notes/volume/node-1");
         if self.noted().is_none() {
@@ -222,9 +231,11 @@ impl Volume {
         let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         let noted = self.noted().unwrap();
-        // A driver that died while it set a mark watches the image for half a minute more, and writes no data.
+        // A driver that died while it set a mark watches the image for half a minute more, and
+        // writes no data.
         let watchers = status["watchers"].as_array().unwrap().iter();
-        let watchers: Vec<_> = watchers.map(|watcher| watcher["address"].as_str().unwrap()).collect();
+        let watchers: Vec<_> =
+            watchers.map(|watcher| watcher["address"].as_str().unwrap()).collect();
         // Two after a driver that died while it grew the volume.
         assert!(noted.len() <= 2, "{noted:?}, and {watchers:?} watch the image");
         assert!(watchers.iter().any(|address| noted.contains(*address)), "{noted:?} {watchers:?}");
@@ -239,7 +250,12 @@ impl Volume {
         self.publish_as(name, read_only, self.capability.clone())
     }
 
-    pub(crate) fn publish_as(&self, name: &str, read_only: bool, capability: Capability) -> Result<()> {
+    pub(crate) fn publish_as(
+        &self,
+        name: &str,
+        read_only: bool,
+        capability: Capability,
+    ) -> Result<()> {
         self.node.publish(&Publish {
             volume_id: self.id(),
             staging_path: self.staging(),
@@ -255,15 +271,24 @@ impl Volume {
 
     /// Grows the image to `mib` MiB, as the controller does.
     pub(crate) fn grow_image(&self, mib: u64) {
-        let (done, text) =
-            rbd(&["resize", "--no-progress", "--size", &format!("{mib}M"), &self.image.to_string()]);
+        let (done, text) = rbd(&[
+            "resize",
+            "--no-progress",
+            "--size",
+            &format!("{mib}M"),
+            &self.image.to_string(),
+        ]);
         assert!(done, "{text}");
     }
 
     /// Grows what the node has of it, as seen at the path `name`, to `mib` MiB.
     pub(crate) fn expand(&self, name: &str, mib: u64) -> Result<u64> {
         let user = Some((variable("LAB_USER"), Key::new(&key())));
-        self.node.expand(&self.id(), &self.path(name), &Expand { required: mib * MIB, limit: 0, user })
+        self.node.expand(
+            &self.id(),
+            &self.path(name),
+            &Expand { required: mib * MIB, limit: 0, user },
+        )
     }
 
     pub(crate) fn illnesses(&self, name: &str) -> Vec<Illness> {
@@ -340,12 +365,17 @@ impl Volume {
     /// The processes of rbd-nbd that serve this test's image.
     pub(crate) fn nbd_servers(&self) -> Vec<u32> {
         let processes = processes_about(Path::new(&self.image.to_string())).into_iter();
-        processes.filter(|(_, line)| line.starts_with("rbd-nbd")).map(|(process, _)| process).collect()
+        processes
+            .filter(|(_, line)| line.starts_with("rbd-nbd"))
+            .map(|(process, _)| process)
+            .collect()
     }
 
     /// Kills the process of rbd-nbd, and returns when it is gone.
     pub(crate) fn end_nbd_server(&self) {
-        let [server] = self.nbd_servers()[..] else { panic!("not one process: {:?}", self.nbd_servers()) };
+        let [server] = self.nbd_servers()[..] else {
+            panic!("not one process: {:?}", self.nbd_servers())
+        };
         run("kill", &["-s", "KILL", &server.to_string()]);
         wait_until("the process's end", || self.nbd_servers().is_empty());
     }
@@ -353,7 +383,8 @@ impl Volume {
     /// The loop devices of this test, by name.
     pub(crate) fn loop_devices(&self) -> Vec<String> {
         let folder = self.folder.path().canonicalize().unwrap();
-        let by_file = loop_devices_in_use().filter(|(_, file)| Path::new(file).starts_with(&folder));
+        let by_file =
+            loop_devices_in_use().filter(|(_, file)| Path::new(file).starts_with(&folder));
         let orphans = self.orphans.lock().unwrap();
         let by_number = orphans.iter().filter(|(name, number)| sequence_number(name) == *number);
         by_file.map(|(name, _)| name).chain(by_number.map(|(name, _)| name.clone())).collect()
@@ -375,7 +406,10 @@ impl Volume {
         // The kernel may have lost the name of what they stand on.
         let named: Vec<_> = self.loop_devices();
         let orphans = devices.into_iter().filter(|name| !named.contains(name));
-        self.orphans.lock().unwrap().extend(orphans.map(|name| (name.clone(), sequence_number(&name))));
+        self.orphans
+            .lock()
+            .unwrap()
+            .extend(orphans.map(|name| (name.clone(), sequence_number(&name))));
         self.end_watches();
     }
 
@@ -391,8 +425,8 @@ impl Volume {
         wait_until("the watches of dead clients to end", || !has_watchers());
     }
 
-    /// [`Volume::finish`] after drivers were killed: one that died while it made a note in Ceph would watch the image for half
-    /// a minute more.
+    /// [`Volume::finish`] after drivers were killed: one that died while it made a note in Ceph
+    /// would watch the image for half a minute more.
     pub(crate) fn finish_after_kills(self) {
         self.assert_nothing_on_the_node();
         if rbd(&["status", &self.image.to_string()]).1.contains("watcher=") {
@@ -413,8 +447,8 @@ impl Volume {
         assert_eq!(left, Vec::<PathBuf>::new(), "records");
     }
 
-    /// Checks that nothing of the volume is left on the node, removes the image, and checks that this worked, which it
-    /// does only when nobody has the image open.
+    /// Checks that nothing of the volume is left on the node, removes the image, and checks that
+    /// this worked, which it does only when nobody has the image open.
     pub(crate) fn finish(self) {
         self.assert_nothing_on_the_node();
         assert_eq!(processes_about(self.folder.path()), [], "processes");
@@ -432,14 +466,19 @@ impl Drop for Volume {
             return;
         }
         for mount in self.mounts().iter().rev().filter(|line| !line.contains(" - fuse ")) {
-            let _ = Command::new("umount").arg(mount.split(' ').nth(4).unwrap_or_default()).status();
+            let _ =
+                Command::new("umount").arg(mount.split(' ').nth(4).unwrap_or_default()).status();
         }
         for device in self.krbd_devices() {
-            let _ = std::fs::write("/sys/bus/rbd/remove_single_major", device.trim_start_matches("rbd"));
+            let _ = std::fs::write(
+                "/sys/bus/rbd/remove_single_major",
+                device.trim_start_matches("rbd"),
+            );
         }
         for device in self.nbd_devices() {
-            let _ =
-                Command::new("rbd-nbd").args(["unmap", "--try-netlink", &format!("/dev/{device}")]).status();
+            let _ = Command::new("rbd-nbd")
+                .args(["unmap", "--try-netlink", &format!("/dev/{device}")])
+                .status();
         }
         for device in self.loop_devices() {
             let _ = Command::new("losetup").args(["--detach", &format!("/dev/{device}")]).status();
@@ -452,7 +491,8 @@ impl Drop for Volume {
             std::thread::sleep(Duration::from_millis(20));
         }
         for mount in self.mounts() {
-            let _ = Command::new("umount").arg(mount.split(' ').nth(4).unwrap_or_default()).status();
+            let _ =
+                Command::new("umount").arg(mount.split(' ').nth(4).unwrap_or_default()).status();
         }
         rbd(&["rm", "--no-progress", &self.image.to_string()]);
     }
@@ -477,7 +517,10 @@ fn processes_about(path: &Path) -> Vec<(u32, String)> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = processes.filter_map(|entry| {
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-        Some((entry.file_name().to_str()?.parse().ok()?, String::from_utf8_lossy(&line).into_owned()))
+        Some((
+            entry.file_name().to_str()?.parse().ok()?,
+            String::from_utf8_lossy(&line).into_owned(),
+        ))
     });
     lines.filter(|(_, line)| line.contains(&path)).collect()
 }
@@ -493,8 +536,13 @@ impl Drop for StopOnDrop<'_> {
 
 /// Writes `data` and makes it durable.
 pub(crate) fn write(path: &Path, data: &[u8]) {
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).unwrap();
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .unwrap();
     file.write_all(data).unwrap();
     file.sync_all().unwrap();
 }

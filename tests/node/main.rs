@@ -1,5 +1,5 @@
-//! The node on a real Ceph, with real daemons, devices and mounts: what pods see, what survives, what is refused, and
-//! that nothing stays behind.
+//! The node on a real Ceph, with real daemons, devices and mounts: what pods see, what survives,
+//! what is refused, and that nothing stays behind.
 //!
 //! Needs root, FUSE, loop devices, and the environment `lab/ceph env` prints.
 

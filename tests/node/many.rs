@@ -13,7 +13,8 @@ use crate::lab::{MIB, SOON, Volume, ext4, key, mounter, variable, write};
 
 const AT_A_TIME: usize = 10;
 
-/// Does `work` for each of `count` numbers, ten at a time, and returns how long each took, in order of length.
+/// Does `work` for each of `count` numbers, ten at a time, and returns how long each took, in order
+/// of length.
 fn for_each(count: usize, work: impl Fn(usize) + Sync) -> Vec<Duration> {
     let next = AtomicUsize::new(0);
     let mut times: Vec<_> = std::thread::scope(|scope| {
@@ -38,8 +39,8 @@ fn for_each(count: usize, work: impl Fn(usize) + Sync) -> Vec<Duration> {
 
 #[test]
 fn many_volumes_come_and_go_ten_at_a_time() {
-    let count: usize =
-        std::env::var("NODE_VOLUMES").map_or(20, |text| text.parse().expect("NODE_VOLUMES is a number"));
+    let count: usize = std::env::var("NODE_VOLUMES")
+        .map_or(20, |text| text.parse().expect("NODE_VOLUMES is a number"));
     // The folder, the checks and the cleaning up are one volume's; its node has all of them.
     let first = Volume::new(32, ext4());
     let node = Node::new(&first.path("state")).unwrap();
@@ -89,7 +90,10 @@ fn many_volumes_come_and_go_ten_at_a_time() {
     let (coming, began) = (began.elapsed(), Instant::now());
     assert_eq!(first.devices().len(), if mounter_is_fuse() { count } else { 0 });
     let unstaged = for_each(count, |number| {
-        assert_eq!(std::fs::read(path(number, "target").join("data")).unwrap(), image(number).as_bytes());
+        assert_eq!(
+            std::fs::read(path(number, "target").join("data")).unwrap(),
+            image(number).as_bytes()
+        );
         node.unpublish(&id(number), &path(number, "target")).unwrap();
         let deadline = Instant::now() + SOON;
         while let Err(error) = node.unstage(&id(number), &path(number, "staging")) {

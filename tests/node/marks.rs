@@ -1,5 +1,5 @@
-//! What images remember of having been formatted, on a real Ceph: what a first staging leaves in their metadata, what a
-//! later one makes of it, and what clones inherit.
+//! What images remember of having been formatted, on a real Ceph: what a first staging leaves in
+//! their metadata, what a later one makes of it, and what clones inherit.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -42,10 +42,25 @@ fn a_formatted_volume_is_marked_and_never_formatted_again() {
         // Whatever hides the filesystem later, the mark speaks for it.
         let size = (320 * MIB).to_string();
         assert!(
-            rbd(&["resize", "--no-progress", "--allow-shrink", "--size", "0", &volume.image.to_string()]).0
+            rbd(&[
+                "resize",
+                "--no-progress",
+                "--allow-shrink",
+                "--size",
+                "0",
+                &volume.image.to_string()
+            ])
+            .0
         );
         assert!(
-            rbd(&["resize", "--no-progress", "--size", &format!("{size}B"), &volume.image.to_string()]).0
+            rbd(&[
+                "resize",
+                "--no-progress",
+                "--size",
+                &format!("{size}B"),
+                &volume.image.to_string()
+            ])
+            .0
         );
         let text = refused(&volume);
         assert!(text.contains(KEY) && text.contains(uuid.trim()), "{text}");
@@ -118,7 +133,8 @@ fn a_clone_has_the_mark_of_its_source_and_is_never_formatted() {
         let mut clone = Volume::of_image(ext4());
         clone.created_empty = false;
         let format = ["--rbd-default-clone-format", "2"];
-        let (done, text) = rbd(&["clone", format[0], format[1], &snapshot, &clone.image.to_string()]);
+        let (done, text) =
+            rbd(&["clone", format[0], format[1], &snapshot, &clone.image.to_string()]);
         assert!(done, "{text}");
         clone
     };
@@ -148,7 +164,8 @@ fn a_clone_has_the_mark_of_its_source_and_is_never_formatted() {
 fn a_user_who_may_not_mark_the_image_does_not_get_it_formatted() {
     let mut volume = Volume::new(64, ext4());
     let user = volume.image.name.clone();
-    let ceph = |arguments: &[&str]| run("ceph", &[&["--id", &variable("LAB_USER")], arguments].concat());
+    let ceph =
+        |arguments: &[&str]| run("ceph", &[&["--id", &variable("LAB_USER")], arguments].concat());
     // Enough to attach and write, and nothing more.
     let caps = ["mon", "profile rbd", "osd", "profile rbd-read-only pool=rbd"];
     ceph(&[&["auth", "add", &format!("client.{user}")], &caps[..]].concat());

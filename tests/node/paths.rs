@@ -1,4 +1,5 @@
-//! Paths that are not what they seem: links, folders swapped under the driver's hands, mounts nobody sees from here.
+//! Paths that are not what they seem: links, folders swapped under the driver's hands, mounts
+//! nobody sees from here.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -77,11 +78,16 @@ fn a_folder_that_becomes_a_link_meanwhile_leads_nowhere() {
                 Err(error) => panic!("{error}"),
             }
             assert_eq!(entries(&volume, "outside"), 0);
-            wait_until("an unpublish that finds the folder", || volume.unpublish("pod/target").is_ok());
+            wait_until("an unpublish that finds the folder", || {
+                volume.unpublish("pod/target").is_ok()
+            });
             assert_eq!(entries(&volume, "outside"), 0);
         }
     });
-    assert!(published > 0 && refused > 0, "{published} published, {refused} refused: nothing was swapped");
+    assert!(
+        published > 0 && refused > 0,
+        "{published} published, {refused} refused: nothing was swapped"
+    );
     if volume.path("pod").is_symlink() {
         swap().unwrap();
     }
@@ -129,9 +135,15 @@ fn another_filesystem_in_the_place_of_the_staged_one_is_not_published() {
     let other = Volume::new(64, ext4());
     volume.stage().unwrap();
     other.stage().unwrap();
-    run("mount", &["--bind", other.staging().to_str().unwrap(), volume.staging().to_str().unwrap()]);
+    run(
+        "mount",
+        &["--bind", other.staging().to_str().unwrap(), volume.staging().to_str().unwrap()],
+    );
     for outcome in [volume.publish("target", false), volume.stage()] {
-        assert!(matches!(outcome, Err(Error::FailedPrecondition(_) | Error::Busy(_))), "{outcome:?}");
+        assert!(
+            matches!(outcome, Err(Error::FailedPrecondition(_) | Error::Busy(_))),
+            "{outcome:?}"
+        );
     }
     assert!(!volume.path("target").exists());
     run("umount", &[volume.staging().to_str().unwrap()]);

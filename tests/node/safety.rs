@@ -1,4 +1,5 @@
-//! What must never happen: data formatted over, a directory of the node posing as a volume, a key that leaks.
+//! What must never happen: data formatted over, a directory of the node posing as a volume, a key
+//! that leaks.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -25,7 +26,12 @@ fn get(volume: &mut Volume, offset: u64, length: usize) -> Vec<u8> {
     volume.stage().unwrap();
     volume.publish("raw", true).unwrap();
     let mut data = vec![0; length];
-    OpenOptions::new().read(true).open(volume.path("raw")).unwrap().read_exact_at(&mut data, offset).unwrap();
+    OpenOptions::new()
+        .read(true)
+        .open(volume.path("raw"))
+        .unwrap()
+        .read_exact_at(&mut data, offset)
+        .unwrap();
     volume.unpublish("raw").unwrap();
     volume.unstage().unwrap();
     volume.capability = capability;
@@ -91,13 +97,17 @@ fn a_damaged_ext4_is_not_repaired_by_itself() {
     volume.stage().unwrap();
     write(&volume.path("staging/data"), b"x");
     volume.unstage().unwrap();
-    // The kernel has noticed errors, and the root directory is no directory: the preening fsck gives up on that.
+    // The kernel has noticed errors, and the root directory is no directory: the preening fsck
+    // gives up on that.
     with_raw_device(&mut volume, |device| {
         run("debugfs", &["-w", "-R", "set_super_value state 2", device]);
         run("debugfs", &["-w", "-R", "set_inode_field <2> mode 0100644", device]);
     });
     let error = volume.stage().unwrap_err();
-    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains("e2fsck")), "{error}");
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains("e2fsck")),
+        "{error}"
+    );
     volume.assert_nothing_on_the_node();
     with_raw_device(&mut volume, |device| {
         let root = run("debugfs", &["-R", "stat <2>", device]);
@@ -112,7 +122,8 @@ fn what_can_be_mended_without_a_loss_is_mended() {
     volume.stage().unwrap();
     write(&volume.path("staging/data"), b"x");
     volume.unstage().unwrap();
-    // As after an unclean end: an inode in use is not marked so, and the filesystem says that it is not clean.
+    // As after an unclean end: an inode in use is not marked so, and the filesystem says that it is
+    // not clean.
     let mut ended_with = None;
     with_raw_device(&mut volume, |device| {
         run("debugfs", &["-w", "-R", "set_super_value state 0", device]);
@@ -136,14 +147,22 @@ fn a_damaged_xfs_is_not_repaired_by_itself() {
     volume.stage().unwrap();
     volume.unstage().unwrap();
     with_raw_device(&mut volume, |device| {
-        run("xfs_db", &["-x", "-c", "sb 0", "-c", "addr rootino", "-c", "write core.format 7", device]);
+        run(
+            "xfs_db",
+            &["-x", "-c", "sb 0", "-c", "addr rootino", "-c", "write core.format 7", device],
+        );
     });
     let error = volume.stage().unwrap_err();
-    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains("damaged")), "{error}");
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains("damaged")),
+        "{error}"
+    );
     volume.assert_nothing_on_the_node();
     with_raw_device(&mut volume, |device| {
-        let root =
-            run("xfs_db", &["-r", "-c", "sb 0", "-c", "addr rootino", "-c", "print core.format", device]);
+        let root = run(
+            "xfs_db",
+            &["-r", "-c", "sb 0", "-c", "addr rootino", "-c", "print core.format", device],
+        );
         assert!(root.contains('7'), "{root}");
     });
     volume.finish();
@@ -166,7 +185,10 @@ fn an_unmounted_staging_path_is_not_published() {
     // As the kernel does after an error.
     run("mount", &["-o", "remount,ro", volume.staging().to_str().unwrap()]);
     let error = volume.publish("target", false).unwrap_err();
-    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains("read-only")), "{error}");
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains("read-only")),
+        "{error}"
+    );
     run("mount", &["-o", "remount,rw", volume.staging().to_str().unwrap()]);
     volume.publish("target", false).unwrap();
     volume.unpublish("target").unwrap();
@@ -203,11 +225,17 @@ fn a_volume_in_use_is_not_taken_away() {
     volume.stage().unwrap();
     volume.publish("target", false).unwrap();
     let error = volume.unstage().unwrap_err();
-    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains("/target")), "{error}");
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains("/target")),
+        "{error}"
+    );
     let open = fs::File::create(volume.path("target/open")).unwrap();
     let error = volume.unpublish("target").unwrap_err();
     let process = std::process::id().to_string();
-    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains(&process)), "{error}");
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains(&process)),
+        "{error}"
+    );
     drop(open);
     volume.unpublish("target").unwrap();
     volume.unstage().unwrap();
@@ -223,7 +251,10 @@ fn a_block_device_in_use_is_not_taken_away() {
     let open = fs::File::open(&device).unwrap();
     let error = volume.unstage().unwrap_err();
     let process = std::process::id().to_string();
-    assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains(&process)), "{error}");
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains(&process)),
+        "{error}"
+    );
     drop(open);
     volume.unstage().unwrap();
     volume.finish();
@@ -297,7 +328,10 @@ fn a_refused_attach_says_why_and_leaves_nothing() {
 
     let name = std::mem::replace(&mut volume.image.name, "no-such-image".into());
     let error = volume.stage().unwrap_err();
-    assert!(matches!(&error, Error::NotFound(text) if text.contains("rbd/no-such-image")), "{error}");
+    assert!(
+        matches!(&error, Error::NotFound(text) if text.contains("rbd/no-such-image")),
+        "{error}"
+    );
     volume.assert_nothing_on_the_node();
     volume.image.name = name;
 

@@ -1,5 +1,5 @@
-//! The node service as an orchestrator calls it: whole lives of volumes in CSI messages, codes of refusals, callers that
-//! hang up.
+//! The node service as an orchestrator calls it: whole lives of volumes in CSI messages, codes of
+//! refusals, callers that hang up.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -9,11 +9,13 @@ use std::time::Duration;
 use cinderblock::csi::node::NodeService;
 use cinderblock::csi::proto::node_server::Node as _;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use cinderblock::csi::proto::volume_capability::{
+    AccessMode, AccessType, BlockVolume, MountVolume,
+};
 use cinderblock::csi::proto::{
     CapacityRange, NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest,
-    NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+    NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest,
+    NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
 };
 use cinderblock::node::{Access, Node};
 use tonic::{Code, Request, Status};
@@ -37,8 +39,12 @@ impl Caller {
         let monitors = HashMap::from([("lab".to_owned(), vec![variable("LAB_MONITORS")])]);
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let access_mode = Some(AccessMode { mode: Mode::SingleNodeMultiWriter.into() });
-        let context =
-            [("mounter", mounter_name()), ("contentSource", "none"), ("pool", "rbd"), ("unknown", "x")];
+        let context = [
+            ("mounter", mounter_name()),
+            ("contentSource", "none"),
+            ("pool", "rbd"),
+            ("unknown", "x"),
+        ];
         Self {
             service: NodeService::new(node, "node-1".into(), 7, monitors, Duration::from_mins(1)),
             id: volume.id(),
@@ -74,8 +80,10 @@ impl Caller {
     }
 
     async fn unpublish(&self) -> Result<(), Status> {
-        let request =
-            NodeUnpublishVolumeRequest { volume_id: self.id.clone(), target_path: self.target.clone() };
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: self.id.clone(),
+            target_path: self.target.clone(),
+        };
         self.service.node_unpublish_volume(Request::new(request)).await.map(drop)
     }
 
@@ -129,7 +137,10 @@ async fn a_filesystem_lives_its_life() {
     write(&volume.path("target/data"), b"x");
     let usage = caller.stats(&caller.target).await.unwrap();
     // The root, lost+found and the file; mkfs of 1.47.1 and newer makes a hidden file beside them.
-    assert!(usage.len() == 2 && usage[0].0 > 50 << 20 && (12..=13).contains(&usage[1].1), "{usage:?}");
+    assert!(
+        usage.len() == 2 && usage[0].0 > 50 << 20 && (12..=13).contains(&usage[1].1),
+        "{usage:?}"
+    );
     assert_eq!(caller.expand(&caller.target, 64).await.unwrap(), 64 << 20);
     assert_eq!(caller.stats("some/path").await.unwrap_err().code(), Code::NotFound);
     caller.unpublish().await.unwrap();
@@ -189,8 +200,10 @@ async fn many_callers_with_one_request_stage_it_once() {
 async fn the_node_is_introduced() {
     let folder = tempfile::tempdir().unwrap();
     let node = Arc::new(Node::new(folder.path()).unwrap());
-    let service = NodeService::new(node, "node-1".into(), 7, HashMap::new(), Duration::from_secs(1));
-    let info = service.node_get_info(Request::new(NodeGetInfoRequest {})).await.unwrap().into_inner();
+    let service =
+        NodeService::new(node, "node-1".into(), 7, HashMap::new(), Duration::from_secs(1));
+    let info =
+        service.node_get_info(Request::new(NodeGetInfoRequest {})).await.unwrap().into_inner();
     assert_eq!((info.node_id.as_str(), info.max_volumes_per_node), ("node-1", 7));
     let capabilities =
         service.node_get_capabilities(Request::new(NodeGetCapabilitiesRequest {})).await.unwrap();

@@ -1,5 +1,6 @@
-//! A driver that is killed after each step of each RPC: the next one goes on, the RPC asked again comes to its end, nothing is
-//! attached twice, what was written is there, and in the end nothing is left.
+//! A driver that is killed after each step of each RPC: the next one goes on, the RPC asked again
+//! comes to its end, nothing is attached twice, what was written is there, and in the end nothing
+//! is left.
 
 use std::path::Path;
 
@@ -47,7 +48,8 @@ async fn ask(rpc: Rpc, driver: &mut Driver, volume: &Volume) -> Result<(), Statu
             client.node_publish_volume(request).await.map(drop)
         }
         Rpc::Unpublish => {
-            let request = NodeUnpublishVolumeRequest { volume_id: volume.id(), target_path: target };
+            let request =
+                NodeUnpublishVolumeRequest { volume_id: volume.id(), target_path: target };
             client.node_unpublish_volume(request).await.map(drop)
         }
         Rpc::Expand => {
@@ -117,7 +119,8 @@ async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
     driver.kill();
 
     let mut driver = Driver::start(&volume).await;
-    // An orchestrator may have changed its mind: then it takes down what it does not know to be there.
+    // An orchestrator may have changed its mind: then it takes down what it does not know to be
+    // there.
     if rpc != Rpc::Stage || number.is_multiple_of(2) {
         insist(rpc, &mut driver, &volume, &what).await;
         match rpc {
@@ -127,7 +130,10 @@ async fn die(rpc: Rpc, access: &Access, number: u32) -> bool {
             }
             Rpc::Publish => check_kept(&volume, "target", &what),
             Rpc::Expand => {
-                assert!(volume.expand("staging", 128).is_ok_and(|size| size == 128 * MIB), "{what}");
+                assert!(
+                    volume.expand("staging", 128).is_ok_and(|size| size == 128 * MIB),
+                    "{what}"
+                );
                 check_kept(&volume, "staging", &what);
                 volume.assert_noted();
             }

@@ -1,4 +1,5 @@
-//! Volumes in everyday use: data comes back, read-only is read-only, arguments that contradict each other are refused.
+//! Volumes in everyday use: data comes back, read-only is read-only, arguments that contradict each
+//! other are refused.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -47,7 +48,12 @@ fn data_on_a_block_volume_comes_back() {
     volume.publish("target", false).unwrap();
     assert!(volume.path("target").metadata().unwrap().file_type().is_block_device());
     // Not made durable by the pod: an orderly end does that.
-    fs::OpenOptions::new().write(true).open(volume.path("target")).unwrap().write_all(&data).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(volume.path("target"))
+        .unwrap()
+        .write_all(&data)
+        .unwrap();
     volume.unpublish("target").unwrap();
     assert!(!volume.path("target").exists());
     volume.unstage().unwrap();
@@ -140,7 +146,10 @@ fn a_volume_of_readers_alone_is_attached_read_only() {
     volume.stage().unwrap();
     volume.publish("target", false).unwrap();
     assert_eq!(fs::read(volume.path("target/data")).unwrap(), b"for readers");
-    assert_eq!(File::create(volume.path("target/more")).unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(
+        File::create(volume.path("target/more")).unwrap_err().kind(),
+        ErrorKind::ReadOnlyFilesystem
+    );
     let device = volume.device();
     assert_eq!(run("blockdev", &["--getro", &format!("/dev/{device}")]).trim(), "1");
     volume.unpublish("target").unwrap();
@@ -203,7 +212,10 @@ fn second_targets_follow_the_access_mode() {
     volume.publish_as("b", false, multi.clone()).unwrap();
     assert!(matches!(volume.publish_as("a", true, multi.clone()), Err(Error::AlreadyExists(_))));
     assert!(matches!(volume.publish_as("a", false, single.clone()), Err(Error::AlreadyExists(_))));
-    assert!(matches!(volume.publish_as("c", false, single.clone()), Err(Error::FailedPrecondition(_))));
+    assert!(matches!(
+        volume.publish_as("c", false, single.clone()),
+        Err(Error::FailedPrecondition(_))
+    ));
     volume.unpublish("a").unwrap();
     volume.unpublish("b").unwrap();
 
@@ -237,8 +249,14 @@ fn usage_is_measured_where_the_volume_is() {
     assert_eq!(inodes.total - inodes.used, inodes.available);
     assert_eq!(stats("staging").unwrap(), stats("target").unwrap());
     assert!(matches!(stats("elsewhere"), Err(Error::NotFound(_))));
-    assert!(matches!(volume.node.stats(&volume.id(), "some/path".as_ref()), Err(Error::NotFound(_))));
-    assert!(matches!(volume.node.stats("lab/rbd/other", &volume.path("target")), Err(Error::NotFound(_))));
+    assert!(matches!(
+        volume.node.stats(&volume.id(), "some/path".as_ref()),
+        Err(Error::NotFound(_))
+    ));
+    assert!(matches!(
+        volume.node.stats("lab/rbd/other", &volume.path("target")),
+        Err(Error::NotFound(_))
+    ));
     volume.unpublish("target").unwrap();
     assert!(matches!(stats("target"), Err(Error::NotFound(_))));
     volume.unstage().unwrap();

@@ -80,12 +80,14 @@ fn a_connection_knows_its_cluster_and_itself() {
 fn commands_reach_monitors_and_manager() {
     let cluster = Lab::from_environment().connect();
     let health: Value =
-        serde_json::from_slice(&command(&*cluster, &json!({"prefix": "health", "format": "json"}))).unwrap();
+        serde_json::from_slice(&command(&*cluster, &json!({"prefix": "health", "format": "json"})))
+            .unwrap();
     assert!(health["status"].is_string(), "{health}");
     assert!(!cluster.manager_command(r#"{"prefix":"pg stat"}"#).unwrap().is_empty());
     // A refused command is named, its arguments are not.
     let secret = r#"{"prefix":"no such command","key":"AQsecret=="}"#;
-    for error in [cluster.monitor_command(secret).unwrap_err(), cluster.manager_command(secret).unwrap_err()]
+    for error in
+        [cluster.monitor_command(secret).unwrap_err(), cluster.manager_command(secret).unwrap_err()]
     {
         assert_eq!(error.errno, Errno::EINVAL);
         assert!(error.to_string().contains("no such command"), "{error}");
@@ -93,7 +95,8 @@ fn commands_reach_monitors_and_manager() {
     }
 }
 
-/// The lab's `ceph.conf` in `folder`, with all that would make librados write to files there and to standard error.
+/// The lab's `ceph.conf` in `folder`, with all that would make librados write to files there and to
+/// standard error.
 fn talkative(lab: &Lab, folder: &Path) -> PathBuf {
     let conf = fs::read_to_string(&lab.ceph_conf).unwrap();
     let said = "log to stderr = true\nerr to stderr = true\nlog to file = true\ndebug auth = 20";
@@ -112,7 +115,11 @@ fn a_ceph_conf_will_do() {
     let options = ConnectOptions { monitors: vec![], ceph_conf, ..lab.options() };
     let cluster = connect(&options).unwrap();
     assert_eq!(cluster.fsid().unwrap(), lab.fsid);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no log and no socket beside the ceph.conf");
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "no log and no socket beside the ceph.conf"
+    );
     // Its keyring is used when no key is given.
     let keyring = ConnectOptions { key: None, ..options };
     assert_eq!(connect(&keyring).unwrap().fsid().unwrap(), lab.fsid);
@@ -151,15 +158,18 @@ fn missing_capabilities_are_told() {
     let cluster = lab.connect();
     let user = User::new(&*cluster, "no-rights");
     let entity = format!("client.{}", user.name);
-    command(&*cluster, &json!({"prefix": "auth caps", "entity": entity, "caps": ["mon", "profile rbd"]}));
+    command(
+        &*cluster,
+        &json!({"prefix": "auth caps", "entity": entity, "caps": ["mon", "profile rbd"]}),
+    );
     let pool = connect(&user.options(&lab)).unwrap().pool(POOL, "").unwrap();
     let refusal = lab.without_rights_on_osds();
     assert_eq!(errno(pool.create_image("image", MIB, &layout())), refusal);
     assert_eq!(errno(pool.omap_get("object", &["key"])), refusal);
 }
 
-/// A configuration that wants librados to talk is overruled: it would say which key it could not decode. Run in a
-/// process of its own to hear it.
+/// A configuration that wants librados to talk is overruled: it would say which key it could not
+/// decode. Run in a process of its own to hear it.
 #[test]
 fn a_malformed_key_is_refused_without_a_word() {
     const CHILD: &str = "CINDERBLOCK_TEST_MALFORMED_KEY";
@@ -177,8 +187,9 @@ fn a_malformed_key_is_refused_without_a_word() {
         .env(CHILD, talkative(&lab, folder.path()))
         .output()
         .unwrap();
-    let said =
-        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let said = [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
     assert!(!said.contains("canary"), "{said}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no log beside the ceph.conf");
@@ -251,12 +262,17 @@ fn a_failure_is_shared_but_not_kept() {
             });
         }
     });
-    assert!(start.elapsed() < Duration::from_secs(15), "one after the other: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "one after the other: {:?}",
+        start.elapsed()
+    );
 
     let lab = Lab::from_environment();
     let folder = tempfile::tempdir().unwrap();
     let ceph_conf = folder.path().join("ceph.conf");
-    let options = ConnectOptions { monitors: vec![], ceph_conf: Some(ceph_conf.clone()), ..lab.options() };
+    let options =
+        ConnectOptions { monitors: vec![], ceph_conf: Some(ceph_conf.clone()), ..lab.options() };
     assert_eq!(errno(connections.get(&options)), Errno::ENOENT);
     fs::copy(&lab.ceph_conf, &ceph_conf).unwrap();
     assert_eq!(connections.get(&options).unwrap().fsid().unwrap(), lab.fsid);
@@ -345,7 +361,10 @@ fn a_blocklisted_connection_fails_and_is_replaced() {
     let image = created(&pool, "image");
     let blocklist = |operation| {
         let addr = address(&victim);
-        command(&*admin, &json!({"prefix": "osd blocklist", "blocklistop": operation, "addr": addr}));
+        command(
+            &*admin,
+            &json!({"prefix": "osd blocklist", "blocklistop": operation, "addr": addr}),
+        );
     };
     blocklist("add");
     let failed = wait_until("the blocklist holds", || match pool.omap_get("object", &["key"]) {
@@ -382,7 +401,8 @@ fn the_key_is_shown_nowhere_and_written_nowhere() {
     let refused = ConnectOptions { user: lab.user.clone(), ..options.clone() };
     let error = connect(&refused).unwrap_err();
     let shown = format!("{options:?} {connections:?} {cluster:?} {pool:?} {error:?} {error}");
-    let of_the_process = ["cmdline", "environ"].map(|file| fs::read(format!("/proc/self/{file}")).unwrap());
+    let of_the_process =
+        ["cmdline", "environ"].map(|file| fs::read(format!("/proc/self/{file}")).unwrap());
     // No part of it either; the first characters are the same for every key.
     let part = &user.key.expose()[8..24];
     assert!(!shown.contains(part), "{shown}");

@@ -8,7 +8,8 @@ use cinderblock::rbd::io::ImageIo;
 use cinderblock::rbd::{Diff, Errno, Extent};
 
 use crate::tools::{
-    MIB, OBJECT, Place, clone, created, diff, errno, everything, open, read, read_at, remove_all, snapshot_id,
+    MIB, OBJECT, Place, clone, created, diff, errno, everything, open, read, read_at, remove_all,
+    snapshot_id,
 };
 
 const END: u64 = MIB;
@@ -123,7 +124,9 @@ pub(crate) fn one_handle_serves_several_threads(place: &Place) {
     let s = snapshot_id(&*image, "s");
     thread::scope(|scope| {
         scope.spawn(|| (2..30).for_each(|byte| image.write_at(0, &[byte; 512]).unwrap()));
-        scope.spawn(|| (0..20).for_each(|_| assert_eq!(read_at(&*image, Some(s), 0, 512), [1; 512])));
+        scope.spawn(|| {
+            (0..20).for_each(|_| assert_eq!(read_at(&*image, Some(s), 0, 512), [1; 512]))
+        });
         scope.spawn(|| (0..5).for_each(|_| assert_eq!(image.parent(Some(s)).unwrap(), None)));
         scope.spawn(|| (0..5).for_each(|_| assert_eq!(image.snapshots().unwrap().len(), 1)));
     });
@@ -183,7 +186,11 @@ pub(crate) fn differences_count_the_parent_when_asked(place: &Place) {
         let query = Diff { at, include_parent: true, ..everything() };
         assert_eq!(diff(&*child, &query), [extent(0, 4096, true), extent(2, 5, true)], "{at:?}");
         let whole = Diff { whole_object: true, ..query };
-        assert_eq!(diff(&*child, &whole), [extent(0, OBJECT, true), extent(2, OBJECT, true)], "{at:?}");
+        assert_eq!(
+            diff(&*child, &whole),
+            [extent(0, OBJECT, true), extent(2, OBJECT, true)],
+            "{at:?}"
+        );
     }
     child.remove_snapshot("k").unwrap();
     drop(child);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use cinderblock::rbd::{Errno, Features, ImageEntry, ImageKey, ImageOptions, OpenMode};
 
 use crate::tools::{
-    KIB, MIB, Place, clone, create, created, errno, image_names, layout, open, open_read_only, remove_all,
-    snapshot_id, spec,
+    KIB, MIB, Place, clone, create, created, errno, image_names, layout, open, open_read_only,
+    remove_all, snapshot_id, spec,
 };
 
 pub(crate) fn a_new_image_is_what_was_asked_for(place: &Place) {
@@ -46,8 +46,14 @@ pub(crate) fn impossible_layouts_are_refused(place: &Place) {
     assert_eq!(refused(ImageOptions { order: Some(11), ..layout() }), Errno::EDOM);
     assert_eq!(refused(ImageOptions { order: Some(26), ..layout() }), Errno::EDOM);
     assert_eq!(refused(ImageOptions { stripe_count: Some(4), ..layout() }), Errno::EINVAL);
-    assert_eq!(refused(ImageOptions { features: Some(Features::OBJECT_MAP), ..layout() }), Errno::EINVAL);
-    assert_eq!(refused(ImageOptions { data_pool: Some("no-such-pool".into()), ..layout() }), Errno::ENOENT);
+    assert_eq!(
+        refused(ImageOptions { features: Some(Features::OBJECT_MAP), ..layout() }),
+        Errno::EINVAL
+    );
+    assert_eq!(
+        refused(ImageOptions { data_pool: Some("no-such-pool".into()), ..layout() }),
+        Errno::ENOENT
+    );
     assert_eq!(image_names(&place.pool), [""; 0]);
 }
 
@@ -201,7 +207,8 @@ pub(crate) fn watchers_are_the_others(place: &Place) {
     let watchers = image.watchers().unwrap();
     assert_eq!(watchers.len(), 1, "{watchers:?}");
     assert_eq!(watchers[0].address, place.other.cluster().address().unwrap());
-    // A read-only handle is no watcher, so it leaves none out; another handle of one's own has the same watch.
+    // A read-only handle is no watcher, so it leaves none out; another handle of one's own has the
+    // same watch.
     assert_eq!(read_only.watchers().unwrap().len(), 2);
     let third = open(&place.pool, "image");
     assert_eq!(image.watchers().unwrap().len(), 1);
@@ -217,14 +224,21 @@ pub(crate) fn a_blocklisted_client_writes_no_more(place: &Place) {
     lost.write_at(0, b"before").unwrap();
     let (cluster, address) = (place.pool.cluster(), place.other.cluster().address().unwrap());
     for malformed in ["", "nobody", "192.0.2.1", "192.0.2.1:0", "192.0.2.1/7"] {
-        assert_eq!(cluster.blocklist(malformed, 60).unwrap_err().errno, Errno::EINVAL, "{malformed:?}");
+        assert_eq!(
+            cluster.blocklist(malformed, 60).unwrap_err().errno,
+            Errno::EINVAL,
+            "{malformed:?}"
+        );
     }
     cluster.blocklist(&address, 60).unwrap();
     // Whoever is asked by us knows it now.
     let mut back = [0; 6];
     keeper.read_at(None, 0, &mut back).unwrap();
     assert_eq!(lost.write_at(0, b"after!").unwrap_err().errno, Errno::ESHUTDOWN);
-    assert_eq!(place.other.create_image("other", MIB, &layout()).unwrap_err().errno, Errno::ESHUTDOWN);
+    assert_eq!(
+        place.other.create_image("other", MIB, &layout()).unwrap_err().errno,
+        Errno::ESHUTDOWN
+    );
     // It does not watch any more, and others go on.
     let deadline = Instant::now() + Duration::from_mins(5);
     while !keeper.watchers().unwrap().is_empty() {

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use cinderblock::rbd::{Child, CloneFormat, Errno, ImageKey, ImageOptions, OpenMode, Parent};
 
 use crate::tools::{
-    MIB, OBJECT, Place, clone, create, created, errno, flatten, format, image_names, layout, open, read,
-    remove_all, shallow, snapshot_id, spec,
+    MIB, OBJECT, Place, clone, create, created, errno, flatten, format, image_names, layout, open,
+    read, remove_all, shallow, snapshot_id, spec,
 };
 
 /// `image` of 1 MiB with the byte 7 at the start of every object, and its snapshot `s`.
@@ -61,7 +61,10 @@ pub(crate) fn links_are_seen_from_both_sides(place: &Place) {
 
 pub(crate) fn links_cross_namespaces(place: &Place) {
     let image = parent(place);
-    place.elsewhere.clone_image(&spec(&place.pool, "image", "s"), "clone", &ImageOptions::default()).unwrap();
+    place
+        .elsewhere
+        .clone_image(&spec(&place.pool, "image", "s"), "clone", &ImageOptions::default())
+        .unwrap();
     let child = open(&place.elsewhere, "clone");
     let found = child.parent(None).unwrap().unwrap();
     assert_eq!((found.namespace.as_str(), found.image.as_str()), (place.pool.namespace(), "image"));
@@ -92,7 +95,10 @@ pub(crate) fn links_reach_into_the_trash(place: &Place) {
     pool.trash_move("image", 0).unwrap();
     let child = pool.open_image(ImageKey::Id(&child_id), OpenMode::ReadOnly).unwrap();
     let found = child.parent(None).unwrap().unwrap();
-    assert_eq!((found.in_trash, found.image.as_str(), &found.image_id), (true, "image", &parent_id));
+    assert_eq!(
+        (found.in_trash, found.image.as_str(), &found.image_id),
+        (true, "image", &parent_id)
+    );
     drop(child);
     pool.trash_remove(&child_id, false).unwrap();
     pool.trash_restore(&parent_id, "image").unwrap();
@@ -208,8 +214,9 @@ pub(crate) fn a_stopped_flatten_leaves_the_link(place: &Place) {
     let image = parent(place);
     clone(pool, "image", "s", "clone");
     let child = open(pool, "clone");
-    let stopped = child
-        .flatten(&mut |done, _| if done < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) });
+    let stopped = child.flatten(&mut |done, _| {
+        if done < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
     assert_eq!(errno(stopped), Errno::ECANCELED);
     assert_eq!(child.parent(None).unwrap().unwrap().image, "image");
     flatten(&*child);
@@ -233,7 +240,8 @@ pub(crate) fn copies_stand_alone(place: &Place) {
     child.copy(None, &**pool, "now", &ImageOptions::default(), go).unwrap();
     let larger = ImageOptions { order: Some(20), ..layout() };
     child.copy(Some(k), &*place.elsewhere, "then", &larger, go).unwrap();
-    for (copy, byte, order) in [(open(pool, "now"), 2, 16), (open(&place.elsewhere, "then"), 1, 20)] {
+    for (copy, byte, order) in [(open(pool, "now"), 2, 16), (open(&place.elsewhere, "then"), 1, 20)]
+    {
         assert_eq!((read(&*copy, 0, 1), read(&*copy, OBJECT, 1)), (vec![byte], vec![7]));
         assert_eq!((copy.info().unwrap().size, copy.info().unwrap().order), (MIB, order));
         assert_eq!((copy.parent(None).unwrap(), copy.snapshots().unwrap()), (None, vec![]));

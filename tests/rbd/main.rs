@@ -1,8 +1,9 @@
 //! What the `rbd` traits promise, as behaviours that both implementations are put to.
 //!
-//! A behaviour is a function that takes a [`tools::Place`]: an empty namespace. It runs against a real Ceph (tests
-//! `ceph::…`, which need a lab: `make test`) and against the in-memory model (`model::…`, which need nothing). Each
-//! leaves its namespace empty, which is checked. `connections` and `real` are about a real cluster alone.
+//! A behaviour is a function that takes a [`tools::Place`]: an empty namespace. It runs against a
+//! real Ceph (tests `ceph::…`, which need a lab: `make test`) and against the in-memory model
+//! (`model::…`, which need nothing). Each leaves its namespace empty, which is checked.
+//! `connections` and `real` are about a real cluster alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

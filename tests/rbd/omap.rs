@@ -38,8 +38,12 @@ pub(crate) fn entries_are_set_read_and_removed(place: &Place) {
     let binary = [0, 255, 10, 0];
     pool.omap_update(OBJECT, &set(&[("a", b"1"), ("b", &binary), ("c", b"3")])).unwrap();
     let got = place.other.omap_get(OBJECT, &["a", "b", "missing"]).unwrap();
-    assert_eq!(got, BTreeMap::from([("a".to_owned(), b"1".to_vec()), ("b".to_owned(), binary.to_vec())]));
-    let change = OmapUpdate { remove: vec!["a".to_owned(), "missing".to_owned()], ..set(&[("c", b"4")]) };
+    assert_eq!(
+        got,
+        BTreeMap::from([("a".to_owned(), b"1".to_vec()), ("b".to_owned(), binary.to_vec())])
+    );
+    let change =
+        OmapUpdate { remove: vec!["a".to_owned(), "missing".to_owned()], ..set(&[("c", b"4")]) };
     pool.omap_update(OBJECT, &change).unwrap();
     assert_eq!(
         all(pool),
@@ -66,7 +70,11 @@ pub(crate) fn guards_hold_on_a_missing_object(place: &Place) {
     let pool = &place.pool;
     let refused = guarded(&[equals("a", b"1")], set(&[("b", b"2")]));
     assert_eq!(errno(pool.omap_update(OBJECT, &refused)), Errno::ECANCELED);
-    assert_eq!(errno(pool.remove_object(OBJECT)), Errno::ENOENT, "a refused update makes no object");
+    assert_eq!(
+        errno(pool.remove_object(OBJECT)),
+        Errno::ENOENT,
+        "a refused update makes no object"
+    );
     pool.omap_update(OBJECT, &guarded(&[absent("a"), absent("b")], set(&[("a", b"1")]))).unwrap();
     assert_eq!(all(pool), BTreeMap::from([("a".to_owned(), b"1".to_vec())]));
     pool.remove_object(OBJECT).unwrap();
@@ -85,12 +93,19 @@ pub(crate) fn a_guard_that_fails_changes_nothing(place: &Place) {
         vec![equals("missing", b"1")],
     ] {
         let expected = if guards == [equals("a", b"")] { Errno::EINVAL } else { Errno::ECANCELED };
-        assert_eq!(errno(pool.omap_update(OBJECT, &guarded(&guards, change()))), expected, "{guards:?}");
+        assert_eq!(
+            errno(pool.omap_update(OBJECT, &guarded(&guards, change()))),
+            expected,
+            "{guards:?}"
+        );
         assert_eq!(all(pool), before);
     }
     let held = guarded(&[equals("a", b"1"), equals("b", b"2"), absent("c")], change());
     pool.omap_update(OBJECT, &held).unwrap();
-    assert_eq!(all(pool), BTreeMap::from([("a".to_owned(), b"9".to_vec()), ("c".to_owned(), b"9".to_vec())]));
+    assert_eq!(
+        all(pool),
+        BTreeMap::from([("a".to_owned(), b"9".to_vec()), ("c".to_owned(), b"9".to_vec())])
+    );
     pool.remove_object(OBJECT).unwrap();
 }
 
@@ -103,7 +118,8 @@ pub(crate) fn long_omaps_come_in_pages(place: &Place) {
     let pool = &place.pool;
     let keys: Vec<String> = (0..2500).map(|number| format!("key {number:04}")).collect();
     for part in keys.chunks(1000) {
-        let entries: Vec<(&str, &[u8])> = part.iter().map(|key| (key.as_str(), key.as_bytes())).collect();
+        let entries: Vec<(&str, &[u8])> =
+            part.iter().map(|key| (key.as_str(), key.as_bytes())).collect();
         pool.omap_update(OBJECT, &set(&entries)).unwrap();
     }
     for limit in [7, 1000, 100_000] {
@@ -121,7 +137,10 @@ pub(crate) fn long_omaps_come_in_pages(place: &Place) {
         assert_eq!(seen, keys);
     }
     let first = pool.omap_list(OBJECT, "key 2497", 1).unwrap();
-    assert_eq!((first.entries[0].0.as_str(), first.entries.len(), first.more), ("key 2498", 1, true));
+    assert_eq!(
+        (first.entries[0].0.as_str(), first.entries.len(), first.more),
+        ("key 2498", 1, true)
+    );
     let last = pool.omap_list(OBJECT, "key 2498", 1).unwrap();
     assert_eq!((last.entries[0].0.as_str(), last.more), ("key 2499", false));
     pool.remove_object(OBJECT).unwrap();

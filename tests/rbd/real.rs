@@ -2,13 +2,16 @@
 
 use std::thread;
 
-use cinderblock::rbd::{Cluster, Errno, ImageKey, ImageOptions, OmapUpdate, OpenMode, SnapshotKind};
+use cinderblock::rbd::{
+    Cluster, Errno, ImageKey, ImageOptions, OmapUpdate, OpenMode, SnapshotKind,
+};
 use serde_json::json;
 
 use crate::common::{Lab, Namespace, POOL, wait_until};
 use crate::connections::command;
 use crate::tools::{
-    MIB, OBJECT, clone, create, created, errno, flatten, image_names, layout, open, read, remove_all,
+    MIB, OBJECT, clone, create, created, errno, flatten, image_names, layout, open, read,
+    remove_all,
 };
 
 #[test]
@@ -26,7 +29,10 @@ fn a_full_pool_refuses_and_lets_removals_through() {
     let cluster = Lab::from_environment().connect();
     let own = OwnPool(&*cluster, format!("test-full-{}", std::process::id()));
     command(&*cluster, &json!({"prefix": "osd pool create", "pool": own.1, "pg_num": 8}));
-    command(&*cluster, &json!({"prefix": "osd pool application enable", "pool": own.1, "app": "rbd"}));
+    command(
+        &*cluster,
+        &json!({"prefix": "osd pool application enable", "pool": own.1, "app": "rbd"}),
+    );
     let pool = cluster.pool(&own.1, "").unwrap();
     // The figures come from the manager, some seconds after a pool was made.
     let stats = wait_until("the pool has figures", || pool.stats());
@@ -73,7 +79,10 @@ fn interrupted_renames_are_finished() {
     create(&pool, "from");
     let id = pool.image_id("from").unwrap();
     let is_renamed = || {
-        assert_eq!((pool.image_id("from").unwrap(), pool.image_id("to").unwrap()), (None, id.clone()));
+        assert_eq!(
+            (pool.image_id("from").unwrap(), pool.image_id("to").unwrap()),
+            (None, id.clone())
+        );
         assert_eq!(image_names(&pool), ["to"]);
     };
     // Killed before the directory was written.
@@ -97,12 +106,14 @@ fn an_interrupted_removal_is_told_from_the_trash() {
     create(&pool, "image");
     let id = pool.image_id("image").unwrap().unwrap();
     pool.trash_move("image", 3600).unwrap();
-    // A removal is an entry whose source is 3, the byte behind version, compatible version and length.
+    // A removal is an entry whose source is 3, the byte behind version, compatible version and
+    // length.
     let key = format!("id_{id}");
     let mut entry = pool.omap_get("rbd_trash", &[&key]).unwrap().remove(&key).unwrap();
     assert_eq!(entry[6], 0);
     entry[6] = 3;
-    pool.omap_update("rbd_trash", &OmapUpdate { set: vec![(key, entry)], ..OmapUpdate::default() }).unwrap();
+    pool.omap_update("rbd_trash", &OmapUpdate { set: vec![(key, entry)], ..OmapUpdate::default() })
+        .unwrap();
     assert!(pool.trash_get(&id).unwrap().unwrap().removing);
     assert_eq!(pool.trash_list().unwrap(), []);
     assert_eq!(image_names(&pool), ["image"]);
@@ -124,7 +135,8 @@ fn snapshots_of_groups_are_told_from_users() {
     lab.run("rbd", &["group", "image", "add", &group, &member]);
     lab.run("rbd", &["group", "snap", "create", &snapshot]);
     image.create_snapshot("by a user").unwrap();
-    let kinds: Vec<SnapshotKind> = image.snapshots().unwrap().into_iter().map(|found| found.kind).collect();
+    let kinds: Vec<SnapshotKind> =
+        image.snapshots().unwrap().into_iter().map(|found| found.kind).collect();
     assert_eq!(kinds, [SnapshotKind::Group, SnapshotKind::User]);
     image.remove_snapshot("by a user").unwrap();
     drop(image);

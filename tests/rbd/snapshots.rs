@@ -18,7 +18,9 @@ pub(crate) fn snapshots_are_listed_oldest_first(place: &Place) {
     assert_eq!((snapshots[0].size, snapshots[1].size), (MIB, 2 * MIB));
     assert!(snapshots[0].id < snapshots[1].id);
     assert!(snapshots[0].created <= snapshots[1].created);
-    assert!(snapshots.iter().all(|snapshot| snapshot.kind == SnapshotKind::User && !snapshot.protected));
+    assert!(
+        snapshots.iter().all(|snapshot| snapshot.kind == SnapshotKind::User && !snapshot.protected)
+    );
     assert_eq!(open(&place.other, "image").snapshots().unwrap(), snapshots);
     image.remove_snapshot("zebra").unwrap();
     assert_eq!(snapshot_names(&*image), ["ape"]);
@@ -168,7 +170,10 @@ pub(crate) fn clones_are_refused_without_a_source_or_a_name(place: &Place) {
     assert_eq!(errno(clone("none", "s", "clone")), Errno::ENOENT);
     assert_eq!(errno(clone("image", "s", "taken")), Errno::EEXIST);
     let elsewhere = SnapshotSpec { pool: "no-such-pool".to_owned(), ..spec(pool, "image", "s") };
-    assert_eq!(errno(pool.clone_image(&elsewhere, "clone", &ImageOptions::default())), Errno::ENOENT);
+    assert_eq!(
+        errno(pool.clone_image(&elsewhere, "clone", &ImageOptions::default())),
+        Errno::ENOENT
+    );
     assert_eq!(pool.image_id("clone").unwrap(), None);
     image.remove_snapshot("s").unwrap();
     drop(image);

@@ -34,7 +34,8 @@ pub(crate) fn images_are_cut_at_one_moment(place: &Place) {
             }
         });
         let outcome = cuts.into_iter().try_for_each(|cut| {
-            let (seen, deadline) = (round.load(Ordering::SeqCst), Instant::now() + Duration::from_mins(5));
+            let (seen, deadline) =
+                (round.load(Ordering::SeqCst), Instant::now() + Duration::from_mins(5));
             while round.load(Ordering::SeqCst) < seen + 3 && !writer.is_finished() {
                 assert!(Instant::now() < deadline, "the writer does not go on");
                 thread::yield_now();
@@ -77,7 +78,8 @@ pub(crate) fn images_without_a_lock_or_a_free_name_are_not_cut_together(place: &
     let options = ImageOptions { features: Some(Features::LAYERING), ..layout() };
     place.pool.create_image("unlocked", MIB, &options).unwrap();
     let unlocked = open(&place.pool, "unlocked");
-    let refused = place.pool.create_snapshots(&[new(&*image, "s"), new(&*unlocked, "s")], &mut |_| Ok(()));
+    let refused =
+        place.pool.create_snapshots(&[new(&*image, "s"), new(&*unlocked, "s")], &mut |_| Ok(()));
     assert_eq!(errno(refused), Errno::EINVAL);
     let missing = NewSnapshot { image_id: "123456".to_owned(), name: "s".to_owned() };
     assert_eq!(
@@ -86,7 +88,10 @@ pub(crate) fn images_without_a_lock_or_a_free_name_are_not_cut_together(place: &
     );
     assert_eq!(snapshot_names(&*image), [""; 0]);
     image.create_snapshot("s").unwrap();
-    assert_eq!(errno(place.pool.create_snapshots(&[new(&*image, "s")], &mut |_| Ok(()))), Errno::EEXIST);
+    assert_eq!(
+        errno(place.pool.create_snapshots(&[new(&*image, "s")], &mut |_| Ok(()))),
+        Errno::EEXIST
+    );
     place.pool.create_snapshots(&[new(&*image, "t")], &mut |_| Ok(())).unwrap();
     assert_eq!(snapshot_names(&*open_read_only(&place.pool, "image")), ["s", "t"]);
     image.remove_snapshot("s").unwrap();

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use cinderblock::rbd::{
-    CloneFormat, Diff, Errno, Extent, Features, Image, ImageKey, ImageOptions, OpenMode, Pool, Result,
-    Snapshot, SnapshotId, SnapshotKind, SnapshotSpec,
+    CloneFormat, Diff, Errno, Extent, Features, Image, ImageKey, ImageOptions, OpenMode, Pool,
+    Result, Snapshot, SnapshotId, SnapshotKind, SnapshotSpec,
 };
 
 pub(crate) const KIB: u64 = 1 << 10;
@@ -78,8 +78,9 @@ pub(crate) fn snapshot_id(image: &dyn Image, name: &str) -> SnapshotId {
 
 pub(crate) fn snapshot(image: &dyn Image, name: &str) -> Snapshot {
     let snapshots = image.snapshots().unwrap();
-    let found =
-        snapshots.iter().find(|snapshot| snapshot.kind == SnapshotKind::User && snapshot.name == name);
+    let found = snapshots
+        .iter()
+        .find(|snapshot| snapshot.kind == SnapshotKind::User && snapshot.name == name);
     found.unwrap_or_else(|| panic!("no snapshot {name} in {snapshots:?}")).clone()
 }
 
@@ -88,7 +89,8 @@ pub(crate) fn snapshot_names(image: &dyn Image) -> Vec<String> {
 }
 
 pub(crate) fn image_names(pool: &Arc<dyn Pool>) -> Vec<String> {
-    let mut names: Vec<String> = pool.list_images().unwrap().into_iter().map(|image| image.name).collect();
+    let mut names: Vec<String> =
+        pool.list_images().unwrap().into_iter().map(|image| image.name).collect();
     names.sort();
     names
 }
@@ -108,7 +110,12 @@ pub(crate) fn read(image: &dyn Image, offset: u64, length: usize) -> Vec<u8> {
     read_at(image, None, offset, length)
 }
 
-pub(crate) fn read_at(image: &dyn Image, at: Option<SnapshotId>, offset: u64, length: usize) -> Vec<u8> {
+pub(crate) fn read_at(
+    image: &dyn Image,
+    at: Option<SnapshotId>,
+    offset: u64,
+    length: usize,
+) -> Vec<u8> {
     let mut buffer = vec![0xee; length];
     let count = image.read_at(at, offset, &mut buffer).unwrap();
     buffer.truncate(count);
@@ -117,7 +124,14 @@ pub(crate) fn read_at(image: &dyn Image, at: Option<SnapshotId>, offset: u64, le
 
 /// All of the head, or of what lies between two snapshots; `whole_object` off, parents left out.
 pub(crate) fn everything() -> Diff {
-    Diff { at: None, since: None, offset: 0, length: u64::MAX, include_parent: false, whole_object: false }
+    Diff {
+        at: None,
+        since: None,
+        offset: 0,
+        length: u64::MAX,
+        include_parent: false,
+        whole_object: false,
+    }
 }
 
 /// The extents of `query`, neighbours joined: where one ends and the next begins is not promised.
@@ -126,7 +140,10 @@ pub(crate) fn diff(image: &dyn Image, query: &Diff) -> Vec<Extent> {
     image
         .diff(query, &mut |extent| {
             match extents.last_mut() {
-                Some(last) if last.offset + last.length == extent.offset && last.exists == extent.exists => {
+                Some(last)
+                    if last.offset + last.length == extent.offset
+                        && last.exists == extent.exists =>
+                {
                     last.length += extent.length;
                 }
                 _ => extents.push(extent),

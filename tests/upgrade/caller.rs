@@ -119,9 +119,13 @@ impl Caller {
             (2, _, _) => self.list().await,
             (3, Some(volume), _) => self.expand(&volume).await,
             (4 | 5, Some(volume), _) => self.write(&volume),
-            (6, Some(volume), _) if self.snapshots.len() < MOST => drop(self.snapshot(&volume).await),
+            (6, Some(volume), _) if self.snapshots.len() < MOST => {
+                drop(self.snapshot(&volume).await)
+            }
             (6, _, Some(snapshot)) => self.delete_snapshot(&snapshot).await,
-            (7.., Some(volume), _) if self.volumes.len() >= MOST => self.delete_volume(&volume).await,
+            (7.., Some(volume), _) if self.volumes.len() >= MOST => {
+                self.delete_volume(&volume).await
+            }
             (7, _, Some(snapshot)) => drop(self.create(Some(Source::Snapshot(snapshot))).await),
             (8, Some(volume), _) => drop(self.create(Some(Source::Volume(volume))).await),
             _ => {
@@ -183,8 +187,8 @@ impl Caller {
         id
     }
 
-    /// Asks for an empty volume of a mebibyte while the OSD is dead, and is told to ask again. Gives
-    /// the request.
+    /// Asks for an empty volume of a mebibyte while the OSD is dead, and is told to ask again.
+    /// Gives the request.
     pub async fn ask_in_vain(&mut self) -> CreateVolumeRequest {
         let number = self.next();
         let request = self.class.create_volume(&format!("{}-v{number}", self.name), MIB);
@@ -204,12 +208,17 @@ impl Caller {
             let call = |mut controller: Controller, request| async move {
                 controller.create_snapshot(request).await
             };
-            answers.push(self.insist("CreateSnapshot", request.clone(), call).await.snapshot.unwrap());
+            answers
+                .push(self.insist("CreateSnapshot", request.clone(), call).await.snapshot.unwrap());
         }
         let snapshot = answers[0].clone();
         assert!(answers.iter().all(|answer| *answer == snapshot), "{answers:?}");
         assert_eq!(snapshot.source_volume_id, volume);
-        assert_eq!((snapshot.size_bytes, snapshot.ready_to_use), (mebibytes(&stamps), true), "{snapshot:?}");
+        assert_eq!(
+            (snapshot.size_bytes, snapshot.ready_to_use),
+            (mebibytes(&stamps), true),
+            "{snapshot:?}"
+        );
         let id = snapshot.snapshot_id.clone();
         self.snapshots.insert(id.clone(), (snapshot, stamps));
         id
@@ -235,15 +244,17 @@ impl Caller {
     }
 
     async fn delete_volume(&mut self, id: &str) {
-        let call =
-            |mut controller: Controller, request| async move { controller.delete_volume(request).await };
+        let call = |mut controller: Controller, request| async move {
+            controller.delete_volume(request).await
+        };
         self.insist("DeleteVolume", self.class.delete_volume(id), call).await;
         self.volumes.remove(id);
     }
 
     async fn delete_snapshot(&mut self, id: &str) {
-        let call =
-            |mut controller: Controller, request| async move { controller.delete_snapshot(request).await };
+        let call = |mut controller: Controller, request| async move {
+            controller.delete_snapshot(request).await
+        };
         self.insist("DeleteSnapshot", self.class.delete_snapshot(id), call).await;
         self.snapshots.remove(id);
     }
@@ -261,8 +272,9 @@ impl Caller {
     }
 
     pub async fn list_volumes(&mut self) -> Volumes {
-        let call =
-            |mut controller: Controller, request| async move { controller.list_volumes(request).await };
+        let call = |mut controller: Controller, request| async move {
+            controller.list_volumes(request).await
+        };
         let answer = self.insist("ListVolumes", ListVolumesRequest::default(), call).await;
         assert_eq!(answer.next_token, "");
         let volumes = answer.entries.into_iter().map(|entry| entry.volume.unwrap());
@@ -272,8 +284,9 @@ impl Caller {
     pub async fn list_snapshots(&mut self) -> Snapshots {
         let secrets = self.class.secrets.clone();
         let request = ListSnapshotsRequest { secrets, ..ListSnapshotsRequest::default() };
-        let call =
-            |mut controller: Controller, request| async move { controller.list_snapshots(request).await };
+        let call = |mut controller: Controller, request| async move {
+            controller.list_snapshots(request).await
+        };
         let answer = self.insist("ListSnapshots", request, call).await;
         assert_eq!(answer.next_token, "");
         let snapshots = answer.entries.into_iter().map(|entry| entry.snapshot.unwrap());
@@ -326,8 +339,10 @@ impl Caller {
             Err(status) => status,
         };
         let cause = std::error::Error::source(&status);
-        let driver_is_gone = cause.is_some_and(<dyn std::error::Error>::is::<tonic::transport::Error>);
-        let ask_again = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted);
+        let driver_is_gone =
+            cause.is_some_and(<dyn std::error::Error>::is::<tonic::transport::Error>);
+        let ask_again =
+            matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted);
         assert!(ask_again && !driver_is_gone, "{rpc} answers {status:?}");
         self.tally.refused(rpc, &status);
         None
@@ -340,7 +355,8 @@ impl Caller {
         let stamp = self.next();
         let number = usize::try_from(self.random.below(self.volumes[id].1.len() as u64)).unwrap();
         block_in_place(|| {
-            let image = self.pool.open_image(ImageKey::Name(image_name(id)), OpenMode::ReadWrite).unwrap();
+            let image =
+                self.pool.open_image(ImageKey::Name(image_name(id)), OpenMode::ReadWrite).unwrap();
             image.write_at(offset(number) as u64, &block(stamp)).unwrap();
             image.flush().unwrap();
         });
@@ -459,7 +475,8 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let refused: Vec<_> = self.refused.iter().map(|(what, count)| format!("{what}: {count}")).collect();
+        let refused: Vec<_> =
+            self.refused.iter().map(|(what, count)| format!("{what}: {count}")).collect();
         let refused = if refused.is_empty() { "never".to_string() } else { refused.join(", ") };
         write!(formatter, "{} | {refused} | {:.1}", self.granted, self.longest.as_secs_f64())
     }

@@ -50,8 +50,8 @@ const THAT_DIES: (&str, &str) = ("osd", "20");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_while_daemons_go_from_16_to_18_to_20() {
-    let seed =
-        std::env::var("UPGRADE_SEED").map_or_else(|_| Random::seed_of_now(), |seed| seed.parse().unwrap());
+    let seed = std::env::var("UPGRADE_SEED")
+        .map_or_else(|_| Random::seed_of_now(), |seed| seed.parse().unwrap());
     println!("upgrade: UPGRADE_SEED={seed}, librbd {}", libraries().ceph);
 
     let lab = OwnLab::up_with(&["--objectstore", "bluestore", "--monitor-round", "0.05"]);
@@ -72,9 +72,12 @@ async fn nothing_is_lost_while_daemons_go_from_16_to_18_to_20() {
     let mut first = caller(0);
     let origin = first.make_origin().await;
     let pod = Pod::start(&*pool, &first.create(None).await);
-    let mut callers: Vec<_> = (1..=CALLERS).map(|number| caller(number).with_origin(&origin)).collect();
+    let mut callers: Vec<_> =
+        (1..=CALLERS).map(|number| caller(number).with_origin(&origin)).collect();
 
-    println!("| to | seconds | calls | told to ask again | longest call | longest write of a pod |");
+    println!(
+        "| to | seconds | calls | told to ask again | longest call | longest write of a pod |"
+    );
     for (daemon, release) in STEPS {
         let over = Arc::new(AtomicBool::new(false));
         let mut working = JoinSet::new();
@@ -98,7 +101,10 @@ async fn nothing_is_lost_while_daemons_go_from_16_to_18_to_20() {
         for caller in &mut callers {
             tally.add(std::mem::take(&mut caller.tally));
         }
-        println!("| {daemon} {release} | {took:.1} | {tally} | {:.1} |", pod.longest().as_secs_f64());
+        println!(
+            "| {daemon} {release} | {took:.1} | {tally} | {:.1} |",
+            pod.longest().as_secs_f64()
+        );
         block_in_place(|| callers.iter().for_each(Caller::assert_bytes));
         let fresh = Driver::start(&config, &["--role", "controller"]);
         for driver in [&driver, &fresh] {

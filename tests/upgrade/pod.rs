@@ -36,7 +36,8 @@ impl Pod {
         Duration::from_millis(self.longest.swap(0, Ordering::Relaxed))
     }
 
-    /// Ends it; the block holds zeros then. Fails when a write failed, or read back as something else.
+    /// Ends it; the block holds zeros then. Fails when a write failed, or read back as something
+    /// else.
     pub fn stop(self) {
         self.over.store(true, Ordering::Relaxed);
         self.writer.join().unwrap();

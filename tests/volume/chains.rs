@@ -23,13 +23,19 @@ fn a_chain_is_built_as_drawn() {
     }
 }
 
-/// Deletes the volumes in order; after each deletion the cluster looks as drawn, and the survivors hold their bytes.
+/// Deletes the volumes in order; after each deletion the cluster looks as drawn, and the survivors
+/// hold their bytes.
 fn deleted_in_order(order: [&str; 3], drawn: [&str; 3]) {
     for (lab, protected) in [(Lab::format_1(), "*"), (Lab::new(), "")] {
         let lab = chain(lab);
         for (position, (name, drawn)) in order.into_iter().zip(drawn).enumerate() {
             lab.delete(name);
-            assert_eq!(lab.picture(), drawn.replace('*', protected), "after {:?}", &order[..=position]);
+            assert_eq!(
+                lab.picture(),
+                drawn.replace('*', protected),
+                "after {:?}",
+                &order[..=position]
+            );
             lab.assert_at_rest();
             for survivor in &order[position + 1..] {
                 lab.assert_holds(crate::lab::RBD, survivor, &["A", "A", "A"]);

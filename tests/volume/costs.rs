@@ -1,7 +1,8 @@
 //! What each operation asks of Ceph, call by call, in order.
 //!
-//! Left out is what an open image answers by itself: its id, size, features, snapshots and locks. `open` is one librbd open; `parent`
-//! and `children` at a snapshot are one more open each inside librbd's binding, of the same image set to that snapshot.
+//! Left out is what an open image answers by itself: its id, size, features, snapshots and locks.
+//! `open` is one librbd open; `parent` and `children` at a snapshot are one more open each inside
+//! librbd's binding, of the same image set to that snapshot.
 
 use cinderblock::rbd::OmapUpdate;
 use cinderblock::rbd::model::CallRecord;
@@ -15,7 +16,8 @@ fn calls(lab: &Lab, act: impl FnOnce(&cinderblock::volume::Volumes)) -> Vec<&'st
     let volumes = controller.volumes(RBD).unwrap();
     let before = controller.session.log().len();
     act(&volumes);
-    let asked = |call: &CallRecord| !matches!(call.info.method, "id" | "info" | "snapshots" | "hold");
+    let asked =
+        |call: &CallRecord| !matches!(call.info.method, "id" | "info" | "snapshots" | "hold");
     controller.session.log()[before..]
         .iter()
         .filter(|call| asked(call))
@@ -52,17 +54,35 @@ fn create_a_volume_from_a_snapshot() {
     let s = lab.snapshot("A", "s");
     let look = ["omap_get", "omap_get", "open_image", "image_id", "omap_update", "parent"];
     // `metadata_list` shows what librbd copies that is the source's own.
-    let clone = ["name", "clone_image", "metadata_list", "open_image", "parent", "children", "omap_update"];
+    let clone =
+        ["name", "clone_image", "metadata_list", "open_image", "parent", "children", "omap_update"];
     assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), [&look[..], &clone[..]].concat());
-    let larger =
-        ["name", "clone_image", "metadata_list", "open_image", "parent", "children", "resize", "omap_update"];
-    assert_eq!(create(&lab, &lab.wish("D").of_snapshot(&s).blocks(9)), [&look[..], &larger[..]].concat());
-    assert_eq!(create(&lab, &lab.wish("C").of_snapshot(&s)), ["omap_get", "image_id"], "asked again");
+    let larger = [
+        "name",
+        "clone_image",
+        "metadata_list",
+        "open_image",
+        "parent",
+        "children",
+        "resize",
+        "omap_update",
+    ];
+    assert_eq!(
+        create(&lab, &lab.wish("D").of_snapshot(&s).blocks(9)),
+        [&look[..], &larger[..]].concat()
+    );
+    assert_eq!(
+        create(&lab, &lab.wish("C").of_snapshot(&s)),
+        ["omap_get", "image_id"],
+        "asked again"
+    );
 }
 
 #[test]
 fn create_a_volume_from_a_volume() {
-    for (lab, protect) in [(Lab::new(), &[][..]), (Lab::format_1(), &["children", "protect_snapshot"])] {
+    for (lab, protect) in
+        [(Lab::new(), &[][..]), (Lab::format_1(), &["children", "protect_snapshot"])]
+    {
         let lab = cluster(lab);
         let wanted = ["omap_get", "omap_get", "open_image", "image_id", "omap_update", "parent"]
             .into_iter()
@@ -89,7 +109,8 @@ fn take_and_delete_a_snapshot() {
             volumes.create_snapshot(&request).unwrap();
         })
     };
-    let wanted = ["omap_get", "omap_get", "open_image", "omap_update", "create_snapshot", "omap_update"];
+    let wanted =
+        ["omap_get", "omap_get", "open_image", "omap_update", "create_snapshot", "omap_update"];
     assert_eq!(take("t"), wanted);
     assert_eq!(take("t"), ["omap_get", "omap_get"], "asked again");
 
@@ -121,12 +142,24 @@ fn delete_a_volume_with_a_snapshot() {
     let lab = Lab::new();
     lab.create("A");
     lab.snapshot("A", "s");
-    // One more open, after the rename: a snapshot that went in between would leave a silent parent nobody needs.
-    let wanted = ["omap_get", "open_image", "watchers", "group", "omap_update", "rename_image", "open_image"]
-        .into_iter()
-        // Whether the snapshot is the driver's own.
-        .chain(["omap_get", "omap_update"]);
-    assert_eq!(calls(&lab, |volumes| drop(volumes.delete("A").unwrap())), wanted.collect::<Vec<_>>());
+    // One more open, after the rename: a snapshot that went in between would leave a silent parent
+    // nobody needs.
+    let wanted = [
+        "omap_get",
+        "open_image",
+        "watchers",
+        "group",
+        "omap_update",
+        "rename_image",
+        "open_image",
+    ]
+    .into_iter()
+    // Whether the snapshot is the driver's own.
+    .chain(["omap_get", "omap_update"]);
+    assert_eq!(
+        calls(&lab, |volumes| drop(volumes.delete("A").unwrap())),
+        wanted.collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -145,7 +178,10 @@ fn grow_publish_and_unpublish() {
             volumes.publish(&request).unwrap();
         })
     };
-    assert_eq!(publish(), ["omap_get", "image_id", "omap_list", "open_image", "watchers", "omap_update"]);
+    assert_eq!(
+        publish(),
+        ["omap_get", "image_id", "omap_list", "open_image", "watchers", "omap_update"]
+    );
     assert_eq!(publish(), ["omap_get", "image_id"], "asked again");
     let unpublish = || {
         calls(&lab, |volumes| {

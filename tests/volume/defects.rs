@@ -1,5 +1,5 @@
-//! The defects of the Cinder driver this one descends from, none of which may come back. Each test is named for what must not
-//! happen, behind the number the defect has in the project's list.
+//! The defects of the Cinder driver this one descends from, none of which may come back. Each test
+//! is named for what must not happen, behind the number the defect has in the project's list.
 
 use std::sync::{Arc, Mutex};
 
@@ -39,7 +39,11 @@ fn s02_a_chain_deeper_than_the_limit_does_not_grow() {
     lab.make(&lab.wish("E").of("D").depth(2).flatten(FlattenTarget::Clone));
     assert!(lab.picture().ends_with(" ; E"), "{}", lab.picture());
     lab.make(&lab.wish("F").of("D").depth(2).flatten(FlattenTarget::Source));
-    assert!(lab.picture().ends_with("; D [F.clone_snap] ; E ; F <- D@F.clone_snap"), "{}", lab.picture());
+    assert!(
+        lab.picture().ends_with("; D [F.clone_snap] ; E ; F <- D@F.clone_snap"),
+        "{}",
+        lab.picture()
+    );
 }
 
 #[test]
@@ -47,7 +51,9 @@ fn s03_the_limit_of_one_class_is_not_the_limit_of_another() {
     let lab = chain(Lab::new());
     lab.make(&lab.wish("D").of("C").depth(5));
     lab.make(&lab.wish("E").of("C").depth(2).flatten(FlattenTarget::Clone));
-    assert!(lab.picture().ends_with("; C [D.clone_snap] <- B@C.clone_snap ; D <- C@D.clone_snap ; E"));
+    assert!(
+        lab.picture().ends_with("; C [D.clone_snap] <- B@C.clone_snap ; D <- C@D.clone_snap ; E")
+    );
 }
 
 #[test]
@@ -86,8 +92,8 @@ fn s05_an_emptied_silent_parent_is_not_left_behind() {
     }
 }
 
-/// Runs `act` on one controller again and again, each time on a new cluster, with `meanwhile` run by another controller
-/// before one of its calls.
+/// Runs `act` on one controller again and again, each time on a new cluster, with `meanwhile` run
+/// by another controller before one of its calls.
 fn interleaved(before: fn() -> Lab, act: impl Fn(&Lab, &Controller), meanwhile: fn(&Controller)) {
     for call in 1.. {
         let lab = before();
@@ -115,7 +121,8 @@ fn interleaved(before: fn() -> Lab, act: impl Fn(&Lab, &Controller), meanwhile: 
 
 #[test]
 fn s06_two_clones_at_the_limit_do_not_break_each_other() {
-    let wish = |name: &str| crate::lab::Wish::new(name).of("B").depth(1).flatten(FlattenTarget::Source);
+    let wish =
+        |name: &str| crate::lab::Wish::new(name).of("B").depth(1).flatten(FlattenTarget::Source);
     interleaved(
         || chain(Lab::new()),
         |lab, controller| {
@@ -178,7 +185,8 @@ fn s09_an_operation_that_fails_does_not_leave_an_image_open() {
         let _failed = controller.create(&lab.wish("D").of("C").depth(2));
         let _failed = controller.delete(RBD, "B");
         let graph = lab.graph();
-        let watched: Vec<_> = graph.images().filter(|(_, _, _, image)| !image.watchers.is_empty()).collect();
+        let watched: Vec<_> =
+            graph.images().filter(|(_, _, _, image)| !image.watchers.is_empty()).collect();
         assert!(watched.is_empty(), "call {call}: {watched:?}");
     }
 }
@@ -283,7 +291,8 @@ fn s15_a_renamed_child_does_not_leak_its_parent() {
     lab.assert_empty();
 }
 
-/// The last delete of A, B, C, killed before and inside each of its steps: what is there, and what must come of it.
+/// The last delete of A, B, C, killed before and inside each of its steps: what is there, and what
+/// must come of it.
 #[test]
 fn s16_a_kill_between_child_and_parent_does_not_leak_the_parent() {
     let table = [
@@ -331,7 +340,8 @@ fn s16_a_kill_between_child_and_parent_does_not_leak_the_parent() {
             let wanted = killed.clone();
             victim.session.on_call(move |call| {
                 if format!("{} {}", call.method, call.object) == wanted {
-                    session.inject(call.number, step.map_or(Fault::CrashBefore, Fault::CrashInside));
+                    session
+                        .inject(call.number, step.map_or(Fault::CrashBefore, Fault::CrashInside));
                 }
             });
             let _killed = victim.delete(RBD, "C");
@@ -421,7 +431,10 @@ fn d03_a_failed_delete_does_not_leave_an_image_open() {
         controller.session.inject(call, Fault::Fail(Errno::EIO));
         let _failed = controller.delete(RBD, "C");
         let graph = lab.graph();
-        assert!(graph.images().all(|(_, _, _, image)| image.watchers.is_empty()), "call {call}\n{graph}");
+        assert!(
+            graph.images().all(|(_, _, _, image)| image.watchers.is_empty()),
+            "call {call}\n{graph}"
+        );
     }
 }
 
@@ -584,8 +597,8 @@ fn d11_a_parked_snapshot_is_not_taken_for_a_users() {
     lab.assert_at_rest();
 }
 
-/// librbd takes a clone off its parent's list before it cuts the link: a flatten killed in between leaves a clone that needs a
-/// parent which seems to have none.
+/// librbd takes a clone off its parent's list before it cuts the link: a flatten killed in between
+/// leaves a clone that needs a parent which seems to have none.
 #[test]
 fn a_flatten_killed_between_its_two_ends_does_not_lose_the_parent() {
     for (format, next) in

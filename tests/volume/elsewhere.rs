@@ -91,8 +91,8 @@ fn same_named_clones_in_two_pools_have_a_snapshot_each() {
     lab.assert_empty();
 }
 
-/// A, deleted and in the pool RBD; a clone B of it in the other pool, deleted; and C of B in another
-/// namespace, alive.
+/// A, deleted and in the pool RBD; a clone B of it in the other pool, deleted; and C of B in
+/// another namespace, alive.
 fn chain() -> Lab {
     let lab = Lab::new();
     lab.create("A");

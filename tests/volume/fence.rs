@@ -1,4 +1,5 @@
-//! Nodes that are lost: their clients are fenced by the notes they made, before their volumes are handed on.
+//! Nodes that are lost: their clients are fenced by the notes they made, before their volumes are
+//! handed on.
 
 use std::collections::BTreeSet;
 
@@ -162,7 +163,8 @@ fn of_several_nodes_the_one_that_is_lost_is_fenced() {
     nodes[1].write().unwrap();
 }
 
-/// Takes the token out of the record and the notes out of the catalogue, as a version without them wrote it.
+/// Takes the token out of the record and the notes out of the catalogue, as a version without them
+/// wrote it.
 fn without_notes(lab: &Lab, place: &Place) {
     let pool = lab.model.connect().cluster().pool(RBD.pool, RBD.namespace).unwrap();
     let key = "volume/A";
@@ -184,7 +186,8 @@ fn what_a_version_without_notes_published_is_fenced_by_its_watch() {
     let place = publish(&lab.controller, "A", "lost");
     let lost = Node::opening(&lab.model.connect(), "A");
     without_notes(&lab, &place);
-    // Nor does a repeated request hand out a token: the client that is there would never be noted by it.
+    // Nor does a repeated request hand out a token: the client that is there would never be noted
+    // by it.
     assert_eq!(lab.controller.publish_noted(RBD, "A", "lost").unwrap(), None);
     let volumes = lab.controller.volumes(RBD).unwrap();
     assert!(volumes.leaving("A", None, false).unwrap().unwrap().clients.is_empty());
@@ -202,7 +205,8 @@ fn notes_that_a_version_without_them_left_behind_are_fenced_when_the_volume_is_h
     let pool = lab.model.connect().cluster().pool(RBD.pool, RBD.namespace).unwrap();
     let notes = entry(&*pool, &place).unwrap();
     lab.controller.unpublish(RBD, "A").unwrap();
-    let update = OmapUpdate { guards: vec![], set: vec![(place.key.clone(), notes)], remove: vec![] };
+    let update =
+        OmapUpdate { guards: vec![], set: vec![(place.key.clone(), notes)], remove: vec![] };
     pool.omap_update(&place.object, &update).unwrap();
     publish(&lab.controller, "A", "next");
     assert_eq!(lost.write(), Err(Errno::ESHUTDOWN));

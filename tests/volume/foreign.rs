@@ -1,4 +1,5 @@
-//! What somebody else made is never adopted, overwritten or deleted; and what is refused changes nothing.
+//! What somebody else made is never adopted, overwritten or deleted; and what is refused changes
+//! nothing.
 
 use std::time::Duration;
 
@@ -23,7 +24,11 @@ fn assert_foreign(lab: &Lab, name: &str) {
 }
 
 fn exempt(name: &str) -> Exempt {
-    Exempt { images: [name.to_owned()].into(), snapshots: [name.to_owned()].into(), ..Exempt::default() }
+    Exempt {
+        images: [name.to_owned()].into(),
+        snapshots: [name.to_owned()].into(),
+        ..Exempt::default()
+    }
 }
 
 #[test]
@@ -32,9 +37,12 @@ fn a_foreign_image_is_neither_adopted_nor_deleted() {
     lab.create("A");
     let s = lab.snapshot("A", "s");
     make_foreign(&lab, "F");
-    for wish in
-        [lab.wish("F"), lab.wish("F").of("A"), lab.wish("F").of_snapshot(&s), lab.wish("F").of("A").depth(0)]
-    {
+    for wish in [
+        lab.wish("F"),
+        lab.wish("F").of("A"),
+        lab.wish("F").of_snapshot(&s),
+        lab.wish("F").of("A").depth(0),
+    ] {
         let error = lab.refused(|controller| controller.create(&wish));
         assert!(matches!(error, Error::AlreadyExists(_)), "{error:?}");
     }
@@ -69,8 +77,11 @@ fn a_name_taken_after_a_kill_is_somebody_elses() {
             make_foreign(&lab, "F");
             for _ in 0..2 {
                 let next = Controller::new(&lab.model);
-                let error =
-                    if retry { next.create(&wish).unwrap_err() } else { next.delete(RBD, "F").unwrap_err() };
+                let error = if retry {
+                    next.create(&wish).unwrap_err()
+                } else {
+                    next.delete(RBD, "F").unwrap_err()
+                };
                 let expected = matches!(
                     error,
                     Error::Conflict(_) | Error::AlreadyExists(_) | Error::FailedPrecondition(_)
@@ -81,7 +92,11 @@ fn a_name_taken_after_a_kill_is_somebody_elses() {
             Controller::new(&lab.model).recover().unwrap();
             assert_foreign(&lab, "F");
             lab.assert_at_rest_but(&exempt("F"));
-            assert_eq!(lab.picture(), "A ; F", "what the killed creation left on the source is gone");
+            assert_eq!(
+                lab.picture(),
+                "A ; F",
+                "what the killed creation left on the source is gone"
+            );
         }
     }
 }
@@ -193,8 +208,12 @@ fn two_instances_in_one_pool_leave_each_other_alone() {
     let lab = Lab::new();
     lab.create("A");
     let pool = lab.controller.session.cluster().pool("rbd", "").unwrap();
-    let other =
-        cinderblock::volume::Volumes::new(pool, "other", Process::default(), std::sync::Arc::default());
+    let other = cinderblock::volume::Volumes::new(
+        pool,
+        "other",
+        Process::default(),
+        std::sync::Arc::default(),
+    );
     let before = lab.graph();
     let error = other.create(&lab.wish("A").request()).unwrap_err();
     assert!(matches!(error, Error::AlreadyExists(_)), "{error:?}");
@@ -250,7 +269,8 @@ fn a_refused_request_changes_nothing() {
     lab.assert_at_rest();
 }
 
-/// Records and journal entries of another version keep nothing from being done, and `gc` tells of them.
+/// Records and journal entries of another version keep nothing from being done, and `gc` tells of
+/// them.
 #[test]
 fn what_cannot_be_read_is_left_alone_and_told_and_blocks_nothing() {
     let lab = Lab::new();
@@ -287,7 +307,8 @@ fn what_cannot_be_read_is_left_alone_and_told_and_blocks_nothing() {
     }
 }
 
-/// A creation that no client asks for again is undone once it is old; one that an operation is at work on is not.
+/// A creation that no client asks for again is undone once it is old; one that an operation is at
+/// work on is not.
 #[test]
 fn an_abandoned_creation_is_cleared_once_it_is_old() {
     let lab = Lab::new();

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use cinderblock::notes::Place;
 use cinderblock::rbd::model::{Graph, Model, Session};
-use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool};
+use cinderblock::rbd::{
+    CloneFormat, Features, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool,
+};
 use cinderblock::volume::catalogue::{self, Publication};
 use cinderblock::volume::{
     Activity, CreateGroup, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget,
-    GroupSource, Leases, Made, Policy, Process, PublishVolume, Result, Sizes, VolumeSource, Volumes,
-    image_spec,
+    GroupSource, Leases, Made, Policy, Process, PublishVolume, Result, Sizes, VolumeSource,
+    Volumes, image_spec,
 };
 
-/// Bytes in a block, and in an object of every image here: a flatten or a copy takes one step for each.
+/// Bytes in a block, and in an object of every image here: a flatten or a copy takes one step for
+/// each.
 pub(crate) const BLOCK: u64 = 4096;
 
 /// Blocks of a volume when a test does not say.
@@ -128,7 +131,8 @@ impl Wish {
     /// The request as the CSI side would make it.
     pub(crate) fn request(&self) -> CreateVolume {
         let layering = Features::LAYERING.union(Features::EXCLUSIVE_LOCK);
-        let features = if self.deep_flatten { layering.union(Features::DEEP_FLATTEN) } else { layering };
+        let features =
+            if self.deep_flatten { layering.union(Features::DEEP_FLATTEN) } else { layering };
         CreateVolume {
             id: volume_id(self.home, &self.name),
             name: self.name.clone(),
@@ -163,7 +167,11 @@ impl Cut {
     pub(crate) fn id(&self) -> String {
         format!(
             "lab/{}",
-            image_spec(self.home.pool, self.home.namespace, &format!("{}@{}", self.image_id, self.name))
+            image_spec(
+                self.home.pool,
+                self.home.namespace,
+                &format!("{}@{}", self.image_id, self.name)
+            )
         )
     }
 }
@@ -180,7 +188,8 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// One for which the leases of all others have expired: they have stood still for long, or are dead.
+    /// One for which the leases of all others have expired: they have stood still for long, or are
+    /// dead.
     pub(crate) fn new(model: &Model) -> Controller {
         Controller::patient(model, Duration::ZERO)
     }
@@ -205,7 +214,8 @@ impl Controller {
         let pool = self.session.cluster().pool(home.pool, home.namespace)?;
         // The other controllers of a test stand still while one waits; and calls come in one order.
         let (patience, at_once) = (Duration::ZERO, 1);
-        let process = Process { leases: self.leases.clone(), patience, at_once, ..Process::default() };
+        let process =
+            Process { leases: self.leases.clone(), patience, at_once, ..Process::default() };
         Ok(Volumes::new(pool, "test", process, activity))
     }
 
@@ -225,7 +235,13 @@ impl Controller {
         self.settled(home, |volumes| volumes.delete(name).map(drop))
     }
 
-    pub(crate) fn snapshot(&self, home: Home, volume: &str, name: &str, max_snapshots: usize) -> Result<Cut> {
+    pub(crate) fn snapshot(
+        &self,
+        home: Home,
+        volume: &str,
+        name: &str,
+        max_snapshots: usize,
+    ) -> Result<Cut> {
         let request = CreateSnapshot {
             name: name.to_owned(),
             snapshot: name.to_owned(),
@@ -242,7 +258,12 @@ impl Controller {
     }
 
     /// Cuts a group snapshot; its members are called after it and their volumes.
-    pub(crate) fn group(&self, home: Home, name: &str, volumes: &[&str]) -> Result<catalogue::Group> {
+    pub(crate) fn group(
+        &self,
+        home: Home,
+        name: &str,
+        volumes: &[&str],
+    ) -> Result<catalogue::Group> {
         let source = |volume: &&str| GroupSource {
             volume_id: volume_id(home, volume),
             image: (*volume).to_owned(),
@@ -270,17 +291,33 @@ impl Controller {
     }
 
     /// Publishes, and says where the node notes its clients.
-    pub(crate) fn publish_noted(&self, home: Home, name: &str, node: &str) -> Result<Option<Place>> {
+    pub(crate) fn publish_noted(
+        &self,
+        home: Home,
+        name: &str,
+        node: &str,
+    ) -> Result<Option<Place>> {
         self.volumes(home)?.publish(&publish_volume(name, node, false))
     }
 
     /// Publishes to a node that may have `limit` volumes.
-    pub(crate) fn publish_limited(&self, home: Home, name: &str, node: &str, limit: u32) -> Result<()> {
+    pub(crate) fn publish_limited(
+        &self,
+        home: Home,
+        name: &str,
+        node: &str,
+        limit: u32,
+    ) -> Result<()> {
         self.publish_among_others(home, name, node, Some(limit)).map(drop)
     }
 
     /// Publishes to one node of several, and says where it notes its clients.
-    pub(crate) fn publish_shared(&self, home: Home, name: &str, node: &str) -> Result<Option<Place>> {
+    pub(crate) fn publish_shared(
+        &self,
+        home: Home,
+        name: &str,
+        node: &str,
+    ) -> Result<Option<Place>> {
         self.publish_among_others(home, name, node, None)
     }
 
@@ -311,7 +348,8 @@ impl Controller {
         self.sweep(Duration::from_hours(1))
     }
 
-    /// What a controller does when it starts, and every minute, if creations are abandoned after `patience`.
+    /// What a controller does when it starts, and every minute, if creations are abandoned after
+    /// `patience`.
     pub(crate) fn sweep(&self, patience: Duration) -> Result<()> {
         HOMES.iter().try_for_each(|home| self.sweep_one(*home, patience))
     }
@@ -411,7 +449,9 @@ impl Lab {
 
     pub(crate) fn delete_snapshot(&self, cut: &Cut) {
         let deleted = self.controller.delete_snapshot(cut);
-        deleted.unwrap_or_else(|error| panic!("deleting snapshot {}: {error}\n{}", cut.name, self.graph()));
+        deleted.unwrap_or_else(|error| {
+            panic!("deleting snapshot {}: {error}\n{}", cut.name, self.graph())
+        });
     }
 
     pub(crate) fn graph(&self) -> Graph {
@@ -438,7 +478,8 @@ impl Lab {
         self.open(home, name).write_at(block * BLOCK, &filling(text)).unwrap();
     }
 
-    /// Whether each block of a volume is filled with the text given for it, "" for zeros, and there are no more.
+    /// Whether each block of a volume is filled with the text given for it, "" for zeros, and there
+    /// are no more.
     pub(crate) fn assert_holds(&self, home: Home, name: &str, texts: &[&str]) {
         let image = self.pool(home).open_image(ImageKey::Name(name), OpenMode::ReadOnly).unwrap();
         assert_eq!(image.info().unwrap().size, texts.len() as u64 * BLOCK, "size of {name}");
@@ -458,7 +499,10 @@ impl Lab {
     }
 
     /// Asks for something that must be refused, and checks that nothing changed by it.
-    pub(crate) fn refused<T: std::fmt::Debug>(&self, ask: impl FnOnce(&Controller) -> Result<T>) -> Error {
+    pub(crate) fn refused<T: std::fmt::Debug>(
+        &self,
+        ask: impl FnOnce(&Controller) -> Result<T>,
+    ) -> Error {
         let before = self.graph();
         let error = ask(&self.controller).expect_err("this must be refused");
         assert_eq!(before, self.graph(), "refused with {error:?}, but it changed something");
@@ -484,5 +528,11 @@ pub(crate) fn publish_volume(name: &str, node: &str, shared: bool) -> PublishVol
         token: None,
     };
     let older_capability = "older a".to_owned();
-    PublishVolume { image: name.to_owned(), publication, older_capability, limit: None, fence: true }
+    PublishVolume {
+        image: name.to_owned(),
+        publication,
+        older_capability,
+        limit: None,
+        fence: true,
+    }
 }

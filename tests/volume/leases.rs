@@ -1,4 +1,5 @@
-//! A controller that is at work on a record is left at it for as long as it is alive. One that takes its work over fences it first.
+//! A controller that is at work on a record is left at it for as long as it is alive. One that
+//! takes its work over fences it first.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,8 +22,8 @@ fn said_to_be_at_work(outcome: &Result<()>) -> bool {
     matches!(outcome, Err(Error::Conflict(why)) if why.contains("another controller, process"))
 }
 
-/// Before each call of `first`, another controller is asked for `second`. While the first has begun and not ended, it is told so
-/// at every call; and the first comes to its end.
+/// Before each call of `first`, another controller is asked for `second`. While the first has begun
+/// and not ended, it is told so at every call; and the first comes to its end.
 fn left_at_it(set_up: impl Fn(&Lab), first: Ask, second: Ask) {
     let mut told = 0;
     for at in 1.. {
@@ -203,7 +204,8 @@ fn a_controller_that_was_overtaken_changes_nothing_any_more() {
         first.session.on_call({
             let (met, model, plain) = (met.clone(), lab.model.clone(), lab.wish("v"));
             move |call| {
-                let unfinished = Notes::of(&model.graph()).volumes.values().any(|v| v.state != State::Ready);
+                let unfinished =
+                    Notes::of(&model.graph()).volumes.values().any(|v| v.state != State::Ready);
                 if call.method == method && unfinished && met.lock().unwrap().is_none() {
                     let second = Controller::new(&model);
                     second.delete(RBD, "v").unwrap();
@@ -217,7 +219,10 @@ fn a_controller_that_was_overtaken_changes_nothing_any_more() {
         } else {
             first.create(&lab.wish("v")).map(drop)
         };
-        assert!(matches!(&outcome, Err(error) if error.is(Errno::ESHUTDOWN)), "{method}: {outcome:?}");
+        assert!(
+            matches!(&outcome, Err(error) if error.is(Errno::ESHUTDOWN)),
+            "{method}: {outcome:?}"
+        );
         assert!(first.session.is_blocklisted());
         let after = met.lock().unwrap().take().expect("the other came in between");
         assert_eq!(after, lab.graph(), "{method}: it changed something");
@@ -248,7 +253,8 @@ fn without_the_right_to_blocklist_nothing_is_taken_over() {
     lab.assert_empty();
 }
 
-/// Both controllers lose Ceph for longer than a lease lasts. The one that asks has seen the lease before.
+/// Both controllers lose Ceph for longer than a lease lasts. The one that asks has seen the lease
+/// before.
 #[test]
 fn an_outage_is_not_taken_for_silence() {
     let patience = Duration::from_secs(1);
@@ -260,7 +266,9 @@ fn an_outage_is_not_taken_for_silence() {
         asks.session.inject(call, Fault::Fail(Errno::ETIMEDOUT));
     }
     std::thread::sleep(patience * 2);
-    assert!(matches!(asks.delete(RBD, "v"), Err(Error::Rbd(error)) if error.errno == Errno::ETIMEDOUT));
+    assert!(
+        matches!(asks.delete(RBD, "v"), Err(Error::Rbd(error)) if error.errno == Errno::ETIMEDOUT)
+    );
     let back = Instant::now();
     asks.session.forget_faults();
     assert!(said_to_be_at_work(&asks.delete(RBD, "v")));
@@ -273,7 +281,8 @@ fn an_outage_is_not_taken_for_silence() {
     lab.assert_empty();
 }
 
-/// A caller asks once, and again when the lease has expired: the controller has looked at it in between.
+/// A caller asks once, and again when the lease has expired: the controller has looked at it in
+/// between.
 #[test]
 fn a_lease_expires_though_its_record_is_asked_for_seldom() {
     let patience = Duration::from_secs(1);
@@ -290,7 +299,8 @@ fn a_lease_expires_though_its_record_is_asked_for_seldom() {
     lab.assert_empty();
 }
 
-/// A call hangs, and the connection is given up: the next operation of the same process fences it and goes on.
+/// A call hangs, and the connection is given up: the next operation of the same process fences it
+/// and goes on.
 #[test]
 fn an_operation_whose_connection_hangs_is_overtaken_in_its_own_process() {
     let patience = Duration::from_secs(1);
@@ -361,7 +371,10 @@ fn an_operation_on_the_same_connection_is_never_overtaken() {
             if call.method == "create_image" {
                 let outcome = slow.delete(RBD, "v");
                 let said = "another operation of this driver is at work";
-                assert!(matches!(&outcome, Err(Error::Conflict(why)) if why.contains(said)), "{outcome:?}");
+                assert!(
+                    matches!(&outcome, Err(Error::Conflict(why)) if why.contains(said)),
+                    "{outcome:?}"
+                );
             }
         }
     });
@@ -395,7 +408,8 @@ fn a_further_connection_is_written_into_the_lease_before_it_works() {
     lab.assert_empty();
 }
 
-/// A version before names no clients. It does not know what this one calls the renewals, so it cannot read this one's leases.
+/// A version before names no clients. It does not know what this one calls the renewals, so it
+/// cannot read this one's leases.
 #[test]
 fn leases_of_the_version_before_are_taken_over_and_it_cannot_read_these() {
     let lab = half_made(Fault::CrashBefore);
@@ -417,7 +431,8 @@ fn leases_of_the_version_before_are_taken_over_and_it_cannot_read_these() {
     lab.assert_empty();
 }
 
-/// Ceph refuses writes when an operation ends: its lease is given back when Ceph takes them again, and its controller is not fenced.
+/// Ceph refuses writes when an operation ends: its lease is given back when Ceph takes them again,
+/// and its controller is not fenced.
 #[test]
 fn a_lease_that_could_not_be_given_back_is_given_back_later() {
     let patience = Duration::from_secs(6);
@@ -481,7 +496,8 @@ fn a_call_that_timed_out_is_fenced_before_its_work_is_done_again() {
     assert_eq!(lease_of(&lab.model).2["over"], true);
     let next = Controller::patient(&lab.model, FOR_EVER);
     next.delete(RBD, "v").unwrap();
-    let fenced = next.session.log().into_iter().filter(|call| call.info.method == "blocklist").count();
+    let fenced =
+        next.session.log().into_iter().filter(|call| call.info.method == "blocklist").count();
     assert_eq!(fenced, 1);
     lab.assert_empty();
 }

@@ -32,12 +32,16 @@ fn a_chain_grows_to_the_limit_and_then_its_source_is_flattened() {
                  3 [4.clone_snap] <- 2@3.clone_snap";
     assert_eq!(
         lab.picture(),
-        format!("0 [1.clone_snap] ; {chain} ; 4 [5.clone_snap] <- 3@4.clone_snap ; 5 <- 4@5.clone_snap")
+        format!(
+            "0 [1.clone_snap] ; {chain} ; 4 [5.clone_snap] <- 3@4.clone_snap ; 5 <- 4@5.clone_snap"
+        )
     );
     lab.clone("5", "6");
     assert_eq!(
         lab.picture(),
-        format!("0 [1.clone_snap] ; {chain} ; 4 <- 3@4.clone_snap ; 5 [6.clone_snap] ; 6 <- 5@6.clone_snap")
+        format!(
+            "0 [1.clone_snap] ; {chain} ; 4 <- 3@4.clone_snap ; 5 [6.clone_snap] ; 6 <- 5@6.clone_snap"
+        )
     );
     lab.assert_at_rest();
     lab.assert_holds(RBD, "6", &["0", "0", "0"]);
@@ -66,10 +70,12 @@ fn a_source_in_use_is_not_flattened_unless_the_class_says_so() {
             Some(lab.open(RBD, "C"))
         };
         lab.make(&lab.wish("D").of("C").depth(2));
-        let drawn = "A [B.clone_snap] ; B [C.clone_snap] <- A@B.clone_snap ; C <- B@C.clone_snap ; D";
+        let drawn =
+            "A [B.clone_snap] ; B [C.clone_snap] <- A@B.clone_snap ; C <- B@C.clone_snap ; D";
         assert_eq!(lab.picture(), drawn);
         lab.make(&lab.wish("E").of("C").depth(2).flatten(FlattenTarget::Source));
-        let drawn = "A [B.clone_snap] ; B <- A@B.clone_snap ; C [E.clone_snap] ; D ; E <- C@E.clone_snap";
+        let drawn =
+            "A [B.clone_snap] ; B <- A@B.clone_snap ; C [E.clone_snap] ; D ; E <- C@E.clone_snap";
         assert_eq!(lab.picture(), drawn);
         drop(held);
         lab.assert_at_rest();
@@ -156,7 +162,10 @@ fn a_volume_in_mid_chain_flattened_by_somebody_else_leaves_nothing_in_the_end() 
             lab.flatten_outside("B");
             for name in order {
                 lab.delete(name);
-                lab.assert_at_rest_but(&Exempt { childless_clone_snapshots: true, ..Exempt::default() });
+                lab.assert_at_rest_but(&Exempt {
+                    childless_clone_snapshots: true,
+                    ..Exempt::default()
+                });
             }
             lab.assert_empty();
         }
@@ -165,9 +174,10 @@ fn a_volume_in_mid_chain_flattened_by_somebody_else_leaves_nothing_in_the_end() 
 
 #[test]
 fn a_restore_at_the_limit_flattens_the_image_of_the_snapshot_or_else_the_restored() {
-    for (lab, drawn) in
-        [(Lab::new(), "A ; B [s] ; C <- B@s"), (shallow(), "A [B.clone_snap] ; B [s] <- A@B.clone_snap ; C")]
-    {
+    for (lab, drawn) in [
+        (Lab::new(), "A ; B [s] ; C <- B@s"),
+        (shallow(), "A [B.clone_snap] ; B [s] <- A@B.clone_snap ; C"),
+    ] {
         lab.create("A");
         lab.clone("A", "B");
         let s = lab.snapshot("B", "s");

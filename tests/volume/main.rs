@@ -6,7 +6,11 @@
     clippy::unnested_or_patterns,
     reason = "generated requests are independent switches, and a table of cases reads better row by row"
 )]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
 
 mod chains;
 mod costs;

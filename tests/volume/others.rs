@@ -1,4 +1,5 @@
-//! What other tools do to the driver's images: snapshots, clones, locks, groups, mirroring, and a pool that keeps what is removed.
+//! What other tools do to the driver's images: snapshots, clones, locks, groups, mirroring, and a
+//! pool that keeps what is removed.
 
 use std::time::Duration;
 
@@ -29,7 +30,11 @@ fn clone_outside(lab: &Lab, image: &str, snapshot: &str, name: &str) {
 }
 
 fn exempt(name: &str) -> Exempt {
-    Exempt { images: [name.to_owned()].into(), snapshots: [name.to_owned()].into(), ..Exempt::default() }
+    Exempt {
+        images: [name.to_owned()].into(),
+        snapshots: [name.to_owned()].into(),
+        ..Exempt::default()
+    }
 }
 
 fn leftovers(lab: &Lab) -> Vec<Leftover> {
@@ -226,7 +231,9 @@ fn an_image_nobody_can_change_refuses_what_would_change_it_and_stays_usable() {
         assert_refused(&lab, words, |controller| controller.grow(RBD, "A", 9));
         assert_refused(&lab, words, |controller| controller.create(&lab.wish("B").of("A")));
         let settings = [("conf_a".to_owned(), "1".to_owned())].into();
-        assert_refused(&lab, words, |controller| controller.volumes(RBD)?.modify("A", &settings, |_| Ok(())));
+        assert_refused(&lab, words, |controller| {
+            controller.volumes(RBD)?.modify("A", &settings, |_| Ok(()))
+        });
         lab.restore(&s, "B");
         lab.controller.publish(RBD, "A", "n").unwrap();
         lab.controller.unpublish(RBD, "A").unwrap();
@@ -243,7 +250,9 @@ fn an_image_in_a_group_is_not_deleted_and_stays_usable() {
     let lab = Lab::new();
     lab.create("A");
     lab.model.group("rbd", "A", Some("rbd/g"));
-    assert_refused(&lab, "rbd group image remove rbd/g rbd/A", |controller| controller.delete(RBD, "A"));
+    assert_refused(&lab, "rbd group image remove rbd/g rbd/A", |controller| {
+        controller.delete(RBD, "A")
+    });
     lab.controller.publish(RBD, "A", "n").unwrap();
     lab.controller.unpublish(RBD, "A").unwrap();
     lab.model.group("rbd", "A", None);

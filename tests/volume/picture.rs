@@ -1,8 +1,9 @@
-//! The cluster in the notation of the lineage: `A.deleted [s1*, B.clone_snap] ; B <- A.deleted@B.clone_snap`.
+//! The cluster in the notation of the lineage:
+//! `A.deleted [s1*, B.clone_snap] ; B <- A.deleted@B.clone_snap`.
 //!
-//! Images in the order of their names, snapshots in the order they were cut; `*` is protected, `(s)` is a snapshot parked
-//! in librbd's own trash namespace, `!` marks what is half-removed or half-made. A snapshot's own link is written when it
-//! differs from the head's.
+//! Images in the order of their names, snapshots in the order they were cut; `*` is protected,
+//! `(s)` is a snapshot parked in librbd's own trash namespace, `!` marks what is half-removed or
+//! half-made. A snapshot's own link is written when it differs from the head's.
 
 use cinderblock::rbd::SnapshotKind;
 use cinderblock::rbd::model::{Graph, LinkGraph, SnapshotGraph};

@@ -1,4 +1,5 @@
-//! What must hold when nothing is in flight: the invariants of the lineage, read off a picture of the whole cluster.
+//! What must hold when nothing is in flight: the invariants of the lineage, read off a picture of
+//! the whole cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,8 +35,8 @@ pub(crate) struct Exempt {
     pub(crate) images: BTreeSet<String>,
     /// Names of snapshots somebody else made.
     pub(crate) snapshots: BTreeSet<String>,
-    /// Somebody else flattened clones or removed snapshots: snapshots for clones, and silent parents, may have lost their reason
-    /// unnoticed.
+    /// Somebody else flattened clones or removed snapshots: snapshots for clones, and silent
+    /// parents, may have lost their reason unnoticed.
     pub(crate) childless_clone_snapshots: bool,
     /// Suspects, and what they are suspected of, may wait for the next collect.
     pub(crate) unsettled: bool,
@@ -50,7 +51,9 @@ impl Notes {
         let mut notes = Notes::default();
         for (place, pool) in &graph.pools {
             for (key, value) in pool.objects.values().flatten() {
-                let entry = |kind| key.strip_prefix(kind).map(|name: &str| (place.clone(), name.to_owned()));
+                let entry = |kind| {
+                    key.strip_prefix(kind).map(|name: &str| (place.clone(), name.to_owned()))
+                };
                 if let Some(entry) = entry("volume/") {
                     notes.volumes.insert(entry, read(value));
                 } else if let Some(entry) = entry("snapshot/") {
@@ -60,7 +63,8 @@ impl Notes {
                 } else if let Some(entry) = entry("silent/") {
                     notes.silent.insert(entry, read(value));
                 } else if let Some(entry) = entry("notes/") {
-                    let token = read::<serde_json::Value>(value)["token"].as_str().unwrap().to_owned();
+                    let token =
+                        read::<serde_json::Value>(value)["token"].as_str().unwrap().to_owned();
                     notes.clients.insert(entry, token);
                 } else if key.contains('@') && key.contains('#') {
                     let suspect: Suspect = read(value);
@@ -148,7 +152,10 @@ impl Check<'_> {
             Some(record) if !foreign => {
                 let grown = self.exempt.grown && image.size > record.size;
                 if record.size != image.size && !grown {
-                    self.say(format!("{name} has {} bytes, its record {}", image.size, record.size));
+                    self.say(format!(
+                        "{name} has {} bytes, its record {}",
+                        image.size, record.size
+                    ));
                 }
                 if record.image_id.as_ref().is_some_and(|recorded| recorded != id) {
                     self.say(format!("{name} has the id {id}, its record {:?}", record.image_id));
@@ -178,7 +185,8 @@ impl Check<'_> {
     /// The parent of a head or of a snapshot is there, and knows of it.
     fn link(&mut self, place: &Place, id: &str, what: &str, link: Option<&LinkGraph>) {
         let Some(link) = link else { return };
-        let parent = self.graph.parent(link).and_then(|parent| parent.snapshots.get(&link.snapshot));
+        let parent =
+            self.graph.parent(link).and_then(|parent| parent.snapshots.get(&link.snapshot));
         let child = (place.0.clone(), place.1.clone(), id.to_owned());
         match parent {
             None => self.say(format!("the parent of {what} is gone")),
@@ -189,7 +197,14 @@ impl Check<'_> {
         }
     }
 
-    fn snapshot(&mut self, place: &Place, id: &str, image: &str, snapshot_id: u64, snapshot: &SnapshotGraph) {
+    fn snapshot(
+        &mut self,
+        place: &Place,
+        id: &str,
+        image: &str,
+        snapshot_id: u64,
+        snapshot: &SnapshotGraph,
+    ) {
         let name = format!("{image}@{}", snapshot.name);
         for (pool, namespace, child_id) in &snapshot.children {
             let child = self
@@ -199,7 +214,8 @@ impl Check<'_> {
                 .and_then(|pool| pool.images.get(child_id));
             let links_here = |link: &LinkGraph| link.image_id == id && link.snapshot == snapshot_id;
             let linked = child.is_some_and(|child| {
-                let mut links = child.snapshots.values().map(|snapshot| &snapshot.link).chain([&child.link]);
+                let mut links =
+                    child.snapshots.values().map(|snapshot| &snapshot.link).chain([&child.link]);
                 links.any(|link| link.as_ref().is_some_and(links_here))
             });
             if !linked {
@@ -207,7 +223,9 @@ impl Check<'_> {
             }
             let format = child
                 .and_then(|child| child.name.clone())
-                .and_then(|child| self.notes.volumes.get(&((pool.clone(), namespace.clone()), child)))
+                .and_then(|child| {
+                    self.notes.volumes.get(&((pool.clone(), namespace.clone()), child))
+                })
                 .map(|record| record.clone_format);
             if format == Some(1) && !snapshot.protected {
                 self.say(format!("{name} has a clone of format 1 and is not protected"));
@@ -223,11 +241,10 @@ impl Check<'_> {
             SnapshotKind::User if names::is_backup_snapshot(&snapshot.name) => {}
             SnapshotKind::User => {
                 let foreign = self.exempt.snapshots.contains(&snapshot.name);
-                let recorded = self
-                    .notes
-                    .snapshots
-                    .get(&(place.clone(), snapshot.name.clone()))
-                    .is_some_and(|record| record.image_id == id && record.snapshot_id == snapshot_id);
+                let recorded =
+                    self.notes.snapshots.get(&(place.clone(), snapshot.name.clone())).is_some_and(
+                        |record| record.image_id == id && record.snapshot_id == snapshot_id,
+                    );
                 if foreign == recorded {
                     self.say(format!("{name} is foreign ({foreign}), and recorded ({recorded})"));
                 }
@@ -255,12 +272,16 @@ impl Check<'_> {
             if record.state != State::Ready {
                 self.broken.push(format!("the snapshot {name} is recorded as {:?}", record.state));
             }
-            let image = self.graph.pools.get(place).and_then(|pool| pool.images.get(&record.image_id));
+            let image =
+                self.graph.pools.get(place).and_then(|pool| pool.images.get(&record.image_id));
             match image.and_then(|image| image.snapshots.get(&record.snapshot_id)) {
-                None => self.broken.push(format!("the snapshot {name} is recorded, but does not exist")),
+                None => {
+                    self.broken.push(format!("the snapshot {name} is recorded, but does not exist"))
+                }
                 Some(found) if found.name != *name || found.size != record.size => {
-                    self.broken
-                        .push(format!("the snapshot {name} is recorded as {record:?}, but is {found:?}"));
+                    self.broken.push(format!(
+                        "the snapshot {name} is recorded as {record:?}, but is {found:?}"
+                    ));
                 }
                 Some(_) => {}
             }
@@ -281,7 +302,8 @@ impl Check<'_> {
                 volume.published.iter().any(has_token)
             })
         };
-        let left: Vec<_> = self.notes.clients.iter().filter(|notes| !is_published(*notes)).collect();
+        let left: Vec<_> =
+            self.notes.clients.iter().filter(|notes| !is_published(*notes)).collect();
         let left: Vec<_> =
             left.into_iter().map(|((_, name), _)| format!("there are the notes {name}")).collect();
         self.broken.extend(left);
@@ -301,7 +323,8 @@ impl Check<'_> {
             .collect();
         for ((place, name), group) in &self.notes.groups {
             if group.state != State::Ready {
-                self.broken.push(format!("the group snapshot {name} is recorded as {:?}", group.state));
+                self.broken
+                    .push(format!("the group snapshot {name} is recorded as {:?}", group.state));
             }
             for member in &group.members {
                 let key = (place.clone(), member.snapshot.clone());
@@ -313,12 +336,14 @@ impl Check<'_> {
                             == (&member.image_id, &member.source_volume)
                 });
                 if !known {
-                    self.broken.push(format!("the group snapshot {name} has no {}", member.snapshot));
+                    self.broken
+                        .push(format!("the group snapshot {name} has no {}", member.snapshot));
                 }
             }
         }
-        self.broken
-            .extend(members.iter().map(|(_, name)| format!("{name} is a member of no group snapshot")));
+        self.broken.extend(
+            members.iter().map(|(_, name)| format!("{name} is a member of no group snapshot")),
+        );
     }
 
     /// A suspect stays only while the link it stands for does.
@@ -334,8 +359,9 @@ impl Check<'_> {
                 .pools
                 .get(&(suspect.pool.clone(), suspect.namespace.clone()))
                 .and_then(|pool| pool.images.get(&suspect.image_id));
-            let stands =
-                image.and_then(|image| image.snapshots.get(&suspect.snapshot?)).is_some_and(|snapshot| {
+            let stands = image
+                .and_then(|image| image.snapshots.get(&suspect.snapshot?))
+                .is_some_and(|snapshot| {
                     let child = suspect.child.as_ref().map(|child| child.image_id.as_str());
                     snapshot.children.iter().any(|(_, _, listed)| Some(listed.as_str()) == child)
                 });
@@ -347,7 +373,8 @@ impl Check<'_> {
                         let name = self.graph.pools[&place].images[id].name.clone();
                         name.is_some_and(|name| self.exempt.images.contains(&name))
                     };
-                    self.exempt.snapshots.contains(&snapshot.name) || snapshot.children.iter().any(is_foreign)
+                    self.exempt.snapshots.contains(&snapshot.name)
+                        || snapshot.children.iter().any(is_foreign)
                 })
             });
             if !stands && !waits {

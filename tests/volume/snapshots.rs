@@ -73,7 +73,8 @@ fn a_snapshot_of_a_clone_holds_the_whole_chain() {
         lab.delete("B");
         assert_eq!(
             lab.picture(),
-            "A.deleted [B.clone_snap*] ; B.deleted [s*] <- A.deleted@B.clone_snap".replace('*', protected)
+            "A.deleted [B.clone_snap*] ; B.deleted [s*] <- A.deleted@B.clone_snap"
+                .replace('*', protected)
         );
         lab.assert_at_rest();
         lab.restore(&s, "C");
@@ -143,7 +144,10 @@ fn the_name_of_a_parked_snapshot_can_be_used_again() {
     let again = lab.snapshot("A", "s");
     lab.restore(&again, "C");
     lab.delete_snapshot(&again);
-    assert_eq!(lab.picture(), "A [s.deleted*, s.2.deleted*] ; B <- A@s.deleted ; C <- A@s.2.deleted");
+    assert_eq!(
+        lab.picture(),
+        "A [s.deleted*, s.2.deleted*] ; B <- A@s.deleted ; C <- A@s.2.deleted"
+    );
     lab.assert_at_rest();
     lab.delete("C");
     lab.delete("B");
@@ -182,7 +186,10 @@ fn a_volume_with_snapshots_is_refused_if_the_class_says_so() {
     lab.clone("A", "B");
     let s = lab.snapshot("A", "s");
     let error = lab.refused(|controller| controller.delete(RBD, "A"));
-    assert!(matches!(&error, Error::HasSnapshots { snapshots, .. } if snapshots[..] == ["s"]), "{error:?}");
+    assert!(
+        matches!(&error, Error::HasSnapshots { snapshots, .. } if snapshots[..] == ["s"]),
+        "{error:?}"
+    );
     lab.delete_snapshot(&s);
     lab.delete("A");
     assert_eq!(lab.picture(), "A.deleted [B.clone_snap] ; B <- A.deleted@B.clone_snap");

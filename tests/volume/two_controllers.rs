@@ -1,9 +1,10 @@
-//! Two controllers at work on the same volumes: before each call of a request in turn, another controller carries out a whole
-//! other request. However that ends, both callers ask again until they have their answer; then everything that is handed
-//! out holds what it should, all that must hold at rest holds, and once everything is deleted nothing is left.
+//! Two controllers at work on the same volumes: before each call of a request in turn, another
+//! controller carries out a whole other request. However that ends, both callers ask again until
+//! they have their answer; then everything that is handed out holds what it should, all that must
+//! hold at rest holds, and once everything is deleted nothing is left.
 //!
-//! The first stands still for as long as its lease lasts, so that the other fences it and takes its work over, or for so short that
-//! the other respects the lease.
+//! The first stands still for as long as its lease lasts, so that the other fences it and takes its
+//! work over, or for so short that the other respects the lease.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -38,18 +39,26 @@ const REQUESTS: [(&str, Ask); 17] = [
     ("create n", |controller, known| controller.create(&known.wish("n")).map(drop)),
     ("create h", |controller, known| controller.create(&known.wish("h")).map(drop)),
     ("clone c of a", |controller, known| controller.create(&known.wish("c").of("a")).map(drop)),
-    ("copy c of a", |controller, known| controller.create(&known.wish("c").of("a").depth(0)).map(drop)),
+    ("copy c of a", |controller, known| {
+        controller.create(&known.wish("c").of("a").depth(0)).map(drop)
+    }),
     ("clone d of a", |controller, known| controller.create(&known.wish("d").of("a")).map(drop)),
     ("clone d of b at the limit, b flattened", |controller, known| {
-        controller.create(&known.wish("d").of("b").depth(1).flatten(FlattenTarget::Source)).map(drop)
+        controller
+            .create(&known.wish("d").of("b").depth(1).flatten(FlattenTarget::Source))
+            .map(drop)
     }),
     ("clone d of b at the limit, d flattened", |controller, known| {
         controller.create(&known.wish("d").of("b").depth(1).flatten(FlattenTarget::Clone)).map(drop)
     }),
     ("clone d of r at the limit, r flattened", |controller, known| {
-        controller.create(&known.wish("d").of("r").depth(1).flatten(FlattenTarget::Source)).map(drop)
+        controller
+            .create(&known.wish("d").of("r").depth(1).flatten(FlattenTarget::Source))
+            .map(drop)
     }),
-    ("restore e", |controller, known| controller.create(&known.wish("e").of_snapshot(&known.cut)).map(drop)),
+    ("restore e", |controller, known| {
+        controller.create(&known.wish("e").of_snapshot(&known.cut)).map(drop)
+    }),
     ("restore e, larger", |controller, known| {
         controller.create(&known.wish("e").of_snapshot(&known.cut).blocks(5)).map(drop)
     }),
@@ -66,7 +75,8 @@ fn snapshot(controller: &Controller, name: &str) -> Result<()> {
     controller.snapshot(RBD, "a", name, Policy::default().max_snapshots).map(drop)
 }
 
-/// The volume `a` with a snapshot `s`; `b`, a clone of `a`; `r`, restored from `s`; and `h`, whose deletion was killed.
+/// The volume `a` with a snapshot `s`; `b`, a clone of `a`; `r`, restored from `s`; and `h`, whose
+/// deletion was killed.
 fn set_up(format: CloneFormat) -> (Lab, Known) {
     let mut lab = Lab::new();
     lab.plain.format = format;
@@ -92,7 +102,13 @@ enum Stands {
 }
 
 /// Plays `intruder` before call `at` of `victim`. Whether there was such a call.
-fn play(format: CloneFormat, stands: Stands, victim: (&str, Ask), intruder: (&str, Ask), at: usize) -> bool {
+fn play(
+    format: CloneFormat,
+    stands: Stands,
+    victim: (&str, Ask),
+    intruder: (&str, Ask),
+    at: usize,
+) -> bool {
     let (lab, known) = set_up(format);
     let patience = if stands == Stands::Shortly { Duration::from_hours(1) } else { Duration::ZERO };
     lab.forget_leases();
@@ -100,7 +116,8 @@ fn play(format: CloneFormat, stands: Stands, victim: (&str, Ask), intruder: (&st
     let second = Controller::patient(&lab.model, patience);
     let met = Arc::new(Mutex::new(None));
     first.session.on_call({
-        let (met, second, known, model) = (met.clone(), second.clone(), known.clone(), lab.model.clone());
+        let (met, second, known, model) =
+            (met.clone(), second.clone(), known.clone(), lab.model.clone());
         move |call| {
             if call.number == at {
                 let _ = intruder.1(&second, &known);
@@ -109,7 +126,8 @@ fn play(format: CloneFormat, stands: Stands, victim: (&str, Ask), intruder: (&st
         }
     });
     let _ = victim.1(&first, &known);
-    let context = format!("{format:?}, {stands:?}, {}, and before call {at}: {}", victim.0, intruder.0);
+    let context =
+        format!("{format:?}, {stands:?}, {}, and before call {at}: {}", victim.0, intruder.0);
     handed_out(&context, &lab);
     let met = met.lock().unwrap().take();
     if let (Some(before), false) = (&met, victim.0.starts_with("delete")) {
@@ -148,7 +166,9 @@ fn insist(context: &str, what: &str, lab: &Lab, ask: impl Fn() -> Result<()>) {
 fn handed_out(context: &str, lab: &Lab) {
     let graph = lab.graph();
     let notes = Notes::of(&graph);
-    for ((place, name), _) in notes.volumes.iter().filter(|(_, record)| record.state == State::Ready) {
+    for ((place, name), _) in
+        notes.volumes.iter().filter(|(_, record)| record.state == State::Ready)
+    {
         let text = if ["n", "h"].contains(&name.as_str()) { "" } else { "a" };
         let image = &graph.pools[place].images[&graph.pools[place].names[name]];
         let blocks = usize::try_from(image.size / BLOCK).unwrap();
@@ -156,9 +176,14 @@ fn handed_out(context: &str, lab: &Lab) {
         texts.resize(blocks, "");
         lab.assert_holds(home(place), name, &texts);
     }
-    for ((place, name), record) in notes.snapshots.iter().filter(|(_, record)| record.state == State::Ready) {
+    for ((place, name), record) in
+        notes.snapshots.iter().filter(|(_, record)| record.state == State::Ready)
+    {
         let found = graph.pools[place].images[&record.image_id].snapshots.get(&record.snapshot_id);
-        assert!(found.is_some_and(|found| found.name == *name), "{context}: {name} is {found:?}\n{graph}");
+        assert!(
+            found.is_some_and(|found| found.name == *name),
+            "{context}: {name} is {found:?}\n{graph}"
+        );
     }
 }
 
@@ -178,7 +203,9 @@ fn clear(context: &str, lab: &Lab, controller: &Controller) {
     }
     for (place, name) in notes.volumes.keys() {
         let deleted = controller.delete(home(place), name);
-        deleted.unwrap_or_else(|error: Error| panic!("{context}: deleting {name}: {error}\n{}", lab.graph()));
+        deleted.unwrap_or_else(|error: Error| {
+            panic!("{context}: deleting {name}: {error}\n{}", lab.graph())
+        });
     }
     controller.recover().unwrap();
     lab.assert_empty();
@@ -213,7 +240,8 @@ fn nor_while_leases_hold_between_any_two_calls() {
     every_pair(CloneFormat::V2, Stands::Shortly);
 }
 
-/// The removal has put the image into the trash, and dies. A creation that has the image open cuts its snapshot there still.
+/// The removal has put the image into the trash, and dies. A creation that has the image open cuts
+/// its snapshot there still.
 #[test]
 fn a_killed_removal_is_finished_although_a_creation_cut_its_snapshot_too_late() {
     let mut met = 0;
@@ -234,8 +262,11 @@ fn a_killed_removal_is_finished_although_a_creation_cut_its_snapshot_too_late() 
         let graph = lab.graph();
         let place = (RBD.pool.to_owned(), RBD.namespace.to_owned());
         let in_trash = graph.pools[&place].trash.keys().next();
-        met += usize::from(in_trash.is_some_and(|id| !graph.pools[&place].images[id].snapshots.is_empty()));
-        let context = format!("b removed before call {at}, and that killed in step {step} of call {call}");
+        met += usize::from(
+            in_trash.is_some_and(|id| !graph.pools[&place].images[id].snapshots.is_empty()),
+        );
+        let context =
+            format!("b removed before call {at}, and that killed in step {step} of call {call}");
         let third = Controller::new(&lab.model);
         insist(&context, "delete b", &lab, || third.delete(RBD, "b"));
         insist(&context, "clone c of b", &lab, || third.create(&wish).map(drop));

@@ -1,13 +1,15 @@
 //! What a driver answered, as JSON for programs and as text for people.
 //!
-//! Both are made from the descriptor of the message, so they are complete for every RPC and stay so when CSI grows.
+//! Both are made from the descriptor of the message, so they are complete for every RPC and stay so
+//! when CSI grows.
 
 use std::borrow::Cow;
 
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use prost::{Message, Name};
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage, SerializeOptions, Value,
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage,
+    SerializeOptions, Value,
 };
 use tonic::Response;
 
@@ -29,18 +31,24 @@ pub(super) struct Answer(DynamicMessage);
 type Entry = (String, String);
 
 impl Answer {
-    #[expect(clippy::expect_used, reason = "the descriptor and the types are generated from one file")]
+    #[expect(
+        clippy::expect_used,
+        reason = "the descriptor and the types are generated from one file"
+    )]
     pub(super) fn of<M: Message + Name>(response: Response<M>) -> Answer {
-        let pool = DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("build.rs wrote a valid descriptor");
+        let pool =
+            DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("build.rs wrote a valid descriptor");
         let descriptor =
             pool.get_message_by_name(&M::full_name()).expect("the type is in its own descriptor");
         let mut message = DynamicMessage::new(descriptor);
-        message.transcode_from(&response.into_inner()).expect("the type matches its own descriptor");
+        message
+            .transcode_from(&response.into_inner())
+            .expect("the type matches its own descriptor");
         Answer(message)
     }
 
-    /// One JSON object with CSI's field names, sorted; 64-bit numbers are numbers, times RFC 3339. Fields that can be
-    /// absent are left out when they are; all others are there.
+    /// One JSON object with CSI's field names, sorted; 64-bit numbers are numbers, times RFC 3339.
+    /// Fields that can be absent are left out when they are; all others are there.
     pub(super) fn json(&self) -> serde_json::Result<serde_json::Value> {
         let options = SerializeOptions::new()
             .stringify_64_bit_integers(false)
@@ -100,7 +108,8 @@ fn aligned(entries: Vec<Entry>) -> String {
 
 /// One row per item and one column per field that any item has.
 fn table(items: &[Value]) -> String {
-    let rows: Vec<Vec<Entry>> = items.iter().filter_map(Value::as_message).map(entries_of).collect();
+    let rows: Vec<Vec<Entry>> =
+        items.iter().filter_map(Value::as_message).map(entries_of).collect();
     let mut columns: Vec<&str> = Vec::new();
     for (name, _) in rows.iter().flatten() {
         if !columns.contains(&name.as_str()) {
@@ -108,7 +117,8 @@ fn table(items: &[Value]) -> String {
         }
     }
     let mut table = Table::new();
-    // Items of one field, such as capabilities, differ in which field that is: each is a line of its own.
+    // Items of one field, such as capabilities, differ in which field that is: each is a line of
+    // its own.
     if rows.iter().all(|row| row.len() == 1) {
         for (name, value) in rows.iter().flatten() {
             table.add_row([name.trim_end_matches(".type"), value]);
@@ -117,13 +127,15 @@ fn table(items: &[Value]) -> String {
     }
     table.set_header(columns.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
     for row in &rows {
-        let value = |column| row.iter().find(|(name, _)| name == column).map_or("", |(_, value)| value);
+        let value =
+            |column| row.iter().find(|(name, _)| name == column).map_or("", |(_, value)| value);
         table.add_row(columns.iter().map(|column| value(*column)));
     }
     formatted(table)
 }
 
-/// The table without lines. Styles are only written to a terminal. Nothing is wrapped: ids are there to be copied.
+/// The table without lines. Styles are only written to a terminal. Nothing is wrapped: ids are
+/// there to be copied.
 fn formatted(mut table: Table) -> String {
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     for column in table.column_iter_mut() {
@@ -152,13 +164,19 @@ fn add_fields(message: &DynamicMessage, prefix: &str, entries: &mut Vec<Entry>) 
     }
 }
 
-fn add_field(message: &DynamicMessage, field: &FieldDescriptor, prefix: &str, entries: &mut Vec<Entry>) {
+fn add_field(
+    message: &DynamicMessage,
+    field: &FieldDescriptor,
+    prefix: &str,
+    entries: &mut Vec<Entry>,
+) {
     let value = message.get_field(field);
     let path = format!("{prefix}{}", field.name());
     if let Value::Message(inner) = &*value
         && !is_value(inner)
     {
-        let prefix = if WRAPPERS.contains(&field.name()) { prefix.to_owned() } else { format!("{path}.") };
+        let prefix =
+            if WRAPPERS.contains(&field.name()) { prefix.to_owned() } else { format!("{path}.") };
         let before = entries.len();
         add_fields(inner, &prefix, entries);
         // An empty message says something by being there, as the block of a capability does.
@@ -176,7 +194,8 @@ fn add_field(message: &DynamicMessage, field: &FieldDescriptor, prefix: &str, en
     }
 }
 
-/// The value in one of the messages that only make a value optional, such as `BoolValue`; any other value itself.
+/// The value in one of the messages that only make a value optional, such as `BoolValue`; any other
+/// value itself.
 fn unwrapped(value: &Value) -> Cow<'_, Value> {
     match value {
         Value::Message(message) if is_value(message) => {
@@ -199,9 +218,9 @@ fn text_of(value: &Value, field: &FieldDescriptor) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::EnumNumber(number) => match field.kind() {
-            Kind::Enum(names) => {
-                names.get_value(*number).map_or_else(|| number.to_string(), |name| name.name().to_owned())
-            }
+            Kind::Enum(names) => names
+                .get_value(*number)
+                .map_or_else(|| number.to_string(), |name| name.name().to_owned()),
             _ => number.to_string(),
         },
         // A time; its JSON is the usual text.
@@ -214,7 +233,9 @@ fn text_of(value: &Value, field: &FieldDescriptor) -> String {
             .map(|(name, value)| format!("{name}={value}"))
             .collect::<Vec<_>>()
             .join(", "),
-        Value::List(items) => items.iter().map(|item| text_of(item, field)).collect::<Vec<_>>().join("\n"),
+        Value::List(items) => {
+            items.iter().map(|item| text_of(item, field)).collect::<Vec<_>>().join("\n")
+        }
         Value::Map(map) => {
             let mut lines: Vec<String> = map
                 .iter()

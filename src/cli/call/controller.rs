@@ -3,11 +3,13 @@
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
 use cinderblock::csi::proto::{
-    ControllerExpandVolumeRequest, ControllerGetCapabilitiesRequest, ControllerGetVolumeHealthRequest,
-    ControllerGetVolumeRequest, ControllerListVolumeHealthRequest, ControllerModifyVolumeRequest,
+    ControllerExpandVolumeRequest, ControllerGetCapabilitiesRequest,
+    ControllerGetVolumeHealthRequest, ControllerGetVolumeRequest,
+    ControllerListVolumeHealthRequest, ControllerModifyVolumeRequest,
     ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateSnapshotRequest,
-    CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, GetCapacityRequest, GetSnapshotRequest,
-    ListSnapshotsRequest, ListVolumesRequest, ValidateVolumeCapabilitiesRequest, VolumeContentSource,
+    CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, GetCapacityRequest,
+    GetSnapshotRequest, ListSnapshotsRequest, ListVolumesRequest,
+    ValidateVolumeCapabilitiesRequest, VolumeContentSource,
 };
 use clap::Subcommand;
 
@@ -184,9 +186,9 @@ impl ControllerCommand {
     pub(super) async fn call(self, connection: Connection) -> Result<Answer, Failure> {
         let mut client = ControllerClient::new(connection);
         Ok(match self {
-            ControllerCommand::ControllerCapabilities => {
-                Answer::of(client.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await?)
-            }
+            ControllerCommand::ControllerCapabilities => Answer::of(
+                client.controller_get_capabilities(ControllerGetCapabilitiesRequest {}).await?,
+            ),
             ControllerCommand::CreateVolume {
                 name,
                 size,
@@ -236,8 +238,11 @@ impl ControllerCommand {
                 Answer::of(client.controller_publish_volume(request).await?)
             }
             ControllerCommand::ControllerUnpublish { volume_id, node, secrets } => {
-                let request =
-                    ControllerUnpublishVolumeRequest { volume_id, node_id: node, secrets: secrets.read()? };
+                let request = ControllerUnpublishVolumeRequest {
+                    volume_id,
+                    node_id: node,
+                    secrets: secrets.read()?,
+                };
                 Answer::of(client.controller_unpublish_volume(request).await?)
             }
             ControllerCommand::Validate { volume_id, parameters, capability, context, secrets } => {
@@ -253,19 +258,23 @@ impl ControllerCommand {
             }
             ControllerCommand::ListVolumes { page } => {
                 let Page { max_entries, starting_token } = page;
-                Answer::of(client.list_volumes(ListVolumesRequest { max_entries, starting_token }).await?)
+                Answer::of(
+                    client.list_volumes(ListVolumesRequest { max_entries, starting_token }).await?,
+                )
             }
-            ControllerCommand::GetVolume { volume_id } => {
-                Answer::of(client.controller_get_volume(ControllerGetVolumeRequest { volume_id }).await?)
-            }
+            ControllerCommand::GetVolume { volume_id } => Answer::of(
+                client.controller_get_volume(ControllerGetVolumeRequest { volume_id }).await?,
+            ),
             ControllerCommand::ListVolumeHealth { page, secrets } => {
                 let Page { max_entries, starting_token } = page;
                 let secrets = secrets.read()?;
-                let request = ControllerListVolumeHealthRequest { max_entries, starting_token, secrets };
+                let request =
+                    ControllerListVolumeHealthRequest { max_entries, starting_token, secrets };
                 Answer::of(client.controller_list_volume_health(request).await?)
             }
             ControllerCommand::GetVolumeHealth { volume_id, secrets } => {
-                let request = ControllerGetVolumeHealthRequest { volume_id, secrets: secrets.read()? };
+                let request =
+                    ControllerGetVolumeHealthRequest { volume_id, secrets: secrets.read()? };
                 Answer::of(client.controller_get_volume_health(request).await?)
             }
             ControllerCommand::GetCapacity { parameters, capability } => {

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use cinderblock::csi::proto::volume_capability::{
+    AccessMode, AccessType, BlockVolume, MountVolume,
+};
 use cinderblock::csi::proto::{CapacityRange, VolumeCapability};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -52,13 +54,20 @@ pub(super) struct Secrets {
 }
 
 impl Secrets {
-    /// Reads the files. On the same key a `--secret-file` wins over the YAML file. No error holds any content, nor what
-    /// was given as the path of a secret: it may be the secret itself, given by mistake.
+    /// Reads the files. On the same key a `--secret-file` wins over the YAML file. No error holds
+    /// any content, nor what was given as the path of a secret: it may be the secret itself, given
+    /// by mistake.
     pub(super) fn read(self) -> Result<Map, Failure> {
         let mut secrets = match self.secrets_file {
             Some(path) => serde_saphyr::from_str(&read(&path)?).map_err(|error| {
-                let place = error.location().map(|at| format!(" at line {}", at.line())).unwrap_or_default();
-                Failure::Usage(format!("{}: not a YAML map of `key: value` lines{place}", path.display()))
+                let place = error
+                    .location()
+                    .map(|at| format!(" at line {}", at.line()))
+                    .unwrap_or_default();
+                Failure::Usage(format!(
+                    "{}: not a YAML map of `key: value` lines{place}",
+                    path.display()
+                ))
             })?,
             None => Map::new(),
         };
@@ -171,7 +180,8 @@ pub(super) struct VolumeContext {
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, help_heading = "Contexts")]
     volume_context: Vec<(String, String)>,
 
-    /// The output of an earlier call with --output json, of which the contexts are taken; may be repeated
+    /// The output of an earlier call with --output json, of which the contexts are taken; may be
+    /// repeated
     #[arg(long, value_name = "FILE", help_heading = "Contexts")]
     context_from: Vec<PathBuf>,
 }
@@ -206,13 +216,14 @@ impl Contexts {
     }
 }
 
-/// The volume contexts and the publish contexts in outputs of earlier calls, each merged in the order of the files.
+/// The volume contexts and the publish contexts in outputs of earlier calls, each merged in the
+/// order of the files.
 fn contexts_of(paths: &[PathBuf]) -> Result<(Map, Map), Failure> {
     let (mut volume, mut publish) = (Map::new(), Map::new());
     for path in paths {
         let refused = |reason: &str| Failure::Usage(format!("{}: {reason}", path.display()));
-        let output: Value =
-            serde_json::from_str(&read(path)?).map_err(|error| refused(&format!("not JSON: {error}")))?;
+        let output: Value = serde_json::from_str(&read(path)?)
+            .map_err(|error| refused(&format!("not JSON: {error}")))?;
         let volume_context = output.pointer("/volume/volume_context");
         let publish_context = output.get("publish_context");
         if volume_context.is_none() && publish_context.is_none() {

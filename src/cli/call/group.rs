@@ -2,8 +2,8 @@
 
 use cinderblock::csi::proto::group_controller_client::GroupControllerClient;
 use cinderblock::csi::proto::{
-    CreateVolumeGroupSnapshotRequest, DeleteVolumeGroupSnapshotRequest, GetVolumeGroupSnapshotRequest,
-    GroupControllerGetCapabilitiesRequest,
+    CreateVolumeGroupSnapshotRequest, DeleteVolumeGroupSnapshotRequest,
+    GetVolumeGroupSnapshotRequest, GroupControllerGetCapabilitiesRequest,
 };
 use clap::Subcommand;
 
@@ -75,13 +75,15 @@ impl GroupCommand {
             GroupCommand::DeleteGroupSnapshot { group, secrets } => {
                 let Group { group_snapshot_id, snapshot_ids } = group;
                 let secrets = secrets.read()?;
-                let request = DeleteVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets };
+                let request =
+                    DeleteVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets };
                 Answer::of(client.delete_volume_group_snapshot(request).await?)
             }
             GroupCommand::GetGroupSnapshot { group, secrets } => {
                 let Group { group_snapshot_id, snapshot_ids } = group;
                 let secrets = secrets.read()?;
-                let request = GetVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets };
+                let request =
+                    GetVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets };
                 Answer::of(client.get_volume_group_snapshot(request).await?)
             }
         })

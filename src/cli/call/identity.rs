@@ -21,7 +21,9 @@ impl IdentityCommand {
     pub(super) async fn call(self, connection: Connection) -> Result<Answer, Failure> {
         let mut client = IdentityClient::new(connection);
         Ok(match self {
-            IdentityCommand::Info => Answer::of(client.get_plugin_info(GetPluginInfoRequest {}).await?),
+            IdentityCommand::Info => {
+                Answer::of(client.get_plugin_info(GetPluginInfoRequest {}).await?)
+            }
             IdentityCommand::Capabilities => {
                 Answer::of(client.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await?)
             }

@@ -67,7 +67,12 @@ impl MetadataCommand {
                 }
                 Ok(Answer::of(Response::new(whole)))
             }
-            MetadataCommand::ChangedBlocks { base_snapshot_id, target_snapshot_id, window, secrets } => {
+            MetadataCommand::ChangedBlocks {
+                base_snapshot_id,
+                target_snapshot_id,
+                window,
+                secrets,
+            } => {
                 let request = GetMetadataDeltaRequest {
                     base_snapshot_id,
                     target_snapshot_id,

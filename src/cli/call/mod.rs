@@ -1,7 +1,7 @@
 //! `cinderblock call`: speaks CSI to the socket of any driver, one RPC per command.
 //!
-//! For operators who look into a driver, for scripts, and for tests. Credentials come from files, never from
-//! arguments.
+//! For operators who look into a driver, for scripts, and for tests. Credentials come from files,
+//! never from arguments.
 
 mod answer;
 mod controller;
@@ -65,7 +65,13 @@ From one volume to a mount, with the contexts handed on in files:
 #[command(after_long_help = HELP, subcommand_value_name = "RPC", subcommand_help_heading = "RPCs")]
 pub(crate) struct CallArgs {
     /// The socket of the driver, as unix:///path/to/csi.sock
-    #[arg(long, env = "CSI_ENDPOINT", global = true, value_name = "ENDPOINT", help_heading = "Connection")]
+    #[arg(
+        long,
+        env = "CSI_ENDPOINT",
+        global = true,
+        value_name = "ENDPOINT",
+        help_heading = "Connection"
+    )]
     endpoint: Option<Endpoint>,
 
     /// How the answer is written
@@ -137,7 +143,9 @@ impl From<Status> for Failure {
     fn from(status: Status) -> Failure {
         // A status from the wire has no source. One made here has: the connection broke.
         match std::error::Error::source(&status) {
-            Some(source) => Failure::Unreachable(format!("the connection broke: {}", chain(source))),
+            Some(source) => {
+                Failure::Unreachable(format!("the connection broke: {}", chain(source)))
+            }
             None => Failure::Refused(status),
         }
     }
@@ -175,7 +183,9 @@ pub(crate) fn run(args: CallArgs) -> ExitCode {
 async fn call(args: CallArgs) -> Result<Answer, Failure> {
     let CallArgs { endpoint, output: _, timeout, command } = args;
     let Some(endpoint) = endpoint else {
-        return Err(Failure::Usage("give the driver's socket with --endpoint or CSI_ENDPOINT".to_owned()));
+        return Err(Failure::Usage(
+            "give the driver's socket with --endpoint or CSI_ENDPOINT".to_owned(),
+        ));
     };
     let started = Instant::now();
     let outcome = tokio::time::timeout(timeout, async {
@@ -191,7 +201,8 @@ async fn call(args: CallArgs) -> Result<Answer, Failure> {
     .await;
     match outcome {
         Ok(outcome) if outcome.is_ok() || started.elapsed() < timeout => outcome,
-        // This side, the transport and the driver all watch the deadline; whichever notices first, it is one error.
+        // This side, the transport and the driver all watch the deadline; whichever notices first,
+        // it is one error.
         _ => Err(Failure::Refused(Status::deadline_exceeded(format!(
             "no answer within {}s; the driver may still be at work, and the same call again will tell",
             timeout.as_secs_f64()
@@ -203,8 +214,8 @@ async fn connect(endpoint: &Endpoint) -> Result<Channel, Failure> {
     let unreachable = |error: &dyn std::error::Error| {
         Failure::Unreachable(format!("cannot connect to {endpoint}: {}", chain(error)))
     };
-    let dialled =
-        tonic::transport::Endpoint::try_from(endpoint.to_string()).map_err(|error| unreachable(&error))?;
+    let dialled = tonic::transport::Endpoint::try_from(endpoint.to_string())
+        .map_err(|error| unreachable(&error))?;
     dialled.connect().await.map_err(|error| unreachable(&error))
 }
 

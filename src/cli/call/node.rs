@@ -2,9 +2,10 @@
 
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::{
-    NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeGetStorageHealthRequest,
-    NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    NodeExpandVolumeRequest, NodeGetCapabilitiesRequest, NodeGetInfoRequest,
+    NodeGetStorageHealthRequest, NodeGetVolumeHealthRequest, NodeGetVolumeStatsRequest,
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest,
 };
 use clap::Subcommand;
 
@@ -130,7 +131,15 @@ impl NodeCommand {
                 let request = NodeUnstageVolumeRequest { volume_id, staging_target_path: staging };
                 Answer::of(client.node_unstage_volume(request).await?)
             }
-            NodeCommand::Publish { volume_id, staging, target, readonly, capability, contexts, secrets } => {
+            NodeCommand::Publish {
+                volume_id,
+                staging,
+                target,
+                readonly,
+                capability,
+                contexts,
+                secrets,
+            } => {
                 let (volume_context, publish_context) = contexts.read()?;
                 let request = NodePublishVolumeRequest {
                     volume_id,

@@ -39,21 +39,31 @@ impl ControllerService {
         let subject = Subject::of_new_volume(&request.parameters, &create.id);
         let (recorder, looks, about) = (self.recorder.clone(), self.looks.clone(), subject.clone());
         let made = self
-            .run_for(&subject, operation, deadline, location, credentials, move |access, clusters| {
-                clusters.check_namespace(access)?;
-                let made = access.volumes.create(&create);
-                let (location, pool) = (&access.scope.location, access.volumes.pool());
-                let data_pool = create.options.data_pool.as_deref();
-                looks.look_after(&made, &recorder, &about, location, pool, data_pool);
-                access.answer(made)
-            })
+            .run_for(
+                &subject,
+                operation,
+                deadline,
+                location,
+                credentials,
+                move |access, clusters| {
+                    clusters.check_namespace(access)?;
+                    let made = access.volumes.create(&create);
+                    let (location, pool) = (&access.scope.location, access.volumes.pool());
+                    let data_pool = create.options.data_pool.as_deref();
+                    looks.look_after(&made, &recorder, &about, location, pool, data_pool);
+                    access.answer(made)
+                },
+            )
             .await?;
         rpc_log::made(made.is_new());
         let volume = volume(&made.into_record());
         Ok(Response::new(CreateVolumeResponse { volume: Some(self.placed(&cluster, volume)) }))
     }
 
-    fn volume_to_create(&self, request: &CreateVolumeRequest) -> Result<(Location, CreateVolume), Status> {
+    fn volume_to_create(
+        &self,
+        request: &CreateVolumeRequest,
+    ) -> Result<(Location, CreateVolume), Status> {
         validate::name(&request.name)?;
         validate::capabilities(&request.volume_capabilities)?;
         validate::map("parameters", &request.parameters)?;
@@ -63,9 +73,16 @@ impl ControllerService {
         let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
         refuse_shared_clients(&class, &request.volume_capabilities)?;
         let cluster = &class.location.cluster;
-        topology::require(cluster, self.reached_from(cluster), request.accessibility_requirements.as_ref())?;
-        let source =
-            request.volume_content_source.as_ref().map(|source| self::source(source, &class)).transpose()?;
+        topology::require(
+            cluster,
+            self.reached_from(cluster),
+            request.accessibility_requirements.as_ref(),
+        )?;
+        let source = request
+            .volume_content_source
+            .as_ref()
+            .map(|source| self::source(source, &class))
+            .transpose()?;
         let image = names::rbd_name(&class.prefix, &request.name, class.location.room());
 
         let mut context = class.context;
@@ -97,8 +114,12 @@ impl ControllerService {
     }
 }
 
-/// Refuses a volume that several volumes' client is to write to: fencing one of them would cut off all.
-fn refuse_shared_clients(class: &VolumeParameters, capabilities: &[VolumeCapability]) -> Result<(), Status> {
+/// Refuses a volume that several volumes' client is to write to: fencing one of them would cut off
+/// all.
+fn refuse_shared_clients(
+    class: &VolumeParameters,
+    capabilities: &[VolumeCapability],
+) -> Result<(), Status> {
     let options = class.context.get("mapOptions").map(|options| MapOptions::parse(options));
     if options.and_then(Result::ok).is_some_and(|options| options.shares_clients())
         && !capabilities.iter().all(validate::is_read_only)
@@ -142,13 +163,20 @@ fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<Volu
         }
         Some(volume_content_source::Type::Snapshot(snapshot)) => {
             validate::required("source snapshot_id", &snapshot.snapshot_id)?;
-            let id = SnapshotId::parse(&snapshot.snapshot_id).ok_or_else(|| gone(&snapshot.snapshot_id))?;
-            let SnapshotId { location: Location { cluster, pool, namespace }, image_id, snapshot: name } = id;
+            let id = SnapshotId::parse(&snapshot.snapshot_id)
+                .ok_or_else(|| gone(&snapshot.snapshot_id))?;
+            let SnapshotId {
+                location: Location { cluster, pool, namespace },
+                image_id,
+                snapshot: name,
+            } = id;
             let id = snapshot.snapshot_id.clone();
             (cluster, VolumeSource::Snapshot { id, pool, namespace, image_id, snapshot: name })
         }
         None => {
-            return Err(Status::invalid_argument("volume_content_source has no type: volume or snapshot"));
+            return Err(Status::invalid_argument(
+                "volume_content_source has no type: volume or snapshot",
+            ));
         }
     };
     if source.0 != class.location.cluster {
@@ -157,7 +185,8 @@ fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<Volu
             source.0, class.location.cluster
         )));
     }
-    let (VolumeSource::Volume { namespace, .. } | VolumeSource::Snapshot { namespace, .. }) = &source.1;
+    let (VolumeSource::Volume { namespace, .. } | VolumeSource::Snapshot { namespace, .. }) =
+        &source.1;
     if class.options.clone_format == CloneFormat::V1 && *namespace != class.location.namespace {
         return Err(Status::invalid_argument(format!(
             "the source is in the RADOS namespace {namespace:?}, the volume is to be in {:?}: clones of format 1 cannot cross \
@@ -172,9 +201,11 @@ fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<Volu
 pub(super) fn volume(record: &catalogue::Volume) -> Volume {
     let content_source = record.source.as_ref().map(|source| {
         let kind = match source {
-            Source::Volume(id) => volume_content_source::Type::Volume(volume_content_source::VolumeSource {
-                volume_id: id.clone(),
-            }),
+            Source::Volume(id) => {
+                volume_content_source::Type::Volume(volume_content_source::VolumeSource {
+                    volume_id: id.clone(),
+                })
+            }
             Source::Snapshot(id) => {
                 volume_content_source::Type::Snapshot(SnapshotSource { snapshot_id: id.clone() })
             }

@@ -37,7 +37,8 @@ impl ControllerService {
                 Ok(Some(retained)) => {
                     let snapshots = snapshot_ids(location, &retained.image_id, &retained.snapshots);
                     let (by_others, clones) = (retained.by_others.clone(), retained.for_clones);
-                    recorder.tell(&subject, Event::VolumeDataRetained { snapshots, by_others, clones });
+                    recorder
+                        .tell(&subject, Event::VolumeDataRetained { snapshots, by_others, clones });
                 }
                 Ok(None) => {}
                 Err(error) => tell_refusal(&recorder, &subject, location, error),

@@ -22,9 +22,11 @@ impl ControllerService {
         if let Some(capability) = &request.volume_capability {
             validate::capability(capability)?;
         }
-        let sizes = super::create_volume::whole_sectors(validate::sizes(request.capacity_range.as_ref())?)?;
-        let id = VolumeId::parse(&request.volume_id)
-            .ok_or_else(|| Status::not_found(format!("the volume {:?} does not exist", request.volume_id)))?;
+        let sizes =
+            super::create_volume::whole_sectors(validate::sizes(request.capacity_range.as_ref())?)?;
+        let id = VolumeId::parse(&request.volume_id).ok_or_else(|| {
+            Status::not_found(format!("the volume {:?} does not exist", request.volume_id))
+        })?;
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let operation = operation(
             Class::Change,
@@ -45,7 +47,8 @@ impl ControllerService {
             .await?;
         Ok(Response::new(ControllerExpandVolumeResponse {
             capacity_bytes: i64::try_from(size).unwrap_or(i64::MAX),
-            // A filesystem must grow, and the device under a block volume must learn of its new size.
+            // A filesystem must grow, and the device under a block volume must learn of its new
+            // size.
             node_expansion_required: true,
         }))
     }

@@ -17,8 +17,8 @@ use tonic::{Request, Response, Status};
 const MINIMUM: i64 = 512;
 
 impl ControllerService {
-    /// GetCapacity: of the pool the parameters name, or of the roomiest pool of the configuration when there are none: pools
-    /// share disks, so their rooms cannot be added up.
+    /// GetCapacity: of the pool the parameters name, or of the roomiest pool of the configuration
+    /// when there are none: pools share disks, so their rooms cannot be added up.
     pub(super) async fn handle_get_capacity(
         &self,
         request: Request<GetCapacityRequest>,
@@ -48,7 +48,8 @@ impl ControllerService {
         }
         let class = VolumeParameters::parse(&request.parameters, self.clusters.config())?;
         let largest = largest(&class.options);
-        let elsewhere = |place| !topology::is_reached_from(self.reached_from(&class.location.cluster), place);
+        let elsewhere =
+            |place| !topology::is_reached_from(self.reached_from(&class.location.cluster), place);
         if request.accessible_topology.as_ref().is_some_and(elsewhere) {
             return Ok(Response::new(answer(0, largest)));
         }
@@ -63,10 +64,15 @@ impl ControllerService {
 
     async fn available(&self, deadline: Duration, location: Location) -> Result<i64, Status> {
         let credentials = self.credentials(&location, &BTreeMap::new())?;
-        let operation = operation(Class::Attach, "GetCapacity", &location, Vec::new(), String::new());
+        let operation =
+            operation(Class::Attach, "GetCapacity", &location, Vec::new(), String::new());
         let stats = self
             .run(operation, deadline, location, credentials, |access, _| {
-                access.volumes.pool().stats().map_err(|error| access.scope.connection_status(&error))
+                access
+                    .volumes
+                    .pool()
+                    .stats()
+                    .map_err(|error| access.scope.connection_status(&error))
             })
             .await?;
         Ok(room(&stats))
@@ -83,8 +89,8 @@ fn largest(options: &ImageOptions) -> i64 {
     i64::try_from(crate::volume::largest(options)).unwrap_or(i64::MAX)
 }
 
-/// `largest` bytes is what an image can have. Kubernetes' scheduler looks at the maximum alone where there is one, so it is never
-/// more than the room there is.
+/// `largest` bytes is what an image can have. Kubernetes' scheduler looks at the maximum alone
+/// where there is one, so it is never more than the room there is.
 fn answer(available: i64, largest: i64) -> GetCapacityResponse {
     GetCapacityResponse {
         available_capacity: available,
@@ -99,7 +105,8 @@ mod tests {
 
     #[test]
     fn the_quota_and_the_disks_both_bound_the_room() {
-        let stats = |stored, max_available, quota| room(&PoolStats { stored, max_available, quota });
+        let stats =
+            |stored, max_available, quota| room(&PoolStats { stored, max_available, quota });
         assert_eq!(stats(10, 100, None), 100);
         assert_eq!(stats(10, 100, Some(50)), 40);
         assert_eq!(stats(10, 20, Some(50)), 20);

@@ -22,8 +22,9 @@ impl GroupController for ControllerService {
         _request: Request<GroupControllerGetCapabilitiesRequest>,
     ) -> Result<Response<GroupControllerGetCapabilitiesResponse>, Status> {
         let kind = rpc::Type::CreateDeleteGetVolumeGroupSnapshot;
-        let capability =
-            GroupControllerServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })) };
+        let capability = GroupControllerServiceCapability {
+            r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })),
+        };
         Ok(Response::new(GroupControllerGetCapabilitiesResponse { capabilities: vec![capability] }))
     }
 
@@ -44,12 +45,17 @@ impl GroupController for ControllerService {
         let group = names::rbd_name(&class.prefix, &request.name, GroupId::room(&location));
         let id = GroupId { location: location.clone(), group: group.clone() };
         let source = |volume: &VolumeId| {
-            // No name in CSI holds a NUL, so no snapshot asked for by itself ever has a member's name.
+            // No name in CSI holds a NUL, so no snapshot asked for by itself ever has a member's
+            // name.
             let name = format!("{}\0{volume}", request.name);
             GroupSource {
                 volume_id: volume.to_string(),
                 image: volume.image.clone(),
-                snapshot: names::rbd_name(&class.snapshot_prefix, &name, SnapshotId::room(&location)),
+                snapshot: names::rbd_name(
+                    &class.snapshot_prefix,
+                    &name,
+                    SnapshotId::room(&location),
+                ),
             }
         };
         let cluster = parameters::cluster(self.clusters.config(), &location.cluster)?;
@@ -62,8 +68,13 @@ impl GroupController for ControllerService {
         check_room(&location, &id, &create)?;
         let mut keys = vec![format!("group snapshot {id}")];
         keys.extend(ids.iter().map(|id| format!("volume {id}")));
-        let operation =
-            operation(Class::Change, "CreateVolumeGroupSnapshot", &location, keys, create.name.clone());
+        let operation = operation(
+            Class::Change,
+            "CreateVolumeGroupSnapshot",
+            &location,
+            keys,
+            create.name.clone(),
+        );
         let record = self
             .run(operation, deadline, location, credentials, move |access, _| {
                 access.answer(access.volumes.create_group(&create))
@@ -88,8 +99,13 @@ impl GroupController for ControllerService {
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let keys = vec![format!("group snapshot {id}")];
         let members: BTreeSet<_> = request.snapshot_ids.into_iter().collect();
-        let operation =
-            operation(Class::Change, "DeleteVolumeGroupSnapshot", &id.location, keys, format!("{members:?}"));
+        let operation = operation(
+            Class::Change,
+            "DeleteVolumeGroupSnapshot",
+            &id.location,
+            keys,
+            format!("{members:?}"),
+        );
         self.run(operation, deadline, id.location.clone(), credentials, move |access, _| {
             if let Some(stored) = access.answer(access.volumes.catalogue().group(&id.group))? {
                 check_members(&id, &stored.record, &members)?;
@@ -109,13 +125,21 @@ impl GroupController for ControllerService {
         let request = request.into_inner();
         validate::required("group_snapshot_id", &request.group_snapshot_id)?;
         let gone = || {
-            Status::not_found(format!("the group snapshot {:?} does not exist", request.group_snapshot_id))
+            Status::not_found(format!(
+                "the group snapshot {:?} does not exist",
+                request.group_snapshot_id
+            ))
         };
         let id = GroupId::parse(&request.group_snapshot_id).ok_or_else(gone)?;
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let (location, key) = (id.location.clone(), id.group.clone());
-        let operation =
-            operation(Class::Attach, "reading a group snapshot", &location, Vec::new(), String::new());
+        let operation = operation(
+            Class::Attach,
+            "reading a group snapshot",
+            &location,
+            Vec::new(),
+            String::new(),
+        );
         let record = self
             .run(operation, deadline, location, credentials, move |access, _| {
                 let stored = access.answer(access.volumes.catalogue().group(&key))?;
@@ -125,7 +149,9 @@ impl GroupController for ControllerService {
             .filter(|record| record.state == State::Ready)
             .ok_or_else(gone)?;
         check_members(&id, &record, &request.snapshot_ids.into_iter().collect())?;
-        Ok(Response::new(GetVolumeGroupSnapshotResponse { group_snapshot: Some(wire_group(&id, &record)) }))
+        Ok(Response::new(GetVolumeGroupSnapshotResponse {
+            group_snapshot: Some(wire_group(&id, &record)),
+        }))
     }
 }
 
@@ -142,7 +168,8 @@ fn sources(volume_ids: &[String]) -> Result<Vec<VolumeId>, Status> {
         }
     }
     let parse = |id: &String| {
-        VolumeId::parse(id).ok_or_else(|| Status::not_found(format!("the volume {id:?} does not exist")))
+        VolumeId::parse(id)
+            .ok_or_else(|| Status::not_found(format!("the volume {id:?} does not exist")))
     };
     seen.into_iter().map(parse).collect()
 }
@@ -171,7 +198,11 @@ fn check_room(location: &Location, id: &GroupId, create: &CreateGroup) -> Result
 }
 
 /// Whether the caller knows the same members: the specification has a mismatch reported.
-fn check_members(id: &GroupId, record: &catalogue::Group, named: &BTreeSet<String>) -> Result<(), Status> {
+fn check_members(
+    id: &GroupId,
+    record: &catalogue::Group,
+    named: &BTreeSet<String>,
+) -> Result<(), Status> {
     let members: BTreeSet<_> = record.members.iter().map(|member| member_id(id, member)).collect();
     if members == *named {
         return Ok(());

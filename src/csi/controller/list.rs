@@ -1,7 +1,9 @@
-//! ListVolumes and ListSnapshots: pages of the catalogue, in the pools the configuration gives the driver a user for.
+//! ListVolumes and ListSnapshots: pages of the catalogue, in the pools the configuration gives the
+//! driver a user for.
 //!
-//! A token names the last entry handed out, so what comes and goes between two pages neither hides nor repeats anything else. Only what
-//! was handed out is listed: a volume being made or destroyed is not, a snapshot of a deleted volume is.
+//! A token names the last entry handed out, so what comes and goes between two pages neither hides
+//! nor repeats anything else. Only what was handed out is listed: a volume being made or destroyed
+//! is not, a snapshot of a deleted volume is.
 
 use super::ControllerService;
 use crate::csi::clusters::operation;
@@ -62,8 +64,9 @@ struct Bounds {
 
 impl Bounds {
     fn of(max_entries: i32) -> Result<Bounds, Status> {
-        let entries = usize::try_from(max_entries)
-            .map_err(|_| Status::invalid_argument(format!("max_entries is negative: {max_entries}")))?;
+        let entries = usize::try_from(max_entries).map_err(|_| {
+            Status::invalid_argument(format!("max_entries is negative: {max_entries}"))
+        })?;
         Ok(Bounds { entries: if entries == 0 { usize::MAX } else { entries }, bytes: PAGE_BYTES })
     }
 }
@@ -80,16 +83,18 @@ impl ControllerService {
         let locations = self.clusters.listable()?;
         let config = self.clusters.clone();
         let entry = move |location: &Location, _: &str, record: &catalogue::Volume| {
-            let topology = config.config().clusters.get(&location.cluster).map(|cluster| &cluster.topology);
+            let topology =
+                config.config().clusters.get(&location.cluster).map(|cluster| &cluster.topology);
             volume_entry(record, topology.map(topology::accessible_from).unwrap_or_default())
         };
-        let (entries, next_token) =
-            self.list(deadline, locations, &request.starting_token, bounds, BTreeMap::new(), entry).await?;
+        let (entries, next_token) = self
+            .list(deadline, locations, &request.starting_token, bounds, BTreeMap::new(), entry)
+            .await?;
         Ok(Response::new(ListVolumesResponse { entries, next_token }))
     }
 
-    /// ControllerListVolumeHealth, with `--enable-alpha`: of a page of volumes, those that are not well. A page looks at no more than
-    /// 200, each of which is opened.
+    /// ControllerListVolumeHealth, with `--enable-alpha`: of a page of volumes, those that are not
+    /// well. A page looks at no more than 200, each of which is opened.
     pub(super) async fn handle_list_volume_health(
         &self,
         request: Request<ControllerListVolumeHealthRequest>,
@@ -124,7 +129,8 @@ impl ControllerService {
         Ok(Response::new(ControllerListVolumeHealthResponse { entries, next_token }))
     }
 
-    /// ListSnapshots: all, those of one volume, or one. A filter that matches nothing gives an empty list.
+    /// ListSnapshots: all, those of one volume, or one. A filter that matches nothing gives an
+    /// empty list.
     pub(super) async fn handle_list_snapshots(
         &self,
         request: Request<ListSnapshotsRequest>,
@@ -133,9 +139,11 @@ impl ControllerService {
         let request = request.into_inner();
         let bounds = Bounds::of(request.max_entries)?;
         if !request.snapshot_id.is_empty() {
-            let found = self.find_snapshot(deadline, &request.snapshot_id, &request.secrets).await?;
+            let found =
+                self.find_snapshot(deadline, &request.snapshot_id, &request.secrets).await?;
             let wanted = |snapshot: &Snapshot| {
-                request.source_volume_id.is_empty() || snapshot.source_volume_id == request.source_volume_id
+                request.source_volume_id.is_empty()
+                    || snapshot.source_volume_id == request.source_volume_id
             };
             let entries = found.filter(wanted).map(snapshot_entry).into_iter().collect();
             return Ok(Response::new(ListSnapshotsResponse { entries, next_token: String::new() }));
@@ -151,11 +159,13 @@ impl ControllerService {
         let source = request.source_volume_id.clone();
         let entry = move |location: &Location, name: &str, record: &catalogue::Snapshot| {
             let wanted = source.is_empty() || record.source_volume == source;
-            (wanted && record.state == State::Ready)
-                .then(|| snapshot_entry(super::snapshots::wire_snapshot(location.clone(), name, record)))
+            (wanted && record.state == State::Ready).then(|| {
+                snapshot_entry(super::snapshots::wire_snapshot(location.clone(), name, record))
+            })
         };
-        let (entries, next_token) =
-            self.list(deadline, locations, &request.starting_token, bounds, request.secrets, entry).await?;
+        let (entries, next_token) = self
+            .list(deadline, locations, &request.starting_token, bounds, request.secrets, entry)
+            .await?;
         Ok(Response::new(ListSnapshotsResponse { entries, next_token }))
     }
 
@@ -167,8 +177,10 @@ impl ControllerService {
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         crate::csi::validate::required("snapshot_id", &request.snapshot_id)?;
-        let snapshot =
-            self.find_snapshot(deadline, &request.snapshot_id, &request.secrets).await?.ok_or_else(|| {
+        let snapshot = self
+            .find_snapshot(deadline, &request.snapshot_id, &request.secrets)
+            .await?
+            .ok_or_else(|| {
                 Status::not_found(format!("the snapshot {:?} does not exist", request.snapshot_id))
             })?;
         Ok(Response::new(GetSnapshotResponse { snapshot: Some(snapshot) }))
@@ -183,7 +195,8 @@ impl ControllerService {
         let request = request.into_inner();
         crate::csi::validate::required("volume_id", &request.volume_id)?;
         let record = self.find_volume(deadline, &request.volume_id, &BTreeMap::new()).await?;
-        let cluster = VolumeId::parse(&request.volume_id).map(|id| id.location.cluster).unwrap_or_default();
+        let cluster =
+            VolumeId::parse(&request.volume_id).map(|id| id.location.cluster).unwrap_or_default();
         Ok(Response::new(ControllerGetVolumeResponse {
             volume: Some(self.placed(&cluster, super::create_volume::volume(&record))),
             status: Some(controller_get_volume_response::VolumeStatus {
@@ -207,7 +220,8 @@ impl ControllerService {
             .ok_or_else(|| Status::not_found(format!("the volume {volume_id:?} does not exist")))?;
         let credentials = self.credentials(&id.location, secrets)?;
         // Reads only, so it shares no key with the operations that change the volume.
-        let operation = operation(Class::Attach, "reading a volume", &id.location, Vec::new(), String::new());
+        let operation =
+            operation(Class::Attach, "reading a volume", &id.location, Vec::new(), String::new());
         self.run(operation, deadline, id.location, credentials, move |access, _| {
             Ok(access.answer(access.volumes.handed_out(&id.image))?.record)
         })
@@ -231,8 +245,9 @@ impl ControllerService {
         let location = id.location.clone();
         self.run(operation, deadline, id.location, credentials, move |access, _| {
             let stored = access.answer(access.volumes.catalogue().snapshot(&id.snapshot))?;
-            let matching =
-                |record: &catalogue::Snapshot| record.state == State::Ready && record.image_id == id.image_id;
+            let matching = |record: &catalogue::Snapshot| {
+                record.state == State::Ready && record.image_id == id.image_id
+            };
             Ok(stored
                 .map(|stored| stored.record)
                 .filter(matching)
@@ -265,7 +280,10 @@ impl ControllerService {
             })?),
         };
         let skipped = start.as_ref().map_or(0, |start| {
-            locations.iter().position(|location| *location == start.location).unwrap_or(locations.len())
+            locations
+                .iter()
+                .position(|location| *location == start.location)
+                .unwrap_or(locations.len())
         });
         let mut cursor = start.map_or_else(Cursor::default, |start| start.cursor);
         let mut page = Vec::new();
@@ -274,13 +292,21 @@ impl ControllerService {
         for location in locations.into_iter().skip(skipped) {
             let credentials = self.credentials(&location, &secrets)?;
             let left = Bounds { entries: bounds.entries - page.len(), bytes: bounds.bytes - bytes };
-            let (from, entry, here) = (std::mem::take(&mut cursor), entry.clone(), location.clone());
-            let operation = operation(Class::Attach, "listing", &location, Vec::new(), String::new());
+            let (from, entry, here) =
+                (std::mem::take(&mut cursor), entry.clone(), location.clone());
+            let operation =
+                operation(Class::Attach, "listing", &location, Vec::new(), String::new());
             let (mut entries, more) = self
-                .run(operation, left_until(until), location.clone(), credentials, move |access, _| {
-                    let entry = |name: &str, record: &R| entry(&here, name, record);
-                    access.answer(page_of(access.volumes.catalogue(), from, left, entry))
-                })
+                .run(
+                    operation,
+                    left_until(until),
+                    location.clone(),
+                    credentials,
+                    move |access, _| {
+                        let entry = |name: &str, record: &R| entry(&here, name, record);
+                        access.answer(page_of(access.volumes.catalogue(), from, left, entry))
+                    },
+                )
                 .await?;
             bytes += entries.iter().map(T::encoded_len).sum::<usize>();
             page.append(&mut entries);
@@ -292,7 +318,8 @@ impl ControllerService {
     }
 }
 
-/// Entries of one pool after `from`, and where to go on when the bounds were reached with more to come.
+/// Entries of one pool after `from`, and where to go on when the bounds were reached with more to
+/// come.
 fn page_of<R: Record, T: Message>(
     catalogue: &Catalogue,
     from: Cursor,
@@ -329,7 +356,11 @@ fn volume_entry(
     (record.state == State::Ready).then(|| list_volumes_response::Entry {
         volume: Some(Volume { accessible_topology, ..super::create_volume::volume(record) }),
         status: Some(list_volumes_response::VolumeStatus {
-            published_node_ids: record.published.iter().map(|publication| publication.node.clone()).collect(),
+            published_node_ids: record
+                .published
+                .iter()
+                .map(|publication| publication.node.clone())
+                .collect(),
         }),
     })
 }

@@ -1,7 +1,8 @@
 //! The controller service: volumes and snapshots, asked for over the wire.
 //!
-//! Each RPC is in the file of its name. A handler checks the whole request before anything is touched, turns it into the
-//! words of [`crate::volume`], runs it as an [operation](super::operations) and turns the outcome into an answer.
+//! Each RPC is in the file of its name. A handler checks the whole request before anything is
+//! touched, turns it into the words of [`crate::volume`], runs it as an
+//! [operation](super::operations) and turns the outcome into an answer.
 
 mod create_volume;
 mod delete_volume;
@@ -56,7 +57,8 @@ const CAPABILITIES: &[rpc::Type] = &[
     rpc::Type::SingleNodeMultiWriter,
 ];
 
-/// What it can do with `--enable-alpha`: csi-sanity takes a capability it does not know for a mistake.
+/// What it can do with `--enable-alpha`: csi-sanity takes a capability it does not know for a
+/// mistake.
 const ALPHA_CAPABILITIES: &[rpc::Type] = &[rpc::Type::GetVolumeHealth, rpc::Type::ListVolumeHealth];
 
 /// The controller service of one driver.
@@ -77,9 +79,13 @@ pub struct ControllerService {
 }
 
 impl ControllerService {
-    /// A service over `clusters`. `nodes` are the ids volumes may be published to, any when empty; `timeout` is for requests
-    /// that bring no deadline of their own.
-    pub fn new(clusters: Arc<Clusters>, nodes: BTreeSet<String>, timeout: Duration) -> ControllerService {
+    /// A service over `clusters`. `nodes` are the ids volumes may be published to, any when empty;
+    /// `timeout` is for requests that bring no deadline of their own.
+    pub fn new(
+        clusters: Arc<Clusters>,
+        nodes: BTreeSet<String>,
+        timeout: Duration,
+    ) -> ControllerService {
         let operations = Operations::default();
         ControllerService {
             sweeper: Sweeper::new(clusters.clone(), operations.permits().clone()),
@@ -102,14 +108,15 @@ impl ControllerService {
         ControllerService { volumes_per_node: limit, ..self }
     }
 
-    /// The same, with nodes fenced that are unpublished while they may write to a volume, if `enabled`, as they are by default.
+    /// The same, with nodes fenced that are unpublished while they may write to a volume, if
+    /// `enabled`, as they are by default.
     #[must_use]
     pub fn with_fencing(self, enabled: bool) -> ControllerService {
         ControllerService { fence: enabled, ..self }
     }
 
-    /// The same with `recorder` told what people should hear of, and with no node fenced that is healthy and uses the volume, as
-    /// `nodes` says.
+    /// The same with `recorder` told what people should hear of, and with no node fenced that is
+    /// healthy and uses the volume, as `nodes` says.
     #[must_use]
     pub fn with_kubernetes(self, recorder: Recorder, nodes: Nodes) -> ControllerService {
         ControllerService { recorder, kubernetes_nodes: Some(nodes), ..self }
@@ -130,7 +137,8 @@ impl ControllerService {
         self.timeout
     }
 
-    /// The same with the alpha capabilities that older orchestrators and csi-sanity do not know, if `enabled`.
+    /// The same with the alpha capabilities that older orchestrators and csi-sanity do not know, if
+    /// `enabled`.
     #[must_use]
     pub fn with_alpha(self, enabled: bool) -> ControllerService {
         ControllerService { alpha: enabled, ..self }
@@ -143,12 +151,19 @@ impl ControllerService {
     /// From where a cluster is reached.
     fn reached_from(&self, cluster: &str) -> &Segments {
         static EVERYWHERE: Segments = Segments::new();
-        self.clusters.config().clusters.get(cluster).map_or(&EVERYWHERE, |cluster| &cluster.topology)
+        self.clusters
+            .config()
+            .clusters
+            .get(cluster)
+            .map_or(&EVERYWHERE, |cluster| &cluster.topology)
     }
 
     /// A volume of that cluster, with the places it is reached from.
     fn placed(&self, cluster: &str, volume: Volume) -> Volume {
-        Volume { accessible_topology: topology::accessible_from(self.reached_from(cluster)), ..volume }
+        Volume {
+            accessible_topology: topology::accessible_from(self.reached_from(cluster)),
+            ..volume
+        }
     }
 
     /// The clusters it works on.
@@ -163,8 +178,10 @@ impl ControllerService {
         secrets: &BTreeMap<String, String>,
     ) -> Result<Credentials, Status> {
         super::validate::map("secrets", secrets)?;
-        self.clusters
-            .credentials(super::parameters::cluster(self.clusters.config(), &location.cluster)?, secrets)
+        self.clusters.credentials(
+            super::parameters::cluster(self.clusters.config(), &location.cluster)?,
+            secrets,
+        )
     }
 
     /// Runs `work` on the volumes at `location` as an operation in flight.
@@ -196,7 +213,8 @@ impl ControllerService {
             .await
     }
 
-    /// [`ControllerService::run`]; and when that answers that the work goes on, because an image is flattened, `subject` is told.
+    /// [`ControllerService::run`]; and when that answers that the work goes on, because an image is
+    /// flattened, `subject` is told.
     async fn run_for<T, F>(
         &self,
         subject: &Subject,
@@ -301,7 +319,8 @@ impl Controller for ControllerService {
         let with_own_user: &[_] =
             if self.clusters.listable().is_err() { &[] } else { CAPABILITIES_WITH_OWN_USER };
         let alpha: &[_] = if self.alpha { ALPHA_CAPABILITIES } else { &[] };
-        let capabilities = CAPABILITIES.iter().chain(with_own_user).chain(alpha).map(capability).collect();
+        let capabilities =
+            CAPABILITIES.iter().chain(with_own_user).chain(alpha).map(capability).collect();
         Ok(Response::new(ControllerGetCapabilitiesResponse { capabilities }))
     }
 
@@ -372,7 +391,10 @@ fn tell_refusal(recorder: &Recorder, subject: &Subject, location: &Location, err
         Error::InUse(why) => recorder.tell(subject, Event::VolumeInUse { why: why.clone() }),
         Error::HasSnapshots { volume, image_id, snapshots } => {
             let snapshots = snapshot_ids(location, image_id, snapshots);
-            recorder.tell(subject, Event::DeletionWaitsForSnapshots { volume: volume.clone(), snapshots });
+            recorder.tell(
+                subject,
+                Event::DeletionWaitsForSnapshots { volume: volume.clone(), snapshots },
+            );
         }
         _ => {}
     }

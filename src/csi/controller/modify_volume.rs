@@ -17,12 +17,15 @@ impl ControllerService {
         validate::required("volume_id", &request.volume_id)?;
         validate::map("mutable_parameters", &request.mutable_parameters)?;
         let settings = qos::settings(&request.mutable_parameters)?;
-        let id = VolumeId::parse(&request.volume_id)
-            .ok_or_else(|| Status::not_found(format!("the volume {:?} does not exist", request.volume_id)))?;
+        let id = VolumeId::parse(&request.volume_id).ok_or_else(|| {
+            Status::not_found(format!("the volume {:?} does not exist", request.volume_id))
+        })?;
         if request.mutable_parameters.is_empty() {
             // A volume that is not there is the better answer.
             self.find_volume(deadline, &request.volume_id, &request.secrets).await?;
-            return Err(Status::invalid_argument("mutable_parameters is missing: it names what to change"));
+            return Err(Status::invalid_argument(
+                "mutable_parameters is missing: it names what to change",
+            ));
         }
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let operation = operation(

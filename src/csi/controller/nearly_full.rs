@@ -1,4 +1,5 @@
-//! Pools that fill: looked at when volumes are made and grown, in the background and not often, for those who made them to be told.
+//! Pools that fill: looked at when volumes are made and grown, in the background and not often, for
+//! those who made them to be told.
 
 use crate::csi::ids::Location;
 use crate::kube::{Event, Recorder, Subject};
@@ -26,9 +27,9 @@ struct Look {
 }
 
 impl Looks {
-    /// After work that filled the pool at `location`, or its data pool where it has one, or found no room there: looks at it, unless
-    /// that was done just now or nobody wants to hear of it, and tells `subject` when it is nearly full. Returns at once. `pool` is any
-    /// of that cluster's.
+    /// After work that filled the pool at `location`, or its data pool where it has one, or found
+    /// no room there: looks at it, unless that was done just now or nobody wants to hear of it, and
+    /// tells `subject` when it is nearly full. Returns at once. `pool` is any of that cluster's.
     pub(super) fn look_after<T>(
         &self,
         outcome: &volume::Result<T>,
@@ -43,7 +44,8 @@ impl Looks {
         }
         let name = data_pool.unwrap_or(&location.pool).to_string();
         let Some(looking) = self.begin(recorder, &location.cluster, &name) else { return };
-        let (recorder, subject, cluster) = (recorder.clone(), subject.clone(), location.cluster.clone());
+        let (recorder, subject, cluster) =
+            (recorder.clone(), subject.clone(), location.cluster.clone());
         let pool = pool.clone();
         tokio::task::spawn_blocking(move || {
             match stats(&pool, &name) {
@@ -51,7 +53,12 @@ impl Looks {
                     let left = format!("{} MiB", super::get_capacity::room(&stats) >> 20);
                     recorder.tell(
                         &subject,
-                        Event::PoolNearlyFull { pool: name, cluster, percent: percent(&stats), left },
+                        Event::PoolNearlyFull {
+                            pool: name,
+                            cluster,
+                            percent: percent(&stats),
+                            left,
+                        },
                     );
                 }
                 Ok(_) => {}
@@ -67,7 +74,9 @@ impl Looks {
         }
         let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (cluster.to_string(), pool.to_string());
-        if looks.get(&key).is_some_and(|look| look.begun.elapsed() < SOON || look.lasting.strong_count() > 0)
+        if looks
+            .get(&key)
+            .is_some_and(|look| look.begun.elapsed() < SOON || look.lasting.strong_count() > 0)
         {
             return None;
         }
@@ -95,7 +104,8 @@ mod tests {
 
     #[test]
     fn a_pool_is_as_full_as_its_disks_or_its_quota_have_it() {
-        let stats = |stored, max_available, quota| percent(&PoolStats { stored, max_available, quota });
+        let stats =
+            |stored, max_available, quota| percent(&PoolStats { stored, max_available, quota });
         assert_eq!(stats(0, 0, None), 0);
         assert_eq!(stats(10, 90, None), 10);
         assert_eq!(stats(10, 90, Some(12)), 83);

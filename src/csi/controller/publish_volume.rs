@@ -1,13 +1,13 @@
-//! The seed's `initialize_connection`: what a node needs to attach the volume, and never a key; and its end, with the fencing of a
-//! node that is lost.
+//! The seed's `initialize_connection`: what a node needs to attach the volume, and never a key; and
+//! its end, with the fencing of a node that is lost.
 
 use super::{ControllerService, tell_refusal};
 use crate::csi::clusters::operation;
 use crate::csi::ids::VolumeId;
 use crate::csi::operations::Class;
 use crate::csi::proto::{
-    ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
-    ControllerUnpublishVolumeResponse,
+    ControllerPublishVolumeRequest, ControllerPublishVolumeResponse,
+    ControllerUnpublishVolumeRequest, ControllerUnpublishVolumeResponse,
 };
 use crate::csi::{repeats, validate};
 use crate::kube::{Event, Nodes, Recorder, Subject};
@@ -20,7 +20,8 @@ use tokio::runtime::Handle;
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
-    /// ControllerPublishVolume: records the node and answers with the image spec and the live monitors.
+    /// ControllerPublishVolume: records the node and answers with the image spec and the live
+    /// monitors.
     pub(super) async fn handle_publish_volume(
         &self,
         request: Request<ControllerPublishVolumeRequest>,
@@ -38,8 +39,9 @@ impl ControllerService {
         if let Some(why) = validate::unsupported(capability, mode) {
             return Err(Status::failed_precondition(why));
         }
-        let id = VolumeId::parse(&request.volume_id)
-            .ok_or_else(|| Status::not_found(format!("the volume {:?} does not exist", request.volume_id)))?;
+        let id = VolumeId::parse(&request.volume_id).ok_or_else(|| {
+            Status::not_found(format!("the volume {:?} does not exist", request.volume_id))
+        })?;
         if !self.nodes.is_empty() && !self.nodes.contains(&request.node_id) {
             return Err(Status::not_found(format!(
                 "the node {:?} is not one this controller knows: see nodes in its configuration",
@@ -61,7 +63,8 @@ impl ControllerService {
             limit: self.volumes_per_node,
             fence: self.fence,
         };
-        let cluster = crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
+        let cluster =
+            crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
         let secret_uuid = cluster.secret_uuid.clone();
         let operation = operation(
             Class::Attach,
@@ -78,9 +81,10 @@ impl ControllerService {
                     .monitors(&location.cluster, &**access.volumes.pool())
                     .map_err(|error| access.scope.connection_status(&error))?;
                 let published = access.volumes.publish(&publish);
-                let place = access.answer(
-                    published.inspect_err(|error| tell_refusal(&recorder, &subject, &location, error)),
-                )?;
+                let place = access
+                    .answer(published.inspect_err(|error| {
+                        tell_refusal(&recorder, &subject, &location, error)
+                    }))?;
                 let mut context = monitor_context(&monitors);
                 let image = image_spec(&location.pool, &location.namespace, &publish.image);
                 context.insert("image".to_string(), image);
@@ -102,8 +106,9 @@ impl ControllerService {
         Ok(Response::new(ControllerPublishVolumeResponse { publish_context: context }))
     }
 
-    /// ControllerUnpublishVolume: fine when the volume is not there, or not published. A node that may still write to it is fenced
-    /// first, unless it is healthy and uses the volume, or fencing is off.
+    /// ControllerUnpublishVolume: fine when the volume is not there, or not published. A node that
+    /// may still write to it is fenced first, unless it is healthy and uses the volume, or fencing
+    /// is off.
     pub(super) async fn handle_unpublish_volume(
         &self,
         request: Request<ControllerUnpublishVolumeRequest>,
@@ -129,7 +134,8 @@ impl ControllerService {
         let (fence, nodes) = (self.fence, self.kubernetes_nodes.clone());
         let (recorder, volume_id) = (self.recorder.clone(), request.volume_id);
         self.run(operation, deadline, id.location, credentials, move |access, _| {
-            let Some(leaving) = access.answer(access.volumes.leaving(&id.image, node.as_deref(), fence))?
+            let Some(leaving) =
+                access.answer(access.volumes.leaving(&id.image, node.as_deref(), fence))?
             else {
                 return Ok(());
             };
@@ -164,8 +170,9 @@ fn require_fencing(enabled: bool, leaving: &Leaving) -> Result<(), Status> {
     )))
 }
 
-/// Refuses to cut off a node that is healthy and uses the volume, as Kubernetes says. `UNAVAILABLE` when it does not say: a node
-/// that may be lost is not released without being fenced, nor one fenced that may be healthy.
+/// Refuses to cut off a node that is healthy and uses the volume, as Kubernetes says. `UNAVAILABLE`
+/// when it does not say: a node that may be lost is not released without being fenced, nor one
+/// fenced that may be healthy.
 fn require_no_use(nodes: Option<&Nodes>, leaving: &Leaving, volume_id: &str) -> Result<(), Status> {
     let Some(nodes) = nodes else { return Ok(()) };
     for node in leaving.clients.keys() {
@@ -216,8 +223,8 @@ fn spelled(leaving: &Leaving) -> String {
     leaving.clients.iter().map(node).collect::<Vec<_>>().join(" and ")
 }
 
-/// The monitors in two forms: `hosts` and `ports` as parallel lists, the seed's, for one address of each; and `monitors`, a
-/// `mon_host` with all of them.
+/// The monitors in two forms: `hosts` and `ports` as parallel lists, the seed's, for one address of
+/// each; and `monitors`, a `mon_host` with all of them.
 fn monitor_context(monitors: &[Monitor]) -> BTreeMap<String, String> {
     let first: Vec<_> = monitors.iter().filter_map(|monitor| monitor.v1.or(monitor.v2)).collect();
     let join = |parts: Vec<String>| parts.join(",");
@@ -228,7 +235,10 @@ fn monitor_context(monitors: &[Monitor]) -> BTreeMap<String, String> {
     });
     BTreeMap::from([
         ("hosts".to_string(), join(first.iter().map(|address| address.ip().to_string()).collect())),
-        ("ports".to_string(), join(first.iter().map(|address| address.port().to_string()).collect())),
+        (
+            "ports".to_string(),
+            join(first.iter().map(|address| address.port().to_string()).collect()),
+        ),
         ("monitors".to_string(), join(vectors.collect())),
     ])
 }

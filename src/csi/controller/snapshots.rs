@@ -4,7 +4,8 @@ use crate::csi::ids::{GroupId, Location, SnapshotId, VolumeId};
 use crate::csi::operations::Class;
 use crate::csi::parameters::SnapshotParameters;
 use crate::csi::proto::{
-    CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, Snapshot,
+    CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse,
+    Snapshot,
 };
 use crate::csi::{rpc_log, validate};
 use crate::kube::Subject;
@@ -27,8 +28,10 @@ impl ControllerService {
             Status::not_found(format!("the volume {:?} does not exist", request.source_volume_id))
         })?;
         let credentials = self.credentials(&id.location, &request.secrets)?;
-        let snapshot = names::rbd_name(&class.prefix, &request.name, SnapshotId::room(&id.location));
-        let cluster = crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
+        let snapshot =
+            names::rbd_name(&class.prefix, &request.name, SnapshotId::room(&id.location));
+        let cluster =
+            crate::csi::parameters::cluster(self.clusters.config(), &id.location.cluster)?;
         let create = CreateSnapshot {
             name: request.name,
             volume_id: request.source_volume_id,
@@ -68,7 +71,8 @@ impl ControllerService {
         };
         let credentials = self.credentials(&id.location, &request.secrets)?;
         let key = format!("snapshot {}/{}", id.location, id.snapshot);
-        let operation = operation(Class::Change, "DeleteSnapshot", &id.location, vec![key], String::new());
+        let operation =
+            operation(Class::Change, "DeleteSnapshot", &id.location, vec![key], String::new());
         self.run(operation, deadline, id.location, credentials, move |access, _| {
             access.answer(access.volumes.delete_snapshot(&id.image_id, &id.snapshot))
         })
@@ -78,7 +82,11 @@ impl ControllerService {
 }
 
 /// A record as the wire has it.
-pub(super) fn wire_snapshot(location: Location, name: &str, record: &catalogue::Snapshot) -> Snapshot {
+pub(super) fn wire_snapshot(
+    location: Location,
+    name: &str,
+    record: &catalogue::Snapshot,
+) -> Snapshot {
     let group = record.group.clone().map(|group| GroupId { location: location.clone(), group });
     let id = SnapshotId { location, image_id: record.image_id.clone(), snapshot: name.to_string() };
     Snapshot {

@@ -6,7 +6,8 @@ use crate::csi::{qos, validate};
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
-    /// ValidateVolumeCapabilities: confirmed as a whole, or not at all with the reason in `message`.
+    /// ValidateVolumeCapabilities: confirmed as a whole, or not at all with the reason in
+    /// `message`.
     pub(super) async fn handle_validate_capabilities(
         &self,
         request: Request<ValidateVolumeCapabilitiesRequest>,
@@ -48,7 +49,8 @@ impl ControllerService {
                 return Some(status.message().to_string());
             }
         }
-        // Sidecars and the kubelet add keys of their own, so only those the volume has are compared.
+        // Sidecars and the kubelet add keys of their own, so only those the volume has are
+        // compared.
         for (key, value) in &request.volume_context {
             if context.get(key).is_some_and(|known| known != value) {
                 return Some(format!("the volume's {key} is {:?}, not {value:?}", context[key]));

@@ -4,7 +4,8 @@ use crate::csi::ids::VolumeId;
 use crate::csi::operations::Class;
 use crate::csi::proto::volume_health::VolumeHealthEntry;
 use crate::csi::proto::{
-    ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse, VolumeHealth, VolumeHealthErrorType,
+    ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse, VolumeHealth,
+    VolumeHealthErrorType,
 };
 use crate::csi::validate;
 use crate::rbd::{Errno, ImageKey, OpenMode};
@@ -14,8 +15,9 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 impl ControllerService {
-    /// ControllerGetVolumeHealth, with `--enable-alpha`: whether a volume that was handed out still has its image, with all it is a
-    /// clone of. A cluster that does not answer says nothing about the volume, and is an error.
+    /// ControllerGetVolumeHealth, with `--enable-alpha`: whether a volume that was handed out still
+    /// has its image, with all it is a clone of. A cluster that does not answer says nothing about
+    /// the volume, and is an error.
     pub(super) async fn handle_get_volume_health(
         &self,
         request: Request<ControllerGetVolumeHealthRequest>,
@@ -26,9 +28,13 @@ impl ControllerService {
         let deadline = self.deadline(&request);
         let request = request.into_inner();
         validate::required("volume_id", &request.volume_id)?;
-        let volume_health = self.volume_health(deadline, request.volume_id.clone(), &request.secrets).await?;
+        let volume_health =
+            self.volume_health(deadline, request.volume_id.clone(), &request.secrets).await?;
         if volume_health.is_none() {
-            return Err(Status::not_found(format!("the volume {:?} does not exist", request.volume_id)));
+            return Err(Status::not_found(format!(
+                "the volume {:?} does not exist",
+                request.volume_id
+            )));
         }
         Ok(Response::new(ControllerGetVolumeHealthResponse { volume_health }))
     }
@@ -43,8 +49,13 @@ impl ControllerService {
         let Some(id) = VolumeId::parse(&volume_id) else { return Ok(None) };
         let credentials = self.credentials(&id.location, secrets)?;
         // Reads only, so it shares no key with the operations that change the volume.
-        let operation =
-            operation(Class::Attach, "reading a volume's health", &id.location, Vec::new(), String::new());
+        let operation = operation(
+            Class::Attach,
+            "reading a volume's health",
+            &id.location,
+            Vec::new(),
+            String::new(),
+        );
         let volume = id.to_string();
         let health_statuses = self
             .run(operation, deadline, id.location, credentials, move |access, _| {

@@ -1,9 +1,10 @@
 //! The node service: what the orchestrator asks of the machine it runs pods on.
 //!
-//! A handler checks the whole request, turns it into the words of [`crate::node`] ([`request`]), runs it as an
-//! [operation](super::operations) and turns the outcome into an answer. Operations that change a volume exclude each other,
-//! so one of them is joined by the same request and answers another with ABORTED. Measuring excludes only itself:
-//! a filesystem that does not answer must not hold up its own unmounting.
+//! A handler checks the whole request, turns it into the words of [`crate::node`] ([`request`]),
+//! runs it as an [operation](super::operations) and turns the outcome into an answer. Operations
+//! that change a volume exclude each other, so one of them is joined by the same request and
+//! answers another with ABORTED. Measuring excludes only itself: a filesystem that does not answer
+//! must not hold up its own unmounting.
 
 mod request;
 
@@ -55,9 +56,9 @@ pub struct NodeService {
 }
 
 impl NodeService {
-    /// The service of `node`, which the orchestrator knows as `node_id`. It may have `max_volumes` volumes at once, any
-    /// number when 0. `monitors` are for volumes that come without a publish context; `timeout` is for requests that
-    /// bring no deadline of their own.
+    /// The service of `node`, which the orchestrator knows as `node_id`. It may have `max_volumes`
+    /// volumes at once, any number when 0. `monitors` are for volumes that come without a publish
+    /// context; `timeout` is for requests that bring no deadline of their own.
     pub fn new(
         node: Arc<Node>,
         node_id: String,
@@ -83,14 +84,15 @@ impl NodeService {
         NodeService { topology: segments, ..self }
     }
 
-    /// The same with the alpha capabilities that older orchestrators and csi-sanity do not know, if `enabled`.
+    /// The same with the alpha capabilities that older orchestrators and csi-sanity do not know, if
+    /// `enabled`.
     #[must_use]
     pub fn with_alpha(self, enabled: bool) -> NodeService {
         NodeService { alpha: enabled, ..self }
     }
 
-    /// Runs `work` on the node as the operation `rpc`, keyed by `key` and known again by `request`, which prints no
-    /// secret.
+    /// Runs `work` on the node as the operation `rpc`, keyed by `key` and known again by `request`,
+    /// which prints no secret.
     async fn run<T, F>(
         &self,
         rpc: &'static str,
@@ -204,10 +206,16 @@ impl NodeRpcs for NodeService {
         validate::required("volume_id", &request.volume_id)?;
         request::path("target_path", &request.target_path)?;
         let same = format!("{request:?}");
-        self.run("NodeUnpublishVolume", volume_key(&request.volume_id), same, deadline, move |node| {
-            node.unpublish(&request.volume_id, Path::new(&request.target_path))
-                .map(|()| NodeUnpublishVolumeResponse {})
-        })
+        self.run(
+            "NodeUnpublishVolume",
+            volume_key(&request.volume_id),
+            same,
+            deadline,
+            move |node| {
+                node.unpublish(&request.volume_id, Path::new(&request.target_path))
+                    .map(|()| NodeUnpublishVolumeResponse {})
+            },
+        )
         .await
     }
 
@@ -293,7 +301,8 @@ impl NodeRpcs for NodeService {
         self.run("NodeGetVolumeHealth", key, same, deadline, move |node| {
             let illnesses = node.illnesses(&request.volume_id, Path::new(&path))?;
             let health_statuses = illnesses.iter().map(health_entry).collect();
-            let volume_health = Some(VolumeHealth { volume_id: request.volume_id, health_statuses });
+            let volume_health =
+                Some(VolumeHealth { volume_id: request.volume_id, health_statuses });
             Ok(NodeGetVolumeHealthResponse { volume_health })
         })
         .await
@@ -324,8 +333,8 @@ impl NodeRpcs for NodeService {
     }
 }
 
-/// Says in the log what is wrong with a volume: statistics are asked for of every volume, its health of few orchestrators, and they
-/// have no room for it.
+/// Says in the log what is wrong with a volume: statistics are asked for of every volume, its
+/// health of few orchestrators, and they have no room for it.
 fn tell_illnesses(node: &Node, volume_id: &str, path: &Path) {
     for illness in node.illnesses(volume_id, path).unwrap_or_default() {
         let VolumeHealthEntry { reason, message, .. } = health_entry(&illness);
@@ -351,7 +360,11 @@ fn health_entry(illness: &Illness) -> VolumeHealthEntry {
 fn volume_usage(usage: &Usage) -> Vec<VolumeUsage> {
     match *usage {
         Usage::Block { total } => {
-            vec![VolumeUsage { total: signed(total), unit: Unit::Bytes.into(), ..VolumeUsage::default() }]
+            vec![VolumeUsage {
+                total: signed(total),
+                unit: Unit::Bytes.into(),
+                ..VolumeUsage::default()
+            }]
         }
         Usage::Filesystem { total, used, available, inodes } => {
             let row = |unit: Unit, total, used, available| VolumeUsage {
@@ -375,5 +388,7 @@ fn signed(bytes: u64) -> i64 {
 
 /// The answer for RPCs whose capability this driver does not advertise.
 fn not_advertised(rpc: &str) -> Status {
-    Status::unimplemented(format!("{rpc} is not among this driver's capabilities, see NodeGetCapabilities"))
+    Status::unimplemented(format!(
+        "{rpc} is not among this driver's capabilities, see NodeGetCapabilities"
+    ))
 }

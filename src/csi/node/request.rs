@@ -1,9 +1,10 @@
 //! Node requests: checked as a whole, and turned into the words of [`crate::node`].
 //!
-//! What is asked comes in three parts. The volume id says which image; the volume context, made when the volume was
-//! created, how it is attached and whether it was created empty; the publish context, made when it was published to this
-//! node, how the cluster is reached. A context may hold keys that are not ours (orchestrators add theirs), and may be
-//! missing (a volume made by hand): then the defaults hold, and an empty image is not formatted.
+//! What is asked comes in three parts. The volume id says which image; the volume context, made
+//! when the volume was created, how it is attached and whether it was created empty; the publish
+//! context, made when it was published to this node, how the cluster is reached. A context may hold
+//! keys that are not ours (orchestrators add theirs), and may be missing (a volume made by hand):
+//! then the defaults hold, and an empty image is not formatted.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +28,8 @@ use crate::volume::{Sizes, image_spec};
 /// Bytes a path may have: the kernel's limit.
 const PATH_BYTES: usize = 4096;
 
-/// A path that must be there, be absolute, and go nowhere but down: an orchestrator has no other, and with `..` in it a path
-/// is not where it seems to be.
+/// A path that must be there, be absolute, and go nowhere but down: an orchestrator has no other,
+/// and with `..` in it a path is not where it seems to be.
 pub(super) fn path(field: &str, value: &str) -> Result<(), Status> {
     some_path(field, value)?;
     if !value.starts_with('/') {
@@ -61,15 +62,19 @@ fn some_path(field: &str, value: &str) -> Result<(), Status> {
 }
 
 /// Reads a NodeStageVolume request.
-pub(super) fn stage(request: &NodeStageVolumeRequest, monitors: &Monitors) -> Result<Stage, Status> {
+pub(super) fn stage(
+    request: &NodeStageVolumeRequest,
+    monitors: &Monitors,
+) -> Result<Stage, Status> {
     validate::required("volume_id", &request.volume_id)?;
     path("staging_target_path", &request.staging_target_path)?;
     let capability = capability(request.volume_capability.as_ref())?;
     validate::map("publish_context", &request.publish_context)?;
     validate::map("volume_context", &request.volume_context)?;
     validate::map("secrets", &request.secrets)?;
-    let id = VolumeId::parse(&request.volume_id)
-        .ok_or_else(|| Status::not_found(format!("the volume {:?} does not exist", request.volume_id)))?;
+    let id = VolumeId::parse(&request.volume_id).ok_or_else(|| {
+        Status::not_found(format!("the volume {:?} does not exist", request.volume_id))
+    })?;
     require_agreement(&id, &request.volume_context, &request.publish_context)?;
 
     let monitors = match request.publish_context.get("monitors") {
@@ -83,7 +88,8 @@ pub(super) fn stage(request: &NodeStageVolumeRequest, monitors: &Monitors) -> Re
     let context = |key: &str| request.volume_context.get(key).map(String::as_str);
     let mounter: Mounter =
         context("mounter").unwrap_or("rbd").parse().map_err(|error| super::status(&error))?;
-    let map_options = context("mapOptions").map_or_else(|| Ok(MapOptions::default()), MapOptions::parse);
+    let map_options =
+        context("mapOptions").map_or_else(|| Ok(MapOptions::default()), MapOptions::parse);
     Ok(Stage {
         map_options: map_options.map_err(|error| super::status(&error))?,
         image: Image {
@@ -119,7 +125,8 @@ pub(super) fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, Sta
         ));
     }
     path("staging_target_path", &request.staging_target_path)?;
-    let published_read_only = request.publish_context.get("readonly").is_some_and(|value| value == "true");
+    let published_read_only =
+        request.publish_context.get("readonly").is_some_and(|value| value == "true");
     Ok(Publish {
         volume_id: request.volume_id.clone(),
         staging_path: request.staging_target_path.clone().into(),
@@ -142,9 +149,11 @@ pub(super) fn expand(request: &NodeExpandVolumeRequest) -> Result<Expand, Status
     Ok(Expand { required, limit, user })
 }
 
-/// INVALID_ARGUMENT for a capability that is not complete, FAILED_PRECONDITION for one no volume has here.
+/// INVALID_ARGUMENT for a capability that is not complete, FAILED_PRECONDITION for one no volume
+/// has here.
 fn capability(capability: Option<&VolumeCapability>) -> Result<Capability, Status> {
-    let capability = capability.ok_or_else(|| Status::invalid_argument("volume_capability is missing"))?;
+    let capability =
+        capability.ok_or_else(|| Status::invalid_argument("volume_capability is missing"))?;
     let mode = validate::complete(capability)?;
     if let Some(why) = validate::unsupported(capability, mode) {
         return Err(Status::failed_precondition(why));
@@ -202,7 +211,8 @@ fn require_agreement(
     Ok(())
 }
 
-/// Where the clients of the volume are noted, as the controller says; `None` when it says nothing of it.
+/// Where the clients of the volume are noted, as the controller says; `None` when it says nothing
+/// of it.
 fn notes_place(publish_context: &BTreeMap<String, String>) -> Result<Option<Place>, Status> {
     match ["noteObject", "noteKey", "noteToken"].map(|key| publish_context.get(key).cloned()) {
         [Some(object), Some(key), Some(token)] => Ok(Some(Place { object, key, token })),
@@ -236,7 +246,9 @@ fn credentials(secrets: &BTreeMap<String, String>) -> Result<(String, Key), Stat
     };
     let user = secret("userID")?;
     if !looks_like_a_user(user) {
-        return Err(Status::unauthenticated("the node-stage secret's userID is no name of a Ceph user"));
+        return Err(Status::unauthenticated(
+            "the node-stage secret's userID is no name of a Ceph user",
+        ));
     }
     Ok((user.to_owned(), Key::new(secret("userKey")?)))
 }
@@ -290,7 +302,10 @@ mod tests {
     fn read(request: &NodeStageVolumeRequest) -> Result<Stage, Status> {
         stage(
             request,
-            &HashMap::from([("lab".to_owned(), vec!["10.0.0.7".to_owned(), "10.0.0.8".to_owned()])]),
+            &HashMap::from([(
+                "lab".to_owned(),
+                vec!["10.0.0.7".to_owned(), "10.0.0.8".to_owned()],
+            )]),
         )
     }
 
@@ -343,7 +358,8 @@ mod tests {
 
     #[test]
     fn arguments_are_checked_before_the_volume_is_looked_for() {
-        let unknown = |request: &mut NodeStageVolumeRequest| request.volume_id = "fake-vol-id".into();
+        let unknown =
+            |request: &mut NodeStageVolumeRequest| request.volume_id = "fake-vol-id".into();
         assert_eq!(refused(unknown), Code::NotFound);
         let changes: [fn(&mut NodeStageVolumeRequest); 9] = [
             |request| request.volume_id.clear(),
@@ -416,9 +432,14 @@ mod tests {
     fn the_filesystem_and_its_options_come_from_the_capability() {
         let access = |fs_type: &str| {
             let flags = vec!["noatime".to_owned()];
-            let mount = MountVolume { fs_type: fs_type.into(), mount_flags: flags, ..MountVolume::default() };
+            let mount = MountVolume {
+                fs_type: fs_type.into(),
+                mount_flags: flags,
+                ..MountVolume::default()
+            };
             let mut request = complete();
-            request.volume_capability.as_mut().unwrap().access_type = Some(AccessType::Mount(mount));
+            request.volume_capability.as_mut().unwrap().access_type =
+                Some(AccessType::Mount(mount));
             read(&request).map(|stage| stage.capability.access)
         };
         let expected = |fs_type| Access::Mount { fs_type, flags: vec!["noatime".to_owned()] };
@@ -439,11 +460,14 @@ mod tests {
         assert!(!publish(&complete).unwrap().read_only);
         let readonly = NodePublishVolumeRequest { readonly: true, ..complete.clone() };
         assert!(publish(&readonly).unwrap().read_only);
-        let from_controller =
-            NodePublishVolumeRequest { publish_context: map(&[("readonly", "true")]), ..complete.clone() };
+        let from_controller = NodePublishVolumeRequest {
+            publish_context: map(&[("readonly", "true")]),
+            ..complete.clone()
+        };
         assert!(publish(&from_controller).unwrap().read_only);
         let code = |request: NodePublishVolumeRequest| publish(&request).unwrap_err().code();
-        let unstaged = NodePublishVolumeRequest { staging_target_path: String::new(), ..complete.clone() };
+        let unstaged =
+            NodePublishVolumeRequest { staging_target_path: String::new(), ..complete.clone() };
         assert_eq!(code(unstaged.clone()), Code::FailedPrecondition);
         // The missing staging path is told of last.
         for request in [
@@ -457,7 +481,8 @@ mod tests {
 
     #[test]
     fn an_expand_request_may_come_without_a_capability() {
-        let range = |required_bytes, limit_bytes| Some(CapacityRange { required_bytes, limit_bytes });
+        let range =
+            |required_bytes, limit_bytes| Some(CapacityRange { required_bytes, limit_bytes });
         let request = NodeExpandVolumeRequest {
             volume_id: "v".into(),
             volume_path: "some/path".into(),
@@ -492,7 +517,11 @@ mod tests {
             "/a\0b",
             &"/x".repeat(2049),
         ] {
-            assert_eq!(path("target_path", bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad:?}");
+            assert_eq!(
+                path("target_path", bad).unwrap_err().code(),
+                tonic::Code::InvalidArgument,
+                "{bad:?}"
+            );
         }
         volume_path("some/path").unwrap();
         assert!(volume_path("some/../path").is_err());

@@ -1,6 +1,7 @@
-//! Every combination of what can be on a device, what its image can be marked with, where its volume can come from, and
-//! how looking at it can fail, on real loop devices with the real programs: mkfs runs where the rule says so, and nowhere
-//! else. Whether it ran is seen by the device's bytes.
+//! Every combination of what can be on a device, what its image can be marked with, where its
+//! volume can come from, and how looking at it can fail, on real loop devices with the real
+//! programs: mkfs runs where the rule says so, and nowhere else. Whether it ran is seen by the
+//! device's bytes.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -267,7 +268,8 @@ impl Bench {
         confirm: &dyn Fn() -> Result<()>,
     ) -> (Result<FsType>, bool) {
         let before = self.changed();
-        let format = Format { fs_type, mkfs_options: None, created_empty, read_only: false, confirm, marks };
+        let format =
+            Format { fs_type, mkfs_options: None, created_empty, read_only: false, confirm, marks };
         let answer = find_or_make(device, &format);
         run("sync", &[self.loop_device.file.to_str().unwrap()]);
         (answer, self.changed() != before)
@@ -311,8 +313,10 @@ fn only_what_is_proven_blank_or_ours_is_formatted() {
                 let fs_type = on.asked_for();
                 let text = marked.text(fs_type.unwrap_or(FsType::Ext4));
                 bench.set_mark(text.as_deref());
-                let (answer, has_changed) = bench.find_or_make(fs_type, created_empty, &bench.marks(marked));
-                let what = format!("{on:?}, marked {marked:?}, created empty {created_empty}: {answer:?}");
+                let (answer, has_changed) =
+                    bench.find_or_make(fs_type, created_empty, &bench.marks(marked));
+                let what =
+                    format!("{on:?}, marked {marked:?}, created empty {created_empty}: {answer:?}");
                 let may = may_make(on, marked, created_empty);
                 assert_eq!(has_changed, may, "{what}");
                 if may {
@@ -354,7 +358,10 @@ fn with_blkid<T: Send>(script: &str, work: impl FnOnce() -> T + Send) -> T {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
             let none = None::<&str>;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            let blkid = ["/usr/sbin/blkid", "/sbin/blkid"].iter().map(Path::new).find(|path| path.is_file());
+            let blkid = ["/usr/sbin/blkid", "/sbin/blkid"]
+                .iter()
+                .map(Path::new)
+                .find(|path| path.is_file());
             mount(Some(&fake), blkid.unwrap(), none, MsFlags::MS_BIND, none).unwrap();
             work()
         });
@@ -380,7 +387,8 @@ fn whatever_blkid_says_data_is_not_formatted_over() {
             for marked in [Marked::Not, Marked::Ext4] {
                 bench.set_mark(marked.text(FsType::Ext4).as_deref());
                 let marks = bench.marks(marked);
-                let (answer, has_changed) = with_blkid(script, || bench.find_or_make(None, true, &marks));
+                let (answer, has_changed) =
+                    with_blkid(script, || bench.find_or_make(None, true, &marks));
                 // A blkid that overlooks data is not believed.
                 let may = is_plain && may_make(on, marked, true);
                 assert_eq!(
@@ -407,7 +415,8 @@ fn a_device_that_cannot_be_read_is_not_blank() {
             r#"{{"driver": "blkdebug", "node-name": "failing", "image": "below",
                 "inject-error": [{{"event": "none", "iotype": "read", "errno": 5, "sector": {sector}}}]}}"#
         );
-        let fuse = format!("type=fuse,id=e,node-name=failing,mountpoint={},writable=on", export.display());
+        let fuse =
+            format!("type=fuse,id=e,node-name=failing,mountpoint={},writable=on", export.display());
         let mut arguments = vec!["--daemonize", "--pidfile", socket.to_str().unwrap()];
         arguments.extend(["--blockdev", &file, "--blockdev", &failing, "--export", &fuse]);
         run("qemu-storage-daemon", &arguments);
@@ -426,14 +435,20 @@ fn a_device_that_cannot_be_read_is_not_blank() {
                 };
                 let answer = find_or_make(&bench.device, &format);
                 assert!(answer.is_err(), "unreadable at its {place}: {answer:?}");
-                assert_eq!(below.metadata().unwrap().blocks(), 0, "unreadable at its {place}: {answer:?}");
+                assert_eq!(
+                    below.metadata().unwrap().blocks(),
+                    0,
+                    "unreadable at its {place}: {answer:?}"
+                );
                 assert_eq!(bench.mark(), None);
             }
             bench.loop_device.detach(&bench.device).unwrap();
             run("kill", &[process.trim()]);
             let deadline = Instant::now() + Duration::from_secs(20);
             let is_mounted = || {
-                std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(export.to_str().unwrap())
+                std::fs::read_to_string("/proc/self/mountinfo")
+                    .unwrap()
+                    .contains(export.to_str().unwrap())
             };
             while Path::new("/proc").join(process.trim()).exists() || is_mounted() {
                 assert!(Instant::now() < deadline, "the storage daemon does not end");

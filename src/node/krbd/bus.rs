@@ -57,7 +57,8 @@ impl Mapped {
 
     /// What tells one image from all others, in any cluster.
     pub(super) fn identity(&self) -> [String; 5] {
-        ["cluster_fsid", "pool_id", "pool_ns", "image_id", "current_snap"].map(|name| self.attribute(name))
+        ["cluster_fsid", "pool_id", "pool_ns", "image_id", "current_snap"]
+            .map(|name| self.attribute(name))
     }
 }
 
@@ -66,7 +67,9 @@ pub(super) fn mapped() -> Result<Vec<Mapped>> {
     let folder = Path::new(FOLDER).join("devices");
     match fs::read_dir(&folder) {
         Ok(entries) => entries
-            .map(|entry| Ok(Mapped(entry.map_err(|error| Error::io("list", &folder, error))?.path())))
+            .map(|entry| {
+                Ok(Mapped(entry.map_err(|error| Error::io("list", &folder, error))?.path()))
+            })
             .collect(),
         // The module is not loaded, so nothing is mapped.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
@@ -108,7 +111,9 @@ pub(super) fn wait_for_node(device: &Device, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     loop {
         match fs::metadata(&path) {
-            Ok(node) if node.file_type().is_block_device() && node.rdev() == device.number => return Ok(()),
+            Ok(node) if node.file_type().is_block_device() && node.rdev() == device.number => {
+                return Ok(());
+            }
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(Error::io("look at", &path, error));
             }
@@ -132,13 +137,25 @@ pub(super) struct Refusal {
 }
 
 /// Writes `text` to a file of krbd's. `Unavailable` when that takes too long.
-pub(super) fn write(directory: &Path, file: &Path, text: &str) -> Result<std::result::Result<(), Refusal>> {
+pub(super) fn write(
+    directory: &Path,
+    file: &Path,
+    text: &str,
+) -> Result<std::result::Result<(), Refusal>> {
     let failed = |error: &dyn std::fmt::Display| Error::io("write", file, error);
-    let mut input = File::from(memfd_create("krbd", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(&error))?);
-    input.write_all(text.as_bytes()).and_then(|()| input.rewind()).map_err(|error| failed(&error))?;
+    let mut input =
+        File::from(memfd_create("krbd", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(&error))?);
+    input
+        .write_all(text.as_bytes())
+        .and_then(|()| input.rewind())
+        .map_err(|error| failed(&error))?;
     let output = format!("of={}", file.display());
-    let arguments: [&OsStr; 4] =
-        [output.as_ref(), "bs=4096".as_ref(), "conv=notrunc,nocreat".as_ref(), "status=none".as_ref()];
+    let arguments: [&OsStr; 4] = [
+        output.as_ref(),
+        "bs=4096".as_ref(),
+        "conv=notrunc,nocreat".as_ref(),
+        "status=none".as_ref(),
+    ];
     let finished = programs::run_with(
         Program::Dd,
         &arguments,
@@ -168,7 +185,8 @@ pub(super) fn errno(words: &str) -> Errno {
         Errno::ETIMEDOUT,
         Errno::ENOMEM,
     ];
-    // ENOTSUPP, which has a name inside the kernel alone: it says so of a type of keys that it does not know.
+    // ENOTSUPP, which has a name inside the kernel alone: it says so of a type of keys that it does
+    // not know.
     if words == "Unknown error 524" {
         return Errno::EINVAL;
     }
@@ -178,8 +196,9 @@ pub(super) fn errno(words: &str) -> Errno {
 /// Refuses to go on while a write of an earlier attempt is still at work.
 pub(super) fn require_no_writer(directory: &Path) -> Result<()> {
     let title = super::line_file(directory).display().to_string();
-    let processes = procfs::process::all_processes()
-        .map_err(|error| Error::Internal(format!("cannot list the processes of this node: {error}")))?;
+    let processes = procfs::process::all_processes().map_err(|error| {
+        Error::Internal(format!("cannot list the processes of this node: {error}"))
+    })?;
     let writer = processes
         .flatten()
         .find(|process| process.cmdline().is_ok_and(|arguments| arguments.first() == Some(&title)));

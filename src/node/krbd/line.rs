@@ -8,7 +8,8 @@ use super::super::kernel_key::linux_version;
 use super::super::map_options::MapOptions;
 use super::super::monitors;
 
-/// How long krbd looks for a monitor that answers, in seconds. Less than a write to its files may take.
+/// How long krbd looks for a monitor that answers, in seconds. Less than a write to its files may
+/// take.
 const MONITOR_PATIENCE: u32 = 30;
 
 /// The first Linux that speaks the second protocol of Ceph.
@@ -17,18 +18,28 @@ const LINUX_WITH_V2: (u32, u32) = (5, 11);
 /// What stands for the key in lines that are kept or shown.
 pub(super) const HIDDEN: &str = "hidden";
 
-/// The line that maps `image` itself, and no snapshot. `credential` is the option that says where the key is.
-pub(super) fn line(image: &Image, credential: &str, read_only: bool, options: &MapOptions) -> Result<String> {
+/// The line that maps `image` itself, and no snapshot. `credential` is the option that says where
+/// the key is.
+pub(super) fn line(
+    image: &Image,
+    credential: &str,
+    read_only: bool,
+    options: &MapOptions,
+) -> Result<String> {
     let is_word = |text: &str| !text.contains(|c: char| c.is_whitespace() || c.is_control());
     for name in [&image.pool, &image.name] {
         if name.is_empty() || !is_word(name) {
-            return Err(Error::InvalidArgument(format!("krbd takes no name with white space: {name:?}")));
+            return Err(Error::InvalidArgument(format!(
+                "krbd takes no name with white space: {name:?}"
+            )));
         }
     }
     let user = image.user.as_deref().unwrap_or_default();
     for name in [image.namespace.as_str(), user] {
         if !is_word(name) || name.contains([',', '=']) {
-            return Err(Error::InvalidArgument(format!("krbd takes no option of the value {name:?}")));
+            return Err(Error::InvalidArgument(format!(
+                "krbd takes no option of the value {name:?}"
+            )));
         }
     }
     let given = |name: &str| {
@@ -51,8 +62,8 @@ pub(super) fn line(image: &Image, credential: &str, read_only: bool, options: &M
     if given("mount_timeout").is_none() {
         all.push(format!("mount_timeout={MONITOR_PATIENCE}"));
     }
-    // Blocklisting a client cuts off all images it has: a writer of its own for each, so that fencing hits one volume, also where a
-    // StorageClass of an earlier version says `share`.
+    // Blocklisting a client cuts off all images it has: a writer of its own for each, so that
+    // fencing hits one volume, also where a StorageClass of an earlier version says `share`.
     let is_about_sharing = |option: &&String| matches!(option.as_str(), "share" | "noshare");
     if read_only {
         all.extend(options.krbd.iter().cloned());
@@ -64,8 +75,8 @@ pub(super) fn line(image: &Image, credential: &str, read_only: bool, options: &M
     Ok(format!("{addresses} {} {} {} -", all.join(","), image.pool, image.name))
 }
 
-/// The addresses of monitors for the protocol that is to be spoken, and the `ms_mode` to add: the second protocol where
-/// monitors and kernel have it, unless `asked` says otherwise.
+/// The addresses of monitors for the protocol that is to be spoken, and the `ms_mode` to add: the
+/// second protocol where monitors and kernel have it, unless `asked` says otherwise.
 fn addresses(
     monitors: &str,
     asked: Option<&str>,
@@ -77,7 +88,9 @@ fn addresses(
     let (chosen, mode) = match asked {
         Some("legacy") => (v1, None),
         Some(_) => (v2, None),
-        None if v1.is_empty() || !v2.is_empty() && linux >= LINUX_WITH_V2 => (v2, Some("prefer-crc")),
+        None if v1.is_empty() || !v2.is_empty() && linux >= LINUX_WITH_V2 => {
+            (v2, Some("prefer-crc"))
+        }
         None => (v1, None),
     };
     if chosen.is_empty() {
@@ -126,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_line_has_it_all_and_in_its_order() {
-        let options = MapOptions::parse("queue_depth=8,ms_mode=legacy,mount_timeout=5;nbd:notrim").unwrap();
+        let options =
+            MapOptions::parse("queue_depth=8,ms_mode=legacy,mount_timeout=5;nbd:notrim").unwrap();
         assert_eq!(
             line(&image(), "key=k", false, &options).unwrap(),
             "10.0.0.1:6789,[::1]:6789 name=csi,key=k,noshare,queue_depth=8,ms_mode=legacy,mount_timeout=5,rw rbd csi-a -"
@@ -176,9 +190,15 @@ mod tests {
         assert_eq!(choose(both, None, (5, 10)).unwrap(), of("10.0.0.1:6789", None));
         assert_eq!(choose(both, Some("secure"), (6, 1)).unwrap(), of("10.0.0.1:3300", None));
         assert_eq!(choose("10.0.0.1:6789", None, (6, 1)).unwrap(), of("10.0.0.1:6789", None));
-        assert_eq!(choose("v2:10.0.0.1:5", None, (5, 10)).unwrap(), of("10.0.0.1:5", Some("prefer-crc")));
+        assert_eq!(
+            choose("v2:10.0.0.1:5", None, (5, 10)).unwrap(),
+            of("10.0.0.1:5", Some("prefer-crc"))
+        );
         for (monitors, asked) in [("10.0.0.1:6789", "secure"), ("v2:10.0.0.1:5", "legacy")] {
-            assert!(matches!(choose(monitors, Some(asked), (6, 1)), Err(Error::FailedPrecondition(_))));
+            assert!(matches!(
+                choose(monitors, Some(asked), (6, 1)),
+                Err(Error::FailedPrecondition(_))
+            ));
         }
     }
 

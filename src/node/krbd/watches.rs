@@ -2,18 +2,22 @@
 
 use super::super::attach::Watch;
 
-/// Whether the client of the list `requests` watches the object `object` in the pool with the id `pool`.
+/// Whether the client of the list `requests` watches the object `object` in the pool with the id
+/// `pool`.
 ///
-/// A watch is a line under `LINGER REQUESTS`, its columns separated by tabs: its id, the OSD, pool and hash, …, the object (behind
-/// its namespace and a slash, if it is in one), …, and at last `WC/0`: it is a watch, the OSD has it, and no error has come since.
+/// A watch is a line under `LINGER REQUESTS`, its columns separated by tabs: its id, the OSD, pool
+/// and hash, …, the object (behind its namespace and a slash, if it is in one), …, and at last
+/// `WC/0`: it is a watch, the OSD has it, and no error has come since.
 pub(super) fn find(requests: &str, pool: &str, object: &str) -> Watch {
     let mut lines = requests.lines().skip_while(|line| *line != "LINGER REQUESTS");
     if lines.next().is_none() {
         return Watch::Unknown;
     }
     let is_of = |columns: &[&str]| {
-        let in_pool =
-            columns.get(2).and_then(|place| place.split_once('.')).is_some_and(|(id, _)| id == pool);
+        let in_pool = columns
+            .get(2)
+            .and_then(|place| place.split_once('.'))
+            .is_some_and(|(id, _)| id == pool);
         in_pool && columns.iter().any(|column| column.rsplit('/').next() == Some(object))
     };
     let held = lines.take_while(|line| *line != "BACKOFFS").any(|line| {

@@ -1,7 +1,8 @@
 //! The kernel's generic netlink family `nbd`, for one command: a device's new size.
 //!
-//! Messages are numbers of this machine's byte order, padded to four bytes: a header, the family's header, and attributes, each
-//! with its length and type. See netlink(7) and the kernel's uapi/linux/{netlink,genetlink,nbd-netlink}.h.
+//! Messages are numbers of this machine's byte order, padded to four bytes: a header, the family's
+//! header, and attributes, each with its length and type. See netlink(7) and the kernel's
+//! uapi/linux/{netlink,genetlink,nbd-netlink}.h.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -30,10 +31,12 @@ const NBD_ATTR_INDEX: u16 = 1;
 const NBD_ATTR_SIZE_BYTES: u16 = 2;
 const NBD_ATTR_BACKEND_IDENTIFIER: u16 = 10;
 
-/// Gives the device `/dev/nbd<index>` the size `bytes`. It must carry `cookie`, so it is nobody else's.
+/// Gives the device `/dev/nbd<index>` the size `bytes`. It must carry `cookie`, so it is nobody
+/// else's.
 pub(super) fn set_size(index: u32, cookie: &str, bytes: u64) -> Result<(), Errno> {
     let flags = SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkGeneric)?;
+    let socket =
+        socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkGeneric)?;
     let family = family(&socket, "nbd")?;
     let attributes = [
         attribute(NBD_ATTR_INDEX, &index.to_ne_bytes()),
@@ -45,16 +48,29 @@ pub(super) fn set_size(index: u32, cookie: &str, bytes: u64) -> Result<(), Errno
 
 /// The number of a family.
 fn family(socket: &OwnedFd, name: &str) -> Result<u16, Errno> {
-    let answer =
-        ask(socket, CONTROLLER, 0, CTRL_CMD_GETFAMILY, &attribute(CTRL_ATTR_FAMILY_NAME, &text(name)))?;
+    let answer = ask(
+        socket,
+        CONTROLLER,
+        0,
+        CTRL_CMD_GETFAMILY,
+        &attribute(CTRL_ATTR_FAMILY_NAME, &text(name)),
+    )?;
     let id = find(answer.get(FAMILY_HEADER..).unwrap_or_default(), CTRL_ATTR_FAMILY_ID);
     id.and_then(|id| id.try_into().ok()).map(u16::from_ne_bytes).ok_or(Errno::EPROTO)
 }
 
-/// Sends one command and returns what the answer holds behind its header; an acknowledgement holds nothing of interest.
-fn ask(socket: &OwnedFd, family: u16, flags: u16, command: u8, attributes: &[u8]) -> Result<Vec<u8>, Errno> {
+/// Sends one command and returns what the answer holds behind its header; an acknowledgement holds
+/// nothing of interest.
+fn ask(
+    socket: &OwnedFd,
+    family: u16,
+    flags: u16,
+    command: u8,
+    attributes: &[u8],
+) -> Result<Vec<u8>, Errno> {
     const VERSION: u8 = 1;
-    let request = message(family, NLM_F_REQUEST | flags, &[&[command, VERSION, 0, 0], attributes].concat());
+    let request =
+        message(family, NLM_F_REQUEST | flags, &[&[command, VERSION, 0, 0], attributes].concat());
     let kernel = NetlinkAddr::new(0, 0);
     sendmsg(socket.as_raw_fd(), &[IoSlice::new(&request)], &[], MsgFlags::empty(), Some(&kernel))?;
     let mut answer = vec![0; ANSWER];
@@ -65,7 +81,8 @@ fn ask(socket: &OwnedFd, family: u16, flags: u16, command: u8, attributes: &[u8]
     if kind != Some(NLMSG_ERROR) {
         return Ok(body);
     }
-    let error = body.get(..4).and_then(|error| error.try_into().ok()).map_or(i32::MIN, i32::from_ne_bytes);
+    let error =
+        body.get(..4).and_then(|error| error.try_into().ok()).map_or(i32::MIN, i32::from_ne_bytes);
     if error == 0 { Ok(Vec::new()) } else { Err(Errno::from_raw(error.saturating_neg())) }
 }
 
@@ -91,7 +108,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 /// The value of the first attribute of a kind.
 fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while let Some((header, rest)) = attributes.split_first_chunk::<4>() {
-        let length = usize::from(u16::from_ne_bytes([header[0], header[1]])).checked_sub(header.len())?;
+        let length =
+            usize::from(u16::from_ne_bytes([header[0], header[1]])).checked_sub(header.len())?;
         let value = rest.get(..length)?;
         if u16::from_ne_bytes([header[2], header[3]]) == wanted {
             return Some(value);
@@ -108,7 +126,8 @@ mod tests {
     #[test]
     fn attributes_are_found_among_others() {
         let attributes =
-            [attribute(7, b"abc"), attribute(1, &27_u16.to_ne_bytes()), attribute(2, b"x")].concat();
+            [attribute(7, b"abc"), attribute(1, &27_u16.to_ne_bytes()), attribute(2, b"x")]
+                .concat();
         assert_eq!(attributes.len(), 8 + 8 + 8);
         assert_eq!(find(&attributes, 1), Some(&27_u16.to_ne_bytes()[..]));
         assert_eq!(find(&attributes, 7), Some(&b"abc"[..]));

@@ -1,4 +1,5 @@
-//! What every call into C needs: strings in, strings and lists out, and a barrier for panics in callbacks.
+//! What every call into C needs: strings in, strings and lists out, and a barrier for panics in
+//! callbacks.
 
 use std::any::Any;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -22,8 +23,8 @@ pub(super) fn c_string(text: &str, call: &'static str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::new(Errno::EINVAL, call, format!("{text:?}")))
 }
 
-/// A string C owns. What is not UTF-8 is shown with replacement characters: such a name was not made by us, and
-/// using it in a later call finds nothing rather than something else.
+/// A string C owns. What is not UTF-8 is shown with replacement characters: such a name was not
+/// made by us, and using it in a later call finds nothing rather than something else.
 ///
 /// # Safety
 ///
@@ -36,8 +37,9 @@ pub(super) unsafe fn owned(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-/// Calls `fill` with a buffer and its capacity, larger each time it answers `ERANGE`. `fill` stores in the `usize`
-/// the capacity it wants, or the number of items it wrote. Gives the return value and the buffer, cut to that.
+/// Calls `fill` with a buffer and its capacity, larger each time it answers `ERANGE`. `fill` stores
+/// in the `usize` the capacity it wants, or the number of items it wrote. Gives the return value
+/// and the buffer, cut to that.
 pub(super) fn grow<T: Copy>(
     blank: T,
     capacity: usize,
@@ -60,7 +62,8 @@ pub(super) fn grow<T: Copy>(
 
 /// The text before the first NUL of a buffer C wrote.
 pub(super) fn text(buffer: &[c_char]) -> String {
-    let bytes: Vec<u8> = buffer.iter().map(|&c| c.cast_unsigned()).take_while(|&b| b != 0).collect();
+    let bytes: Vec<u8> =
+        buffer.iter().map(|&c| c.cast_unsigned()).take_while(|&b| b != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -78,7 +81,8 @@ pub(super) struct List<T> {
 impl<T> List<T> {
     /// # Safety
     ///
-    /// `items` were written by the librbd function whose cleanup function `free` is, and are freed nowhere else.
+    /// `items` were written by the librbd function whose cleanup function `free` is, and are freed
+    /// nowhere else.
     pub(super) unsafe fn new(items: Vec<T>, free: unsafe extern "C" fn(*mut T, size_t)) -> List<T> {
         List { items, free }
     }
@@ -90,15 +94,17 @@ impl<T> List<T> {
 
 impl<T> Drop for List<T> {
     fn drop(&mut self) {
-        // SAFETY: `new`'s caller promised that `free` belongs to these items and that nobody else frees them.
+        // SAFETY: `new`'s caller promised that `free` belongs to these items and that nobody else
+        // frees them.
         unsafe { (self.free)(self.items.as_mut_ptr(), self.items.len()) }
     }
 }
 
 /// A closure that C calls back through a function pointer and an argument.
 ///
-/// librbd calls from its own threads, perhaps from several at once, hence the mutex. A panic must not unwind through
-/// C: it is kept, the operation is stopped, and the panic continues in [`Callback::finish`].
+/// librbd calls from its own threads, perhaps from several at once, hence the mutex. A panic must
+/// not unwind through C: it is kept, the operation is stopped, and the panic continues in
+/// [`Callback::finish`].
 pub(super) struct Callback<F>(Mutex<State<F>>);
 
 struct State<F> {
@@ -117,12 +123,16 @@ impl<F: Send> Callback<F> {
         (&raw const *self).cast_mut().cast()
     }
 
-    /// Runs the closure by way of `call`, and says to C whether to go on. After the first stop it is not run again.
+    /// Runs the closure by way of `call`, and says to C whether to go on. After the first stop it
+    /// is not run again.
     ///
     /// # Safety
     ///
     /// `argument` came from [`Callback::argument`] of a `Callback<F>` that is still there.
-    pub(super) unsafe fn enter(argument: *mut c_void, call: impl FnOnce(&mut F) -> ControlFlow<()>) -> c_int {
+    pub(super) unsafe fn enter(
+        argument: *mut c_void,
+        call: impl FnOnce(&mut F) -> ControlFlow<()>,
+    ) -> c_int {
         // SAFETY: the caller promises what `argument` is.
         let callback = unsafe { &*argument.cast::<Callback<F>>() };
         let mut state = callback.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,8 +148,9 @@ impl<F: Send> Callback<F> {
         STOP
     }
 
-    /// What the call that was given this callback returned: `code`, or `ECANCELED` when it failed because the closure
-    /// stopped it (librbd has several codes for that). Continues the closure's panic, if it had one.
+    /// What the call that was given this callback returned: `code`, or `ECANCELED` when it failed
+    /// because the closure stopped it (librbd has several codes for that). Continues the closure's
+    /// panic, if it had one.
     pub(super) fn finish(self, code: c_int) -> c_int {
         let state = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Some(panic) = state.panic {
@@ -205,15 +216,17 @@ mod tests {
         assert_eq!(c_string("a\0b", "rbd_open").unwrap_err().errno, Errno::EINVAL);
     }
 
-    /// Calls back as librbd does: from another thread, on after the first refusal, and with a code of its own for it.
+    /// Calls back as librbd does: from another thread, on after the first refusal, and with a code
+    /// of its own for it.
     fn from_another_thread(callback: librbd_progress_fn_t, argument: *mut c_void) -> c_int {
         let (callback, argument) = (callback.unwrap(), argument as usize);
         let one = move |done| {
             // SAFETY: `with_progress` gave both, and waits for this function.
             unsafe { callback(done, 10, argument as *mut c_void) }
         };
-        let refusals =
-            std::thread::spawn(move || (0..10).filter(|&done| one(done) < 0).count()).join().unwrap();
+        let refusals = std::thread::spawn(move || (0..10).filter(|&done| one(done) < 0).count())
+            .join()
+            .unwrap();
         if refusals > 0 { -(Errno::ERESTART as c_int) } else { 0 }
     }
 

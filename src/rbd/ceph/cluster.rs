@@ -9,7 +9,9 @@ use super::connection::{Connection, own_addresses};
 use super::ioctx::Ioctx;
 use super::monmap;
 use super::pool::CephPool;
-use super::sys::{rados, rados_blocklist_add, rados_mgr_command, rados_wait_for_latest_osdmap, size_t};
+use super::sys::{
+    rados, rados_blocklist_add, rados_mgr_command, rados_wait_for_latest_osdmap, size_t,
+};
 use crate::rbd::{Cluster, Errno, Error, Monitor, Pool, Result, is_client_address};
 
 /// A [`Cluster`] over a librados connection. Cheap to clone: clones share the connection.
@@ -22,8 +24,9 @@ impl Cluster for CephCluster {
     fn fsid(&self) -> Result<String> {
         let mut buffer: [c_char; 37] = [0; 37];
         // SAFETY: the handle is connected; the buffer has the length given.
-        let code =
-            unsafe { rados::rados_cluster_fsid(self.connection.raw(), buffer.as_mut_ptr(), buffer.len()) };
+        let code = unsafe {
+            rados::rados_cluster_fsid(self.connection.raw(), buffer.as_mut_ptr(), buffer.len())
+        };
         self.connection.check(code, "rados_cluster_fsid", || self.connection.user().to_owned())?;
         Ok(text(&buffer).to_lowercase())
     }
@@ -59,11 +62,14 @@ impl Cluster for CephCluster {
             return Err(Error::new(Errno::EINVAL, call, address));
         }
         let c_address = c_string(address, call)?;
-        // SAFETY: the handle is connected; the address is NUL-terminated, and librados reads it alone, `const` or not.
-        let code =
-            unsafe { rados_blocklist_add(self.connection.raw(), c_address.as_ptr().cast_mut(), seconds) };
+        // SAFETY: the handle is connected; the address is NUL-terminated, and librados reads it
+        // alone, `const` or not.
+        let code = unsafe {
+            rados_blocklist_add(self.connection.raw(), c_address.as_ptr().cast_mut(), seconds)
+        };
         if code == -(Errno::EACCES as c_int) {
-            // The monitors know the user, who connected before: the connection is as good as it was.
+            // The monitors know the user, who connected before: the connection is as good as it
+            // was.
             return Err(Error::new(Errno::EPERM, call, address));
         }
         self.connection.check(code, call, || address.to_owned())?;
@@ -90,8 +96,9 @@ impl CephCluster {
         let c_command = c_string(command, call)?;
         let mut commands = [c_command.as_ptr()];
         let mut output = Output { data: null_mut(), length: 0 };
-        // SAFETY: the handle is connected; there is one command, no input, and librados allocates the output. The
-        // status text is not asked for (librados allows null): it may repeat what the command held.
+        // SAFETY: the handle is connected; there is one command, no input, and librados allocates
+        // the output. The status text is not asked for (librados allows null): it may repeat what
+        // the command held.
         let code = unsafe {
             function(
                 self.connection.raw(),
@@ -138,6 +145,10 @@ impl Drop for Output {
 }
 
 /// Reads JSON that a command gave.
-pub(super) fn from_json<T: for<'a> Deserialize<'a>>(json: &[u8], command: &'static str) -> Result<T> {
-    serde_json::from_slice(json).map_err(|error| Error::new(Errno::EBADMSG, command, error.to_string()))
+pub(super) fn from_json<T: for<'a> Deserialize<'a>>(
+    json: &[u8],
+    command: &'static str,
+) -> Result<T> {
+    serde_json::from_slice(json)
+        .map_err(|error| Error::new(Errno::EBADMSG, command, error.to_string()))
 }

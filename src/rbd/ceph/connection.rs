@@ -17,21 +17,24 @@ use crate::rbd::{Errno, Error, Key, Result};
 /// Which cluster to connect to, and as whom.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// Monitor addresses as in `mon_host` (`10.0.0.1`, `10.0.0.1:6789`, `[v2:10.0.0.1:3300,v1:10.0.0.1:6789]`).
-    /// May be empty when `ceph_conf` names them; wins over it otherwise.
+    /// Monitor addresses as in `mon_host` (`10.0.0.1`, `10.0.0.1:6789`,
+    /// `[v2:10.0.0.1:3300,v1:10.0.0.1:6789]`). May be empty when `ceph_conf` names them; wins over
+    /// it otherwise.
     pub monitors: Vec<String>,
     /// A `ceph.conf` to read first. Without one nothing on disk is read.
     pub ceph_conf: Option<PathBuf>,
     /// The user without the `client.` in front.
     pub user: String,
-    /// The user's key. Without one the keyring that `ceph_conf` names is used, or none at all where cephx is off.
+    /// The user's key. Without one the keyring that `ceph_conf` names is used, or none at all where
+    /// cephx is off.
     pub key: Option<Key>,
     /// How long calls may take.
     pub timeouts: Timeouts,
 }
 
-/// How long librados waits, in whole seconds (rounded up). librbd calls are made of several such operations, and
-/// a few waits in librados know no timeout at all: callers need deadlines of their own.
+/// How long librados waits, in whole seconds (rounded up). librbd calls are made of several such
+/// operations, and a few waits in librados know no timeout at all: callers need deadlines of their
+/// own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Timeouts {
     /// For a connection to come up (`client_mount_timeout`).
@@ -52,7 +55,8 @@ impl Default for Timeouts {
     }
 }
 
-/// File descriptors that a connection may take, generously: event loops, pipes, and sockets to monitors and some OSDs.
+/// File descriptors that a connection may take, generously: event loops, pipes, and sockets to
+/// monitors and some OSDs.
 const DESCRIPTORS: u64 = 32;
 
 /// Whether a connection is worth another call.
@@ -60,12 +64,13 @@ const DESCRIPTORS: u64 = 32;
 pub(super) enum Trust {
     /// Nothing speaks against it.
     Sound,
-    /// A call timed out. That is how a key that was changed or deleted shows: librados keeps trying to get new tickets
-    /// with it. It is also how a cluster in trouble shows, where this connection is as good as any. Or a call was not
-    /// permitted: OSDs go by the capabilities in the ticket, which the user had when it was given out, up to an hour ago.
+    /// A call timed out. That is how a key that was changed or deleted shows: librados keeps trying
+    /// to get new tickets with it. It is also how a cluster in trouble shows, where this connection
+    /// is as good as any. Or a call was not permitted: OSDs go by the capabilities in the ticket,
+    /// which the user had when it was given out, up to an hour ago.
     Suspect,
-    /// No call will work any more: the cluster blocklisted it (`ESHUTDOWN`), does not accept the key (`EACCES`;
-    /// missing capabilities are `EPERM`), or it was never connected (`ENOTCONN`).
+    /// No call will work any more: the cluster blocklisted it (`ESHUTDOWN`), does not accept the
+    /// key (`EACCES`; missing capabilities are `EPERM`), or it was never connected (`ENOTCONN`).
     Broken,
 }
 
@@ -79,8 +84,9 @@ const BROKEN: u8 = 2;
 
 /// A connected `rados_t`, shut down when dropped. Pools and images hold on to it.
 ///
-/// Dropping the last reference blocks for some milliseconds. That never happens on one of librados' own threads:
-/// those only run callbacks during a call on an image, and whoever made that call holds a reference.
+/// Dropping the last reference blocks for some milliseconds. That never happens on one of librados'
+/// own threads: those only run callbacks during a call on an image, and whoever made that call
+/// holds a reference.
 pub(super) struct Connection {
     rados: rados::rados_t,
     user: String,
@@ -95,9 +101,9 @@ unsafe impl Send for Connection {}
 unsafe impl Sync for Connection {}
 
 impl Connection {
-    /// Connects. `ETIMEDOUT` when no monitor answers in time, `EACCES` when the key is wrong or the user unknown,
-    /// `EINVAL` when a value of `options` makes no sense to librados, `ENOENT` when the `ceph.conf` is missing or
-    /// no monitor is named.
+    /// Connects. `ETIMEDOUT` when no monitor answers in time, `EACCES` when the key is wrong or the
+    /// user unknown, `EINVAL` when a value of `options` makes no sense to librados, `ENOENT` when
+    /// the `ceph.conf` is missing or no monitor is named.
     pub(super) fn open(options: &ConnectOptions) -> Result<Connection> {
         Connection::open_with(options, THREADS)
     }
@@ -111,13 +117,18 @@ impl Connection {
         let user = format!("client.{}", options.user);
         if options.monitors.is_empty() && options.ceph_conf.is_none() {
             // librados would ask the DNS, and complain on standard error.
-            return Err(Error::new(Errno::ENOENT, "rados_connect", format!("{user}: no monitors are named")));
+            return Err(Error::new(
+                Errno::ENOENT,
+                "rados_connect",
+                format!("{user}: no monitors are named"),
+            ));
         }
         require_descriptors(&user)?;
         let name = c_string(&user, "rados_create2")?;
         let mut raw = null_mut();
         // SAFETY: `raw` is a place for the handle; both strings are NUL-terminated.
-        let code = unsafe { rados::rados_create2(&raw mut raw, c"ceph".as_ptr(), name.as_ptr(), 0) };
+        let code =
+            unsafe { rados::rados_create2(&raw mut raw, c"ceph".as_ptr(), name.as_ptr(), 0) };
         if code < 0 {
             return Err(Error::new(errno(code), "rados_create2", user));
         }
@@ -161,7 +172,8 @@ impl Connection {
             ("client_mount_timeout", seconds(options.timeouts.connect).as_str()),
             ("rados_mon_op_timeout", &seconds(options.timeouts.monitor)),
             ("rados_osd_op_timeout", &seconds(options.timeouts.osd)),
-            // Nothing is written anywhere: librados' own messages can hold the key (when it is malformed).
+            // Nothing is written anywhere: librados' own messages can hold the key (when it is
+            // malformed).
             ("log_to_stderr", "false"),
             ("err_to_stderr", "false"),
             ("log_file", ""),
@@ -169,8 +181,8 @@ impl Connection {
             ("err_to_syslog", "false"),
             ("admin_socket", ""),
             ("ms_async_op_threads", "1"),
-            // Without librbd's cache a write has its own error, not the next flush, and what one handle wrote
-            // another one reads.
+            // Without librbd's cache a write has its own error, not the next flush, and what one
+            // handle wrote another one reads.
             ("rbd_cache", "false"),
             // What is removed is to be gone. A pool's own settings win over these.
             ("rbd_move_to_trash_on_remove", "false"),
@@ -208,7 +220,8 @@ impl Connection {
         // SAFETY: the handle is connected; `text` is a place for the pointer.
         let code = unsafe { rados_getaddrs(self.rados, &raw mut text) };
         self.check(code, "rados_getaddrs", || self.user.clone())?;
-        // SAFETY: on success librados made a NUL-terminated string for us, which is freed once, here.
+        // SAFETY: on success librados made a NUL-terminated string for us, which is freed once,
+        // here.
         let address = unsafe { owned(text) };
         // SAFETY: as above.
         unsafe { rados::rados_buffer_free(text) };
@@ -250,8 +263,8 @@ impl Connection {
         let _ = self.trust.compare_exchange(SUSPECT, SOUND, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// The return value of `call` when it is none of C's errors, else the error, remembering what that says about the
-    /// connection.
+    /// The return value of `call` when it is none of C's errors, else the error, remembering what
+    /// that says about the connection.
     pub(super) fn check(
         &self,
         code: c_int,
@@ -275,8 +288,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         own_addresses().remove(&self.address);
-        // SAFETY: every pool and image holds a reference to this connection, so none is left. The handle also has
-        // to be shut down when connecting failed.
+        // SAFETY: every pool and image holds a reference to this connection, so none is left. The
+        // handle also has to be shut down when connecting failed.
         unsafe { rados::rados_shutdown(self.rados) }
     }
 }
@@ -297,14 +310,17 @@ pub(super) fn own_addresses() -> MutexGuard<'static, HashSet<String>> {
     ADDRESSES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Refuses with `EMFILE` what librados would not survive: it aborts the process when it gets no file descriptor for an event
-/// loop.
+/// Refuses with `EMFILE` what librados would not survive: it aborts the process when it gets no
+/// file descriptor for an event loop.
 fn require_descriptors(user: &str) -> Result<()> {
-    let refuse = |why: String| Err(Error::new(Errno::EMFILE, "rados_connect", format!("{user}: {why}")));
+    let refuse =
+        |why: String| Err(Error::new(Errno::EMFILE, "rados_connect", format!("{user}: {why}")));
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(|errno| Error::new(errno, "getrlimit", "RLIMIT_NOFILE".to_owned()))?;
     let Ok(open) = std::fs::read_dir("/proc/self/fd").map(Iterator::count) else {
-        return refuse("the driver has no file descriptors left: raise its limit (ulimit -n)".to_owned());
+        return refuse(
+            "the driver has no file descriptors left: raise its limit (ulimit -n)".to_owned(),
+        );
     };
     let left = limit.saturating_sub(open as u64);
     if left < DESCRIPTORS {

@@ -8,23 +8,24 @@ use super::cluster::CephCluster;
 use super::connection::{ConnectOptions, Connection, Timeouts, Trust};
 use crate::rbd::{Cluster, Errno, Error, Key, Result};
 
-/// How long callers wait for the successor of a suspect connection before they go on with the suspect. A new connection takes
-/// some milliseconds, and so does the refusal of a key.
+/// How long callers wait for the successor of a suspect connection before they go on with the
+/// suspect. A new connection takes some milliseconds, and so does the refusal of a key.
 const LOOK: Duration = Duration::from_secs(1);
 /// How much longer than its timeout connecting may take before nobody waits for it any more.
 const SLACK: Duration = Duration::from_secs(5);
 
 /// Shared connections: one for each cluster, user and key.
 ///
-/// - Callers that ask at the same time share one attempt to connect and its outcome. A failure is forgotten at once:
-///   the next caller tries again. Attempts are made on threads of their own, so one that hangs holds up nobody for
-///   longer than its timeout.
-/// - A connection the cluster blocklisted is replaced when it is next asked for. The blocklist entry stays: whoever
-///   made it wanted the old connection out.
-/// - After a timeout the next caller gets a new connection, or learns that the key is no longer good. Where neither
-///   comes quickly the old connection goes on being used: it may still serve where monitors do not answer.
-/// - A connection nobody uses and nobody asked for in a while is dropped when another one is asked for: each holds a
-///   dozen threads and file descriptors.
+/// - Callers that ask at the same time share one attempt to connect and its outcome. A failure is
+///   forgotten at once: the next caller tries again. Attempts are made on threads of their own, so
+///   one that hangs holds up nobody for longer than its timeout.
+/// - A connection the cluster blocklisted is replaced when it is next asked for. The blocklist
+///   entry stays: whoever made it wanted the old connection out.
+/// - After a timeout the next caller gets a new connection, or learns that the key is no longer
+///   good. Where neither comes quickly the old connection goes on being used: it may still serve
+///   where monitors do not answer.
+/// - A connection nobody uses and nobody asked for in a while is dropped when another one is asked
+///   for: each holds a dozen threads and file descriptors.
 #[derive(Debug)]
 pub struct Connections {
     entries: Mutex<HashMap<Identity, Entry>>,
@@ -72,8 +73,15 @@ impl Attempt {
         });
         let (connecting, options) = (Arc::clone(&attempt), options.clone());
         let thread = thread::Builder::new().name("connecting".to_owned());
-        if thread.spawn(move || connecting.finish(Connection::open(&options).map(Arc::new))).is_err() {
-            attempt.finish(Err(Error::new(Errno::EAGAIN, "rados_connect", "a driver without a free thread")));
+        if thread
+            .spawn(move || connecting.finish(Connection::open(&options).map(Arc::new)))
+            .is_err()
+        {
+            attempt.finish(Err(Error::new(
+                Errno::EAGAIN,
+                "rados_connect",
+                "a driver without a free thread",
+            )));
         }
         attempt
     }
@@ -96,8 +104,8 @@ impl Attempt {
         drop(before);
     }
 
-    /// Waits for the outcome, or gives the predecessor when that takes too long; says whether the attempt is over.
-    /// `ETIMEDOUT` when there is no predecessor.
+    /// Waits for the outcome, or gives the predecessor when that takes too long; says whether the
+    /// attempt is over. `ETIMEDOUT` when there is no predecessor.
     fn wait(&self, connect: Duration) -> (bool, Result<Arc<Connection>>) {
         let state = self.lock();
         let patience = if let State::Connecting(Some(_)) = *state { LOOK } else { connect + SLACK };
@@ -107,9 +115,10 @@ impl Attempt {
         match &*waited.unwrap_or_else(PoisonError::into_inner).0 {
             State::Over(outcome) => (true, outcome.clone()),
             State::Connecting(Some(predecessor)) => (false, Ok(Arc::clone(predecessor))),
-            State::Connecting(None) => {
-                (false, Err(Error::new(Errno::ETIMEDOUT, "rados_connect", "a cluster that never answered")))
-            }
+            State::Connecting(None) => (
+                false,
+                Err(Error::new(Errno::ETIMEDOUT, "rados_connect", "a cluster that never answered")),
+            ),
         }
     }
 
@@ -139,7 +148,8 @@ impl Connections {
         Connections { entries: Mutex::default(), idle }
     }
 
-    /// A connection that worked when last used, or a new one. Errors as [`connect`](super::connect).
+    /// A connection that worked when last used, or a new one. Errors as
+    /// [`connect`](super::connect).
     pub fn get(&self, options: &ConnectOptions) -> Result<Arc<dyn Cluster>> {
         let identity = Identity {
             monitors: options.monitors.clone(),
@@ -164,8 +174,9 @@ impl Connections {
         }
     }
 
-    /// Replaces the connection whose [`Cluster::address`] this is when it is next asked for, if a new one can be had, because a
-    /// call on it is stuck. Those who have it keep it; it is shut down when the last of them lets go.
+    /// Replaces the connection whose [`Cluster::address`] this is when it is next asked for, if a
+    /// new one can be had, because a call on it is stuck. Those who have it keep it; it is shut
+    /// down when the last of them lets go.
     pub fn set_aside(&self, address: &str) {
         for entry in self.lock().values() {
             if let Some(connection) = entry.attempt.connection()
@@ -195,14 +206,17 @@ impl Connections {
     fn attempt(&self, identity: &Identity, options: &ConnectOptions) -> Arc<Attempt> {
         self.discard(|other, entry| {
             // Nobody but this entry, and we here, hold it.
-            let unused =
-                entry.attempt.connection().is_some_and(|connection| Arc::strong_count(&connection) == 2);
+            let unused = entry
+                .attempt
+                .connection()
+                .is_some_and(|connection| Arc::strong_count(&connection) == 2);
             other != identity && unused && entry.asked.elapsed() > self.idle
         });
         let mut entries = self.lock();
-        let entry = entries
-            .entry(identity.clone())
-            .or_insert_with(|| Entry { attempt: Attempt::begin(options, None), asked: Instant::now() });
+        let entry = entries.entry(identity.clone()).or_insert_with(|| Entry {
+            attempt: Attempt::begin(options, None),
+            asked: Instant::now(),
+        });
         entry.asked = Instant::now();
         Arc::clone(&entry.attempt)
     }
@@ -212,7 +226,9 @@ impl Connections {
             self.lock().extract_if(|identity, entry| condition(identity, entry)).collect();
         if !discarded.is_empty() {
             // Shutting down takes a while, and with a cluster that is away perhaps longer.
-            let _ = thread::Builder::new().name("disconnecting".to_owned()).spawn(move || drop(discarded));
+            let _ = thread::Builder::new()
+                .name("disconnecting".to_owned())
+                .spawn(move || drop(discarded));
         }
     }
 

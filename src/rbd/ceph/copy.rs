@@ -1,8 +1,9 @@
 //! Copying an image's bytes to a new image.
 //!
-//! Not `rbd_copy`: with an object map (at a snapshot, or on a head whose lock it holds) librbd (16.2 to 20.2) leaves out every
-//! object the image does not have itself, and so loses what a clone reads from its parent. Nor can `rbd_copy` be
-//! stopped: it ignores what the progress callback answers.
+//! Not `rbd_copy`: with an object map (at a snapshot, or on a head whose lock it holds) librbd
+//! (16.2 to 20.2) leaves out every object the image does not have itself, and so loses what a clone
+//! reads from its parent. Nor can `rbd_copy` be stopped: it ignores what the progress callback
+//! answers.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -11,7 +12,8 @@ use std::thread;
 use super::handle::Handle;
 use crate::rbd::{Errno, Error, Features, ImageOptions, Progress, Result};
 
-/// How many blocks are on the way at once, each in memory: librbd's own measure for such work is ten.
+/// How many blocks are on the way at once, each in memory: librbd's own measure for such work is
+/// ten.
 const WORKERS: usize = 8;
 
 /// What one worker reads and writes at a time, in bytes.
@@ -36,8 +38,8 @@ pub(super) fn inherit(source: &Handle, options: &ImageOptions) -> Result<ImageOp
     })
 }
 
-/// Copies all bytes of `source` to `copy`, which has the same size and reads as zeros. `ECANCELED` when `progress`
-/// (in bytes) stops it.
+/// Copies all bytes of `source` to `copy`, which has the same size and reads as zeros. `ECANCELED`
+/// when `progress` (in bytes) stops it.
 pub(super) fn bytes(source: &Handle, copy: &Handle, progress: Progress<'_>) -> Result<()> {
     let size = source.size()?;
     let (next, stop) = (&AtomicU64::new(0), &AtomicBool::new(false));
@@ -48,7 +50,8 @@ pub(super) fn bytes(source: &Handle, copy: &Handle, progress: Progress<'_>) -> R
             scope.spawn(move || worker(source, copy, size, next, stop, &sender));
         }
         drop(sender);
-        // However this ends, with a panic of `progress` too, the workers are not waited for in vain.
+        // However this ends, with a panic of `progress` too, the workers are not waited for in
+        // vain.
         let _stop = StopWhenDropped(stop);
         let mut done = 0;
         for result in results {
@@ -97,7 +100,13 @@ fn worker(
     }
 }
 
-fn block(source: &Handle, copy: &Handle, offset: u64, length: u64, buffer: &mut Vec<u8>) -> Result<()> {
+fn block(
+    source: &Handle,
+    copy: &Handle,
+    offset: u64,
+    length: u64,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
     // At most `BLOCK`, which fits.
     buffer.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
     let count = source.read(offset, buffer)?;
@@ -113,7 +122,8 @@ fn runs(data: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut position = 0;
     std::iter::from_fn(move || {
         let grains = || data[position..].chunks(GRAIN);
-        let start = position + grains().take_while(|grain| is_zero(grain)).map(<[u8]>::len).sum::<usize>();
+        let start =
+            position + grains().take_while(|grain| is_zero(grain)).map(<[u8]>::len).sum::<usize>();
         let length: usize =
             data[start..].chunks(GRAIN).take_while(|grain| !is_zero(grain)).map(<[u8]>::len).sum();
         position = start + length;

@@ -1,9 +1,9 @@
 //! An image's name in librbd's own objects, for the questions librbd's functions do not answer.
 //!
-//! The name `n` of an image with id `i` is in three places: the object `rbd_id.n` holds `i`, and the omap of
-//! `rbd_directory` holds `name_n` and `id_i`. `rbd_rename` writes `rbd_id.to`, then the directory (both keys in one
-//! operation), then removes `rbd_id.from`. Killed in between, it leaves two id objects, and librbd refuses to go on:
-//! the new name is taken.
+//! The name `n` of an image with id `i` is in three places: the object `rbd_id.n` holds `i`, and
+//! the omap of `rbd_directory` holds `name_n` and `id_i`. `rbd_rename` writes `rbd_id.to`, then the
+//! directory (both keys in one operation), then removes `rbd_id.from`. Killed in between, it leaves
+//! two id objects, and librbd refuses to go on: the new name is taken.
 
 use std::ffi::c_char;
 
@@ -37,25 +37,27 @@ pub(super) fn image_id(ioctx: &Ioctx, name: &str) -> Result<Option<String>> {
     match ioctx.check(code, call, || ioctx.spec(&object)) {
         Err(error) if error.errno == Errno::ENOENT => Ok(None),
         Err(error) => Err(error),
-        Ok(_) => {
-            decode(&buffer).map(Some).ok_or_else(|| Error::new(Errno::EBADMSG, call, ioctx.spec(&object)))
-        }
+        Ok(_) => decode(&buffer)
+            .map(Some)
+            .ok_or_else(|| Error::new(Errno::EBADMSG, call, ioctx.spec(&object))),
     }
 }
 
-/// The name of the image with this id now, or the one it had before it went to the trash. An open image does not know:
-/// nobody tells it of a rename.
+/// The name of the image with this id now, or the one it had before it went to the trash. An open
+/// image does not know: nobody tells it of a rename.
 pub(super) fn image_name(ioctx: &Ioctx, id: &str) -> Result<String> {
     let key = format!("id_{id}");
     if let Some(value) = omap::get(ioctx, DIRECTORY, &[&key])?.remove(&key) {
-        return decode(&value).ok_or_else(|| Error::new(Errno::EBADMSG, "image name", ioctx.spec(id)));
+        return decode(&value)
+            .ok_or_else(|| Error::new(Errno::EBADMSG, "image name", ioctx.spec(id)));
     }
-    let entry =
-        trash::get(ioctx, id)?.ok_or_else(|| Error::new(Errno::ENOENT, "image name", ioctx.spec(id)))?;
+    let entry = trash::get(ioctx, id)?
+        .ok_or_else(|| Error::new(Errno::ENOENT, "image name", ioctx.spec(id)))?;
     Ok(entry.name)
 }
 
-/// Ceph's encoding of a string: its length in four bytes, the least significant first, then its bytes.
+/// Ceph's encoding of a string: its length in four bytes, the least significant first, then its
+/// bytes.
 fn decode(buffer: &[u8]) -> Option<String> {
     let (length, rest) = buffer.split_first_chunk::<4>()?;
     let text = rest.get(..u32::from_le_bytes(*length) as usize)?;
@@ -90,7 +92,8 @@ pub(super) fn rename(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
         other => return other,
     }
     if is_listed(ioctx, from)? {
-        // Killed before the directory was written: as if nothing had happened once the new id object is gone.
+        // Killed before the directory was written: as if nothing had happened once the new id
+        // object is gone.
         remove(ioctx, &id_object(to))?;
         rename_once(ioctx, from, to)
     } else {
@@ -99,7 +102,8 @@ pub(super) fn rename(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
     }
 }
 
-/// `rbd_rename`, or the same steps where that is refused for want of space: it needs a new object of a few bytes.
+/// `rbd_rename`, or the same steps where that is refused for want of space: it needs a new object
+/// of a few bytes.
 fn rename_once(ioctx: &Ioctx, from: &str, to: &str) -> Result<()> {
     match rbd_rename_image(ioctx, from, to) {
         Err(error) if matches!(error.errno, Errno::EDQUOT | Errno::ENOSPC) => {
@@ -138,9 +142,14 @@ mod tests {
 
     #[test]
     fn what_is_no_id_is_refused() {
-        for bytes in
-            [&b""[..], b"\x03\0\0", b"\0\0\0\0", b"\x03\0\0\0ab", b"\xff\xff\xff\xffab", b"\x01\0\0\0\xff"]
-        {
+        for bytes in [
+            &b""[..],
+            b"\x03\0\0",
+            b"\0\0\0\0",
+            b"\x03\0\0\0ab",
+            b"\xff\xff\xff\xffab",
+            b"\x01\0\0\0\xff",
+        ] {
             assert_eq!(decode(bytes), None, "{bytes:?}");
         }
     }

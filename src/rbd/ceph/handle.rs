@@ -14,25 +14,26 @@ use super::newer::{
 };
 use super::sys::{
     RBD_MAX_BLOCK_NAME_SIZE, RBD_MAX_IMAGE_NAME_SIZE, RBD_SNAP_NAMESPACE_TYPE_GROUP,
-    RBD_SNAP_NAMESPACE_TYPE_MIRROR, RBD_SNAP_NAMESPACE_TYPE_TRASH, RBD_SNAP_NAMESPACE_TYPE_USER, rbd_close,
-    rbd_diff_iterate2, rbd_flush, rbd_get_features, rbd_get_id, rbd_get_parent, rbd_get_size,
-    rbd_get_stripe_count, rbd_get_stripe_unit, rbd_image_info_t, rbd_image_t, rbd_is_exclusive_lock_owner,
-    rbd_linked_image_spec_cleanup, rbd_linked_image_spec_list_cleanup, rbd_linked_image_spec_t,
-    rbd_list_children3, rbd_open, rbd_open_by_id, rbd_open_by_id_read_only, rbd_open_read_only, rbd_read,
-    rbd_snap_get_name, rbd_snap_get_namespace_type, rbd_snap_get_timestamp, rbd_snap_get_trash_namespace,
+    RBD_SNAP_NAMESPACE_TYPE_MIRROR, RBD_SNAP_NAMESPACE_TYPE_TRASH, RBD_SNAP_NAMESPACE_TYPE_USER,
+    rbd_close, rbd_diff_iterate2, rbd_flush, rbd_get_features, rbd_get_id, rbd_get_parent,
+    rbd_get_size, rbd_get_stripe_count, rbd_get_stripe_unit, rbd_image_info_t, rbd_image_t,
+    rbd_is_exclusive_lock_owner, rbd_linked_image_spec_cleanup, rbd_linked_image_spec_list_cleanup,
+    rbd_linked_image_spec_t, rbd_list_children3, rbd_open, rbd_open_by_id,
+    rbd_open_by_id_read_only, rbd_open_read_only, rbd_read, rbd_snap_get_name,
+    rbd_snap_get_namespace_type, rbd_snap_get_timestamp, rbd_snap_get_trash_namespace,
     rbd_snap_info_t, rbd_snap_is_protected, rbd_snap_list, rbd_snap_list_end, rbd_snap_set_by_id,
     rbd_snap_spec_cleanup, rbd_snap_spec_t, rbd_stat, rbd_write, rbd_write_zeroes, timespec,
 };
 use crate::rbd::{
-    Child, Diff, Errno, Error, Extent, Features, ImageInfo, ImageKey, OpenMode, Parent, Result, Snapshot,
-    SnapshotId, SnapshotKind,
+    Child, Diff, Errno, Error, Extent, Features, ImageInfo, ImageKey, OpenMode, Parent, Result,
+    Snapshot, SnapshotId, SnapshotKind,
 };
 
 /// The most bytes one call of librbd may read, write or clear (it keeps lengths in an `int`).
 const MOST: usize = 1 << 30;
 
-/// An open `rbd_image_t`, set to the head or to one snapshot for good, closed when dropped. It keeps its pool and
-/// connection alive.
+/// An open `rbd_image_t`, set to the head or to one snapshot for good, closed when dropped. It
+/// keeps its pool and connection alive.
 pub(super) struct Handle {
     raw: rbd_image_t,
     id: String,
@@ -43,8 +44,8 @@ pub(super) struct Handle {
     ioctx: Arc<Ioctx>,
 }
 
-// SAFETY: librbd's functions may be called with one image from any thread, several at a time; what changes the
-// handle itself (the snapshot it is set to) happens before anyone else has it.
+// SAFETY: librbd's functions may be called with one image from any thread, several at a time; what
+// changes the handle itself (the snapshot it is set to) happens before anyone else has it.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -52,17 +53,21 @@ unsafe impl Sync for Handle {}
 impl Handle {
     /// Opens the head.
     pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>, mode: OpenMode) -> Result<Handle> {
-        let (call, open, key): (_, unsafe extern "C" fn(_, _, _, _) -> c_int, _) = match (image, mode) {
-            (ImageKey::Name(name), OpenMode::ReadWrite) => ("rbd_open", rbd_open, name),
-            (ImageKey::Name(name), OpenMode::ReadOnly) => ("rbd_open_read_only", rbd_open_read_only, name),
-            (ImageKey::Id(id), OpenMode::ReadWrite) => ("rbd_open_by_id", rbd_open_by_id, id),
-            (ImageKey::Id(id), OpenMode::ReadOnly) => {
-                ("rbd_open_by_id_read_only", rbd_open_by_id_read_only, id)
-            }
-        };
+        let (call, open, key): (_, unsafe extern "C" fn(_, _, _, _) -> c_int, _) =
+            match (image, mode) {
+                (ImageKey::Name(name), OpenMode::ReadWrite) => ("rbd_open", rbd_open, name),
+                (ImageKey::Name(name), OpenMode::ReadOnly) => {
+                    ("rbd_open_read_only", rbd_open_read_only, name)
+                }
+                (ImageKey::Id(id), OpenMode::ReadWrite) => ("rbd_open_by_id", rbd_open_by_id, id),
+                (ImageKey::Id(id), OpenMode::ReadOnly) => {
+                    ("rbd_open_by_id_read_only", rbd_open_by_id_read_only, id)
+                }
+            };
         let c_key = c_string(key, call)?;
         let mut raw = null_mut();
-        // SAFETY: the context is valid, the key NUL-terminated, `raw` a place for the handle; no snapshot.
+        // SAFETY: the context is valid, the key NUL-terminated, `raw` a place for the handle; no
+        // snapshot.
         let code = unsafe { open(ioctx.raw(), c_key.as_ptr(), &raw mut raw, null()) };
         ioctx.check(code, call, || ioctx.spec(key))?;
         let mut handle = Handle {
@@ -81,7 +86,8 @@ impl Handle {
         Ok(handle)
     }
 
-    /// A second, read-only handle on the same image, set to a snapshot. `ENOENT` when there is no such snapshot.
+    /// A second, read-only handle on the same image, set to a snapshot. `ENOENT` when there is no
+    /// such snapshot.
     pub(super) fn at(&self, snapshot: SnapshotId) -> Result<Handle> {
         let mut handle = Handle::open(&self.ioctx, ImageKey::Id(&self.id), OpenMode::ReadOnly)?;
         handle.spec = format!("{}@{snapshot}", self.spec);
@@ -114,11 +120,17 @@ impl Handle {
     }
 
     /// [`Ioctx::check`] about a snapshot of the image.
-    pub(super) fn check_at(&self, code: c_int, call: &'static str, snapshot: &str) -> Result<c_int> {
+    pub(super) fn check_at(
+        &self,
+        code: c_int,
+        call: &'static str,
+        snapshot: &str,
+    ) -> Result<c_int> {
         self.ioctx.check(code, call, || format!("{}@{snapshot}", self.spec))
     }
 
-    /// Whether this handle has the exclusive lock. While an operation of its own is in progress it cannot lose it.
+    /// Whether this handle has the exclusive lock. While an operation of its own is in progress it
+    /// cannot lose it.
     pub(super) fn owns_lock(&self) -> bool {
         let mut owner = 0;
         // SAFETY: the image is open; `owner` is a place for the answer.
@@ -136,10 +148,11 @@ impl Handle {
         format!("rbd_header.{}", self.id)
     }
 
-    /// Tells all who have the image open that its header changed, as librbd does, and waits as [`Ioctx::notify`] does.
+    /// Tells all who have the image open that its header changed, as librbd does, and waits as
+    /// [`Ioctx::notify`] does.
     pub(super) fn notify_of_change(&self, timeout: Duration) -> Result<()> {
-        /// librbd's `NotifyMessage` in Ceph's encoding: version 1, readable since version 1, then the length and the number of
-        /// `HeaderUpdate`, which has no fields.
+        /// librbd's `NotifyMessage` in Ceph's encoding: version 1, readable since version 1, then
+        /// the length and the number of `HeaderUpdate`, which has no fields.
         const HEADER_UPDATE: [u8; 10] = [1, 1, 4, 0, 0, 0, 3, 0, 0, 0];
         self.ioctx.notify(&self.header(), &HEADER_UPDATE, timeout)
     }
@@ -202,8 +215,10 @@ impl Handle {
         let found = usize::try_from(self.check(code, "rbd_snap_list")?).unwrap_or(0);
         // SAFETY: librbd made the names, and they are freed below.
         let name = |info: &rbd_snap_info_t| unsafe { owned(info.name) };
-        let found: Vec<_> = items[..found].iter().map(|info| (info.id, info.size, name(info))).collect();
-        // SAFETY: rbd_snap_list wrote the entries and ended them with one without a name; they are freed once.
+        let found: Vec<_> =
+            items[..found].iter().map(|info| (info.id, info.size, name(info))).collect();
+        // SAFETY: rbd_snap_list wrote the entries and ended them with one without a name; they are
+        // freed once.
         unsafe { rbd_snap_list_end(items.as_mut_ptr()) };
         let mut snapshots = Vec::with_capacity(found.len());
         for (id, size, name) in found {
@@ -226,15 +241,19 @@ impl Handle {
         let kind = match namespace {
             RBD_SNAP_NAMESPACE_TYPE_USER => SnapshotKind::User,
             RBD_SNAP_NAMESPACE_TYPE_GROUP => SnapshotKind::Group,
-            RBD_SNAP_NAMESPACE_TYPE_TRASH => SnapshotKind::Trash { original_name: self.original_name(id)? },
+            RBD_SNAP_NAMESPACE_TYPE_TRASH => {
+                SnapshotKind::Trash { original_name: self.original_name(id)? }
+            }
             RBD_SNAP_NAMESPACE_TYPE_MIRROR => SnapshotKind::Mirror,
             _ => SnapshotKind::Unknown,
         };
         let mut protected = 0;
         if kind == SnapshotKind::User {
             let c_name = c_string(&name, "rbd_snap_is_protected")?;
-            // SAFETY: the image is open, the name NUL-terminated; `protected` is a place for the answer.
-            let code = unsafe { rbd_snap_is_protected(self.raw, c_name.as_ptr(), &raw mut protected) };
+            // SAFETY: the image is open, the name NUL-terminated; `protected` is a place for the
+            // answer.
+            let code =
+                unsafe { rbd_snap_is_protected(self.raw, c_name.as_ptr(), &raw mut protected) };
             self.check_at(code, "rbd_snap_is_protected", &name)?;
         }
         let mut time = timespec { tv_sec: 0, tv_nsec: 0 };
@@ -262,7 +281,8 @@ impl Handle {
             Err(error) if error.errno == Errno::ENOENT => return Ok(None),
             other => other?,
         };
-        // SAFETY: on success librbd filled both, and they are cleaned up once, after they were copied.
+        // SAFETY: on success librbd filled both, and they are cleaned up once, after they were
+        // copied.
         unsafe {
             let child = linked(&image);
             let parent = Parent {
@@ -280,7 +300,8 @@ impl Handle {
         }
     }
 
-    /// The clones of the snapshot the handle is set to; of all snapshots when it is set to the head.
+    /// The clones of the snapshot the handle is set to; of all snapshots when it is set to the
+    /// head.
     pub(super) fn children(&self) -> Result<Vec<Child>> {
         let (code, items) = grow(BLANK_IMAGE, 64, |images, count| {
             // SAFETY: the image is open; there is room for `count` entries at `images`.
@@ -295,13 +316,19 @@ impl Handle {
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let size = self.size()?;
-        let length = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        let length =
+            usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
         let mut done = 0;
         while done < length {
             let chunk = &mut buffer[done..length.min(done + MOST)];
             // SAFETY: the image is open; the chunk has the length given.
             let code = unsafe {
-                rbd_read(self.raw, offset + done as u64, chunk.len(), chunk.as_mut_ptr().cast::<c_char>())
+                rbd_read(
+                    self.raw,
+                    offset + done as u64,
+                    chunk.len(),
+                    chunk.as_mut_ptr().cast::<c_char>(),
+                )
             };
             let read = self.count(code, "rbd_read")?;
             if read == 0 {
@@ -320,7 +347,12 @@ impl Handle {
             let chunk = &data[done..data.len().min(done + MOST)];
             // SAFETY: the image is open; the chunk has the length given.
             let code = unsafe {
-                rbd_write(self.raw, offset + done as u64, chunk.len(), chunk.as_ptr().cast::<c_char>())
+                rbd_write(
+                    self.raw,
+                    offset + done as u64,
+                    chunk.len(),
+                    chunk.as_ptr().cast::<c_char>(),
+                )
             };
             let written = self.count(code, "rbd_write")?;
             if written == 0 {
@@ -365,7 +397,8 @@ impl Handle {
         Ok(code.cast_unsigned())
     }
 
-    /// The difference between what this handle is set to and `query.since`; `query.at` is not looked at.
+    /// The difference between what this handle is set to and `query.since`; `query.at` is not
+    /// looked at.
     pub(super) fn diff(&self, query: &Diff, visit: Visit<'_>) -> Result<()> {
         let length = query.length.min(self.size()?.saturating_sub(query.offset));
         if length == 0 {
@@ -391,7 +424,15 @@ impl Handle {
         let callback = Callback::new(visit);
         // SAFETY: the image is open; the callback outlives the call.
         let code = unsafe {
-            function(self.raw, since, query.offset, length, flags, Some(visit_extent), callback.argument())
+            function(
+                self.raw,
+                since,
+                query.offset,
+                length,
+                flags,
+                Some(visit_extent),
+                callback.argument(),
+            )
         };
         self.check(callback.finish(code), "rbd_diff_iterate3").map(drop)
     }
@@ -400,7 +441,8 @@ impl Handle {
         let since = query.since.map(|snapshot| self.snapshot_name(snapshot)).transpose()?;
         let since = since.map(|name| c_string(&name, "rbd_diff_iterate2")).transpose()?;
         let callback = Callback::new(visit);
-        // SAFETY: the image is open; `since` is null or NUL-terminated; the callback outlives the call.
+        // SAFETY: the image is open; `since` is null or NUL-terminated; the callback outlives the
+        // call.
         let code = unsafe {
             rbd_diff_iterate2(
                 self.raw,
@@ -428,8 +470,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: opened by `open`, closed nowhere else. What a failing close leaves behind (a watch) the cluster
-        // expires; nobody could do anything about it here.
+        // SAFETY: opened by `open`, closed nowhere else. What a failing close leaves behind (a
+        // watch) the cluster expires; nobody could do anything about it here.
         unsafe { rbd_close(self.raw) };
     }
 }
@@ -442,7 +484,12 @@ impl fmt::Debug for Handle {
 
 type Visit<'a> = &'a mut (dyn FnMut(Extent) -> ControlFlow<()> + Send);
 
-unsafe extern "C" fn visit_extent(offset: u64, length: usize, exists: c_int, argument: *mut c_void) -> c_int {
+unsafe extern "C" fn visit_extent(
+    offset: u64,
+    length: usize,
+    exists: c_int,
+    argument: *mut c_void,
+) -> c_int {
     let extent = Extent { offset, length: length as u64, exists: exists != 0 };
     // SAFETY: `diff` passes the argument of its callback, which outlives the call.
     unsafe { Callback::<Visit<'_>>::enter(argument, |visit| visit(extent)) }

@@ -7,8 +7,8 @@ use super::call::{grow, owned, strings, text};
 use super::handle::Handle;
 use super::sys::{
     RBD_MIRROR_IMAGE_ENABLED, rados_pool_reverse_lookup, rbd_get_group, rbd_group_info_cleanup,
-    rbd_group_info_t, rbd_list_lockers, rbd_mirror_image_get_info, rbd_mirror_image_get_info_cleanup,
-    rbd_mirror_image_info_t,
+    rbd_group_info_t, rbd_list_lockers, rbd_mirror_image_get_info,
+    rbd_mirror_image_get_info_cleanup, rbd_mirror_image_info_t,
 };
 use crate::rbd::{Errno, Features, Hold, Result};
 
@@ -16,8 +16,8 @@ use crate::rbd::{Errno, Features, Hold, Result};
 const AUTOMATIC: &str = "auto ";
 
 impl Handle {
-    /// See [`crate::rbd::Image::hold`]. librbd reads the locks along with the header, so this asks the cluster for nothing unless the
-    /// image has the journaling feature.
+    /// See [`crate::rbd::Image::hold`]. librbd reads the locks along with the header, so this asks
+    /// the cluster for nothing unless the image has the journaling feature.
     pub(super) fn hold(&self) -> Result<Option<Hold>> {
         if let Some(lock) = self.foreign_lock()? {
             return Ok(Some(lock));
@@ -33,8 +33,10 @@ impl Handle {
         let call = "rbd_list_lockers";
         let mut room = [64; 4];
         loop {
-            let [mut tag, mut clients, mut cookies, mut addresses] = room.map(|length| vec![0; length]);
-            let [mut tag_length, mut clients_length, mut cookies_length, mut addresses_length] = room;
+            let [mut tag, mut clients, mut cookies, mut addresses] =
+                room.map(|length| vec![0; length]);
+            let [mut tag_length, mut clients_length, mut cookies_length, mut addresses_length] =
+                room;
             let mut exclusive = 0;
             // SAFETY: the image is open; each buffer has the length given.
             let found = unsafe {
@@ -63,7 +65,9 @@ impl Handle {
             }
             let all = |buffer: &[c_char], length: usize| strings(&buffer[..length]);
             let ids = all(&cookies, cookies_length);
-            let Some(index) = ids.iter().position(|id| !id.starts_with(AUTOMATIC)) else { return Ok(None) };
+            let Some(index) = ids.iter().position(|id| !id.starts_with(AUTOMATIC)) else {
+                return Ok(None);
+            };
             let nth = |list: Vec<String>| list.into_iter().nth(index).unwrap_or_default();
             return Ok(Some(Hold::Lock {
                 id: ids[index].clone(),
@@ -79,7 +83,11 @@ impl Handle {
         let mut info = rbd_mirror_image_info_t { global_id: null_mut(), state: 0, primary: false };
         // SAFETY: the image is open; `info` has the size given.
         let code = unsafe {
-            rbd_mirror_image_get_info(self.raw(), &raw mut info, size_of::<rbd_mirror_image_info_t>())
+            rbd_mirror_image_get_info(
+                self.raw(),
+                &raw mut info,
+                size_of::<rbd_mirror_image_info_t>(),
+            )
         };
         match self.check(code, call) {
             // Mirroring is off for the pool, or for the image.
@@ -100,7 +108,8 @@ impl Handle {
         let code = unsafe { rbd_get_group(self.raw(), &raw mut info, size) };
         self.check(code, call)?;
         let pool = info.pool;
-        // SAFETY: on success librbd made the name, if the image has a group, and it is freed once, after it was copied.
+        // SAFETY: on success librbd made the name, if the image has a group, and it is freed once,
+        // after it was copied.
         let name = unsafe {
             let name = owned(info.name);
             rbd_group_info_cleanup(&raw mut info, size);

@@ -11,37 +11,46 @@ use super::ioctx::Ioctx;
 use super::pool::CephPool;
 use super::shared::{self, Share};
 use super::sys::{
-    rados, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list, rbd_metadata_remove,
-    rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect, rbd_snap_remove, rbd_snap_rename,
-    rbd_snap_unprotect, rbd_watchers_list, rbd_watchers_list_cleanup,
+    rados, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list,
+    rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect,
+    rbd_snap_remove, rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list,
+    rbd_watchers_list_cleanup,
 };
 use super::{copy, directory, flatten, snapshot_removal};
 use crate::rbd::{
-    Child, Cluster, Diff, Errno, Error, Extent, Hold, Image, ImageInfo, ImageKey, ImageOptions, OpenMode,
-    Parent, Pool, Progress, Result, Snapshot, SnapshotId, Watcher,
+    Child, Cluster, Diff, Errno, Error, Extent, Hold, Image, ImageInfo, ImageKey, ImageOptions,
+    OpenMode, Parent, Pool, Progress, Result, Snapshot, SnapshotId, Watcher,
 };
 
 /// An [`Image`] over librbd.
 ///
-/// `head` is what the caller opened. Everything at a snapshot goes through a second, read-only handle set to that
-/// snapshot, which costs an open. Setting `head` itself there and back would be quicker, but meanwhile writes,
-/// snapshots and resizes of other threads would fail, and the exclusive lock would be given up. Keeping the second
-/// handle would show old links: nobody tells a read-only handle of changes.
+/// `head` is what the caller opened. Everything at a snapshot goes through a second, read-only
+/// handle set to that snapshot, which costs an open. Setting `head` itself there and back would be
+/// quicker, but meanwhile writes, snapshots and resizes of other threads would fail, and the
+/// exclusive lock would be given up. Keeping the second handle would show old links: nobody tells a
+/// read-only handle of changes.
 #[derive(Debug)]
 pub(super) struct CephImage {
     head: Arc<Handle>,
     /// Dropped after `head`: the last of its shares closes it.
     share: Option<Share>,
     mode: OpenMode,
-    /// The snapshot read last, to not open it again for every block. What a snapshot holds never changes.
+    /// The snapshot read last, to not open it again for every block. What a snapshot holds never
+    /// changes.
     reader: Mutex<Option<(SnapshotId, Arc<Handle>)>>,
 }
 
 impl CephImage {
-    pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>, mode: OpenMode) -> Result<CephImage> {
+    pub(super) fn open(
+        ioctx: &Arc<Ioctx>,
+        image: ImageKey<'_>,
+        mode: OpenMode,
+    ) -> Result<CephImage> {
         let (head, share) = match mode {
             OpenMode::ReadOnly => (Arc::new(Handle::open(ioctx, image, mode)?), None),
-            OpenMode::ReadWrite => shared::open(ioctx, image).map(|(head, share)| (head, Some(share)))?,
+            OpenMode::ReadWrite => {
+                shared::open(ioctx, image).map(|(head, share)| (head, Some(share)))?
+            }
         };
         Ok(CephImage { head, share, mode, reader: Mutex::new(None) })
     }
@@ -106,12 +115,16 @@ impl Image for CephImage {
 
     fn create_snapshot(&self, name: &str) -> Result<()> {
         // SAFETY: the image is open, the name NUL-terminated.
-        self.snapshot_call("rbd_snap_create", name, |image, name| unsafe { rbd_snap_create(image, name) })
+        self.snapshot_call("rbd_snap_create", name, |image, name| unsafe {
+            rbd_snap_create(image, name)
+        })
     }
 
     fn remove_snapshot(&self, name: &str) -> Result<()> {
         // SAFETY: the image is open, the name NUL-terminated.
-        self.snapshot_call("rbd_snap_remove", name, |image, name| unsafe { rbd_snap_remove(image, name) })
+        self.snapshot_call("rbd_snap_remove", name, |image, name| unsafe {
+            rbd_snap_remove(image, name)
+        })
     }
 
     fn remove_snapshot_by_id(&self, id: SnapshotId) -> Result<()> {
@@ -120,7 +133,9 @@ impl Image for CephImage {
 
     fn protect_snapshot(&self, name: &str) -> Result<()> {
         // SAFETY: the image is open, the name NUL-terminated.
-        self.snapshot_call("rbd_snap_protect", name, |image, name| unsafe { rbd_snap_protect(image, name) })
+        self.snapshot_call("rbd_snap_protect", name, |image, name| unsafe {
+            rbd_snap_protect(image, name)
+        })
     }
 
     fn unprotect_snapshot(&self, name: &str) -> Result<()> {
@@ -140,7 +155,8 @@ impl Image for CephImage {
 
     fn parent(&self, at: Option<SnapshotId>) -> Result<Option<Parent>> {
         if at.is_none() && self.share.as_ref().is_some_and(Share::joined) {
-            // librbd reads the names of parent and snapshot when it opens the image, and never again.
+            // librbd reads the names of parent and snapshot when it opens the image, and never
+            // again.
             let id = ImageKey::Id(self.head.id());
             return Handle::open(self.head.ioctx(), id, OpenMode::ReadOnly)?.parent();
         }
@@ -155,8 +171,8 @@ impl Image for CephImage {
         flatten::flatten(&self.head, self.mode, progress)
     }
 
-    /// The copy is made by this image's connection, which therefore needs to see the pool `to`: `EXDEV` when that
-    /// is in another cluster.
+    /// The copy is made by this image's connection, which therefore needs to see the pool `to`:
+    /// `EXDEV` when that is in another cluster.
     fn copy(
         &self,
         at: Option<SnapshotId>,
@@ -168,10 +184,16 @@ impl Image for CephImage {
         let connection = self.head.ioctx().connection();
         let ours = CephCluster { connection: Arc::clone(connection) };
         if ours.fsid()? != to.cluster().fsid()? {
-            return Err(Error::new(Errno::EXDEV, "copy", format!("{} to {name}", self.head.spec())));
+            return Err(Error::new(
+                Errno::EXDEV,
+                "copy",
+                format!("{} to {name}", self.head.spec()),
+            ));
         }
-        let source = at.map_or_else(|| Ok(Arc::clone(&self.head)), |snapshot| self.reader(snapshot))?;
-        let pool = CephPool { ioctx: Arc::new(Ioctx::open(connection, to.name(), to.namespace())?) };
+        let source =
+            at.map_or_else(|| Ok(Arc::clone(&self.head)), |snapshot| self.reader(snapshot))?;
+        let pool =
+            CephPool { ioctx: Arc::new(Ioctx::open(connection, to.name(), to.namespace())?) };
         pool.create_image(name, source.size()?, &copy::inherit(&source, options)?)?;
         let copy = CephImage::open(&pool.ioctx, ImageKey::Name(name), OpenMode::ReadWrite)?;
         for (key, value) in self.metadata_list()? {
@@ -184,7 +206,8 @@ impl Image for CephImage {
         let call = "rbd_metadata_get";
         let c_key = c_string(key, call)?;
         let (code, value) = grow(0, 256, |value, length| {
-            // SAFETY: the image is open, the key NUL-terminated; there is room for `length` bytes at `value`.
+            // SAFETY: the image is open, the key NUL-terminated; there is room for `length` bytes
+            // at `value`.
             unsafe { rbd_metadata_get(self.head.raw(), c_key.as_ptr(), value, length) }
         });
         match self.head.check(code, call) {
@@ -275,7 +298,8 @@ impl Image for CephImage {
         if self.mode == OpenMode::ReadWrite {
             // librbd does not say which cookie is this handle's; one watch of this connection is.
             // SAFETY: the connection is up.
-            let client = unsafe { rados::rados_get_instance_id(self.head.ioctx().connection().raw()) };
+            let client =
+                unsafe { rados::rados_get_instance_id(self.head.ioctx().connection().raw()) };
             if let Some(own) = watchers.iter().position(|watcher| watcher.client == client) {
                 watchers.remove(own);
             }
@@ -302,7 +326,11 @@ impl Image for CephImage {
         self.head.flush()
     }
 
-    fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()> {
+    fn diff(
+        &self,
+        query: &Diff,
+        visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
         self.with(query.at, |handle| handle.diff(query, visit))
     }
 }

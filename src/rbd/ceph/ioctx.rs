@@ -23,8 +23,8 @@ pub(super) struct Ioctx {
     connection: Arc<Connection>,
 }
 
-// SAFETY: librados' and librbd's functions may be called with one context from any thread, several at a time; what
-// changes the context itself (namespace, full-try) happens in `open` only.
+// SAFETY: librados' and librbd's functions may be called with one context from any thread, several
+// at a time; what changes the context itself (namespace, full-try) happens in `open` only.
 unsafe impl Send for Ioctx {}
 // SAFETY: as above.
 unsafe impl Sync for Ioctx {}
@@ -35,10 +35,11 @@ impl Ioctx {
         let c_namespace = c_string(namespace, "rados_ioctx_set_namespace")?;
         let mut raw = null_mut();
         // SAFETY: the connection is up; `raw` is a place for the handle.
-        let code = unsafe { rados::rados_ioctx_create(connection.raw(), c_pool.as_ptr(), &raw mut raw) };
+        let code =
+            unsafe { rados::rados_ioctx_create(connection.raw(), c_pool.as_ptr(), &raw mut raw) };
         connection.check(code, "rados_ioctx_create", || format!("pool {pool}"))?;
-        // SAFETY: the context is valid and not shared yet. With full-try a full pool refuses at once instead of
-        // blocking, and lets removals through.
+        // SAFETY: the context is valid and not shared yet. With full-try a full pool refuses at
+        // once instead of blocking, and lets removals through.
         unsafe {
             rados::rados_ioctx_set_namespace(raw, c_namespace.as_ptr());
             rados_set_pool_full_try(raw);
@@ -84,7 +85,12 @@ impl Ioctx {
 
     /// What tells the image with this id from all others of this process's connections.
     pub(super) fn key(&self, id: &str) -> (usize, String, String, String) {
-        (Arc::as_ptr(&self.connection).addr(), self.pool.clone(), self.namespace.clone(), id.to_owned())
+        (
+            Arc::as_ptr(&self.connection).addr(),
+            self.pool.clone(),
+            self.namespace.clone(),
+            id.to_owned(),
+        )
     }
 
     /// The spec of an image or object here, for messages.
@@ -111,8 +117,14 @@ impl Ioctx {
         checked
     }
 
-    /// Calls `method` of the OSD's `rbd` class, as librbd does, on `object`. There is no output. `input` is in Ceph's encoding.
-    pub(super) fn call_class(&self, object: &str, method: &'static str, input: &[u8]) -> Result<()> {
+    /// Calls `method` of the OSD's `rbd` class, as librbd does, on `object`. There is no output.
+    /// `input` is in Ceph's encoding.
+    pub(super) fn call_class(
+        &self,
+        object: &str,
+        method: &'static str,
+        input: &[u8],
+    ) -> Result<()> {
         let (c_object, c_method) = (c_string(object, method)?, c_string(method, method)?);
         // SAFETY: the context is valid, the names NUL-terminated; the input has the length given.
         let code = unsafe {
@@ -132,15 +144,16 @@ impl Ioctx {
 }
 
 impl Ioctx {
-    /// Tells all who watch `object`, and waits until each has heard or its watch is over: `ETIMEDOUT` when that takes longer than
-    /// `timeout`.
+    /// Tells all who watch `object`, and waits until each has heard or its watch is over:
+    /// `ETIMEDOUT` when that takes longer than `timeout`.
     pub(super) fn notify(&self, object: &str, message: &[u8], timeout: Duration) -> Result<()> {
         let call = "rados_notify2";
         let c_object = c_string(object, call)?;
-        let length =
-            c_int::try_from(message.len()).map_err(|_| Error::new(Errno::E2BIG, call, self.spec(object)))?;
+        let length = c_int::try_from(message.len())
+            .map_err(|_| Error::new(Errno::E2BIG, call, self.spec(object)))?;
         let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        // SAFETY: the context is valid, the name NUL-terminated, the message of the length given; no answers are wanted.
+        // SAFETY: the context is valid, the name NUL-terminated, the message of the length given;
+        // no answers are wanted.
         let code = unsafe {
             rados_notify2(
                 self.raw,
@@ -165,7 +178,11 @@ impl Drop for Ioctx {
 
 /// `pool/namespace/name`, without the namespace when it is the default one.
 fn spec(pool: &str, namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { format!("{pool}/{name}") } else { format!("{pool}/{namespace}/{name}") }
+    if namespace.is_empty() {
+        format!("{pool}/{name}")
+    } else {
+        format!("{pool}/{namespace}/{name}")
+    }
 }
 
 #[cfg(test)]

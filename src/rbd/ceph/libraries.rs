@@ -8,10 +8,12 @@ use super::newer::{self, DIFF_ITERATE3};
 use super::sys::{rados, rbd_version};
 use crate::rbd::{Errno, Release};
 
-/// librados and librbd as they are loaded. Both are of one release: each demands the same `libceph-common`.
+/// librados and librbd as they are loaded. Both are of one release: each demands the same
+/// `libceph-common`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Libraries {
-    /// Ceph's version, such as `20.2.4`; its first number alone when the libraries do not tell more.
+    /// Ceph's version, such as `20.2.4`; its first number alone when the libraries do not tell
+    /// more.
     pub ceph: String,
     /// The release that `ceph` is of.
     pub release: Release,
@@ -68,12 +70,16 @@ fn lacks() -> Vec<&'static str> {
 fn knows_option(option: &CStr) -> Option<bool> {
     let mut cluster = null_mut();
     // SAFETY: `cluster` is a place for the handle; the names are NUL-terminated.
-    if unsafe { rados::rados_create2(&raw mut cluster, c"ceph".as_ptr(), c"client.admin".as_ptr(), 0) } < 0 {
+    if unsafe {
+        rados::rados_create2(&raw mut cluster, c"ceph".as_ptr(), c"client.admin".as_ptr(), 0)
+    } < 0
+    {
         return None;
     }
     let mut value: [c_char; 256] = [0; 256];
     // SAFETY: the handle is valid, the name NUL-terminated; the buffer has the length given.
-    let code = unsafe { rados::rados_conf_get(cluster, option.as_ptr(), value.as_mut_ptr(), value.len()) };
+    let code =
+        unsafe { rados::rados_conf_get(cluster, option.as_ptr(), value.as_mut_ptr(), value.len()) };
     // SAFETY: made above, and used by nobody else.
     unsafe { rados::rados_shutdown(cluster) };
     Some(code != -(Errno::ENOENT as c_int))

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where a number of threads wait for each other. Once it was decided that they go on, or that they do not, that stands.
+/// Where a number of threads wait for each other. Once it was decided that they go on, or that they
+/// do not, that stands.
 #[derive(Debug)]
 pub(super) struct Meeting {
     state: Mutex<State>,
@@ -20,11 +21,14 @@ struct State {
 impl Meeting {
     /// A meeting of `expected` threads.
     pub(super) fn of(expected: usize) -> Meeting {
-        Meeting { state: Mutex::new(State { missing: expected, decided: None }), changed: Condvar::new() }
+        Meeting {
+            state: Mutex::new(State { missing: expected, decided: None }),
+            changed: Condvar::new(),
+        }
     }
 
-    /// Comes to the meeting: `Continue` when all have come within `patience` of each other, `Break` when it was called off, or is now,
-    /// for want of somebody.
+    /// Comes to the meeting: `Continue` when all have come within `patience` of each other, `Break`
+    /// when it was called off, or is now, for want of somebody.
     pub(super) fn join(&self, patience: Duration) -> ControlFlow<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.missing = state.missing.saturating_sub(1);
@@ -43,7 +47,8 @@ impl Meeting {
                 self.changed.notify_all();
                 return ControlFlow::Break(());
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

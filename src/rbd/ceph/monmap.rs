@@ -32,10 +32,11 @@ struct Address {
 
 /// The monitors in the JSON output of `mon dump`, in rank order.
 ///
-/// `EBADMSG` for what is no monmap, a monitor with a host name for an address included: a monmap holds socket
-/// addresses only.
+/// `EBADMSG` for what is no monmap, a monitor with a host name for an address included: a monmap
+/// holds socket addresses only.
 pub(crate) fn parse(json: &[u8]) -> Result<Vec<Monitor>> {
-    let mut dump: Dump = serde_json::from_slice(json).map_err(|error| invalid(&error.to_string()))?;
+    let mut dump: Dump =
+        serde_json::from_slice(json).map_err(|error| invalid(&error.to_string()))?;
     dump.mons.sort_by_key(|mon| mon.rank);
     dump.mons.into_iter().map(monitor).collect()
 }
@@ -50,7 +51,8 @@ fn monitor(mon: Mon) -> Result<Monitor> {
         }
     }
     if mon.public_addrs.addrvec.is_empty() {
-        let address = mon.addr.ok_or_else(|| invalid(&format!("monitor {} has no address", monitor.name)))?;
+        let address =
+            mon.addr.ok_or_else(|| invalid(&format!("monitor {} has no address", monitor.name)))?;
         monitor.v1 = Some(socket_address(&address)?);
     }
     Ok(monitor)
@@ -72,7 +74,11 @@ mod tests {
 
     fn monitors(json: &str) -> Vec<(String, Option<String>, Option<String>)> {
         let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
-        parse(json.as_bytes()).unwrap().into_iter().map(|m| (m.name, text(m.v2), text(m.v1))).collect()
+        parse(json.as_bytes())
+            .unwrap()
+            .into_iter()
+            .map(|m| (m.name, text(m.v2), text(m.v1)))
+            .collect()
     }
 
     #[test]
@@ -110,7 +116,9 @@ mod tests {
     fn what_is_no_monmap_is_refused_and_named() {
         let host_name = r#"{"mons":[{"rank":0,"name":"c","addr":"example.com:6791/0"}]}"#;
         let no_address = r#"{"mons":[{"rank":0,"name":"d"}]}"#;
-        for (json, named) in [(host_name, "example.com:6791/0"), (no_address, "monitor d"), ("[", "EOF")] {
+        for (json, named) in
+            [(host_name, "example.com:6791/0"), (no_address, "monitor d"), ("[", "EOF")]
+        {
             let error = parse(json.as_bytes()).unwrap_err();
             assert_eq!(error.errno, Errno::EBADMSG);
             assert!(error.to_string().contains(named), "{error}");

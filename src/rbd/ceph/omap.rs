@@ -1,4 +1,5 @@
-//! The omap of plain RADOS objects: read by keys, listed in pages, changed atomically behind guards.
+//! The omap of plain RADOS objects: read by keys, listed in pages, changed atomically behind
+//! guards.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
@@ -17,7 +18,8 @@ pub(super) fn get(ioctx: &Ioctx, object: &str, keys: &[&str]) -> Result<BTreeMap
     let op = ReadOp::new();
     let mut entries = Entries(null_mut());
     let mut result: c_int = 0;
-    // SAFETY: the arrays have the length given and outlive the operation, as do `entries` and `result`.
+    // SAFETY: the arrays have the length given and outlive the operation, as do `entries` and
+    // `result`.
     unsafe {
         rados::rados_read_op_omap_get_vals_by_keys(
             op.0,
@@ -39,7 +41,8 @@ pub(super) fn list(ioctx: &Ioctx, object: &str, after: &str, limit: u64) -> Resu
     let op = ReadOp::new();
     let mut entries = Entries(null_mut());
     let (mut more, mut result) = (0_u8, 0);
-    // SAFETY: the strings are NUL-terminated and copied; `entries`, `more` and `result` outlive the operation.
+    // SAFETY: the strings are NUL-terminated and copied; `entries`, `more` and `result` outlive the
+    // operation.
     unsafe {
         rados_read_op_omap_get_vals2(
             op.0,
@@ -58,17 +61,22 @@ pub(super) fn list(ioctx: &Ioctx, object: &str, after: &str, limit: u64) -> Resu
     Ok(OmapPage { entries: entries.read(ioctx, object)?, more: more != 0 })
 }
 
-/// Goes through in a full pool: these are notes of a few bytes, and without them nothing could be deleted there.
+/// Goes through in a full pool: these are notes of a few bytes, and without them nothing could be
+/// deleted there.
 ///
-/// One write operation: the object is created when missing, then the guards are compared, then keys set and
-/// removed. A failing guard cancels all of it, the creation included.
+/// One write operation: the object is created when missing, then the guards are compared, then keys
+/// set and removed. A failing guard cancels all of it, the creation included.
 ///
 /// An absent key compares as an empty value, which is why empty values are refused (`EINVAL`).
 pub(super) fn update(ioctx: &Ioctx, object: &str, update: &OmapUpdate) -> Result<()> {
     let empty = |value: &[u8]| value.is_empty();
     let equals_empty = |guard: &Guard| matches!(guard, Guard::Equals(_, value) if empty(value));
     if update.set.iter().any(|(_, value)| empty(value)) || update.guards.iter().any(equals_empty) {
-        return Err(Error::new(Errno::EINVAL, "omap update with an empty value", ioctx.spec(object)));
+        return Err(Error::new(
+            Errno::EINVAL,
+            "omap update with an empty value",
+            ioctx.spec(object),
+        ));
     }
     let op = WriteOp::new();
     // SAFETY: the operation is valid; no category is the default one.
@@ -93,7 +101,8 @@ pub(super) fn update(ioctx: &Ioctx, object: &str, update: &OmapUpdate) -> Result
     }
     if !update.set.is_empty() {
         let keys = Strings::new(update.set.iter().map(|(key, _)| key.as_str()))?;
-        let values: Vec<*const c_char> = update.set.iter().map(|(_, value)| value.as_ptr().cast()).collect();
+        let values: Vec<*const c_char> =
+            update.set.iter().map(|(_, value)| value.as_ptr().cast()).collect();
         let lengths: Vec<usize> = update.set.iter().map(|(_, value)| value.len()).collect();
         // SAFETY: three arrays of the same length, the one given; librados copies keys and values.
         unsafe {
@@ -109,7 +118,9 @@ pub(super) fn update(ioctx: &Ioctx, object: &str, update: &OmapUpdate) -> Result
     if !update.remove.is_empty() {
         let keys = Strings::new(update.remove.iter().map(String::as_str))?;
         // SAFETY: an array of the length given; librados copies the keys.
-        unsafe { rados::rados_write_op_omap_rm_keys(op.0, keys.pointers.as_ptr(), keys.pointers.len()) };
+        unsafe {
+            rados::rados_write_op_omap_rm_keys(op.0, keys.pointers.as_ptr(), keys.pointers.len())
+        };
     }
     op.operate(ioctx, object)
 }
@@ -117,7 +128,8 @@ pub(super) fn update(ioctx: &Ioctx, object: &str, update: &OmapUpdate) -> Result
 /// Makes the object `object`, which holds `data`, also in a full pool. `EEXIST` when it is there.
 pub(super) fn create_object(ioctx: &Ioctx, object: &str, data: &[u8]) -> Result<()> {
     let op = WriteOp::new();
-    // SAFETY: the operation is valid and copies the data, whose length is given; no category is the default one.
+    // SAFETY: the operation is valid and copies the data, whose length is given; no category is the
+    // default one.
     unsafe {
         rados::rados_write_op_create(op.0, LIBRADOS_CREATE_EXCLUSIVE, null());
         rados::rados_write_op_write_full(op.0, data.as_ptr().cast(), data.len());
@@ -133,9 +145,13 @@ struct Strings {
 
 impl Strings {
     fn new<'a>(strings: impl Iterator<Item = &'a str>) -> Result<Strings> {
-        let strings: Vec<CString> = strings.map(|key| c_string(key, "omap key")).collect::<Result<_>>()?;
+        let strings: Vec<CString> =
+            strings.map(|key| c_string(key, "omap key")).collect::<Result<_>>()?;
         // Moving a CString leaves the bytes it points to where they are.
-        Ok(Strings { pointers: strings.iter().map(|key| key.as_ptr()).collect(), _strings: strings })
+        Ok(Strings {
+            pointers: strings.iter().map(|key| key.as_ptr()).collect(),
+            _strings: strings,
+        })
     }
 }
 
@@ -179,9 +195,11 @@ impl WriteOp {
         let call = "rados_write_op_operate";
         let name = c_string(object, call)?;
         let flags = LIBRADOS_OPERATION_FULL_FORCE;
-        // SAFETY: operation and ioctx are valid, the name is NUL-terminated; no modification time means now.
-        let code =
-            unsafe { rados::rados_write_op_operate(self.0, ioctx.raw(), name.as_ptr(), null_mut(), flags) };
+        // SAFETY: operation and ioctx are valid, the name is NUL-terminated; no modification time
+        // means now.
+        let code = unsafe {
+            rados::rados_write_op_operate(self.0, ioctx.raw(), name.as_ptr(), null_mut(), flags)
+        };
         ioctx.check(code, call, || ioctx.spec(object)).map(drop)
     }
 }
@@ -202,7 +220,8 @@ impl Entries {
         loop {
             let (mut key, mut value) = (null_mut::<c_char>(), null_mut::<c_char>());
             let (mut key_length, mut value_length) = (0, 0);
-            // SAFETY: the iterator belongs to a completed operation; the places for pointers and lengths are ours.
+            // SAFETY: the iterator belongs to a completed operation; the places for pointers and
+            // lengths are ours.
             let code = unsafe {
                 rados_omap_get_next2(
                     self.0,
@@ -218,8 +237,9 @@ impl Entries {
             }
             // SAFETY: the iterator owns key and value, of the lengths it gave, until it is closed.
             let (key, value) = unsafe { (bytes(key, key_length), bytes(value, value_length)) };
-            let key = String::from_utf8(key)
-                .map_err(|_| Error::new(Errno::EILSEQ, "rados_omap_get_next2", ioctx.spec(object)))?;
+            let key = String::from_utf8(key).map_err(|_| {
+                Error::new(Errno::EILSEQ, "rados_omap_get_next2", ioctx.spec(object))
+            })?;
             entries.push((key, value));
         }
     }

@@ -27,14 +27,16 @@ impl RawOptions {
         if let Some(pool) = &options.data_pool {
             let pool = c_string(pool, "rbd_image_options_set_string")?;
             // SAFETY: the handle is valid; the string is NUL-terminated and copied.
-            let code =
-                unsafe { rbd_image_options_set_string(raw.0, RBD_IMAGE_OPTION_DATA_POOL, pool.as_ptr()) };
+            let code = unsafe {
+                rbd_image_options_set_string(raw.0, RBD_IMAGE_OPTION_DATA_POOL, pool.as_ptr())
+            };
             check(code, "rbd_image_options_set_string")?;
         }
         Ok(raw)
     }
 
-    /// For a clone. The format is always given: left to librbd, it depends on the oldest client the cluster admits.
+    /// For a clone. The format is always given: left to librbd, it depends on the oldest client the
+    /// cluster admits.
     pub(super) fn for_clone(options: &ImageOptions) -> Result<RawOptions> {
         let raw = RawOptions::for_image(options)?;
         let format = match options.clone_format {
@@ -48,7 +50,10 @@ impl RawOptions {
     fn set(&self, option: i32, value: Option<u64>) -> Result<()> {
         let Some(value) = value else { return Ok(()) };
         // SAFETY: the handle is valid.
-        check(unsafe { rbd_image_options_set_uint64(self.0, option, value) }, "rbd_image_options_set_uint64")
+        check(
+            unsafe { rbd_image_options_set_uint64(self.0, option, value) },
+            "rbd_image_options_set_uint64",
+        )
     }
 
     /// The handle, for a call of librbd.

@@ -21,8 +21,8 @@ use super::sys::{
 use super::trash;
 use crate::rbd::turns::Turn;
 use crate::rbd::{
-    Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
-    OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry, Turns,
+    Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage,
+    OmapUpdate, OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry, Turns,
 };
 
 /// For how long a removal waits for another of the same image.
@@ -47,16 +47,20 @@ impl CephPool {
         self.ioctx.check(code, call, || self.ioctx.spec(name)).map(drop)
     }
 
-    /// The turn at removing or renaming the image `name`, among all of this process: librbd does not stand two removals of one
-    /// image at once (one of them may never return, or leave the image's name in the directory). `EBUSY` when it does not come.
+    /// The turn at removing or renaming the image `name`, among all of this process: librbd does
+    /// not stand two removals of one image at once (one of them may never return, or leave the
+    /// image's name in the directory). `EBUSY` when it does not come.
     fn turn(&self, name: &str, call: &'static str) -> Result<Turn> {
         static REMOVALS: LazyLock<Turns> = LazyLock::new(Turns::default);
         let image = format!("{} {}", self.cluster().fsid()?, self.ioctx.spec(name));
-        REMOVALS.take(&image, PATIENCE).ok_or_else(|| Error::new(Errno::EBUSY, call, self.ioctx.spec(name)))
+        REMOVALS
+            .take(&image, PATIENCE)
+            .ok_or_else(|| Error::new(Errno::EBUSY, call, self.ioctx.spec(name)))
     }
 
-    /// A call that moves the image `name` to the trash. In a full pool librbd says `ENOENT` when it cannot make the
-    /// object that lists the trash, because nothing was ever removed there: that object is made for it.
+    /// A call that moves the image `name` to the trash. In a full pool librbd says `ENOENT` when it
+    /// cannot make the object that lists the trash, because nothing was ever removed there: that
+    /// object is made for it.
     fn remove(
         &self,
         call: &'static str,
@@ -64,7 +68,9 @@ impl CephPool {
         mut function: impl FnMut(rados::rados_ioctx_t, *const c_char) -> c_int,
     ) -> Result<()> {
         match self.call(call, name, &mut function) {
-            Err(error) if error.errno == Errno::ENOENT && directory::is_listed(&self.ioctx, name)? => {
+            Err(error)
+                if error.errno == Errno::ENOENT && directory::is_listed(&self.ioctx, name)? =>
+            {
                 omap::update(&self.ioctx, directory::TRASH, &OmapUpdate::default())?;
                 self.call(call, name, function)
             }
@@ -95,7 +101,9 @@ impl Pool for CephPool {
     fn create_image(&self, name: &str, size: u64, options: &ImageOptions) -> Result<()> {
         let options = RawOptions::for_image(options)?;
         // SAFETY: context, name and options are valid for the call.
-        self.call("rbd_create4", name, |io, name| unsafe { rbd_create4(io, name, size, options.raw()) })
+        self.call("rbd_create4", name, |io, name| unsafe {
+            rbd_create4(io, name, size, options.raw())
+        })
     }
 
     fn open_image(&self, image: ImageKey<'_>, mode: OpenMode) -> Result<Box<dyn Image>> {
@@ -162,10 +170,12 @@ impl Pool for CephPool {
         let root = Ioctx::open(self.ioctx.connection(), self.ioctx.pool(), "")?;
         let name = c_string(self.ioctx.namespace(), "rbd_namespace_exists")?;
         let mut exists = false;
-        // SAFETY: the context is open, the name NUL-terminated, and `exists` a place for the answer.
+        // SAFETY: the context is open, the name NUL-terminated, and `exists` a place for the
+        // answer.
         let code = unsafe { rbd_namespace_exists(root.raw(), name.as_ptr(), &raw mut exists) };
         if code == -(Errno::EPERM as c_int) {
-            // As expected of a user whose capabilities end with the namespace: nothing is wrong with the connection.
+            // As expected of a user whose capabilities end with the namespace: nothing is wrong
+            // with the connection.
             return Err(Error::new(Errno::EPERM, "rbd_namespace_exists", self.ioctx.spec("*")));
         }
         self.ioctx.check(code, "rbd_namespace_exists", || self.ioctx.spec("*"))?;
@@ -186,8 +196,9 @@ impl Pool for CephPool {
         // SAFETY: rbd_list2 wrote the entries; this is its cleanup.
         let list = unsafe { List::new(items, rbd_image_spec_list_cleanup) };
         // SAFETY: librbd made the strings, and `list` still owns them.
-        let entry =
-            |image: &rbd_image_spec_t| unsafe { ImageEntry { name: owned(image.name), id: owned(image.id) } };
+        let entry = |image: &rbd_image_spec_t| unsafe {
+            ImageEntry { name: owned(image.name), id: owned(image.id) }
+        };
         Ok(list.iter().map(entry).collect())
     }
 
@@ -201,16 +212,25 @@ impl Pool for CephPool {
 
     fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()> {
         // SAFETY: context and name are valid for the call.
-        self.remove("rbd_trash_move", name, |io, name| unsafe { rbd_trash_move(io, name, delay_seconds) })
+        self.remove("rbd_trash_move", name, |io, name| unsafe {
+            rbd_trash_move(io, name, delay_seconds)
+        })
     }
 
     fn trash_restore(&self, image_id: &str, name: &str) -> Result<()> {
         let name = c_string(name, "rbd_trash_restore")?;
         // SAFETY: context, id and name are valid for the call.
-        self.call("rbd_trash_restore", image_id, |io, id| unsafe { rbd_trash_restore(io, id, name.as_ptr()) })
+        self.call("rbd_trash_restore", image_id, |io, id| unsafe {
+            rbd_trash_restore(io, id, name.as_ptr())
+        })
     }
 
-    fn trash_remove_with_progress(&self, image_id: &str, force: bool, progress: Progress<'_>) -> Result<()> {
+    fn trash_remove_with_progress(
+        &self,
+        image_id: &str,
+        force: bool,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         self.call("rbd_trash_remove_with_progress", image_id, |io, id| {
             with_progress(progress, |callback, argument| {
                 // SAFETY: context and id are valid for the call, as are callback and argument.
@@ -237,8 +257,9 @@ impl Pool for CephPool {
     }
 }
 
-/// Finds `pool` in the JSON output of `df detail`. A quota of 0 bytes is none. `EAGAIN` when the pool is not in there:
-/// it exists, or there would be no context, but the monitors have no figures from the manager yet.
+/// Finds `pool` in the JSON output of `df detail`. A quota of 0 bytes is none. `EAGAIN` when the
+/// pool is not in there: it exists, or there would be no context, but the monitors have no figures
+/// from the manager yet.
 pub(crate) fn stats(json: &[u8], pool: &str) -> Result<PoolStats> {
     #[derive(Deserialize)]
     struct Df {

@@ -1,7 +1,9 @@
-//! Images open for writing: one handle of an image on a connection, shared by all who have it open there at the same time.
+//! Images open for writing: one handle of an image on a connection, shared by all who have it open
+//! there at the same time.
 //!
-//! Several handles would take the image's lock from each other, and have each other carry out their operations. librbd aborts
-//! the process (`AsyncOpTracker.cc`) when a handle is closed after it has carried one out and before all clients have heard of that.
+//! Several handles would take the image's lock from each other, and have each other carry out their
+//! operations. librbd aborts the process (`AsyncOpTracker.cc`) when a handle is closed after it has
+//! carried one out and before all clients have heard of that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -11,12 +13,14 @@ use super::handle::Handle;
 use super::ioctx::Ioctx;
 use crate::rbd::{Errno, Error, ImageKey, OpenMode, Result};
 
-/// A connection (the address of its `Connection`, which lives as long as a handle on it does), pool, namespace and image id.
+/// A connection (the address of its `Connection`, which lives as long as a handle on it does),
+/// pool, namespace and image id.
 type Key = (usize, String, String, String);
 
 static PLACES: LazyLock<Mutex<HashMap<Key, Arc<Place>>>> = LazyLock::new(Mutex::default);
 
-/// Where the handle of one image is. Locked while it is opened and closed, so that there are never two.
+/// Where the handle of one image is. Locked while it is opened and closed, so that there are never
+/// two.
 #[derive(Debug, Default)]
 struct Place(Mutex<Option<(Arc<Handle>, usize)>>);
 
@@ -34,7 +38,8 @@ impl Share {
     }
 }
 
-/// Opens the image for writing, or takes a share in it where it is open already. The handle must be dropped before the share.
+/// Opens the image for writing, or takes a share in it where it is open already. The handle must be
+/// dropped before the share.
 pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>) -> Result<(Arc<Handle>, Share)> {
     let id = match image {
         ImageKey::Id(id) => id.to_owned(),

@@ -1,25 +1,27 @@
 //! The C functions, types and constants of librados and librbd this crate uses.
 //!
-//! librados externs that the `ceph` crate declares are used from there (re-exported in [`rados`]); what it lacks
-//! and all of librbd is declared here by hand, for the oldest release supported (Pacific, 16.2). Every item is
-//! checked against the installed headers by `cargo test -p externs`, which compiles this very file: so only
-//! `core` types are used, and C's own names are kept.
+//! librados externs that the `ceph` crate declares are used from there (re-exported in [`rados`]);
+//! what it lacks and all of librbd is declared here by hand, for the oldest release supported
+//! (Pacific, 16.2). Every item is checked against the installed headers by `cargo test -p externs`,
+//! which compiles this very file: so only `core` types are used, and C's own names are kept.
 
 #![allow(non_camel_case_types, missing_docs, unreachable_pub)] // C's names, documented in C's headers
 
 use core::ffi::{c_char, c_int, c_uchar, c_uint, c_void};
 
-/// The part of librados that the `ceph` crate declares correctly: its raw externs, none of its safe types.
+/// The part of librados that the `ceph` crate declares correctly: its raw externs, none of its safe
+/// types.
 pub mod rados {
     pub use ::ceph::rados::{
-        rados_buffer_free, rados_cluster_fsid, rados_conf_get, rados_conf_read_file, rados_conf_set,
-        rados_connect, rados_create_read_op, rados_create_write_op, rados_create2, rados_exec,
-        rados_get_instance_id, rados_ioctx_create, rados_ioctx_destroy, rados_ioctx_set_namespace,
-        rados_ioctx_t, rados_mon_command, rados_omap_get_end, rados_omap_iter_t, rados_read,
-        rados_read_op_omap_get_vals_by_keys, rados_read_op_operate, rados_read_op_t, rados_release_read_op,
-        rados_release_write_op, rados_remove, rados_shutdown, rados_t, rados_version, rados_write_op_create,
-        rados_write_op_omap_cmp, rados_write_op_omap_rm_keys, rados_write_op_omap_set,
-        rados_write_op_operate, rados_write_op_t, rados_write_op_write_full,
+        rados_buffer_free, rados_cluster_fsid, rados_conf_get, rados_conf_read_file,
+        rados_conf_set, rados_connect, rados_create_read_op, rados_create_write_op, rados_create2,
+        rados_exec, rados_get_instance_id, rados_ioctx_create, rados_ioctx_destroy,
+        rados_ioctx_set_namespace, rados_ioctx_t, rados_mon_command, rados_omap_get_end,
+        rados_omap_iter_t, rados_read, rados_read_op_omap_get_vals_by_keys, rados_read_op_operate,
+        rados_read_op_t, rados_release_read_op, rados_release_write_op, rados_remove,
+        rados_shutdown, rados_t, rados_version, rados_write_op_create, rados_write_op_omap_cmp,
+        rados_write_op_omap_rm_keys, rados_write_op_omap_set, rados_write_op_operate,
+        rados_write_op_t, rados_write_op_write_full,
     };
 }
 
@@ -36,8 +38,14 @@ pub type rbd_mirror_image_state_t = c_uint;
 pub type librbd_progress_fn_t =
     Option<unsafe extern "C" fn(offset: u64, total: u64, argument: *mut c_void) -> c_int>;
 /// Not a named type in C: the callback of `rbd_diff_iterate2`.
-pub type diff_callback =
-    Option<unsafe extern "C" fn(offset: u64, length: size_t, exists: c_int, argument: *mut c_void) -> c_int>;
+pub type diff_callback = Option<
+    unsafe extern "C" fn(
+        offset: u64,
+        length: size_t,
+        exists: c_int,
+        argument: *mut c_void,
+    ) -> c_int,
+>;
 
 pub const LIBRADOS_CREATE_EXCLUSIVE: c_int = 1;
 pub const LIBRADOS_CREATE_IDEMPOTENT: c_int = 0;
@@ -163,9 +171,18 @@ unsafe extern "C" {
         outs: *mut *mut c_char,
         outslen: *mut size_t,
     ) -> c_int;
-    pub fn rados_blocklist_add(cluster: rados_t, client_address: *mut c_char, expire_seconds: u32) -> c_int;
+    pub fn rados_blocklist_add(
+        cluster: rados_t,
+        client_address: *mut c_char,
+        expire_seconds: u32,
+    ) -> c_int;
     pub fn rados_wait_for_latest_osdmap(cluster: rados_t) -> c_int;
-    pub fn rados_pool_reverse_lookup(cluster: rados_t, id: i64, buf: *mut c_char, maxlen: size_t) -> c_int;
+    pub fn rados_pool_reverse_lookup(
+        cluster: rados_t,
+        id: i64,
+        buf: *mut c_char,
+        maxlen: size_t,
+    ) -> c_int;
     pub fn rados_getaddrs(cluster: rados_t, addrs: *mut *mut c_char) -> c_int;
     pub fn rados_set_pool_full_try(io: rados_ioctx_t);
     pub fn rados_ioctx_selfmanaged_snap_remove(io: rados_ioctx_t, snapid: u64) -> c_int;
@@ -207,12 +224,24 @@ unsafe extern "C" {
         optname: c_int,
         optval: *const c_char,
     ) -> c_int;
-    pub fn rbd_image_options_set_uint64(opts: rbd_image_options_t, optname: c_int, optval: u64) -> c_int;
+    pub fn rbd_image_options_set_uint64(
+        opts: rbd_image_options_t,
+        optname: c_int,
+        optval: u64,
+    ) -> c_int;
 
-    pub fn rbd_list2(io: rados_ioctx_t, images: *mut rbd_image_spec_t, max_images: *mut size_t) -> c_int;
+    pub fn rbd_list2(
+        io: rados_ioctx_t,
+        images: *mut rbd_image_spec_t,
+        max_images: *mut size_t,
+    ) -> c_int;
     pub fn rbd_image_spec_list_cleanup(images: *mut rbd_image_spec_t, num_images: size_t);
-    pub fn rbd_create4(io: rados_ioctx_t, name: *const c_char, size: u64, opts: rbd_image_options_t)
-    -> c_int;
+    pub fn rbd_create4(
+        io: rados_ioctx_t,
+        name: *const c_char,
+        size: u64,
+        opts: rbd_image_options_t,
+    ) -> c_int;
     pub fn rbd_clone3(
         p_ioctx: rados_ioctx_t,
         p_name: *const c_char,
@@ -227,10 +256,18 @@ unsafe extern "C" {
         cb: librbd_progress_fn_t,
         cbdata: *mut c_void,
     ) -> c_int;
-    pub fn rbd_rename(src_io_ctx: rados_ioctx_t, srcname: *const c_char, destname: *const c_char) -> c_int;
+    pub fn rbd_rename(
+        src_io_ctx: rados_ioctx_t,
+        srcname: *const c_char,
+        destname: *const c_char,
+    ) -> c_int;
 
     pub fn rbd_trash_move(io: rados_ioctx_t, name: *const c_char, delay: u64) -> c_int;
-    pub fn rbd_trash_get(io: rados_ioctx_t, id: *const c_char, info: *mut rbd_trash_image_info_t) -> c_int;
+    pub fn rbd_trash_get(
+        io: rados_ioctx_t,
+        id: *const c_char,
+        info: *mut rbd_trash_image_info_t,
+    ) -> c_int;
     pub fn rbd_trash_get_cleanup(info: *mut rbd_trash_image_info_t);
     pub fn rbd_trash_list(
         io: rados_ioctx_t,
@@ -247,8 +284,11 @@ unsafe extern "C" {
     ) -> c_int;
     pub fn rbd_trash_restore(io: rados_ioctx_t, id: *const c_char, name: *const c_char) -> c_int;
 
-    pub fn rbd_namespace_exists(io: rados_ioctx_t, namespace_name: *const c_char, exists: *mut bool)
-    -> c_int;
+    pub fn rbd_namespace_exists(
+        io: rados_ioctx_t,
+        namespace_name: *const c_char,
+        exists: *mut bool,
+    ) -> c_int;
 
     pub fn rbd_open(
         io: rados_ioctx_t,
@@ -295,7 +335,10 @@ unsafe extern "C" {
         parent_snap: *mut rbd_snap_spec_t,
     ) -> c_int;
     pub fn rbd_linked_image_spec_cleanup(image: *mut rbd_linked_image_spec_t);
-    pub fn rbd_linked_image_spec_list_cleanup(images: *mut rbd_linked_image_spec_t, num_images: size_t);
+    pub fn rbd_linked_image_spec_list_cleanup(
+        images: *mut rbd_linked_image_spec_t,
+        num_images: size_t,
+    );
     pub fn rbd_snap_spec_cleanup(snap: *mut rbd_snap_spec_t);
     pub fn rbd_list_children3(
         image: rbd_image_t,
@@ -308,10 +351,17 @@ unsafe extern "C" {
         cbdata: *mut c_void,
     ) -> c_int;
 
-    pub fn rbd_rebuild_object_map(image: rbd_image_t, cb: librbd_progress_fn_t, cbdata: *mut c_void)
-    -> c_int;
+    pub fn rbd_rebuild_object_map(
+        image: rbd_image_t,
+        cb: librbd_progress_fn_t,
+        cbdata: *mut c_void,
+    ) -> c_int;
 
-    pub fn rbd_snap_list(image: rbd_image_t, snaps: *mut rbd_snap_info_t, max_snaps: *mut c_int) -> c_int;
+    pub fn rbd_snap_list(
+        image: rbd_image_t,
+        snaps: *mut rbd_snap_info_t,
+        max_snaps: *mut c_int,
+    ) -> c_int;
     pub fn rbd_snap_list_end(snaps: *mut rbd_snap_info_t);
     pub fn rbd_snap_create(image: rbd_image_t, snapname: *const c_char) -> c_int;
     pub fn rbd_snap_create2(
@@ -325,8 +375,11 @@ unsafe extern "C" {
     pub fn rbd_is_exclusive_lock_owner(image: rbd_image_t, is_owner: *mut c_int) -> c_int;
     pub fn rbd_snap_remove(image: rbd_image_t, snapname: *const c_char) -> c_int;
     pub fn rbd_snap_remove_by_id(image: rbd_image_t, snap_id: u64) -> c_int;
-    pub fn rbd_snap_rename(image: rbd_image_t, snapname: *const c_char, dstsnapsname: *const c_char)
-    -> c_int;
+    pub fn rbd_snap_rename(
+        image: rbd_image_t,
+        snapname: *const c_char,
+        dstsnapsname: *const c_char,
+    ) -> c_int;
     pub fn rbd_snap_protect(image: rbd_image_t, snap_name: *const c_char) -> c_int;
     pub fn rbd_snap_unprotect(image: rbd_image_t, snap_name: *const c_char) -> c_int;
     pub fn rbd_snap_is_protected(
@@ -334,7 +387,11 @@ unsafe extern "C" {
         snap_name: *const c_char,
         is_protected: *mut c_int,
     ) -> c_int;
-    pub fn rbd_snap_get_timestamp(image: rbd_image_t, snap_id: u64, timestamp: *mut timespec) -> c_int;
+    pub fn rbd_snap_get_timestamp(
+        image: rbd_image_t,
+        snap_id: u64,
+        timestamp: *mut timespec,
+    ) -> c_int;
     pub fn rbd_snap_set_by_id(image: rbd_image_t, snap_id: u64) -> c_int;
     pub fn rbd_snap_get_name(
         image: rbd_image_t,
@@ -410,7 +467,10 @@ unsafe extern "C" {
         group_info: *mut rbd_group_info_t,
         group_info_size: size_t,
     ) -> c_int;
-    pub fn rbd_group_info_cleanup(group_info: *mut rbd_group_info_t, group_info_size: size_t) -> c_int;
+    pub fn rbd_group_info_cleanup(
+        group_info: *mut rbd_group_info_t,
+        group_info_size: size_t,
+    ) -> c_int;
     pub fn rbd_mirror_image_get_info(
         image: rbd_image_t,
         mirror_image_info: *mut rbd_mirror_image_info_t,

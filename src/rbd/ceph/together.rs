@@ -1,12 +1,15 @@
-//! [`Pool::create_snapshots`](crate::rbd::Pool::create_snapshots): snapshots of several images at one moment.
+//! [`Pool::create_snapshots`](crate::rbd::Pool::create_snapshots): snapshots of several images at
+//! one moment.
 //!
-//! `rbd_lock_acquire` on each image would not do: a client that asks for a lock taken that way is told that it will never be let go
-//! (`EROFS`), and fails its write. The lock that librbd takes by itself for a write is let go on request, but not while an
-//! operation runs under it; whoever asks waits. So each snapshot holds off its image's writers by itself: before it cuts, librbd has
-//! all clients of the image quiesce and reports progress, and the report is answered when all snapshots have come that far.
+//! `rbd_lock_acquire` on each image would not do: a client that asks for a lock taken that way is
+//! told that it will never be let go (`EROFS`), and fails its write. The lock that librbd takes by
+//! itself for a write is let go on request, but not while an operation runs under it; whoever asks
+//! waits. So each snapshot holds off its image's writers by itself: before it cuts, librbd has all
+//! clients of the image quiesce and reports progress, and the report is answered when all snapshots
+//! have come that far.
 //!
-//! When another client gets the lock in between, librbd has that one cut the snapshot, and reports its progress too. Then this client is
-//! not the lock's owner; such a snapshot is removed again.
+//! When another client gets the lock in between, librbd has that one cut the snapshot, and reports
+//! its progress too. Then this client is not the lock's owner; such a snapshot is removed again.
 //!
 //! Each report blocks one of the connection's few threads, so this has a connection of its own.
 
@@ -70,8 +73,8 @@ pub(super) fn create_snapshots(
     }
 }
 
-/// Cuts one snapshot when all who come to the meeting hold their image's writers off; else it is not there afterwards, and the
-/// error is `EBUSY`.
+/// Cuts one snapshot when all who come to the meeting hold their image's writers off; else it is
+/// not there afterwards, and the error is `EBUSY`.
 fn cut_with_the_others(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<()> {
     let cut = loop {
         match cut(handle, new, meeting) {
@@ -119,8 +122,8 @@ fn cut(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<Option<C
         ControlFlow::Continue(())
     };
     let code = with_progress(&mut report, |progress, argument| {
-        // SAFETY: the image is open, the name NUL-terminated; callback and argument are valid for the call. No flags: clients
-        // quiesce, and that is reported.
+        // SAFETY: the image is open, the name NUL-terminated; callback and argument are valid for
+        // the call. No flags: clients quiesce, and that is reported.
         unsafe { rbd_snap_create2(handle.raw(), c_name.as_ptr(), 0, progress, argument) }
     });
     handle.check_at(code, CALL, &new.name)?;

@@ -14,8 +14,8 @@ pub(super) fn read(version: &Version<'_>, offset: u64, buffer: &mut [u8]) -> Out
     Ok(count)
 }
 
-/// Changes object `number` of the head with `change`, first copying it up from the parents when it is missing. In a full
-/// pool it can neither be made nor grow.
+/// Changes object `number` of the head with `change`, first copying it up from the parents when it
+/// is missing. In a full pool it can neither be made nor grow.
 fn change_object(
     state: &mut State,
     image: &ImageRef,
@@ -49,7 +49,12 @@ pub(super) fn write(state: &mut State, image: &ImageRef, offset: u64, data: &[u8
 }
 
 /// Makes `length` bytes at `offset`, which are inside, zeros.
-pub(super) fn discard(state: &mut State, image: &ImageRef, offset: u64, length: u64) -> Outcome<()> {
+pub(super) fn discard(
+    state: &mut State,
+    image: &ImageRef,
+    offset: u64,
+    length: u64,
+) -> Outcome<()> {
     let header = state.header(image)?;
     let (size, order) = (header.size, header.order);
     for (number, start, _, length) in chunks(offset, length, order) {
@@ -59,16 +64,23 @@ pub(super) fn discard(state: &mut State, image: &ImageRef, offset: u64, length: 
         match (version.content.object(number).is_some(), hidden, whole) {
             (false, false, _) => {}
             (_, false, true) => state.header_mut(image)?.content.remove(number),
-            (_, true, true) => change_object(state, image, number, |object| *object = Object::default())?,
+            (_, true, true) => {
+                change_object(state, image, number, |object| *object = Object::default())?
+            }
             (_, _, false) => change_object(state, image, number, |object| {
-                if start + length == 1 << order { object.resize(start) } else { object.zero(start, length) }
+                if start + length == 1 << order {
+                    object.resize(start)
+                } else {
+                    object.zero(start, length)
+                }
             })?,
         }
     }
     Ok(())
 }
 
-/// Throws away all bytes of the head from `size` on, as shrinking does before the new size is written.
+/// Throws away all bytes of the head from `size` on, as shrinking does before the new size is
+/// written.
 pub(super) fn trim(state: &mut State, image: &ImageRef, size: u64) -> Outcome<()> {
     let header = state.header_mut(image)?;
     let (number, rest) = (size >> header.order, size & ((1 << header.order) - 1));
@@ -80,8 +92,8 @@ pub(super) fn trim(state: &mut State, image: &ImageRef, size: u64) -> Outcome<()
     Ok(())
 }
 
-/// The extents in which `newer` differs from the snapshot `query.since` of the same image, in order. `ENOENT` when that
-/// is not a user snapshot, `EINVAL` when it is younger than `newer`.
+/// The extents in which `newer` differs from the snapshot `query.since` of the same image, in
+/// order. `ENOENT` when that is not a user snapshot, `EINVAL` when it is younger than `newer`.
 pub(super) fn diff(
     newer: &Version<'_>,
     image: &ImageRef,
@@ -116,7 +128,9 @@ pub(super) fn diff(
     }
     let mut extents = Vec::new();
     for number in numbers {
-        for (start, length, exists) in changed(newer, older.as_ref(), number, through, query.whole_object)? {
+        for (start, length, exists) in
+            changed(newer, older.as_ref(), number, through, query.whole_object)?
+        {
             let (from, to) = (start.max(query.offset), (start + length).min(end));
             if from < to {
                 extents.push(Extent { offset: from, length: to - from, exists });
@@ -126,7 +140,8 @@ pub(super) fn diff(
     Ok(extents)
 }
 
-/// The ranges of object `number` that differ, as (offset in the image, bytes, whether data is there now).
+/// The ranges of object `number` that differ, as (offset in the image, bytes, whether data is there
+/// now).
 fn changed(
     newer: &Version<'_>,
     older: Option<&Version<'_>>,

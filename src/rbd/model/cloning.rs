@@ -1,15 +1,16 @@
 //! Making a clone.
 //!
-//! librbd makes the empty child first, then writes the link into it, then registers it with the parent. Killed in
-//! between, the child opens with the right size and reads as zeros, or reads as the parent although the parent's
-//! snapshot can be removed under it.
+//! librbd makes the empty child first, then writes the link into it, then registers it with the
+//! parent. Killed in between, the child opens with the right size and reads as zeros, or reads as
+//! the parent although the parent's snapshot can be removed under it.
 
 use super::create::{self, Layout};
 use super::session::Call;
 use super::state::{ImageRef, Link, Outcome, ParentRef, Place, Protection, State};
 use crate::rbd::{CloneFormat, Errno, Features, ImageOptions, SnapshotSpec};
 
-/// Finds the parent's snapshot by name, with its size, and checks that it may be cloned into `child`.
+/// Finds the parent's snapshot by name, with its size, and checks that it may be cloned into
+/// `child`.
 fn find_parent(
     state: &mut State,
     spec: &SnapshotSpec,
@@ -76,7 +77,11 @@ pub(super) fn clone(
             call.step()?;
             let mut state = call.state();
             let snapshots = &mut state.header_mut(&parent.image)?.snapshots;
-            snapshots.get_mut(&parent.snapshot).ok_or(Errno::ENOENT)?.children.insert(child.clone());
+            snapshots
+                .get_mut(&parent.snapshot)
+                .ok_or(Errno::ENOENT)?
+                .children
+                .insert(child.clone());
         }
     }
     call.step()?;

@@ -8,7 +8,8 @@ use super::pool::ModelPool;
 use super::session::Session;
 use super::state::{Outcome, Place, State};
 use crate::rbd::{
-    Cluster, Errno, Guard, Monitor, OmapPage, OmapUpdate, Pool, PoolStats, Result, is_client_address,
+    Cluster, Errno, Guard, Monitor, OmapPage, OmapUpdate, Pool, PoolStats, Result,
+    is_client_address,
 };
 
 /// The id of every model cluster.
@@ -96,7 +97,8 @@ pub(super) fn stats(state: &State, name: &str) -> Outcome<PoolStats> {
         .filter(|(place, _)| &*place.pool == name)
         .flat_map(|(_, space)| space.headers.values())
         .map(|header| {
-            let snapshots: u64 = header.snapshots.values().map(|snapshot| snapshot.content.stored()).sum();
+            let snapshots: u64 =
+                header.snapshots.values().map(|snapshot| snapshot.content.stored()).sum();
             header.content.stored() + snapshots
         })
         .sum();
@@ -114,8 +116,8 @@ pub(super) fn omap_get(
     keys.iter().filter_map(|key| Some(((*key).to_owned(), omap.get(*key)?.clone()))).collect()
 }
 
-/// Checks the guards of `update` and applies it. Empty values are refused, as librados' compare cannot tell one from
-/// an absent key.
+/// Checks the guards of `update` and applies it. Empty values are refused, as librados' compare
+/// cannot tell one from an absent key.
 pub(super) fn omap_update(
     state: &mut State,
     place: &Place,
@@ -123,7 +125,9 @@ pub(super) fn omap_update(
     update: &OmapUpdate,
 ) -> Outcome<()> {
     let guards_empty = |guard: &Guard| matches!(guard, Guard::Equals(_, value) if value.is_empty());
-    if update.guards.iter().any(guards_empty) || update.set.iter().any(|(_, value)| value.is_empty()) {
+    if update.guards.iter().any(guards_empty)
+        || update.set.iter().any(|(_, value)| value.is_empty())
+    {
         return Err(Errno::EINVAL);
     }
     let objects = &mut state.space(place).objects;
@@ -141,7 +145,13 @@ pub(super) fn omap_update(
 }
 
 /// One page of the omap of `object`.
-pub(super) fn omap_list(state: &mut State, place: &Place, object: &str, after: &str, limit: u64) -> OmapPage {
+pub(super) fn omap_list(
+    state: &mut State,
+    place: &Place,
+    object: &str,
+    after: &str,
+    limit: u64,
+) -> OmapPage {
     let Some(omap) = state.space(place).objects.get(object) else { return OmapPage::default() };
     let range = (std::ops::Bound::Excluded(after.to_owned()), std::ops::Bound::Unbounded);
     let mut rest = omap.range(range).map(|(key, value)| (key.clone(), value.clone()));

@@ -33,15 +33,17 @@ pub(super) fn inherited(features: Features) -> Features {
 pub(super) fn like(source: &Header, options: &ImageOptions) -> Outcome<Layout> {
     let mut options = options.clone();
     if options.stripe_unit.is_none() && options.order.is_none() && source.stripe_count > 1 {
-        (options.stripe_unit, options.stripe_count) = (Some(source.stripe_unit), Some(source.stripe_count));
+        (options.stripe_unit, options.stripe_count) =
+            (Some(source.stripe_unit), Some(source.stripe_count));
     }
     options.data_pool = options.data_pool.or_else(|| source.data_pool.clone());
     Layout::new(&options, Features(source.features.0 & 0x7f), source.order)
 }
 
 impl Layout {
-    /// `options`, with `features` and `order` where it says nothing. `EDOM` for an order out of range, `ENOSYS` for
-    /// unknown features, `EINVAL` for features without what they need and for a stripe that does not divide the object.
+    /// `options`, with `features` and `order` where it says nothing. `EDOM` for an order out of
+    /// range, `ENOSYS` for unknown features, `EINVAL` for features without what they need and for a
+    /// stripe that does not divide the object.
     pub(super) fn new(options: &ImageOptions, features: Features, order: u8) -> Outcome<Layout> {
         let order = options.order.unwrap_or(order);
         if !(12..=25).contains(&order) {
@@ -52,7 +54,11 @@ impl Layout {
             return Err(Errno::ENOSYS);
         }
         let needs = |features: Features, of: Features, what: Features| {
-            if features.contains(of) && !features.contains(what) { Err(Errno::EINVAL) } else { Ok(()) }
+            if features.contains(of) && !features.contains(what) {
+                Err(Errno::EINVAL)
+            } else {
+                Ok(())
+            }
         };
         if features.contains(Features::OBJECT_MAP) {
             features = features.union(Features::FAST_DIFF);
@@ -72,11 +78,18 @@ impl Layout {
         if (stripe_unit, stripe_count) != (object, 1) {
             features = features.union(Features::STRIPING);
         }
-        Ok(Layout { features, order, stripe_unit, stripe_count, data_pool: options.data_pool.clone() })
+        Ok(Layout {
+            features,
+            order,
+            stripe_unit,
+            stripe_count,
+            data_pool: options.data_pool.clone(),
+        })
     }
 }
 
-/// `EEXIST` when an id object of that name is there, which librbd looks at before anything else about a new image.
+/// `EEXIST` when an id object of that name is there, which librbd looks at before anything else
+/// about a new image.
 pub(super) fn check_free(state: &mut State, place: &Place, name: &str) -> Outcome<()> {
     if state.space(place).id_objects.contains_key(name) { Err(Errno::EEXIST) } else { Ok(()) }
 }
@@ -94,8 +107,8 @@ pub(super) fn take_back(call: &mut Call<'_>, image: &ImageRef, name: &str) -> Ou
     call.step()
 }
 
-/// Makes an empty image of `size` bytes. `EEXIST` when the name is taken in the directory or by an id object,
-/// `ENOENT` when the data pool or the namespace does not exist.
+/// Makes an empty image of `size` bytes. `EEXIST` when the name is taken in the directory or by an
+/// id object, `ENOENT` when the data pool or the namespace does not exist.
 pub(super) fn create(
     call: &mut Call<'_>,
     place: &Place,

@@ -1,4 +1,5 @@
-//! The bytes of one version of an image: sparse objects of sparse blocks, cheap to keep for every snapshot.
+//! The bytes of one version of an image: sparse objects of sparse blocks, cheap to keep for every
+//! snapshot.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,11 +74,15 @@ impl Object {
         self.length = length;
     }
 
-    /// What `[offset, offset + length)` of this object holds, as an object. `offset` is a multiple of [`BLOCK`].
+    /// What `[offset, offset + length)` of this object holds, as an object. `offset` is a multiple
+    /// of [`BLOCK`].
     pub(super) fn slice(&self, offset: u64, length: u64) -> Object {
         let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
-        let blocks =
-            self.blocks.range(first..end).map(|(block, bytes)| (block - first, Arc::clone(bytes))).collect();
+        let blocks = self
+            .blocks
+            .range(first..end)
+            .map(|(block, bytes)| (block - first, Arc::clone(bytes)))
+            .collect();
         let mut slice = Object { blocks, length: self.length.saturating_sub(offset) };
         slice.truncate(length);
         slice
@@ -107,7 +112,10 @@ impl Object {
     }
 
     /// The numbers of the blocks in which two versions of an object may differ.
-    pub(super) fn changed_blocks<'a>(&'a self, older: &'a Object) -> impl Iterator<Item = u64> + 'a {
+    pub(super) fn changed_blocks<'a>(
+        &'a self,
+        older: &'a Object,
+    ) -> impl Iterator<Item = u64> + 'a {
         let mut blocks: Vec<u64> = self.blocks.keys().chain(older.blocks.keys()).copied().collect();
         blocks.sort_unstable();
         blocks.dedup();
@@ -128,7 +136,10 @@ impl Content {
 
     /// The objects that exist, by number.
     pub(super) fn objects(&self) -> impl Iterator<Item = (u64, &Arc<Object>)> {
-        self.objects.iter().flat_map(|objects| objects.iter()).map(|(number, object)| (*number, object))
+        self.objects
+            .iter()
+            .flat_map(|objects| objects.iter())
+            .map(|(number, object)| (*number, object))
     }
 
     /// The object with this number to change, made when missing.
@@ -156,7 +167,8 @@ impl Content {
         self.objects().map(|(_, object)| object.blocks.len() as u64 * BLOCK).sum()
     }
 }
-/// Cuts `length` bytes at `offset` at block boundaries: block number, first byte in it, range in the buffer.
+/// Cuts `length` bytes at `offset` at block boundaries: block number, first byte in it, range in
+/// the buffer.
 fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     chunks(offset, length, BLOCK_ORDER).map(move |(block, start, at, size)| {
         #[expect(
@@ -168,8 +180,13 @@ fn pieces(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize, std::op
     })
 }
 
-/// Cuts `length` bytes at `offset` at multiples of `1 << order`: number, first byte in it, offset, bytes.
-pub(super) fn chunks(offset: u64, length: u64, order: u8) -> impl Iterator<Item = (u64, u64, u64, u64)> {
+/// Cuts `length` bytes at `offset` at multiples of `1 << order`: number, first byte in it, offset,
+/// bytes.
+pub(super) fn chunks(
+    offset: u64,
+    length: u64,
+    order: u8,
+) -> impl Iterator<Item = (u64, u64, u64, u64)> {
     let end = offset + length;
     let mut at = offset;
     std::iter::from_fn(move || {

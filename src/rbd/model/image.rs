@@ -9,12 +9,13 @@ use super::create;
 use super::lineage;
 use super::session::Session;
 use super::state::{
-    Header, ImageRef, Link, Outcome, ParentRef, Place, Protection, SnapshotState, State, Version, Watch,
+    Header, ImageRef, Link, Outcome, ParentRef, Place, Protection, SnapshotState, State, Version,
+    Watch,
 };
 use super::transfer::{self, Source};
 use crate::rbd::{
-    Child, Diff, Errno, Extent, Features, Hold, Image, ImageInfo, ImageOptions, Parent, Pool, Progress,
-    Result, Snapshot, SnapshotId, Watcher,
+    Child, Diff, Errno, Extent, Features, Hold, Image, ImageInfo, ImageOptions, Parent, Pool,
+    Progress, Result, Snapshot, SnapshotId, Watcher,
 };
 
 /// An open image. Closing it takes its watch off.
@@ -26,7 +27,8 @@ pub(super) struct ModelImage {
 }
 
 enum Mode {
-    /// Holds the header as it was when the image was opened: nobody tells librbd of changes without a watch.
+    /// Holds the header as it was when the image was opened: nobody tells librbd of changes without
+    /// a watch.
     ReadOnly(Box<Header>),
     /// Holds the cookie of its watch.
     ReadWrite(u64),
@@ -76,8 +78,8 @@ impl ModelImage {
         }
     }
 
-    /// What is looked at in a snapshot goes through a second handle, which needs the parents of the head and of the
-    /// snapshot.
+    /// What is looked at in a snapshot goes through a second handle, which needs the parents of the
+    /// head and of the snapshot.
     fn check_at(&self, state: &State, at: Option<SnapshotId>) -> Outcome<()> {
         let Some(id) = at else { return Ok(()) };
         let header = state.opened(&self.image)?;
@@ -97,14 +99,19 @@ impl ModelImage {
     /// `EINVAL` when the range reaches beyond the end of the head.
     fn check_range(&self, state: &State, offset: u64, length: u64) -> Outcome<()> {
         let size = self.header(state)?.size;
-        if offset.checked_add(length).is_none_or(|end| end > size) { Err(Errno::EINVAL) } else { Ok(()) }
+        if offset.checked_add(length).is_none_or(|end| end > size) {
+            Err(Errno::EINVAL)
+        } else {
+            Ok(())
+        }
     }
 
     fn writable(&self) -> Outcome<()> {
         if matches!(self.mode, Mode::ReadWrite(_)) { Ok(()) } else { Err(Errno::EROFS) }
     }
 
-    /// Nothing of the header can be changed while somebody holds the image. librbd waits for such a lock for ever; here it times out.
+    /// Nothing of the header can be changed while somebody holds the image. librbd waits for such a
+    /// lock for ever; here it times out.
     fn changeable(&self) -> Outcome<()> {
         self.writable()?;
         match self.session.state().header(&self.image)?.hold {
@@ -117,7 +124,8 @@ impl ModelImage {
     /// Data goes to the image only with its exclusive lock, if it has that feature.
     fn lockable(&self, state: &State) -> Outcome<()> {
         let watches = &state.header(&self.image)?.watches;
-        let other = watches.iter().any(|watch| watch.keeps_lock && watch.session != self.session.client());
+        let other =
+            watches.iter().any(|watch| watch.keeps_lock && watch.session != self.session.client());
         if other { Err(Errno::EROFS) } else { Ok(()) }
     }
 
@@ -155,7 +163,9 @@ impl Drop for ModelImage {
 impl Image for ModelImage {
     fn name(&self) -> Result<String> {
         self.read("name", |state| {
-            Ok(state.image_name(&self.image).map_or_else(|| self.opened_as.clone(), |(name, _)| name))
+            Ok(state
+                .image_name(&self.image)
+                .map_or_else(|| self.opened_as.clone(), |(name, _)| name))
         })
     }
 
@@ -263,7 +273,8 @@ impl Image for ModelImage {
             }
             snapshot.protection = Protection::Unprotecting;
             call.step()?;
-            snapshot.protection = if in_use { Protection::Protected } else { Protection::Unprotected };
+            snapshot.protection =
+                if in_use { Protection::Protected } else { Protection::Unprotected };
             call.step()?;
             if in_use { Err(Errno::EBUSY) } else { Ok(()) }
         })
@@ -412,7 +423,11 @@ impl Image for ModelImage {
         self.read("flush", |_| Ok(()))
     }
 
-    fn diff(&self, query: &Diff, visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send)) -> Result<()> {
+    fn diff(
+        &self,
+        query: &Diff,
+        visit: &mut (dyn FnMut(Extent) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
         self.session.call("diff", self.object(), |call| {
             let extents = {
                 let state = call.state();

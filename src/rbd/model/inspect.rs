@@ -6,8 +6,8 @@ use std::fmt;
 use super::state::{Header, ImageRef, Link, Place, Protection, Space, State};
 use crate::rbd::{SnapshotId, SnapshotKind};
 
-/// Everything in the cluster at one moment. Printed (`{}`), one line per image, trash entry and object, in the
-/// form `rbd/b [s1 #4 protected] <- rbd/a@#2`.
+/// Everything in the cluster at one moment. Printed (`{}`), one line per image, trash entry and
+/// object, in the form `rbd/b [s1 #4 protected] <- rbd/a@#2`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
     /// By pool and RADOS namespace; namespaces that hold nothing are left out.
@@ -188,13 +188,22 @@ impl fmt::Display for Graph {
             for (name, id) in graph.names.iter().filter(|(_, id)| !graph.images.contains_key(*id)) {
                 writeln!(formatter, "{} (id {id}): in the directory, no header", place.spec(name))?;
             }
-            for (name, id) in graph.id_objects.iter().filter(|(name, id)| graph.names.get(*name) != Some(id))
+            for (name, id) in
+                graph.id_objects.iter().filter(|(name, id)| graph.names.get(*name) != Some(id))
             {
-                writeln!(formatter, "{} (id {id}): id object, not in the directory", place.spec(name))?;
+                writeln!(
+                    formatter,
+                    "{} (id {id}): id object, not in the directory",
+                    place.spec(name)
+                )?;
             }
             for (id, item) in &graph.trash {
                 let removing = if item.removing { ", removing" } else { "" };
-                writeln!(formatter, "{} (id {id}): in the trash{removing}", place.spec(&item.name))?;
+                writeln!(
+                    formatter,
+                    "{} (id {id}): in the trash{removing}",
+                    place.spec(&item.name)
+                )?;
             }
             for (object, omap) in &graph.objects {
                 writeln!(formatter, "{}: object with {} keys", place.spec(object), omap.len())?;
@@ -241,9 +250,19 @@ impl Graph {
         writeln!(formatter)
     }
 
-    fn write_link(&self, formatter: &mut fmt::Formatter<'_>, link: Option<&LinkGraph>) -> fmt::Result {
+    fn write_link(
+        &self,
+        formatter: &mut fmt::Formatter<'_>,
+        link: Option<&LinkGraph>,
+    ) -> fmt::Result {
         let Some(link) = link else { return Ok(()) };
-        let name = self.parent(link).and_then(|image| image.name.as_deref()).unwrap_or(&link.image_id);
-        write!(formatter, " <- {}@#{}", Place::new(&link.pool, &link.namespace).spec(name), link.snapshot)
+        let name =
+            self.parent(link).and_then(|image| image.name.as_deref()).unwrap_or(&link.image_id);
+        write!(
+            formatter,
+            " <- {}@#{}",
+            Place::new(&link.pool, &link.namespace).spec(name),
+            link.snapshot
+        )
     }
 }

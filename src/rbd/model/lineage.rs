@@ -1,21 +1,23 @@
 //! Links between clones and their parents: how they are registered, counted and cut.
 //!
-//! The parent's side of a link (format 1: the children index of the clone's namespace; format 2: the snapshot in
-//! the parent's header) and the clone's side (its header) are written in separate steps, so either can outlive the
-//! other when the process dies.
+//! The parent's side of a link (format 1: the children index of the clone's namespace; format 2:
+//! the snapshot in the parent's header) and the clone's side (its header) are written in separate
+//! steps, so either can outlive the other when the process dies.
 
 use super::session::Call;
 use super::state::{Header, ImageRef, Link, Outcome, ParentRef, Protection, State};
 use crate::rbd::{Child, Errno, Features, SnapshotId, SnapshotKind};
 
-/// The bit librbd itself sets while an image takes part in format 2 cloning or holds parked snapshots.
+/// The bit librbd itself sets while an image takes part in format 2 cloning or holds parked
+/// snapshots.
 pub(super) const OPERATIONS: Features = Features(256);
 
 impl Header {
     /// The feature bits, with the one that librbd keeps itself.
     pub(super) fn all_features(&self) -> Features {
         let child = self.clone_child
-            && (self.link.is_some() || self.snapshots.values().any(|snapshot| snapshot.link.is_some()));
+            && (self.link.is_some()
+                || self.snapshots.values().any(|snapshot| snapshot.link.is_some()));
         let parent = self.snapshots.values().any(|snapshot| {
             !snapshot.children.is_empty() || matches!(snapshot.kind, SnapshotKind::Trash { .. })
         });
@@ -35,7 +37,8 @@ impl Header {
     fn links_to(&self, parent: &ParentRef, without: Option<SnapshotId>) -> bool {
         let head = self.link.as_ref().is_some_and(|link| link.parent == *parent);
         head || self.snapshots.iter().any(|(id, snapshot)| {
-            Some(*id) != without && snapshot.link.as_ref().is_some_and(|link| link.parent == *parent)
+            Some(*id) != without
+                && snapshot.link.as_ref().is_some_and(|link| link.parent == *parent)
         })
     }
 }
@@ -83,11 +86,14 @@ impl State {
 
     /// Whether a snapshot has clones of format 1, in any pool.
     pub(super) fn has_format1_children(&self, parent: &ParentRef) -> bool {
-        self.spaces.values().any(|space| space.children.get(parent).is_some_and(|ids| !ids.is_empty()))
+        self.spaces
+            .values()
+            .any(|space| space.children.get(parent).is_some_and(|ids| !ids.is_empty()))
     }
 }
 
-/// Takes `child` off its parent's list. The last format 2 child of a parked snapshot takes the snapshot along.
+/// Takes `child` off its parent's list. The last format 2 child of a parked snapshot takes the
+/// snapshot along.
 pub(super) fn unregister(call: &mut Call<'_>, child: &ImageRef, parent: &ParentRef) -> Outcome<()> {
     let mut state = call.state();
     let format2 = state.header(child).is_ok_and(|header| header.clone_child);
@@ -104,19 +110,24 @@ pub(super) fn unregister(call: &mut Call<'_>, child: &ImageRef, parent: &ParentR
     let Ok(header) = state.header_mut(&parent.image) else { return Ok(()) };
     let Some(snapshot) = header.snapshots.get_mut(&parent.snapshot) else { return Ok(()) };
     snapshot.children.remove(child);
-    let parked = matches!(snapshot.kind, SnapshotKind::Trash { .. }) && snapshot.children.is_empty();
+    let parked =
+        matches!(snapshot.kind, SnapshotKind::Trash { .. }) && snapshot.children.is_empty();
     drop(state);
     call.step()?;
     if parked { remove_snapshot(call, &parent.image, parent.snapshot) } else { Ok(()) }
 }
 
-/// Removes the snapshot `id` of any namespace. A user snapshot moves to the trash namespace first, and stays there
-/// while it has children; one that is there already is `EBUSY` then.
+/// Removes the snapshot `id` of any namespace. A user snapshot moves to the trash namespace first,
+/// and stays there while it has children; one that is there already is `EBUSY` then.
 ///
-/// When it is the last to hold the link to the image's parent, it is taken off the parent's list, although it may
-/// stay: librbd then lets go of a parent that clones of this snapshot still read through (see the test
-/// `a_parked_snapshot_lets_its_parent_go`).
-pub(super) fn remove_snapshot(call: &mut Call<'_>, image: &ImageRef, id: SnapshotId) -> Outcome<()> {
+/// When it is the last to hold the link to the image's parent, it is taken off the parent's list,
+/// although it may stay: librbd then lets go of a parent that clones of this snapshot still read
+/// through (see the test `a_parked_snapshot_lets_its_parent_go`).
+pub(super) fn remove_snapshot(
+    call: &mut Call<'_>,
+    image: &ImageRef,
+    id: SnapshotId,
+) -> Outcome<()> {
     let mut state = call.state();
     let snapshot = state.header_mut(image)?.snapshots.get_mut(&id).ok_or(Errno::ENOENT)?;
     if snapshot.protection != Protection::Unprotected {
@@ -145,8 +156,9 @@ pub(super) fn remove_snapshot(call: &mut Call<'_>, image: &ImageRef, id: Snapsho
     call.step()
 }
 
-/// Cuts the link of the head, and with deep-flatten those of the snapshots. The parent's side goes first, unless
-/// snapshots still hold the link. A link with nothing left to read through is only taken off the parent's list.
+/// Cuts the link of the head, and with deep-flatten those of the snapshots. The parent's side goes
+/// first, unless snapshots still hold the link. A link with nothing left to read through is only
+/// taken off the parent's list.
 pub(super) fn cut_head(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     let state = call.state();
     let header = state.header(image)?;

@@ -2,12 +2,14 @@
 //!
 //! Promises:
 //!
-//! - The answers are those of librbd 16.2: the same errno or the same value, call by call. Those of 18.2 and 20.2 are the same
-//!   as far as `tests/model_agreement` has tried.
-//! - A process that dies ([`Fault`]) leaves what a SIGKILL inside librbd leaves: each call is the sequence of writes
-//!   librbd sends, in its order, and can be stopped after any of them.
-//! - Nothing waits, nothing runs in the background, and the same calls give the same answers, ids and times.
-//! - A call is atomic towards other sessions. A test interleaves sessions between calls ([`Session::on_call`]).
+//! - The answers are those of librbd 16.2: the same errno or the same value, call by call. Those of
+//!   18.2 and 20.2 are the same as far as `tests/model_agreement` has tried.
+//! - A process that dies ([`Fault`]) leaves what a SIGKILL inside librbd leaves: each call is the
+//!   sequence of writes librbd sends, in its order, and can be stopped after any of them.
+//! - Nothing waits, nothing runs in the background, and the same calls give the same answers, ids
+//!   and times.
+//! - A call is atomic towards other sessions. A test interleaves sessions between calls
+//!   ([`Session::on_call`]).
 
 mod bytes;
 mod cloning;
@@ -67,7 +69,8 @@ impl Model {
         self.state().pools.insert(name.to_owned(), pool);
     }
 
-    /// Registers a RADOS namespace of `pool`, as `rbd namespace create` does, so that images can be created in it.
+    /// Registers a RADOS namespace of `pool`, as `rbd namespace create` does, so that images can be
+    /// created in it.
     pub fn create_namespace(&self, pool: &str, namespace: &str) {
         if let Some(pool) = self.state().pools.get_mut(pool) {
             pool.namespaces.insert(namespace.to_owned());
@@ -80,24 +83,24 @@ impl Model {
         Session::new(Arc::clone(&self.state), number)
     }
 
-    /// From now on what needs space in `pool` fails with `errno`: `EDQUOT` for a pool at its quota, `ENOSPC` for a
-    /// full cluster. `None` is the end of it.
+    /// From now on what needs space in `pool` fails with `errno`: `EDQUOT` for a pool at its quota,
+    /// `ENOSPC` for a full cluster. `None` is the end of it.
     pub fn set_full(&self, pool: &str, errno: Option<Errno>) {
         if let Some(pool) = self.state().pools.get_mut(pool) {
             pool.full = errno;
         }
     }
 
-    /// Sets the quota that [`Pool::stats`](super::Pool::stats) reports, in bytes. It is not enforced: see
-    /// [`Model::set_full`].
+    /// Sets the quota that [`Pool::stats`](super::Pool::stats) reports, in bytes. It is not
+    /// enforced: see [`Model::set_full`].
     pub fn set_quota(&self, pool: &str, quota: Option<u64>) {
         if let Some(pool) = self.state().pools.get_mut(pool) {
             pool.quota = quota;
         }
     }
 
-    /// From now on an image that is removed from `pool` moves to the trash and stays there for an hour, as
-    /// `rbd_move_to_trash_on_remove` among the pool's settings has it.
+    /// From now on an image that is removed from `pool` moves to the trash and stays there for an
+    /// hour, as `rbd_move_to_trash_on_remove` among the pool's settings has it.
     pub fn keep_removed(&self, pool: &str) {
         if let Some(pool) = self.state().pools.get_mut(pool) {
             pool.keeps_removed = true;
@@ -133,9 +136,10 @@ impl Model {
         self.state().drop_watches(|watch| watch.session == client);
     }
 
-    /// From now on `session` keeps the exclusive lock of each image it has open for writing, until it closes it, as
-    /// `rbd map --exclusive` does. Others' writes fail with `EROFS`; what else they change it carries out for them. (Otherwise a
-    /// lock goes to whoever needs it, and nobody sees it.)
+    /// From now on `session` keeps the exclusive lock of each image it has open for writing, until
+    /// it closes it, as `rbd map --exclusive` does. Others' writes fail with `EROFS`; what else
+    /// they change it carries out for them. (Otherwise a lock goes to whoever needs it, and nobody
+    /// sees it.)
     pub fn keep_locks(&self, session: &Session) {
         self.state().keep_locks(session.client());
     }

@@ -1,7 +1,7 @@
 //! The images of a pool: the model's [`Pool`].
 //!
-//! Creating, cloning, removing, renaming and the trash follow librbd write by write; the steps are in the order in
-//! which librbd 16.2 sends them.
+//! Creating, cloning, removing, renaming and the trash follow librbd write by write; the steps are
+//! in the order in which librbd 16.2 sends them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use super::removal;
 use super::session::{Call, Session};
 use super::state::{ImageRef, Outcome, Place, TrashItem};
 use crate::rbd::{
-    Cluster, Errno, Features, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage, OmapUpdate,
-    OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry,
+    Cluster, Errno, Features, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage,
+    OmapUpdate, OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry,
 };
 
 /// One namespace of one pool, over one session.
@@ -67,8 +67,10 @@ impl Pool for ModelPool {
         announce: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<()> {
         announce(&self.session.second_address())?;
-        let names: Vec<_> =
-            snapshots.iter().map(|new| self.object(&format!("{}@{}", new.image_id, new.name))).collect();
+        let names: Vec<_> = snapshots
+            .iter()
+            .map(|new| self.object(&format!("{}@{}", new.image_id, new.name)))
+            .collect();
         self.session.call("create_snapshots", names.join(" "), |call| {
             let mut state = call.state();
             for new in snapshots {
@@ -105,7 +107,9 @@ impl Pool for ModelPool {
             }
             match mode {
                 OpenMode::ReadOnly => ModelImage::read_only(&self.session, &state, image, name),
-                OpenMode::ReadWrite => ModelImage::read_write(&self.session, &mut state, image, name),
+                OpenMode::ReadWrite => {
+                    ModelImage::read_write(&self.session, &mut state, image, name)
+                }
             }
         })?;
         Ok(Box::new(handle))
@@ -124,7 +128,8 @@ impl Pool for ModelPool {
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
-        self.session.call("rename_image", self.object(from), |call| rename(call, &self.place, from, to))
+        self.session
+            .call("rename_image", self.object(from), |call| rename(call, &self.place, from, to))
     }
 
     fn has_timed_out(&self) -> bool {
@@ -152,8 +157,11 @@ impl Pool for ModelPool {
         self.session.call("list_images", self.object(""), |call| {
             let mut state = call.state();
             let space = state.space(&self.place);
-            let removing =
-                space.trash.iter().filter(|(_, item)| item.removing).map(|(id, item)| (&item.name, id));
+            let removing = space
+                .trash
+                .iter()
+                .filter(|(_, item)| item.removing)
+                .map(|(id, item)| (&item.name, id));
             let images = space.names.iter().chain(removing);
             Ok(images.map(|(name, id)| ImageEntry { name: name.clone(), id: id.clone() }).collect())
         })
@@ -161,7 +169,12 @@ impl Pool for ModelPool {
 
     fn trash_get(&self, image_id: &str) -> Result<Option<TrashEntry>> {
         self.session.call("trash_get", self.object(image_id), |call| {
-            Ok(call.state().space(&self.place).trash.get(image_id).map(|item| entry(image_id, item)))
+            Ok(call
+                .state()
+                .space(&self.place)
+                .trash
+                .get(image_id)
+                .map(|item| entry(image_id, item)))
         })
     }
 
@@ -175,8 +188,9 @@ impl Pool for ModelPool {
 
     fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()> {
         let delay = Duration::from_secs(delay_seconds);
-        self.session
-            .call("trash_move", self.object(name), |call| removal::trash(call, &self.place, name, delay))
+        self.session.call("trash_move", self.object(name), |call| {
+            removal::trash(call, &self.place, name, delay)
+        })
     }
 
     fn trash_restore(&self, image_id: &str, name: &str) -> Result<()> {
@@ -185,7 +199,12 @@ impl Pool for ModelPool {
         })
     }
 
-    fn trash_remove_with_progress(&self, image_id: &str, force: bool, progress: Progress<'_>) -> Result<()> {
+    fn trash_remove_with_progress(
+        &self,
+        image_id: &str,
+        force: bool,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         self.session.call("trash_remove", self.object(image_id), |call| {
             removal::remove_from_trash(call, &self.place, image_id, force, progress)
         })
@@ -222,7 +241,8 @@ fn entry(id: &str, item: &TrashItem) -> TrashEntry {
     TrashEntry { id: id.to_owned(), name: item.name.clone(), removing: item.removing }
 }
 
-/// Renames an image as librbd does, and finishes an interrupted rename of the same names as `ceph` does.
+/// Renames an image as librbd does, and finishes an interrupted rename of the same names as `ceph`
+/// does.
 fn rename(call: &mut Call<'_>, place: &Place, from: &str, to: &str) -> Outcome<()> {
     let mut state = call.state();
     let id = state.space(place).id_objects.get(from).ok_or(Errno::ENOENT)?.clone();
@@ -242,8 +262,8 @@ fn rename(call: &mut Call<'_>, place: &Place, from: &str, to: &str) -> Outcome<(
     space.id_objects.insert(to.to_owned(), id.clone());
     call.step()?;
     if space.names.contains_key(to) {
-        // The directory still has the remains of another image under that name. librbd leaves it at that: both names
-        // open the image from now on.
+        // The directory still has the remains of another image under that name. librbd leaves it at
+        // that: both names open the image from now on.
         return Ok(());
     }
     space.names.remove(from);

@@ -1,10 +1,11 @@
 //! How images go away: the trash, removals, and what is left of interrupted ones.
 //!
-//! librbd removes an image by name by moving it to the trash first (entry, id object, directory), marked as being
-//! removed, and removing it from there (link, header, entry). So a removal that was killed early shows the image in
-//! the directory and in the trash, a later one only in the trash, and both are finished by removing the name again.
-//! The one exception is librbd's own: killed between the directory and the mark that the move is over, the entry is
-//! refused with `EUCLEAN` for ever (see the test `an_unfinished_move_cannot_be_removed`).
+//! librbd removes an image by name by moving it to the trash first (entry, id object, directory),
+//! marked as being removed, and removing it from there (link, header, entry). So a removal that was
+//! killed early shows the image in the directory and in the trash, a later one only in the trash,
+//! and both are finished by removing the name again. The one exception is librbd's own: killed
+//! between the directory and the mark that the move is over, the entry is refused with `EUCLEAN`
+//! for ever (see the test `an_unfinished_move_cannot_be_removed`).
 
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use super::session::Call;
 use super::state::{ImageRef, Outcome, Place, SnapshotState, TrashItem, TrashState};
 use crate::rbd::{Errno, Hold, Progress, SnapshotKind};
 
-/// What librbd sees to before it removes an image: `EBUSY` when somebody keeps its lock, `ENOTEMPTY` when it has snapshots,
-/// `EBUSY` when somebody watches it.
-/// Parked snapshots without children are swept away here, also when another one with children refuses the removal. The
+/// What librbd sees to before it removes an image: `EBUSY` when somebody keeps its lock,
+/// `ENOTEMPTY` when it has snapshots, `EBUSY` when somebody watches it. Parked snapshots without
+/// children are swept away here, also when another one with children refuses the removal. The
 /// remains of an image can always go.
 fn prepare(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     let state = call.state();
@@ -48,8 +49,14 @@ fn prepare(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {
     Ok(())
 }
 
-/// Removes the image in the directory under `name`, or finishes an interrupted removal of that name.
-pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str, progress: Progress<'_>) -> Outcome<()> {
+/// Removes the image in the directory under `name`, or finishes an interrupted removal of that
+/// name.
+pub(super) fn remove(
+    call: &mut Call<'_>,
+    place: &Place,
+    name: &str,
+    progress: Progress<'_>,
+) -> Outcome<()> {
     let mut state = call.state();
     let space = state.space(place);
     let Some(id) = space.names.get(name).cloned() else {
@@ -71,10 +78,16 @@ pub(super) fn remove(call: &mut Call<'_>, place: &Place, name: &str, progress: P
     remove_from_trash(call, place, &id, true, progress)
 }
 
-/// What librbd does about a name that is neither in the directory nor being removed: it removes the image that an id
-/// object of that name leads to, then fails with `ENOENT` because the directory does not have it. An interrupted
-/// rename leaves such an object under the old name: removing that destroys the renamed image.
-fn remove_unlisted(call: &mut Call<'_>, place: &Place, name: &str, progress: Progress<'_>) -> Outcome<()> {
+/// What librbd does about a name that is neither in the directory nor being removed: it removes the
+/// image that an id object of that name leads to, then fails with `ENOENT` because the directory
+/// does not have it. An interrupted rename leaves such an object under the old name: removing that
+/// destroys the renamed image.
+fn remove_unlisted(
+    call: &mut Call<'_>,
+    place: &Place,
+    name: &str,
+    progress: Progress<'_>,
+) -> Outcome<()> {
     let id = call.state().space(place).id_objects.get(name).cloned().ok_or(Errno::ENOENT)?;
     let image = ImageRef::new(place, &id);
     prepare(call, &image)?;
@@ -84,9 +97,12 @@ fn remove_unlisted(call: &mut Call<'_>, place: &Place, name: &str, progress: Pro
     Err(Errno::ENOENT)
 }
 
-/// Removes header and data of an image and takes it off its parent's list. Fine when it has no header any more.
+/// Removes header and data of an image and takes it off its parent's list. Fine when it has no
+/// header any more.
 fn remove_image(call: &mut Call<'_>, image: &ImageRef, progress: Progress<'_>) -> Outcome<()> {
-    let Ok(total) = call.state().header(image).map(|header| header.content.objects().count() as u64) else {
+    let Ok(total) =
+        call.state().header(image).map(|header| header.content.objects().count() as u64)
+    else {
         return Ok(());
     };
     if (0..total).any(|done| progress(done, total).is_break()) {
@@ -109,8 +125,14 @@ fn remove_image(call: &mut Call<'_>, image: &ImageRef, progress: Progress<'_>) -
     call.step()
 }
 
-/// Moves the image `name`, or finishes an interrupted move of that name, with its removal deferred by `delay`.
-pub(super) fn trash(call: &mut Call<'_>, place: &Place, name: &str, delay: Duration) -> Outcome<()> {
+/// Moves the image `name`, or finishes an interrupted move of that name, with its removal deferred
+/// by `delay`.
+pub(super) fn trash(
+    call: &mut Call<'_>,
+    place: &Place,
+    name: &str,
+    delay: Duration,
+) -> Outcome<()> {
     let mut state = call.state();
     let space = state.space(place);
     let interrupted =
@@ -135,7 +157,8 @@ fn move_to_trash(
 ) -> Outcome<()> {
     let mut state = call.state();
     let deferred_until = state.now + delay;
-    let item = TrashItem { name: name.to_owned(), removing, state: TrashState::Moving, deferred_until };
+    let item =
+        TrashItem { name: name.to_owned(), removing, state: TrashState::Moving, deferred_until };
     // An entry that an interrupted call left stays as it is.
     state.space(place).trash.entry(id.to_owned()).or_insert(item);
     drop(state);
@@ -152,7 +175,13 @@ fn move_to_trash(
 }
 
 /// `ESTALE` when the entry is in another state than `from`.
-fn set_state(call: &mut Call<'_>, place: &Place, id: &str, from: TrashState, to: TrashState) -> Outcome<()> {
+fn set_state(
+    call: &mut Call<'_>,
+    place: &Place,
+    id: &str,
+    from: TrashState,
+    to: TrashState,
+) -> Outcome<()> {
     let mut state = call.state();
     let item = state.space(place).trash.get_mut(id).ok_or(Errno::ENOENT)?;
     if item.state != from && item.state != to {
@@ -162,7 +191,8 @@ fn set_state(call: &mut Call<'_>, place: &Place, id: &str, from: TrashState, to:
     call.step()
 }
 
-/// Takes the image `id` out of the trash as `name`. In a full pool it fails, and the entry can then only be restored.
+/// Takes the image `id` out of the trash as `name`. In a full pool it fails, and the entry can then
+/// only be restored.
 pub(super) fn restore(call: &mut Call<'_>, place: &Place, id: &str, name: &str) -> Outcome<()> {
     let mut state = call.state();
     let item = state.space(place).trash.get(id).ok_or(Errno::ENOENT)?;
@@ -199,7 +229,8 @@ pub(super) fn restore(call: &mut Call<'_>, place: &Place, id: &str, name: &str) 
     call.step()
 }
 
-/// Puts an image whose move was interrupted after it left the directory there again, so that librbd moves it anew.
+/// Puts an image whose move was interrupted after it left the directory there again, so that librbd
+/// moves it anew.
 fn relist(call: &mut Call<'_>, place: &Place, name: &str, id: &str) -> Outcome<()> {
     let mut state = call.state();
     let space = state.space(place);

@@ -1,9 +1,11 @@
-//! One client of the model, and what a test does to it: crashes, errors, lost replies, a hook, a log.
+//! One client of the model, and what a test does to it: crashes, errors, lost replies, a hook, a
+//! log.
 //!
-//! Every trait method that returns a `Result` is one *call*, numbered from 1 in the order the session made them.
-//! Closing an image (a drop) is not a call. A call that changes the cluster does so in *steps*, numbered from 1:
-//! each step is one write librbd sends, and a process may die after any of them. [`Session::crash_points`] lists
-//! all the places where the calls of a finished run could have died, so that a test can sweep them.
+//! Every trait method that returns a `Result` is one *call*, numbered from 1 in the order the
+//! session made them. Closing an image (a drop) is not a call. A call that changes the cluster does
+//! so in *steps*, numbered from 1: each step is one write librbd sends, and a process may die after
+//! any of them. [`Session::crash_points`] lists all the places where the calls of a finished run
+//! could have died, so that a test can sweep them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +21,8 @@ use crate::rbd::{Cluster, Errno, Error, Result};
 pub enum Fault {
     /// The process dies before the call does anything.
     CrashBefore,
-    /// The process dies inside the call, right after this step (from 1). A call with fewer steps is not hit.
+    /// The process dies inside the call, right after this step (from 1). A call with fewer steps is
+    /// not hit.
     CrashInside(usize),
     /// The process dies after the call's last step, before it sees the answer.
     CrashAfter,
@@ -65,7 +68,8 @@ impl fmt::Display for CallRecord {
 /// Called before each call, with no lock held: it may use the model and other sessions.
 pub type Hook = Box<dyn FnMut(&CallInfo) + Send>;
 
-/// One client of a [`Model`](super::Model): one process with one connection. Clones are the same client.
+/// One client of a [`Model`](super::Model): one process with one connection. Clones are the same
+/// client.
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
@@ -97,8 +101,12 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(super) fn new(state: Arc<Mutex<State>>, number: u64) -> Session {
-        let inner =
-            Inner { number, state, control: Mutex::new(Control::default()), cookies: AtomicU64::new(1) };
+        let inner = Inner {
+            number,
+            state,
+            control: Mutex::new(Control::default()),
+            cookies: AtomicU64::new(1),
+        };
         Session { inner: Arc::new(inner) }
     }
 
@@ -107,7 +115,8 @@ impl Session {
         Arc::new(ModelCluster::new(self.clone()))
     }
 
-    /// Plans `fault` for call number `call` of this session (from 1), replacing what was planned for it.
+    /// Plans `fault` for call number `call` of this session (from 1), replacing what was planned
+    /// for it.
     pub fn inject(&self, call: usize, fault: Fault) {
         self.control().faults.insert(call, fault);
     }
@@ -117,8 +126,9 @@ impl Session {
         self.control().faults.clear();
     }
 
-    /// Calls `hook` before each call of this session from now on. No lock is held while it runs, so it may make
-    /// calls on other sessions and inspect the model; calls of this session made inside it do not run it again.
+    /// Calls `hook` before each call of this session from now on. No lock is held while it runs, so
+    /// it may make calls on other sessions and inspect the model; calls of this session made inside
+    /// it do not run it again.
     pub fn on_call(&self, hook: impl FnMut(&CallInfo) + Send + 'static) {
         self.control().hook = Some(Box::new(hook));
     }
@@ -137,7 +147,8 @@ impl Session {
     }
 
     /// From now on the watchers of this session outlive its crash until
-    /// [`Model::expire_watchers`](super::Model::expire_watchers), as they do on Ceph for half a minute.
+    /// [`Model::expire_watchers`](super::Model::expire_watchers), as they do on Ceph for half a
+    /// minute.
     pub fn linger(&self) {
         self.control().linger = true;
     }
@@ -157,8 +168,9 @@ impl Session {
         self.control().records.clone()
     }
 
-    /// Every place where the calls made so far could have died with a different cluster left behind: before the first
-    /// step of all, and after each step of each call. Calls that only read add none.
+    /// Every place where the calls made so far could have died with a different cluster left
+    /// behind: before the first step of all, and after each step of each call. Calls that only read
+    /// add none.
     pub fn crash_points(&self) -> Vec<(usize, Fault)> {
         let control = self.control();
         let writes = || control.records.iter().filter(|record| record.steps > 0);
@@ -175,7 +187,8 @@ impl Session {
         format!("192.0.2.{}:0/{}", self.inner.number % 256, self.inner.number)
     }
 
-    /// The address of the connection that this client makes beside its own for some calls. It does no work of its own here.
+    /// The address of the connection that this client makes beside its own for some calls. It does
+    /// no work of its own here.
     pub(super) fn second_address(&self) -> String {
         format!("192.0.2.{}:1/{}", self.inner.number % 256, self.inner.number)
     }
@@ -191,7 +204,8 @@ impl Session {
         Watch { session: self.client(), cookie, address: self.address(), keeps_lock: false }
     }
 
-    /// Makes one call: runs the hook, applies the fault planned for it, runs `body`, and writes the log.
+    /// Makes one call: runs the hook, applies the fault planned for it, runs `body`, and writes the
+    /// log.
     pub(super) fn call<T>(
         &self,
         method: &'static str,
@@ -203,7 +217,8 @@ impl Session {
             Ok(fault) => fault,
             Err(errno) => return Err(Error::new(errno, method, info.object)),
         };
-        let crash_after = if let Some(Fault::CrashInside(step)) = fault { Some(step) } else { None };
+        let crash_after =
+            if let Some(Fault::CrashInside(step)) = fault { Some(step) } else { None };
         let mut call = Call { session: self, steps: 0, crash_after, watches: Vec::new() };
         let mut outcome = match fault {
             Some(Fault::CrashBefore) => Err(Errno::ESHUTDOWN),
@@ -238,7 +253,8 @@ impl Session {
         answer
     }
 
-    /// Numbers the call and runs the hook; the fault planned for it, or `ESHUTDOWN` when the session is dead.
+    /// Numbers the call and runs the hook; the fault planned for it, or `ESHUTDOWN` when the
+    /// session is dead.
     fn begin(&self, info: &mut CallInfo) -> Outcome<Option<Fault>> {
         let hook = {
             let blocklisted = self.is_blocklisted();
@@ -307,8 +323,8 @@ impl<'a> Call<'a> {
         if self.crash_after == Some(self.steps) { Err(Errno::ESHUTDOWN) } else { Ok(()) }
     }
 
-    /// Registers the watch of an image librbd opens inside this call; it goes when the call ends, or with the
-    /// session when the process dies in it.
+    /// Registers the watch of an image librbd opens inside this call; it goes when the call ends,
+    /// or with the session when the process dies in it.
     pub(super) fn watch(&mut self, state: &mut State, image: &ImageRef) {
         let watch = self.session.new_watch();
         let cookie = watch.cookie;

@@ -1,5 +1,5 @@
-//! What the cluster holds, object by object as librbd lays it out, so that a call stopped half-way leaves what
-//! librbd would leave.
+//! What the cluster holds, object by object as librbd lays it out, so that a call stopped half-way
+//! leaves what librbd would leave.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -228,7 +228,10 @@ impl State {
 
     /// The header of an image. `ENOENT` when it is gone.
     pub(super) fn header(&self, image: &ImageRef) -> Outcome<&Header> {
-        self.spaces.get(&image.place).and_then(|space| space.headers.get(&*image.id)).ok_or(Errno::ENOENT)
+        self.spaces
+            .get(&image.place)
+            .and_then(|space| space.headers.get(&*image.id))
+            .ok_or(Errno::ENOENT)
     }
 
     pub(super) fn header_mut(&mut self, image: &ImageRef) -> Outcome<&mut Header> {
@@ -243,8 +246,8 @@ impl State {
         self.header(&parent.image)?.snapshots.get(&parent.snapshot).ok_or(Errno::ENOENT)
     }
 
-    /// The name of an image now, and whether it is in the trash. `None` when neither the directory nor the trash
-    /// knows it.
+    /// The name of an image now, and whether it is in the trash. `None` when neither the directory
+    /// nor the trash knows it.
     pub(super) fn image_name(&self, image: &ImageRef) -> Option<(String, bool)> {
         let space = self.spaces.get(&image.place)?;
         if let Some(name) = space.ids.get(&*image.id) {
@@ -258,8 +261,8 @@ impl State {
         self.spaces.get(&image.place)?.trash.get(&*image.id)
     }
 
-    /// The header of an image as librbd opens it by id: `ENOENT` when it is gone, or when neither the directory nor the
-    /// trash has a name for it.
+    /// The header of an image as librbd opens it by id: `ENOENT` when it is gone, or when neither
+    /// the directory nor the trash has a name for it.
     pub(super) fn opened(&self, image: &ImageRef) -> Outcome<&Header> {
         self.image_name(image).ok_or(Errno::ENOENT)?;
         self.header(image)
@@ -340,12 +343,19 @@ impl State {
         Ok(Version { state: self, order: header.order, size, content, link })
     }
 
-    /// The head of an image for a handle that knows it by `header`, which may be older: size and link are the handle's,
-    /// the bytes are today's. Of an image that is gone there are none, which reads as zeros.
+    /// The head of an image for a handle that knows it by `header`, which may be older: size and
+    /// link are the handle's, the bytes are today's. Of an image that is gone there are none, which
+    /// reads as zeros.
     pub(super) fn head<'a>(&'a self, image: &ImageRef, header: &'a Header) -> Version<'a> {
         static GONE: Content = Content::new();
         let content = self.header(image).map_or(&GONE, |today| &today.content);
-        Version { state: self, order: header.order, size: header.size, content, link: header.link.as_ref() }
+        Version {
+            state: self,
+            order: header.order,
+            size: header.size,
+            content,
+            link: header.link.as_ref(),
+        }
     }
 }
 
@@ -367,7 +377,8 @@ impl<'a> Version<'a> {
         Ok(Some((version, overlap)))
     }
 
-    /// Reads at `offset`, all of it inside the image, through the parents where this version holds nothing.
+    /// Reads at `offset`, all of it inside the image, through the parents where this version holds
+    /// nothing.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Outcome<()> {
         for (number, start, at, size) in chunks(offset, buffer.len() as u64, self.order) {
             #[expect(clippy::cast_possible_truncation, reason = "positions in a buffer in memory")]
@@ -395,7 +406,9 @@ impl<'a> Version<'a> {
             let part = match self.content.object(number) {
                 Some(object) => object.slice(start, size),
                 None => match self.below()? {
-                    Some((below, overlap)) if at < overlap => below.gather(at, (overlap - at).min(size))?,
+                    Some((below, overlap)) if at < overlap => {
+                        below.gather(at, (overlap - at).min(size))?
+                    }
                     _ => continue,
                 },
             };
@@ -404,7 +417,8 @@ impl<'a> Version<'a> {
         Ok(gathered)
     }
 
-    /// What the parents hold below object `number` of this version; `None` when they hold no object there.
+    /// What the parents hold below object `number` of this version; `None` when they hold no object
+    /// there.
     pub(super) fn shared(&self, number: u64) -> Outcome<Option<Object>> {
         let Some((below, overlap)) = self.below()? else { return Ok(None) };
         let start = number << self.order;
@@ -415,8 +429,8 @@ impl<'a> Version<'a> {
         Ok(if object.length() == 0 { None } else { Some(object) })
     }
 
-    /// What object `number` of this version would be when copied up from the parents; `None` when they hold only
-    /// zeros there, which librbd does not copy.
+    /// What object `number` of this version would be when copied up from the parents; `None` when
+    /// they hold only zeros there, which librbd does not copy.
     pub(super) fn copied_up(&self, number: u64) -> Outcome<Option<Object>> {
         Ok(self.shared(number)?.filter(|object| !object.is_zero()))
     }
@@ -426,8 +440,10 @@ impl<'a> Version<'a> {
         let mut blocks = BTreeMap::new();
         for number in self.used_objects()? {
             let start = number << self.order;
-            let gathered = self.gather(start, (1 << self.order).min(self.size.saturating_sub(start)))?;
-            blocks.extend(gathered.blocks().map(|(block, bytes)| (start + block, Arc::clone(bytes))));
+            let gathered =
+                self.gather(start, (1 << self.order).min(self.size.saturating_sub(start)))?;
+            blocks
+                .extend(gathered.blocks().map(|(block, bytes)| (start + block, Arc::clone(bytes))));
         }
         blocks.retain(|_, bytes| bytes.iter().any(|byte| *byte != 0));
         Ok(blocks)
@@ -438,7 +454,8 @@ impl<'a> Version<'a> {
         let mut used: BTreeSet<u64> = self.content.objects().map(|(number, _)| number).collect();
         if let Some((below, overlap)) = self.below()? {
             for number in below.used_objects()? {
-                let (start, end) = (number << below.order, ((number + 1) << below.order).min(overlap));
+                let (start, end) =
+                    (number << below.order, ((number + 1) << below.order).min(overlap));
                 if start < end {
                     used.extend(start >> self.order..=(end - 1) >> self.order);
                 }

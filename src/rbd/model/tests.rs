@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use super::{Fault, Model, Session};
 use crate::rbd::{
-    CloneFormat, Errno, Guard, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool, SnapshotKind,
-    SnapshotSpec,
+    CloneFormat, Errno, Guard, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool,
+    SnapshotKind, SnapshotSpec,
 };
 
 const MIB: u64 = 1 << 20;
@@ -69,7 +69,10 @@ fn format_1_needs_protection_and_keeps_it() {
     create(&pool, "a");
     let a = open(&pool, "a");
     a.create_snapshot("s").unwrap();
-    assert_eq!(errno(pool.clone_image(&spec("a", "s"), "b", &format(CloneFormat::V1))), Errno::EINVAL);
+    assert_eq!(
+        errno(pool.clone_image(&spec("a", "s"), "b", &format(CloneFormat::V1))),
+        Errno::EINVAL
+    );
     a.protect_snapshot("s").unwrap();
     assert_eq!(errno(a.protect_snapshot("s")), Errno::EBUSY);
     pool.clone_image(&spec("a", "s"), "b", &format(CloneFormat::V1)).unwrap();
@@ -146,7 +149,8 @@ fn hooks_may_use_other_sessions() {
 fn a_client_that_keeps_the_lock_keeps_others_from_writing_and_from_nothing_else() {
     let (model, session, pool) = start();
     create(&pool, "a");
-    let open = |pool: &Arc<dyn Pool>| pool.open_image(ImageKey::Name("a"), OpenMode::ReadWrite).unwrap();
+    let open =
+        |pool: &Arc<dyn Pool>| pool.open_image(ImageKey::Name("a"), OpenMode::ReadWrite).unwrap();
     let owner = open(&pool);
     let others = model.connect().cluster().pool("rbd", "").unwrap();
     let other = open(&others);

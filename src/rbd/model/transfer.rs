@@ -11,9 +11,13 @@ use super::session::Call;
 use super::state::{ImageRef, Outcome, Place, State};
 use crate::rbd::{Errno, Features, Progress, SnapshotId};
 
-/// Copies what the head shares into the image, then cuts the link; with deep-flatten what the snapshots share too.
-/// `EINVAL` when there is no link.
-pub(super) fn flatten(call: &mut Call<'_>, image: &ImageRef, progress: Progress<'_>) -> Outcome<()> {
+/// Copies what the head shares into the image, then cuts the link; with deep-flatten what the
+/// snapshots share too. `EINVAL` when there is no link.
+pub(super) fn flatten(
+    call: &mut Call<'_>,
+    image: &ImageRef,
+    progress: Progress<'_>,
+) -> Outcome<()> {
     let state = call.state();
     let header = state.header(image)?;
     if header.link.is_none() {
@@ -47,7 +51,12 @@ pub(super) fn flatten(call: &mut Call<'_>, image: &ImageRef, progress: Progress<
 }
 
 /// Copies object `number` of one version up from the parents when it has none; whether it did.
-fn copy_up(state: &mut State, image: &ImageRef, at: Option<SnapshotId>, number: u64) -> Outcome<bool> {
+fn copy_up(
+    state: &mut State,
+    image: &ImageRef,
+    at: Option<SnapshotId>,
+    number: u64,
+) -> Outcome<bool> {
     let version = state.version(image, at)?;
     if version.content.object(number).is_some() {
         return Ok(false);

@@ -1,5 +1,5 @@
-//! Publications and their [notes](crate::notes), which are in the same RADOS object as the volume's record, so that both change in
-//! one write.
+//! Publications and their [notes](crate::notes), which are in the same RADOS object as the volume's
+//! record, so that both change in one write.
 
 use super::{Catalogue, PAGE, Stored, Volume};
 use crate::notes::{self, Notes, Place};
@@ -16,8 +16,8 @@ pub struct StoredNotes {
 }
 
 impl Catalogue {
-    /// Replaces a volume's record, which publishes it to a node that notes its clients from then on, and removes the notes `old`
-    /// of others.
+    /// Replaces a volume's record, which publishes it to a node that notes its clients from then
+    /// on, and removes the notes `old` of others.
     pub fn publish(
         &self,
         image: &str,
@@ -36,8 +36,8 @@ impl Catalogue {
         self.replace_with(image, stored, record, also).map(drop)
     }
 
-    /// Replaces a volume's record, which unpublishes it, and removes `notes`, both in one write. [`Error::Conflict`] when
-    /// either has changed since it was read.
+    /// Replaces a volume's record, which unpublishes it, and removes `notes`, both in one write.
+    /// [`Error::Conflict`] when either has changed since it was read.
     pub fn unpublish(
         &self,
         image: &str,

@@ -41,14 +41,18 @@ pub(crate) struct Stored {
     /// Its operation has ended, and a call of it timed out: that can be on its way to Ceph still.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) over: bool,
-    /// How often it was renewed. Version 1 has another name for it, so that it cannot read this one.
+    /// How often it was renewed. Version 1 has another name for it, so that it cannot read this
+    /// one.
     #[serde(alias = "renewed")]
     pub(super) renewals: u64,
 }
 
 impl Stored {
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        #[expect(clippy::expect_used, reason = "a plain struct of strings and numbers always serialises")]
+        #[expect(
+            clippy::expect_used,
+            reason = "a plain struct of strings and numbers always serialises"
+        )]
         serde_json::to_vec(self).expect("a lease serialises")
     }
 }
@@ -69,7 +73,9 @@ pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Stored> {
 static THIS_PROCESS: LazyLock<Holder> = LazyLock::new(|| {
     let pid = std::process::id();
     Holder {
-        host: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        host: nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
         boot: boot(),
         namespace: pid_namespace(),
         pid,
@@ -81,7 +87,10 @@ static THIS_PROCESS: LazyLock<Holder> = LazyLock::new(|| {
 impl Holder {
     /// This process, as one that tells itself apart from every other.
     pub(super) fn this_process() -> Holder {
-        Holder { id: uuid::Uuid::new_v4().simple().to_string(), ..LazyLock::force(&THIS_PROCESS).clone() }
+        Holder {
+            id: uuid::Uuid::new_v4().simple().to_string(),
+            ..LazyLock::force(&THIS_PROCESS).clone()
+        }
     }
 
     /// Whether it is certain that the process does not exist any more.
@@ -109,7 +118,8 @@ fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
-/// When a process started, in ticks since boot. `NotFound` when it does not exist, or nothing is left of it but its exit code.
+/// When a process started, in ticks since boot. `NotFound` when it does not exist, or nothing is
+/// left of it but its exit code.
 fn start_of(pid: u32) -> std::io::Result<u64> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path)?;
@@ -133,7 +143,8 @@ mod tests {
         let this = LazyLock::force(&THIS_PROCESS).clone();
         assert!(!this.is_dead());
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let holder = Holder { pid: child.id(), started: start_of(child.id()).unwrap(), ..this.clone() };
+        let holder =
+            Holder { pid: child.id(), started: start_of(child.id()).unwrap(), ..this.clone() };
         assert!(!holder.is_dead());
         // Another one has its number now.
         assert!(Holder { started: holder.started + 1, ..holder.clone() }.is_dead());

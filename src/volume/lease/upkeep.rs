@@ -1,8 +1,9 @@
-//! What is done about leases in the background: those held are renewed, those in the way are read again, and those that are over
-//! are given back.
+//! What is done about leases in the background: those held are renewed, those in the way are read
+//! again, and those that are over are given back.
 //!
-//! One thread per process gives the beat. All I/O is on threads of its own, so that a cluster or a connection that hangs keeps
-//! nothing on another from being done, and connections are shut down there too.
+//! One thread per process gives the beat. All I/O is on threads of its own, so that a cluster or a
+//! connection that hangs keeps nothing on another from being done, and connections are shut down
+//! there too.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,7 +71,8 @@ struct Seen {
     looking: bool,
 }
 
-/// A lease that is over and could not be given back. A controller that took it for silent would fence a healthy one.
+/// A lease that is over and could not be given back. A controller that took it for silent would
+/// fence a healthy one.
 #[derive(Debug)]
 pub(super) struct Owed {
     pub(super) pool: Arc<dyn Pool>,
@@ -117,7 +119,8 @@ impl Upkeep {
         if entry.renewals != lease.renewals {
             entry.silent = Duration::ZERO;
         } else if entry.silent < self.patience {
-            // In a longer gap a read has failed, or has waited: the holder could not renew it either.
+            // In a longer gap a read has failed, or has waited: the holder could not renew it
+            // either.
             let readable = gap <= self.patience / RENEWALS * 3 / 2;
             entry.silent = if readable { entry.silent + gap } else { Duration::ZERO };
         }
@@ -183,7 +186,8 @@ impl Upkeep {
         }
     }
 
-    /// Reads again the leases that stand in the way, and forgets those that are renewed or gone, and those that expired long ago.
+    /// Reads again the leases that stand in the way, and forgets those that are renewed or gone,
+    /// and those that expired long ago.
     fn look_again(self: &Arc<Upkeep>) {
         let long = self.patience.saturating_mul(10);
         let mut seen = lock(&self.seen);
@@ -221,7 +225,8 @@ impl Upkeep {
         }
     }
 
-    /// Gives back what is owed, until it is given back or its connection can change nothing any more. One thread per connection.
+    /// Gives back what is owed, until it is given back or its connection can change nothing any
+    /// more. One thread per connection.
     fn give_back(self: &Arc<Upkeep>) {
         let mut by_connection: HashMap<String, Vec<Owed>> = HashMap::new();
         for owed in std::mem::take(&mut *lock(&self.owed)) {
@@ -237,7 +242,9 @@ impl Upkeep {
             let give_back = move || {
                 for owed in all {
                     match owed.give_back() {
-                        Err(error) if error.errno != Errno::ESHUTDOWN => lock(&upkeep.owed).push(owed),
+                        Err(error) if error.errno != Errno::ESHUTDOWN => {
+                            lock(&upkeep.owed).push(owed)
+                        }
                         _ => {}
                     }
                 }
@@ -253,7 +260,8 @@ impl Owed {
     fn give_back(&self) -> Result<()> {
         let found = self.pool.omap_get(&self.object, &[&self.key])?;
         let Some(bytes) = found.get(&self.key) else { return Ok(()) };
-        let Some(lease) = parse(bytes).ok().filter(|lease| lease.id == self.id && !lease.over) else {
+        let Some(lease) = parse(bytes).ok().filter(|lease| lease.id == self.id && !lease.over)
+        else {
             return Ok(());
         };
         let mut update = OmapUpdate {

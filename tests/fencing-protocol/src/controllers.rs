@@ -1,16 +1,18 @@
-//! The protocol by which a controller takes over what another one has begun: two controllers, one name,
-//! and at every step a freeze, a crash, an outage or a lost reply. A frozen controller is one that makes
-//! no step while the other does and time passes, and then goes on. A call by name is sent in one step and
-//! lands in a later one, perhaps after its sender has given it up.
+//! The protocol by which a controller takes over what another one has begun: two controllers, one
+//! name, and at every step a freeze, a crash, an outage or a lost reply. A frozen controller is one
+//! that makes no step while the other does and time passes, and then goes on. A call by name is
+//! sent in one step and lands in a later one, perhaps after its sender has given it up.
 //!
-//! A step of the model is one guarded write, one call by name, one look at a lease, or one entry on the
-//! blocklist. The tests leave out one rule at a time, and show that the protocol needs each of them.
+//! A step of the model is one guarded write, one call by name, one look at a lease, or one entry on
+//! the blocklist. The tests leave out one rule at a time, and show that the protocol needs each of
+//! them.
 
 use std::collections::BTreeSet;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// Volumes that are begun, leases that are taken, connections, and crashes, freezes, outages and lost replies, in one run.
+/// Volumes that are begun, leases that are taken, connections, and crashes, freezes, outages and
+/// lost replies, in one run.
 const ATTEMPTS: u8 = 2;
 const LEASES: u8 = 5;
 const CONNECTIONS: u8 = 4;
@@ -218,9 +220,11 @@ impl State {
         let is_same = match (&self.record, before) {
             // Its own renewals are no surprise to it.
             (Some(now), Some(before)) => {
-                let holder =
-                    |record: &Record| record.lease.as_ref().map(|lease| (lease.id, lease.clients.clone()));
-                (now.attempt, now.progress, holder(now)) == (before.attempt, before.progress, holder(before))
+                let holder = |record: &Record| {
+                    record.lease.as_ref().map(|lease| (lease.id, lease.clients.clone()))
+                };
+                (now.attempt, now.progress, holder(now))
+                    == (before.attempt, before.progress, holder(before))
             }
             (now, before) => now.is_none() && before.is_none(),
         };
@@ -305,11 +309,17 @@ impl Model for Protocol {
                 let connection = controller.connection;
                 let lease = state.lease(at)?;
                 let after = match (action, &state.record) {
-                    (Action::Create(_), None) if state.attempts < ATTEMPTS => {
-                        Record { attempt: state.attempts, progress: Progress::Creating, lease: Some(lease) }
-                    }
+                    (Action::Create(_), None) if state.attempts < ATTEMPTS => Record {
+                        attempt: state.attempts,
+                        progress: Progress::Creating,
+                        lease: Some(lease),
+                    },
                     (Action::Delete(_), Some(record)) if record.progress == Progress::Ready => {
-                        Record { progress: Progress::Deleting, lease: Some(lease), ..record.clone() }
+                        Record {
+                            progress: Progress::Deleting,
+                            lease: Some(lease),
+                            ..record.clone()
+                        }
                     }
                     _ => return None,
                 };
@@ -323,12 +333,15 @@ impl Model for Protocol {
                 state.controllers[at].phase = Phase::Holds(after, connection);
             }
             Action::Connect(at) => {
-                let Phase::Holds(record, connection) = &state.controllers[at].phase else { return None };
+                let Phase::Holds(record, connection) = &state.controllers[at].phase else {
+                    return None;
+                };
                 let is_first = *connection == state.controllers[at].connection;
                 if !is_first || state.connections == CONNECTIONS {
                     return None;
                 }
-                let (further, mut noted, connection) = (state.connections, record.clone(), *connection);
+                let (further, mut noted, connection) =
+                    (state.connections, record.clone(), *connection);
                 let read = noted.clone();
                 state.connections += 1;
                 if without != Without::ConnectionNoted {
@@ -350,7 +363,8 @@ impl Model for Protocol {
                 state.controllers[at].phase = Phase::Sent(record, connection, call);
             }
             Action::Land(at) => {
-                let Phase::Sent(record, connection, call) = state.controllers[at].phase.clone() else {
+                let Phase::Sent(record, connection, call) = state.controllers[at].phase.clone()
+                else {
                     return None;
                 };
                 if state.outage {
@@ -369,13 +383,17 @@ impl Model for Protocol {
                 };
             }
             Action::LandWithoutReply(at) => {
-                let Phase::Sent(_, connection, call) = state.controllers[at].phase else { return None };
+                let Phase::Sent(_, connection, call) = state.controllers[at].phase else {
+                    return None;
+                };
                 state.land(connection, call);
                 state.controllers[at].phase = Phase::Idle;
                 state.mishaps += 1;
             }
             Action::TimeOut(at) => {
-                let Phase::Sent(_, connection, call) = state.controllers[at].phase else { return None };
+                let Phase::Sent(_, connection, call) = state.controllers[at].phase else {
+                    return None;
+                };
                 // The next request of this controller has another connection.
                 if state.connections == CONNECTIONS {
                     return None;
@@ -411,10 +429,13 @@ impl Model for Protocol {
             }
             Action::Look(at) => {
                 let record = state.record.clone().filter(|_| !state.outage)?;
-                if state.controllers[at].phase != Phase::Idle || record.progress == Progress::Ready {
+                if state.controllers[at].phase != Phase::Idle || record.progress == Progress::Ready
+                {
                     return None;
                 }
-                let ours = record.process().is_some_and(|process| process == state.controllers[at].process);
+                let ours = record
+                    .process()
+                    .is_some_and(|process| process == state.controllers[at].process);
                 // The controller knows of its own operations that they have ended.
                 let is_over = ours || record.lease.as_ref().is_none_or(|lease| lease.over);
                 state.controllers[at].phase = Phase::Watches(record, is_over);
@@ -425,7 +446,8 @@ impl Model for Protocol {
                         && let Some(lease) = &record.lease
                     {
                         let own = state.controllers[at].connection;
-                        let others = lease.clients.iter().copied().filter(|client| *client != own).collect();
+                        let others =
+                            lease.clients.iter().copied().filter(|client| *client != own).collect();
                         state.fence(&others);
                     }
                     state.controllers[at].phase = Phase::Fenced(record);
@@ -437,10 +459,13 @@ impl Model for Protocol {
                 _ => return None,
             },
             Action::Overtake(at) => {
-                let Phase::Fenced(record) = state.controllers[at].phase.clone() else { return None };
+                let Phase::Fenced(record) = state.controllers[at].phase.clone() else {
+                    return None;
+                };
                 let connection = state.controllers[at].connection;
                 let lease = state.lease(at)?;
-                let after = Record { progress: Progress::Deleting, lease: Some(lease), ..record.clone() };
+                let after =
+                    Record { progress: Progress::Deleting, lease: Some(lease), ..record.clone() };
                 let written = state.write(connection, Some(&record), Some(after.clone()), without);
                 state.controllers[at].phase = match (written, without) {
                     (false, _) => Phase::Idle,
@@ -503,7 +528,10 @@ impl Model for Protocol {
                         continue;
                     }
                     let is_at_work = match &controller.phase {
-                        Phase::Holds(..) | Phase::Sent(..) | Phase::Landed(..) | Phase::Overtook(..) => true,
+                        Phase::Holds(..)
+                        | Phase::Sent(..)
+                        | Phase::Landed(..)
+                        | Phase::Overtook(..) => true,
                         Phase::Idle | Phase::Watches(..) | Phase::Fenced(..) => false,
                     };
                     if is_at_work {
@@ -517,7 +545,9 @@ impl Model for Protocol {
                     }
                 }
                 let (now, outage) = (state.record.clone(), state.outage);
-                for controller in state.controllers.iter_mut().filter(|controller| !controller.frozen) {
+                for controller in
+                    state.controllers.iter_mut().filter(|controller| !controller.frozen)
+                {
                     let Phase::Watches(record, expired) = &mut controller.phase else { continue };
                     let counts = !outage || without == Without::ReadableTime;
                     let is_same = outage || now.as_ref() == Some(&*record);
@@ -536,28 +566,41 @@ impl Model for Protocol {
         vec![
             Property::always(NO_LATE_CHANGE, |_, state: &State| !state.late_change),
             Property::always(WHOLE, |_, state: &State| match &state.record {
-                Some(record) if record.progress == Progress::Ready => state.image == Some(record.attempt),
+                Some(record) if record.progress == Progress::Ready => {
+                    state.image == Some(record.attempt)
+                }
                 Some(_) => true,
                 None => state.image.is_none(),
             }),
             Property::always(NONE_HEALTHY, |_, state: &State| !state.healthy_fenced),
-            Property::always("every volume can be finished", |protocol: &Protocol, state: &State| {
-                let end = finished(protocol, state);
-                end.record.is_none_or(|record| record.progress == Progress::Ready)
-            }),
-            Property::sometimes("work is taken over from a controller that goes on", |_, state: &State| {
-                let is_fenced = |controller: &Controller| state.is_fenced(controller.connection);
-                state.record.is_none() && state.attempts > 0 && state.controllers.iter().any(is_fenced)
-            }),
+            Property::always(
+                "every volume can be finished",
+                |protocol: &Protocol, state: &State| {
+                    let end = finished(protocol, state);
+                    end.record.is_none_or(|record| record.progress == Progress::Ready)
+                },
+            ),
+            Property::sometimes(
+                "work is taken over from a controller that goes on",
+                |_, state: &State| {
+                    let is_fenced =
+                        |controller: &Controller| state.is_fenced(controller.connection);
+                    state.record.is_none()
+                        && state.attempts > 0
+                        && state.controllers.iter().any(is_fenced)
+                },
+            ),
         ]
     }
 }
 
 const NO_LATE_CHANGE: &str = "an overtaken controller changes nothing";
-const WHOLE: &str = "a volume that is ready has its own image, and nothing is left without a record";
+const WHOLE: &str =
+    "a volume that is ready has its own image, and nothing is left without a record";
 const NONE_HEALTHY: &str = "no healthy controller is fenced";
 
-/// What a new controller makes of a state when nothing disturbs it and no other controller is at work.
+/// What a new controller makes of a state when nothing disturbs it and no other controller is at
+/// work.
 fn finished(protocol: &Protocol, state: &State) -> State {
     let mut state = State { outage: false, mishaps: 0, leases: 0, ..state.clone() };
     state.controllers[1].frozen = true;

@@ -199,7 +199,11 @@ impl Model for Protocol {
                 let is_free = self.shared || state.published[1 - node].is_none();
                 // The nodes are alike: the first publication is to the first.
                 let is_mirrored = state.tokens == 0 && node != 0;
-                if state.published[node].is_some() || !is_free || state.tokens == TOKENS || is_mirrored {
+                if state.published[node].is_some()
+                    || !is_free
+                    || state.tokens == TOKENS
+                    || is_mirrored
+                {
                     return None;
                 }
                 let token = state.tokens;
@@ -284,7 +288,8 @@ impl Model for Protocol {
                 match state.plugins[node] {
                     Plugin::Idle => return None,
                     Plugin::Started(_) | Plugin::Fenced(_) => state.plugins[node] = Plugin::Idle,
-                    // The daemon goes on; the next one finds it by the record, and can unstage it without a key.
+                    // The daemon goes on; the next one finds it by the record, and can unstage it
+                    // without a key.
                     Plugin::Attached(..) => {}
                     Plugin::Staged(token, client) => {
                         state.close(client);
@@ -316,7 +321,8 @@ impl Model for Protocol {
                 if !is_idle || is_mirrored || state.published[node].is_none() {
                     return None;
                 }
-                let noted = state.notes[node].as_ref().is_some_and(|notes| !notes.clients.is_empty());
+                let noted =
+                    state.notes[node].as_ref().is_some_and(|notes| !notes.clients.is_empty());
                 let is_healthy = state.in_use(node) && !state.lost[node];
                 // FAILED_PRECONDITION.
                 if noted && is_healthy && without != Without::HealthAsked {
@@ -341,7 +347,8 @@ impl Model for Protocol {
                 _ => return None,
             },
             Action::Release(controller) => {
-                let Controller::Fenced(node, record, notes) = state.controllers[controller].clone() else {
+                let Controller::Fenced(node, record, notes) = state.controllers[controller].clone()
+                else {
                     return None;
                 };
                 state.controllers[controller] = Controller::Idle;
@@ -381,12 +388,16 @@ impl Model for Protocol {
                     !(is_healthy && client.fenced)
                 })
             }),
-            Property::always("every volume can be released", |protocol: &Protocol, state: &State| {
-                released(protocol, state).published == [None, None]
-            }),
+            Property::always(
+                "every volume can be released",
+                |protocol: &Protocol, state: &State| {
+                    released(protocol, state).published == [None, None]
+                },
+            ),
             Property::sometimes("a lost node's volume is handed on", |_, state: &State| {
-                let fenced =
-                    |client: &Client| client.node == 0 && client.open && client.writes && client.fenced;
+                let fenced = |client: &Client| {
+                    client.node == 0 && client.open && client.writes && client.fenced
+                };
                 state.published[1].is_some() && state.clients.iter().any(fenced) && state.in_use(1)
             }),
         ]
@@ -411,7 +422,8 @@ fn released(protocol: &Protocol, state: &State) -> State {
 #[test]
 fn no_order_of_events_lets_a_lost_node_write_nor_fences_a_healthy_one() {
     for shared in [false, true] {
-        let checker = Protocol { shared, without: Without::Nothing }.checker().threads(2).spawn_bfs().join();
+        let checker =
+            Protocol { shared, without: Without::Nothing }.checker().threads(2).spawn_bfs().join();
         println!("shared {shared}: {} states", checker.unique_state_count());
         checker.assert_properties();
         assert!(checker.unique_state_count() > 10_000);

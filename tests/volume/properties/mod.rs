@@ -1,11 +1,13 @@
-//! Random sequences of requests, with kills, errors, lost replies, restarts, outsiders, and a second controller in between.
+//! Random sequences of requests, with kills, errors, lost replies, restarts, outsiders, and a
+//! second controller in between.
 //!
-//! After every step the bytes of all volumes and snapshots are those that were written, and nothing that was handed out is
-//! lost; whenever nothing is in flight and nothing was left by a fault, all that must hold at rest holds. At the end everything
-//! is deleted, and the cluster is empty.
+//! After every step the bytes of all volumes and snapshots are those that were written, and nothing
+//! that was handed out is lost; whenever nothing is in flight and nothing was left by a fault, all
+//! that must hold at rest holds. At the end everything is deleted, and the cluster is empty.
 //!
-//! A failing sequence is shrunk, printed, and its seed is kept in `tests/volume/properties/regressions.txt`, which is
-//! committed and run first. `PROPTEST_CASES=200000 cargo test --test volume properties` makes a longer run; the number is
+//! A failing sequence is shrunk, printed, and its seed is kept in
+//! `tests/volume/properties/regressions.txt`, which is committed and run first.
+//! `PROPTEST_CASES=200000 cargo test --test volume properties` makes a longer run; the number is
 //! for each of the tests.
 
 mod request;
@@ -23,7 +25,8 @@ const SEQUENCES: u32 = 5_000;
 
 fn config() -> Config {
     let default = Config::default();
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { SEQUENCES };
+    let cases =
+        if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { SEQUENCES };
     Config {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(

@@ -28,7 +28,9 @@ impl Request {
                 controller.snapshot(*home, volume, name, *most).map(|_| None)
             }
             Request::DeleteSnapshot(cut) => controller.delete_snapshot(cut).map(|()| None),
-            Request::Grow(home, name, blocks) => controller.grow(*home, name, *blocks).map(|_| None),
+            Request::Grow(home, name, blocks) => {
+                controller.grow(*home, name, *blocks).map(|_| None)
+            }
             Request::Publish(home, name) => controller.publish(*home, name, "node").map(|()| None),
             Request::Unpublish(home, name) => controller.unpublish(*home, name).map(|()| None),
             Request::Start => controller.recover().map(|()| None),

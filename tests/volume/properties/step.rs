@@ -4,8 +4,8 @@ use cinderblock::rbd::Errno;
 use cinderblock::volume::FlattenTarget;
 use proptest::prelude::*;
 
-/// One thing that happens. Volumes and snapshots are numbers: the world chooses by them among those that fit, and now and then
-/// among all there may be.
+/// One thing that happens. Volumes and snapshots are numbers: the world chooses by them among those
+/// that fit, and now and then among all there may be.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
     Create {
@@ -114,7 +114,8 @@ pub(super) enum Then {
     Nothing,
 }
 
-/// A request or an outsider's act, what goes wrong in it, and what another controller does meanwhile.
+/// A request or an outsider's act, what goes wrong in it, and what another controller does
+/// meanwhile.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
     pub(super) op: Op,
@@ -127,24 +128,30 @@ const VOLUMES: std::ops::Range<usize> = 0..64;
 const SNAPSHOTS: std::ops::Range<usize> = 0..64;
 
 fn shape() -> impl Strategy<Value = Shape> {
-    let target =
-        prop_oneof![Just(FlattenTarget::Auto), Just(FlattenTarget::Source), Just(FlattenTarget::Clone)];
+    let target = prop_oneof![
+        Just(FlattenTarget::Auto),
+        Just(FlattenTarget::Source),
+        Just(FlattenTarget::Clone)
+    ];
     let depth = prop_oneof![2 => Just(5), 2 => Just(1), 1 => Just(2), 1 => Just(0)];
     let most = prop_oneof![4 => Just(450_usize), 1 => Just(2), 1 => Just(3)];
     let rarely = prop::bool::weighted(0.1);
     let larger = prop_oneof![3 => Just(0_u64), 1 => Just(1)];
-    (any::<bool>(), prop::bool::weighted(0.7), rarely, depth, target, rarely, most, larger).prop_map(
-        |(format_1, deep_flatten, refuse, depth, target, flatten_on_restore, most, larger)| Shape {
-            format_1,
-            deep_flatten,
-            refuse,
-            depth,
-            target,
-            flatten_on_restore,
-            most,
-            larger,
-        },
-    )
+    (any::<bool>(), prop::bool::weighted(0.7), rarely, depth, target, rarely, most, larger)
+        .prop_map(
+            |(format_1, deep_flatten, refuse, depth, target, flatten_on_restore, most, larger)| {
+                Shape {
+                    format_1,
+                    deep_flatten,
+                    refuse,
+                    depth,
+                    target,
+                    flatten_on_restore,
+                    most,
+                    larger,
+                }
+            },
+        )
 }
 
 /// A request to a controller.
@@ -180,8 +187,14 @@ fn outside() -> impl Strategy<Value = Op> {
 }
 
 fn trouble() -> impl Strategy<Value = Trouble> {
-    let errno =
-        || prop_oneof![Just(Errno::EIO), Just(Errno::ETIMEDOUT), Just(Errno::EPERM), Just(Errno::EDQUOT)];
+    let errno = || {
+        prop_oneof![
+            Just(Errno::EIO),
+            Just(Errno::ETIMEDOUT),
+            Just(Errno::EPERM),
+            Just(Errno::EDQUOT)
+        ]
+    };
     let kind = prop_oneof![
         2 => Just(Kind::Crash),
         6 => (1..8_usize).prop_map(Kind::CrashInside),
@@ -200,7 +213,9 @@ fn trouble() -> impl Strategy<Value = Trouble> {
     (1..40_usize, kind, then).prop_map(|(call, kind, then)| Trouble { call, kind, then })
 }
 
-fn perhaps_in_trouble(request: impl Strategy<Value = Op>) -> impl Strategy<Value = (Op, Option<Trouble>)> {
+fn perhaps_in_trouble(
+    request: impl Strategy<Value = Op>,
+) -> impl Strategy<Value = (Op, Option<Trouble>)> {
     (request, prop::option::weighted(0.4, trouble()))
 }
 
@@ -216,10 +231,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
 /// A step during which a second controller may be at work.
 pub(super) fn step_of_two() -> impl Strategy<Value = Step> {
     let meanwhile = (1..40_usize, prop::collection::vec(perhaps_in_trouble(request()), 1..4));
-    let two = (perhaps_in_trouble(request()), meanwhile).prop_map(|((op, trouble), meanwhile)| Step {
-        op,
-        trouble,
-        meanwhile: Some(meanwhile),
-    });
+    let two = (perhaps_in_trouble(request()), meanwhile)
+        .prop_map(|((op, trouble), meanwhile)| Step { op, trouble, meanwhile: Some(meanwhile) });
     prop_oneof![2 => step(), 3 => two]
 }

@@ -11,7 +11,9 @@ use cinderblock::volume::{DeleteWithSnapshots, Error, Policy, Result, Sizes, Sta
 
 use super::request::{Request, is_refusal};
 use super::step::{Kind, Op, Shape, Step, Then, Trouble};
-use crate::lab::{BLOCK, Controller, Cut, HOMES, Home, Lab, OTHER_NAMESPACE, OTHER_POOL, RBD, Wish};
+use crate::lab::{
+    BLOCK, Controller, Cut, HOMES, Home, Lab, OTHER_NAMESPACE, OTHER_POOL, RBD, Wish,
+};
 use crate::rest::{Exempt, Notes, broken};
 
 /// The volumes there may be.
@@ -93,7 +95,8 @@ impl World {
         }
     }
 
-    /// Sends a request to a controller, in which `trouble` happens, and during which another does things.
+    /// Sends a request to a controller, in which `trouble` happens, and during which another does
+    /// things.
     fn ask(
         &self,
         request: &Request,
@@ -136,7 +139,8 @@ impl World {
         known.in_flight.pop();
         let alone = settled && !met;
         known.check_answer(request, &answer, alone, hit.is_some(), &before);
-        if matches!(request, Request::Start) && answer.is_ok() && known.in_flight.is_empty() && !met {
+        if matches!(request, Request::Start) && answer.is_ok() && known.in_flight.is_empty() && !met
+        {
             known.troubled = false;
         }
         known.check_rest();
@@ -279,7 +283,9 @@ impl Known {
                 let (home, name) = self.present(*volume);
                 Request::Delete(home, name)
             }
-            Op::DeleteSnapshot { snapshot } => Request::DeleteSnapshot(self.present_snapshot(*snapshot)),
+            Op::DeleteSnapshot { snapshot } => {
+                Request::DeleteSnapshot(self.present_snapshot(*snapshot))
+            }
             Op::Grow { volume, blocks } => {
                 let (home, name) = self.present(*volume);
                 Request::Grow(home, name, *blocks)
@@ -327,7 +333,8 @@ impl Known {
     fn cut(&self, home: Home, name: &str) -> Cut {
         let place = (home.pool.to_owned(), home.namespace.to_owned());
         let notes = Notes::of(&self.lab.graph());
-        let image_id = notes.snapshots.get(&(place, name.to_owned())).map(|record| record.image_id.clone());
+        let image_id =
+            notes.snapshots.get(&(place, name.to_owned())).map(|record| record.image_id.clone());
         Cut { home, image_id: image_id.unwrap_or_else(|| "0".to_owned()), name: name.to_owned() }
     }
 
@@ -336,7 +343,9 @@ impl Known {
         match op {
             Op::Write { volume, block } => {
                 let key = self.present(*volume);
-                let Some(blocks) = self.volumes.get(&key).map(|seen| seen.blocks.len()) else { return };
+                let Some(blocks) = self.volumes.get(&key).map(|seen| seen.blocks.len()) else {
+                    return;
+                };
                 let block = *block % blocks as u64;
                 self.write(&key, block);
             }
@@ -422,7 +431,8 @@ impl Known {
         !self.troubled && self.in_flight.is_empty() && !unfinished
     }
 
-    /// Looks at what there is now: all that is handed out holds what it should, and only what was asked to has come or gone.
+    /// Looks at what there is now: all that is handed out holds what it should, and only what was
+    /// asked to has come or gone.
     fn sync(&mut self) {
         let notes = Notes::of(&self.lab.graph());
         let ready = |state| state == State::Ready;
@@ -442,12 +452,15 @@ impl Known {
             .filter(|(_, record)| ready(record.state))
             .map(|((place, name), record)| {
                 let home = crate::lab::home(place);
-                let blocks = self.read(home, ImageKey::Id(&record.image_id), Some(record.snapshot_id));
+                let blocks =
+                    self.read(home, ImageKey::Id(&record.image_id), Some(record.snapshot_id));
                 ((home, name.clone()), (record.attempt.clone(), blocks))
             })
             .collect();
-        let volume = |request: &Request| request.volume().map(|(home, name)| (home, name.to_owned()));
-        let snapshot = |request: &Request| request.snapshot().map(|(home, name)| (home, name.to_owned()));
+        let volume =
+            |request: &Request| request.volume().map(|(home, name)| (home, name.to_owned()));
+        let snapshot =
+            |request: &Request| request.snapshot().map(|(home, name)| (home, name.to_owned()));
         let made = compare(&mut self.volumes, volumes, &self.in_flight, volume);
         compare(&mut self.snapshots, snapshots, &self.in_flight, snapshot);
         for (key, expected) in &self.foreign {
@@ -461,7 +474,8 @@ impl Known {
                 }
             }
         }
-        let now: Vec<_> = self.in_flight.iter().map(|flying| self.contents(&flying.request)).collect();
+        let now: Vec<_> =
+            self.in_flight.iter().map(|flying| self.contents(&flying.request)).collect();
         for (flying, contents) in self.in_flight.iter_mut().zip(now) {
             flying.contents.extend(contents);
         }
@@ -470,7 +484,8 @@ impl Known {
     /// The first byte of each block.
     fn read(&self, home: Home, key: ImageKey<'_>, at: Option<SnapshotId>) -> Blocks {
         let image = self.lab.pool(home).open_image(key, OpenMode::ReadOnly);
-        let image = image.unwrap_or_else(|error| panic!("{key:?} is lost: {error}\n{}", self.lab.graph()));
+        let image =
+            image.unwrap_or_else(|error| panic!("{key:?} is lost: {error}\n{}", self.lab.graph()));
         let size = match at {
             None => image.info().unwrap().size,
             Some(id) => {
@@ -506,24 +521,33 @@ impl Known {
                 if let (Request::Delete(home, name), true) = (request, alone) {
                     let held = self.held.iter().any(|((at, held), _)| at == home && held == name);
                     assert!(!held, "{name} was deleted while it was open\n{graph}");
-                    let there =
-                        graph.pools.get(&(home.pool.to_owned(), home.namespace.to_owned())).is_some_and(
-                            |pool| pool.names.contains_key(name) || pool.id_objects.contains_key(name),
-                        );
+                    let there = graph
+                        .pools
+                        .get(&(home.pool.to_owned(), home.namespace.to_owned()))
+                        .is_some_and(|pool| {
+                            pool.names.contains_key(name) || pool.id_objects.contains_key(name)
+                        });
                     assert!(!there, "{name} was deleted, but is there\n{graph}");
                 }
             }
             Err(error) if alone && !hit => {
-                assert!(self.may_refuse(request, error), "{request:?} failed with {error:?}\n{graph}");
+                assert!(
+                    self.may_refuse(request, error),
+                    "{request:?} failed with {error:?}\n{graph}"
+                );
                 if is_refusal(error) {
                     assert_eq!(*before, graph, "refused with {error:?}, but something changed");
                 }
             }
             Err(error) if alone && error.is_final() => {
                 let notes = Notes::of(&graph);
-                let unfinished = notes.volumes.values().any(|record| record.state == State::Creating)
-                    || notes.snapshots.values().any(|record| record.state == State::Creating);
-                assert!(!unfinished, "the answer was final ({error:?}), but something is left\n{graph}");
+                let unfinished =
+                    notes.volumes.values().any(|record| record.state == State::Creating)
+                        || notes.snapshots.values().any(|record| record.state == State::Creating);
+                assert!(
+                    !unfinished,
+                    "the answer was final ({error:?}), but something is left\n{graph}"
+                );
             }
             Err(_) => {}
         }
@@ -550,7 +574,8 @@ impl Known {
             (Request::Create(wish), Error::Invalid(_)) => wish.format == CloneFormat::V1,
             (Request::Publish(home, name), Error::InUse(why)) => {
                 let key = (*home, name.clone());
-                let held = self.held.iter().any(|(held, _)| *held == key) || !self.lingering.is_empty();
+                let held =
+                    self.held.iter().any(|(held, _)| *held == key) || !self.lingering.is_empty();
                 held && why.contains("is open for writing")
             }
             (Request::Delete(home, name), Error::InUse(why)) => {
@@ -603,8 +628,9 @@ impl Known {
     }
 }
 
-/// Compares what there is with what was known, and takes it over. Only what a request in flight is about may have come or
-/// gone, and what has come holds what the request says. Returns what has come.
+/// Compares what there is with what was known, and takes it over. Only what a request in flight is
+/// about may have come or gone, and what has come holds what the request says. Returns what has
+/// come.
 fn compare(
     known: &mut BTreeMap<Key, Seen>,
     now: BTreeMap<Key, (String, Blocks)>,
@@ -612,7 +638,10 @@ fn compare(
     about: impl Fn(&Request) -> Option<Key>,
 ) -> Vec<Key> {
     let asked = |key: &Key| {
-        in_flight.iter().filter(|flying| about(&flying.request).as_ref() == Some(key)).collect::<Vec<_>>()
+        in_flight
+            .iter()
+            .filter(|flying| about(&flying.request).as_ref() == Some(key))
+            .collect::<Vec<_>>()
     };
     for key in known.keys() {
         assert!(
@@ -625,13 +654,19 @@ fn compare(
     for (key, (attempt, blocks)) in now {
         match known.get_mut(&key) {
             Some(seen) if seen.attempt == attempt => {
-                assert!(is_grown(&seen.blocks, &blocks), "{key:?} holds {blocks:?}, not {:?}", seen.blocks);
+                assert!(
+                    is_grown(&seen.blocks, &blocks),
+                    "{key:?} holds {blocks:?}, not {:?}",
+                    seen.blocks
+                );
                 seen.blocks = blocks;
             }
             _ => {
                 let asked = asked(&key);
-                let right =
-                    asked.iter().flat_map(|flying| &flying.contents).any(|wanted| is_grown(wanted, &blocks));
+                let right = asked
+                    .iter()
+                    .flat_map(|flying| &flying.contents)
+                    .any(|wanted| is_grown(wanted, &blocks));
                 assert!(right, "{key:?} has come with {blocks:?}, asked for were {asked:?}");
                 come.push(key.clone());
                 known.insert(key, Seen { attempt, blocks });
@@ -666,8 +701,10 @@ fn check_made(wish: &Wish, record: &catalogue::Volume, graph: &Graph, alone: boo
     let depth = depth(graph, image);
     assert!(depth <= wish.policy.max_clone_depth, "{record:?} has {depth} ancestors\n{graph}");
     if let Some(link) = &image.link {
-        let planned =
-            record.link.as_ref().unwrap_or_else(|| panic!("{record:?} should have no parent\n{graph}"));
+        let planned = record
+            .link
+            .as_ref()
+            .unwrap_or_else(|| panic!("{record:?} should have no parent\n{graph}"));
         assert_eq!(link.image_id, planned.image_id, "{record:?}\n{graph}");
     }
 }

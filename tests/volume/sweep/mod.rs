@@ -1,8 +1,9 @@
-//! Every way to die: each mutating operation is killed before and after every call to Ceph, and inside every call after each
-//! write librbd sends; then a new controller goes on in different ways, and all must come to the same end.
+//! Every way to die: each mutating operation is killed before and after every call to Ceph, and
+//! inside every call after each write librbd sends; then a new controller goes on in different
+//! ways, and all must come to the same end.
 //!
-//! The same operations also meet an error, or lose the reply, at every call: an answer that ends the matter for the caller
-//! must have left nothing behind.
+//! The same operations also meet an error, or lose the reply, at every call: an answer that ends
+//! the matter for the caller must have left nothing behind.
 
 mod scenarios;
 
@@ -78,7 +79,11 @@ impl Scenario {
         let after = lab.picture();
         let mut undone = String::new();
         if let Some(opposite) = self.opposite {
-            self.expect(&lab, opposite(&lab, &Controller::new(&lab.model)), "the opposite, without a fault");
+            self.expect(
+                &lab,
+                opposite(&lab, &Controller::new(&lab.model)),
+                "the opposite, without a fault",
+            );
             lab.assert_at_rest();
             undone = lab.picture();
         }
@@ -136,12 +141,16 @@ impl Scenario {
         self.assert_end(&lab, reference, done, &what);
     }
 
-    /// The operation is done, or it is undone: nothing of it is left but perhaps a shorter chain or a protection.
+    /// The operation is done, or it is undone: nothing of it is left but perhaps a shorter chain or
+    /// a protection.
     fn assert_end(&self, lab: &Lab, reference: &Reference, done: bool, what: &str) {
         let graph = lab.graph();
         let now = picture(&graph);
-        let right =
-            if done { now == reference.after } else { now == reference.undone || now == reference.before };
+        let right = if done {
+            now == reference.after
+        } else {
+            now == reference.undone || now == reference.before
+        };
         assert!(right, "{}: {what}: not as without a fault: {now}\n{graph}", self.name);
         let broken = crate::rest::broken(&graph, &Exempt::default());
         assert!(broken.is_empty(), "{}: {what}:\n  {}\n{graph}", self.name, broken.join("\n  "));
@@ -151,8 +160,8 @@ impl Scenario {
         clear(lab);
     }
 
-    /// The same request again, and once more: the second answer is the first one's, and a volume or snapshot that was ready
-    /// stays the same one.
+    /// The same request again, and once more: the second answer is the first one's, and a volume or
+    /// snapshot that was ready stays the same one.
     fn retry(&self, lab: &Lab, next: &Controller, what: &str) {
         let ready = Notes::of(&lab.graph());
         let answer = self.expect(lab, (self.ask)(lab, next), what);
@@ -163,7 +172,11 @@ impl Scenario {
             if let Some(later) = now.snapshots.get(key)
                 && record.state == cinderblock::volume::State::Ready
             {
-                assert_eq!(record.snapshot_id, later.snapshot_id, "{}: {what}: another snapshot", self.name);
+                assert_eq!(
+                    record.snapshot_id, later.snapshot_id,
+                    "{}: {what}: another snapshot",
+                    self.name
+                );
             }
         }
     }
@@ -177,7 +190,12 @@ impl Scenario {
         if let Err(error) = (self.ask)(&lab, &controller)
             && is_final(&error)
         {
-            self.assert_end(&lab, reference, false, &format!("{what}, finally answered with {error:?}"));
+            self.assert_end(
+                &lab,
+                reference,
+                false,
+                &format!("{what}, finally answered with {error:?}"),
+            );
             return;
         }
         self.retry(&lab, &controller, &what);
@@ -207,7 +225,9 @@ pub(crate) fn clear(lab: &Lab) {
     for (place, name) in notes.groups.keys() {
         done(name, controller.delete_group(crate::lab::home(place), name));
     }
-    for ((place, name), record) in notes.snapshots.iter().filter(|(_, record)| record.group.is_none()) {
+    for ((place, name), record) in
+        notes.snapshots.iter().filter(|(_, record)| record.group.is_none())
+    {
         let cut = crate::lab::Cut {
             home: crate::lab::home(place),
             image_id: record.image_id.clone(),
@@ -252,9 +272,13 @@ fn killed_anywhere_every_operation_comes_to_one_end() {
         if scenario.opposite.is_some() {
             thens.extend([Then::Opposite, Then::RecoverAndOpposite]);
         }
-        let cases: Vec<_> =
-            reference.points.iter().flat_map(|point| thens.iter().map(|then| (*point, *then))).collect();
-        let (count, messages) = each(&cases, |(point, then)| scenario.kill(&reference, *point, *then));
+        let cases: Vec<_> = reference
+            .points
+            .iter()
+            .flat_map(|point| thens.iter().map(|then| (*point, *then)))
+            .collect();
+        let (count, messages) =
+            each(&cases, |(point, then)| scenario.kill(&reference, *point, *then));
         println!(
             "{:<44} {:>4} calls {:>4} points {:>5} runs {count:>4} failed",
             scenario.name,
@@ -285,9 +309,11 @@ fn an_error_at_any_call_leaves_nothing_behind_a_final_answer() {
     let mut failed = Vec::new();
     for scenario in scenarios::all() {
         let reference = scenario.reference();
-        let cases: Vec<_> =
-            (1..=reference.calls).flat_map(|call| faults.iter().map(move |fault| (call, *fault))).collect();
-        let (count, messages) = each(&cases, |(call, fault)| scenario.fail(&reference, *call, *fault));
+        let cases: Vec<_> = (1..=reference.calls)
+            .flat_map(|call| faults.iter().map(move |fault| (call, *fault)))
+            .collect();
+        let (count, messages) =
+            each(&cases, |(call, fault)| scenario.fail(&reference, *call, *fault));
         println!("{:<44} {:>5} runs {count:>4} failed", scenario.name, cases.len());
         runs += cases.len();
         failed.extend(messages.into_iter().take(2));

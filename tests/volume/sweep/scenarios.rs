@@ -16,7 +16,9 @@ fn cut(lab: &Lab, name: &str) -> Cut {
 }
 
 fn make(controller: &Controller, wish: &Wish) -> Result<String> {
-    controller.create(wish).map(|record| format!("{} {} {:?}", record.id, record.size, record.image_id))
+    controller
+        .create(wish)
+        .map(|record| format!("{} {} {:?}", record.id, record.size, record.image_id))
 }
 
 fn delete(controller: &Controller, name: &str) -> Result<String> {
@@ -167,7 +169,9 @@ fn creations() -> Vec<Scenario> {
         Scenario {
             name: "full copy of a snapshot",
             before: || a_s(V1),
-            ask: |lab, controller| make(controller, &wish("d", V1).of_snapshot(&cut(lab, "s")).depth(0)),
+            ask: |lab, controller| {
+                make(controller, &wish("d", V1).of_snapshot(&cut(lab, "s")).depth(0))
+            },
             opposite: Some(|_, controller| controller.delete(RBD, "d")),
             done: |lab| holds("d", &["A", "A", "A"])(lab),
         },
@@ -186,7 +190,9 @@ fn creations() -> Vec<Scenario> {
         Scenario {
             name: "clone into another pool",
             before: || a(V1),
-            ask: |_, controller| make(controller, &wish("d", V1).home(OTHER_POOL).of_volume_in(RBD, "A")),
+            ask: |_, controller| {
+                make(controller, &wish("d", V1).home(OTHER_POOL).of_volume_in(RBD, "A"))
+            },
             opposite: Some(|_, controller| controller.delete(OTHER_POOL, "d")),
             done: |lab| lab.assert_holds(OTHER_POOL, "d", &["A", "A", "A"]),
         },
@@ -239,7 +245,9 @@ fn restores() -> Vec<Scenario> {
                 lab.delete("A");
                 lab
             },
-            ask: |lab, controller| make(controller, &larger(wish("d", V1).of_snapshot(&cut(lab, "s")))),
+            ask: |lab, controller| {
+                make(controller, &larger(wish("d", V1).of_snapshot(&cut(lab, "s"))))
+            },
             opposite: Some(|_, controller| controller.delete(RBD, "d")),
             done: |lab| holds("d", &["A", "A", "A", ""])(lab),
         },
@@ -281,7 +289,10 @@ fn restores() -> Vec<Scenario> {
             ask: |lab, controller| {
                 make(
                     controller,
-                    &wish("d", V2).of_snapshot(&cut(lab, "s")).depth(1).flatten(FlattenTarget::Source),
+                    &wish("d", V2)
+                        .of_snapshot(&cut(lab, "s"))
+                        .depth(1)
+                        .flatten(FlattenTarget::Source),
                 )
             },
             opposite: Some(|_, controller| controller.delete(RBD, "d")),
@@ -387,7 +398,9 @@ fn snapshots() -> Vec<Scenario> {
     let delete_s = |name, before, done| Scenario {
         name,
         before,
-        ask: |lab, controller| controller.delete_snapshot(&cut(lab, "s")).map(|()| "gone".to_owned()),
+        ask: |lab, controller| {
+            controller.delete_snapshot(&cut(lab, "s")).map(|()| "gone".to_owned())
+        },
         opposite: None,
         done,
     };
@@ -483,7 +496,9 @@ fn a_b_g(format: CloneFormat) -> Lab {
 }
 
 fn group(controller: &Controller, name: &str) -> Result<String> {
-    controller.group(RBD, name, &["A", "B"]).map(|group| format!("{:?} {:?}", group.state, group.members))
+    controller
+        .group(RBD, name, &["A", "B"])
+        .map(|group| format!("{:?} {:?}", group.state, group.members))
 }
 
 fn groups() -> Vec<Scenario> {
@@ -523,7 +538,9 @@ fn others() -> Vec<Scenario> {
         Scenario {
             name: "grow",
             before: || a(V2),
-            ask: |_, controller| controller.grow(RBD, "A", 5).map(|size| (size / BLOCK).to_string()),
+            ask: |_, controller| {
+                controller.grow(RBD, "A", 5).map(|size| (size / BLOCK).to_string())
+            },
             opposite: None,
             done: |lab| holds("A", &["A", "A", "A", "", ""])(lab),
         },
