@@ -164,7 +164,7 @@ fn about_image(family: &Family<'_>, image: &SurveyedImage) -> String {
     match (image.kind, image.kept_by.as_slice()) {
         (ImageKind::SilentParent, []) => words.push("kept by nothing".to_string()),
         (ImageKind::SilentParent, kept_by) => {
-            words.push(format!("kept by @{}", kept_by.join(", @")))
+            words.push(format!("kept by @{}", kept_by.join(", @")));
         }
         _ => {}
     }

@@ -380,7 +380,7 @@ fn make(
         match finished.code {
             Some(0) => break,
             _ if is_busy && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20))
+                std::thread::sleep(Duration::from_millis(20));
             }
             _ if is_busy => return Err(Error::Unavailable(words)),
             _ => return Err(Error::Internal(words)),

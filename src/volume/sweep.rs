@@ -78,7 +78,7 @@ fn tell(name: &str, outcome: Result<()>) {
     match outcome {
         Ok(()) => {}
         Err(Error::Conflict(why)) => {
-            tracing::debug!(name, why, "left to the operation at work on it")
+            tracing::debug!(name, why, "left to the operation at work on it");
         }
         Err(error) => tracing::warn!(name, %error, "left half-done until the next time"),
     }

@@ -228,7 +228,7 @@ async fn a_node_that_may_be_lost_is_fenced() {
         ("tainted", |lab, id| with_volume(lab, "worker-1", "i-0815", &[OUT_OF_SERVICE], true, id)),
         ("not ready", |lab, id| with_volume(lab, "worker-1", "i-0815", &[], false, id)),
         ("unmounted", |lab, id| {
-            with_volume(lab, "worker-1", "i-0815", &[], true, &format!("{id}-other"))
+            with_volume(lab, "worker-1", "i-0815", &[], true, &format!("{id}-other"));
         }),
         ("deleted", |_, _| {}),
     ];

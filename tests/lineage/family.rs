@@ -177,7 +177,7 @@ impl<'a> Family<'a> {
             loop {
                 match ask(self.controller.clone(), request.clone()).await {
                     Err(status) if status.code() == Code::Aborted => {
-                        tokio::time::sleep(RETRY).await
+                        tokio::time::sleep(RETRY).await;
                     }
                     answer => return answer.unwrap().into_inner(),
                 }

@@ -125,7 +125,7 @@ pub(crate) fn one_handle_serves_several_threads(place: &Place) {
     thread::scope(|scope| {
         scope.spawn(|| (2..30).for_each(|byte| image.write_at(0, &[byte; 512]).unwrap()));
         scope.spawn(|| {
-            (0..20).for_each(|_| assert_eq!(read_at(&*image, Some(s), 0, 512), [1; 512]))
+            (0..20).for_each(|_| assert_eq!(read_at(&*image, Some(s), 0, 512), [1; 512]));
         });
         scope.spawn(|| (0..5).for_each(|_| assert_eq!(image.parent(Some(s)).unwrap(), None)));
         scope.spawn(|| (0..5).for_each(|_| assert_eq!(image.snapshots().unwrap().len(), 1)));

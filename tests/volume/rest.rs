@@ -276,7 +276,8 @@ impl Check<'_> {
                 self.graph.pools.get(place).and_then(|pool| pool.images.get(&record.image_id));
             match image.and_then(|image| image.snapshots.get(&record.snapshot_id)) {
                 None => {
-                    self.broken.push(format!("the snapshot {name} is recorded, but does not exist"))
+                    self.broken
+                        .push(format!("the snapshot {name} is recorded, but does not exist"));
                 }
                 Some(found) if found.name != *name || found.size != record.size => {
                     self.broken.push(format!(

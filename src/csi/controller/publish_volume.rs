@@ -81,10 +81,9 @@ impl ControllerService {
                     .monitors(&location.cluster, &**access.volumes.pool())
                     .map_err(|error| access.scope.connection_status(&error))?;
                 let published = access.volumes.publish(&publish);
-                let place = access
-                    .answer(published.inspect_err(|error| {
-                        tell_refusal(&recorder, &subject, &location, error)
-                    }))?;
+                let place = access.answer(published.inspect_err(|error| {
+                    tell_refusal(&recorder, &subject, &location, error);
+                }))?;
                 let mut context = monitor_context(&monitors);
                 let image = image_spec(&location.pool, &location.namespace, &publish.image);
                 context.insert("image".to_string(), image);

@@ -119,7 +119,7 @@ pub(super) fn update(ioctx: &Ioctx, object: &str, update: &OmapUpdate) -> Result
         let keys = Strings::new(update.remove.iter().map(String::as_str))?;
         // SAFETY: an array of the length given; librados copies the keys.
         unsafe {
-            rados::rados_write_op_omap_rm_keys(op.0, keys.pointers.as_ptr(), keys.pointers.len())
+            rados::rados_write_op_omap_rm_keys(op.0, keys.pointers.as_ptr(), keys.pointers.len());
         };
     }
     op.operate(ioctx, object)

@@ -65,13 +65,13 @@ pub(super) fn discard(
             (false, false, _) => {}
             (_, false, true) => state.header_mut(image)?.content.remove(number),
             (_, true, true) => {
-                change_object(state, image, number, |object| *object = Object::default())?
+                change_object(state, image, number, |object| *object = Object::default())?;
             }
             (_, _, false) => change_object(state, image, number, |object| {
                 if start + length == 1 << order {
-                    object.resize(start)
+                    object.resize(start);
                 } else {
-                    object.zero(start, length)
+                    object.zero(start, length);
                 }
             })?,
         }

@@ -243,7 +243,7 @@ impl Upkeep {
                 for owed in all {
                     match owed.give_back() {
                         Err(error) if error.errno != Errno::ESHUTDOWN => {
-                            lock(&upkeep.owed).push(owed)
+                            lock(&upkeep.owed).push(owed);
                         }
                         _ => {}
                     }
