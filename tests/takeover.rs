@@ -120,23 +120,21 @@ impl Controller {
 }
 
 /// Asks until the answer is no call for patience.
-macro_rules! insist {
-    ($ask:expr) => {{
-        let deadline = Instant::now() + INSIST;
-        loop {
-            match $ask.await {
-                Err(status)
-                    if matches!(
-                        status.code(),
-                        Code::Aborted | Code::Unavailable | Code::DeadlineExceeded
-                    ) && Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                answer => break answer.unwrap(),
+async fn insist<T>(mut ask: impl AsyncFnMut() -> Result<T, Status>) -> T {
+    let deadline = Instant::now() + INSIST;
+    loop {
+        match ask().await {
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::Aborted | Code::Unavailable | Code::DeadlineExceeded
+                ) && Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
+            answer => return answer.unwrap(),
         }
-    }};
+    }
 }
 
 /// The images and snapshots there, by name and id.
@@ -186,9 +184,10 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
         driver: Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &arguments),
         class: class(),
     };
-    insist!(second.create("a"));
-    insist!(second.create("b"));
-    let snapshot = if with_snapshot { Some(insist!(second.snapshot())) } else { None };
+    insist(async || second.create("a").await).await;
+    insist(async || second.create("b").await).await;
+    let snapshot =
+        if with_snapshot { Some(insist(async || second.snapshot().await).await) } else { None };
 
     let stop = [("CINDERBLOCK_STOP_BEFORE", method)];
     let patient = [&arguments[..], &["--rpc-timeout", "600"]].concat();
@@ -208,9 +207,9 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
         }
         let fenced = clients(&*pool);
         assert_eq!(fenced.len(), 1, "{work:?}: {fenced:?}");
-        insist!(second.begin(work));
+        insist(async || second.begin(work).await).await;
         if work == Work::Renew {
-            insist!(second.create("a"));
+            insist(async || second.create("a").await).await;
         }
         let blocklist = lab.run("ceph", &["osd", "blocklist", "ls"]);
         for client in &fenced {
@@ -230,24 +229,30 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
 
     // It connects anew, and knows what the other has made.
     if work == Work::Renew {
-        insist!(first.create("a"));
+        insist(async || first.create("a").await).await;
     } else {
-        insist!(first.begin(work));
+        insist(async || first.begin(work).await).await;
     }
     assert_eq!(picture(&*pool), before, "{work:?}: the first made another one");
 
     if let Some(id) = &snapshot {
-        insist!(second.delete_snapshot(id));
+        insist(async || second.delete_snapshot(id).await).await;
     }
     match work {
-        Work::Create => insist!(second.delete("n")),
-        Work::Clone => insist!(second.delete("c")),
-        Work::Snapshot => insist!(second.delete_snapshot(&insist!(second.snapshot()))),
-        Work::Group => insist!(second.delete_group(&insist!(second.group()))),
+        Work::Create => insist(async || second.delete("n").await).await,
+        Work::Clone => insist(async || second.delete("c").await).await,
+        Work::Snapshot => {
+            let id = insist(async || second.snapshot().await).await;
+            insist(async || second.delete_snapshot(&id).await).await;
+        }
+        Work::Group => {
+            let group = insist(async || second.group().await).await;
+            insist(async || second.delete_group(&group).await).await;
+        }
         Work::Renew => {}
     }
-    insist!(second.delete("a"));
-    insist!(second.delete("b"));
+    insist(async || second.delete("a").await).await;
+    insist(async || second.delete("b").await).await;
     wait_until("the images are gone", || {
         let left = picture(&*pool);
         if left.is_empty() { Ok(()) } else { Err(left) }

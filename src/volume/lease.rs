@@ -311,34 +311,44 @@ impl Lease {
     /// Changes its object by `update` if the lease is still held, and gives it back in the same
     /// change if `over`. `ECANCELED` when it is not held any more, or a guard does not hold.
     pub(super) fn change(&self, update: &OmapUpdate, over: bool) -> crate::rbd::Result<()> {
+        self.held_or_adopted(|stored| {
+            let mut update = update.clone();
+            if over {
+                update.remove.push(self.key.clone());
+            }
+            self.try_change(stored.as_ref(), update)?;
+            if over {
+                *stored = None;
+                self.status.held.store(false, Ordering::SeqCst);
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes a change that is guarded by what is stored of the lease, once more when that is this
+    /// lease still and only differs from what we believe.
+    fn held_or_adopted(
+        &self,
+        change: impl Fn(&mut Option<Stored>) -> crate::rbd::Result<()>,
+    ) -> crate::rbd::Result<()> {
         let mut stored = lock(&self.stored);
-        let changed = match self.try_change(stored.as_ref(), update, over) {
+        match change(&mut stored) {
             Err(error) if error.errno == Errno::ECANCELED && self.adopt(&mut stored)? => {
-                self.try_change(stored.as_ref(), update, over)
+                change(&mut stored)
             }
             other => other,
-        };
-        if over && changed.is_ok() {
-            *stored = None;
-            self.status.held.store(false, Ordering::SeqCst);
         }
-        changed
     }
 
     fn try_change(
         &self,
         stored: Option<&Stored>,
-        update: &OmapUpdate,
-        over: bool,
+        mut update: OmapUpdate,
     ) -> crate::rbd::Result<()> {
-        let mut update = update.clone();
         update.guards.push(match stored {
             Some(stored) => Guard::Equals(self.key.clone(), stored.bytes()),
             None => Guard::Absent(self.key.clone()),
         });
-        if over {
-            update.remove.push(self.key.clone());
-        }
         self.pool.omap_update(&self.object, &update)
     }
 
@@ -386,31 +396,15 @@ impl Lease {
 
     /// Changes what is stored of the lease, if it has not been given back.
     fn rewrite(&self, change: impl Fn(&mut Stored)) -> crate::rbd::Result<()> {
-        let mut stored = lock(&self.stored);
-        match self.try_rewrite(&mut stored, &change) {
-            Err(error) if error.errno == Errno::ECANCELED && self.adopt(&mut stored)? => {
-                self.try_rewrite(&mut stored, &change)
-            }
-            other => other,
-        }
-    }
-
-    fn try_rewrite(
-        &self,
-        stored: &mut Option<Stored>,
-        change: &impl Fn(&mut Stored),
-    ) -> crate::rbd::Result<()> {
-        let Some(before) = &stored else { return Ok(()) };
-        let mut changed = before.clone();
-        change(&mut changed);
-        let update = OmapUpdate {
-            guards: vec![Guard::Equals(self.key.clone(), before.bytes())],
-            set: vec![(self.key.clone(), changed.bytes())],
-            remove: vec![],
-        };
-        self.pool.omap_update(&self.object, &update)?;
-        *stored = Some(changed);
-        Ok(())
+        self.held_or_adopted(|stored| {
+            let Some(before) = stored.clone() else { return Ok(()) };
+            let mut changed = before.clone();
+            change(&mut changed);
+            let set = vec![(self.key.clone(), changed.bytes())];
+            self.try_change(Some(&before), OmapUpdate { set, ..OmapUpdate::default() })?;
+            *stored = Some(changed);
+            Ok(())
+        })
     }
 }
 
@@ -418,16 +412,12 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let held = lock(&self.stored).is_some();
         if held {
-            let given_back = if self.pool.has_timed_out() {
-                self.rewrite(|stored| stored.over = true)
-            } else {
-                self.change(&OmapUpdate::default(), true)
-            };
-            if let Err(error) = given_back
+            let owed = owed(&self.pool, &self.object, &self.key, &self.id);
+            if let Err(error) = owed.give_back()
                 && let Some(process) = self.process.upgrade()
             {
                 tracing::debug!(lease = self.key, %error, "a lease is given back later");
-                process.owe(owed(&self.pool, &self.object, &self.key, &self.id));
+                process.owe(owed);
             }
         }
         self.status.held.store(false, Ordering::SeqCst);

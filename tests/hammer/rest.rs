@@ -38,7 +38,7 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
             continue;
         }
         let request = field.create_volume(number, &Origin::Empty(SMALL));
-        for driver in 0..field.count {
+        for driver in 0..field.count() {
             // Or another request has made it.
             let _ = finally(&format!("CreateVolume v{number}"), async || {
                 field.controller_of(driver).create_volume(request.clone()).await
@@ -48,7 +48,7 @@ pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
     }
     for number in 0..NAMES {
         let request = field.class.create_snapshot(&format!("s{number}"), &field.golden);
-        for driver in 0..field.count {
+        for driver in 0..field.count() {
             let _ = finally(&format!("CreateSnapshot s{number}"), async || {
                 field.controller_of(driver).create_snapshot(request.clone()).await
             })
@@ -194,7 +194,7 @@ async fn snapshots(field: &Field) -> Vec<Snapshot> {
 /// is gone.
 async fn delete_volume(field: &Field, id: &str) {
     let request = field.class.delete_volume(id);
-    for driver in 0..field.count {
+    for driver in 0..field.count() {
         let delete = async || field.controller_of(driver).delete_volume(request.clone()).await;
         finally(&format!("DeleteVolume {id}"), delete).await.unwrap();
     }
@@ -208,7 +208,7 @@ pub async fn delete_everything(field: &Field) {
     }
     for snapshot in snapshots(field).await {
         let request = field.class.delete_snapshot(&snapshot.snapshot_id);
-        for driver in 0..field.count {
+        for driver in 0..field.count() {
             let delete =
                 async || field.controller_of(driver).delete_snapshot(request.clone()).await;
             finally("DeleteSnapshot", delete).await.unwrap();

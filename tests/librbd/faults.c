@@ -402,7 +402,7 @@ static void quiesce_abort(const char *name) {
     remove_worked_on(connect_to_pool());
 }
 
-/* A client that tells its address, stands still until it goes on, and counts the writes that it is told are durable. */
+/* A client tells its address, stands still, goes on, and counts the writes it is told are durable. */
 static int write_when_woken(int tell) {
     rados_ioctx_t pool = connect_with_cache("true");
     rbd_image_t image = open_image(pool, "image");
@@ -424,8 +424,9 @@ static int write_when_woken(int tell) {
 }
 
 /*
- * With librbd's cache as it is by default, a flush tells of a write that failed after it was acknowledged. The write fails because
- * its client lost its watch, and is on the blocklist; the flush comes when the failure is known.
+ * With librbd's cache as it is by default, a flush tells of a write that failed after it was
+ * acknowledged. The write fails because its client lost its watch, and is on the blocklist; the flush
+ * comes when the failure is known.
  */
 static void flush_after_error(const char *name) {
     rados_ioctx_t pool = connect_to_pool();

@@ -149,7 +149,7 @@ mod tests {
         // Another one has its number now.
         assert!(Holder { started: holder.started + 1, ..holder.clone() }.is_dead());
         child.kill().unwrap();
-        // Nobody has asked for its exit code yet.
+        // Its exit code is there still: this test has not asked for it.
         let deadline = Instant::now() + Duration::from_mins(1);
         while !holder.is_dead() {
             assert!(Instant::now() < deadline, "a killed process lives for ever");

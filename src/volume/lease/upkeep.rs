@@ -71,7 +71,7 @@ struct Seen {
     looking: bool,
 }
 
-/// A lease that is over and could not be given back. A controller that took it for silent would
+/// A lease that is over and is to be given back. A controller that took it for silent would
 /// fence a healthy one.
 #[derive(Debug)]
 pub(super) struct Owed {
@@ -257,7 +257,7 @@ impl Upkeep {
 
 impl Owed {
     /// Removes the lease, or marks it as over when one of its calls may be on its way still.
-    fn give_back(&self) -> Result<()> {
+    pub(super) fn give_back(&self) -> Result<()> {
         let found = self.pool.omap_get(&self.object, &[&self.key])?;
         let Some(bytes) = found.get(&self.key) else { return Ok(()) };
         let Some(lease) = parse(bytes).ok().filter(|lease| lease.id == self.id && !lease.over)
