@@ -179,7 +179,7 @@ impl Volumes {
         let source = parent.open(OpenMode::ReadWrite)?;
         let name = &parent.link.snapshot;
         if let Some(stale) = &parent.stale {
-            if !source.children(Some(stale.id))?.is_empty() {
+            if !parent.home.clones(&*source, &parent.image_id, stale.id)?.is_empty() {
                 return Err(Error::Conflict(format!(
                     "another client cloned {}@{name} just now",
                     parent.image_id
@@ -211,9 +211,9 @@ impl Volumes {
 /// protected, only one who may can take the protection off.
 fn refuse_if_blind(source: &dyn Image, parent: &Parent, name: &str) -> Result<()> {
     let Some(cut) = find(&source.snapshots()?, name).cloned() else { return Ok(()) };
-    let Err(blind) = source.children(Some(cut.id)) else { return Ok(()) };
+    let Err(blind) = parent.home.clones(source, &parent.image_id, cut.id) else { return Ok(()) };
     parent.home.drop_snapshot(source, &parent.image_id, &cut)?;
-    Err(blind.into())
+    Err(blind)
 }
 
 impl Parent {
@@ -247,8 +247,8 @@ fn verify_link(image: &dyn Image, id: &str, parent: &Parent, snapshot: &Snapshot
     let upwards = image
         .parent(None)?
         .is_some_and(|link| link.image_id == parent.image_id && link.snapshot_id == snapshot.id);
-    let downwards =
-        parent.image.children(Some(snapshot.id))?.iter().any(|child| child.image_id == id);
+    let clones = parent.home.clones(&*parent.image, &parent.image_id, snapshot.id)?;
+    let downwards = clones.iter().any(|child| child.image_id == id);
     if upwards && downwards {
         return Ok(());
     }

@@ -262,7 +262,8 @@ impl Volumes {
         let snapshots = image.snapshots()?;
         let (snapshot, stale, name, size) = match source {
             VolumeSource::Volume { .. } => {
-                let (name, stale) = clone_snapshot_name(&*image, &snapshots, &request.image)?;
+                let (name, stale) =
+                    home.clone_snapshot_name(&*image, &image_id, &snapshots, &request.image)?;
                 (None, stale, name, image.info()?.size)
             }
             VolumeSource::Snapshot { snapshot, .. } => {
@@ -289,6 +290,25 @@ impl Volumes {
             snapshot,
             stale,
         })
+    }
+
+    /// The name of the snapshot to cut for `child`: one that no other clone, of an earlier volume
+    /// of that name, depends on. And the childless snapshot that has this name now, if one has.
+    fn clone_snapshot_name(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        snapshots: &[Snapshot],
+        child: &str,
+    ) -> Result<(String, Option<Snapshot>)> {
+        let mut attempt = 0;
+        loop {
+            let name = names::clone_snapshot(child, attempt);
+            match find(snapshots, &name) {
+                Some(taken) if !self.clones(image, id, taken.id)?.is_empty() => attempt += 1,
+                stale => return Ok((name, stale.cloned())),
+            }
+        }
     }
 
     /// Makes the image. Returns the record as it is to be written when all is well; `stored` is
@@ -342,23 +362,6 @@ pub(super) fn describe(image: &dyn Image, request: &CreateVolume) -> Result<()> 
         image.metadata_set(NAME_KEY, &request.name)?;
     }
     super::modify::set(image, &request.settings)
-}
-
-/// The name of the snapshot to cut for `child`: one that no other clone, of an earlier volume of
-/// that name, depends on. And the childless snapshot that has this name now, if one has.
-fn clone_snapshot_name(
-    image: &dyn Image,
-    snapshots: &[Snapshot],
-    child: &str,
-) -> Result<(String, Option<Snapshot>)> {
-    let mut attempt = 0;
-    loop {
-        let name = names::clone_snapshot(child, attempt);
-        match find(snapshots, &name) {
-            Some(taken) if !image.children(Some(taken.id))?.is_empty() => attempt += 1,
-            stale => return Ok((name, stale.cloned())),
-        }
-    }
 }
 
 fn size(request: &CreateVolume, parent: Option<&Parent>) -> Result<u64> {

@@ -114,12 +114,32 @@ impl Volumes {
         }
         self.refuse_if_in_use(image, &stored.record, &*opened, &id, &snapshots)?;
         // What the user may not look at is known before the record changes.
-        let snapshots = with_clones(&*opened, snapshots)?;
+        let snapshots = self.with_clones(&*opened, &id, snapshots)?;
         let begun_before = stored.record.state == State::Deleting;
         let stored = self.mark_deleting(image, stored, Some(id.clone()))?;
         let silent_name = if begun_before { self.begun_silent_name(image, &id)? } else { None };
         self.destroy_opened(image, &stored, opened, &id, &snapshots, silent_name)
             .map_err(Error::after_a_change)
+    }
+
+    /// The snapshots that librbd does not remove by itself along with the image, as it does those
+    /// of a mirror; and the clones of those that this driver would remove.
+    fn with_clones(
+        &self,
+        opened: &dyn Image,
+        id: &str,
+        snapshots: Vec<Snapshot>,
+    ) -> Result<Vec<(Snapshot, Vec<rbd::Child>)>> {
+        let mut found = Vec::new();
+        for snapshot in snapshots {
+            let clones = match &snapshot.kind {
+                SnapshotKind::Mirror => continue,
+                _ if is_kept(&snapshot) => Vec::new(),
+                _ => self.clones(opened, id, snapshot.id)?,
+            };
+            found.push((snapshot, clones));
+        }
+        Ok(found)
     }
 
     /// Opens the image of this name, with its id and the turn at it: what is suspect about it is
@@ -378,7 +398,7 @@ impl Volumes {
     /// more, and they would keep it from going.
     fn drop_latecomers(&self, image: &dyn Image, id: &str) -> Result<()> {
         for snapshot in image.snapshots()? {
-            if is_collectable(&snapshot) && image.children(Some(snapshot.id))?.is_empty() {
+            if is_collectable(&snapshot) && self.clones(image, id, snapshot.id)?.is_empty() {
                 let writable = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite)?;
                 self.drop_snapshot(&*writable, id, &snapshot)?;
             }
@@ -457,24 +477,6 @@ impl Volumes {
             }),
         })
     }
-}
-
-/// The snapshots that librbd does not remove by itself along with the image, as it does those of a
-/// mirror; and the clones of those that this driver would remove.
-fn with_clones(
-    opened: &dyn Image,
-    snapshots: Vec<Snapshot>,
-) -> Result<Vec<(Snapshot, Vec<rbd::Child>)>> {
-    let mut found = Vec::new();
-    for snapshot in snapshots {
-        let clones = match &snapshot.kind {
-            SnapshotKind::Mirror => continue,
-            _ if is_kept(&snapshot) => Vec::new(),
-            _ => opened.children(Some(snapshot.id))?,
-        };
-        found.push((snapshot, clones));
-    }
-    Ok(found)
 }
 
 /// Whether the image under a volume's name is the volume's: see above.

@@ -206,7 +206,7 @@ impl Volumes {
             }
             if !matches!(snapshot.kind, SnapshotUse::Clone | SnapshotUse::Parked) {
                 by.push(format!("{}@{}", self.spec(&image.name), snapshot.name));
-            } else if self.is_any_ours(&opened.children(Some(snapshot.id))?)? {
+            } else if self.is_any_ours(&self.clones(&*opened, &image.id, snapshot.id)?)? {
                 return Ok(None);
             }
             by.extend(snapshot.children.iter().cloned());
@@ -333,7 +333,7 @@ impl Volumes {
         }
         for snapshot in image.snapshots()? {
             if !snapshot.name.ends_with(names::CLONE_SNAPSHOT_SUFFIX)
-                || !image.children(Some(snapshot.id))?.is_empty()
+                || !self.clones(&*image, id, snapshot.id)?.is_empty()
             {
                 return Ok(());
             }

@@ -101,13 +101,13 @@ impl Volumes {
             let why = format!(
                 "{spec} has as many snapshots as it may ({most}), one of them for this clone"
             );
-            self.flatten_clones(&*image, &snapshot, &why)?;
+            self.flatten_clones(&*image, id, &snapshot, &why)?;
             self.settle_own();
             let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
             let left = image.snapshots()?;
             count = left.len();
             if left.iter().any(|left| left.id == snapshot.id)
-                && image.children(Some(snapshot.id))?.is_empty()
+                && self.clones(&*image, id, snapshot.id)?.is_empty()
                 && !self.is_needed_by_a_creation(id, &snapshot.name)?
             {
                 // Otherwise a fault would have one clone after another flattened.
@@ -125,9 +125,40 @@ impl Volumes {
         )))
     }
 
+    /// The clones of a snapshot of the image `id`. None when the snapshot is gone: another
+    /// operation may have removed it since it was listed.
+    pub(super) fn clones(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        snapshot: SnapshotId,
+    ) -> Result<Vec<crate::rbd::Child>> {
+        match image.children(Some(snapshot)) {
+            Err(error) if error.errno == Errno::ENOENT && self.is_gone(id, snapshot)? => {
+                Ok(Vec::new())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Whether the image `id` has that snapshot no more, or is gone itself.
+    pub(super) fn is_gone(&self, id: &str, snapshot: SnapshotId) -> Result<bool> {
+        match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
+            Ok(image) => Ok(image.snapshots()?.iter().all(|found| found.id != snapshot)),
+            Err(error) if error.errno == Errno::ENOENT => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Flattens the clones of a snapshot, but for those whose creation is not finished.
-    fn flatten_clones(&self, image: &dyn Image, snapshot: &Snapshot, why: &str) -> Result<()> {
-        for child in image.children(Some(snapshot.id))? {
+    fn flatten_clones(
+        &self,
+        image: &dyn Image,
+        id: &str,
+        snapshot: &Snapshot,
+        why: &str,
+    ) -> Result<()> {
+        for child in self.clones(image, id, snapshot.id)? {
             let Some(home) = self.elsewhere(&child.pool, &child.namespace)? else { continue };
             let record = home.catalogue.volume(&child.image)?;
             if record.is_some_and(|stored| stored.record.state == State::Creating) {

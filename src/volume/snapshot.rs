@@ -282,7 +282,7 @@ impl Volumes {
                     left.iter().filter(|left| ours.iter().any(|ours| ours.id == left.id))
                 {
                     // Other tools' clones go without a word.
-                    if !self.is_any_ours(&image.children(Some(snapshot.id))?)? {
+                    if !self.is_any_ours(&self.clones(&*image, id, snapshot.id)?)? {
                         let snapshot = Some(snapshot.id);
                         suspects.push(Suspect { snapshot, ..self.as_suspect(&image_name, id) });
                     }
@@ -304,7 +304,7 @@ impl Volumes {
         name: &str,
         snapshot: &Snapshot,
     ) -> Result<()> {
-        let has_clones = || image.children(Some(snapshot.id)).map(|children| !children.is_empty());
+        let has_clones = || self.clones(image, id, snapshot.id).map(|clones| !clones.is_empty());
         if snapshot.name != name && has_clones()? {
             // An earlier attempt has renamed it, or librbd parked it.
             return Ok(());
@@ -327,7 +327,7 @@ impl Volumes {
         }
         // Who took the last clone away before the rename saw a user's snapshot. And other tools'
         // clones go without a word.
-        if !self.is_any_ours(&image.children(Some(snapshot.id))?)? {
+        if !self.is_any_ours(&self.clones(image, id, snapshot.id)?)? {
             let parked =
                 Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&image.name()?, id) };
             self.suspect(&[parked])?;

@@ -236,15 +236,6 @@ impl Volumes {
             kept_by,
         })
     }
-
-    /// Whether the image `id` has that snapshot no more, or is gone itself.
-    fn is_gone(&self, id: &str, snapshot: SnapshotId) -> Result<bool> {
-        match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
-            Ok(image) => Ok(image.snapshots()?.iter().all(|found| found.id != snapshot)),
-            Err(error) if error.errno == Errno::ENOENT => Ok(true),
-            Err(error) => Err(error.into()),
-        }
-    }
 }
 
 fn used_for(name: &str, image_id: &str, known: &Known) -> SnapshotUse {

@@ -275,3 +275,35 @@ fn a_killed_removal_is_finished_although_a_creation_cut_its_snapshot_too_late() 
     }
     assert!(met > 0, "no snapshot came too late");
 }
+
+/// A snapshot is removed by another operation after it was listed, and before its clones are asked for.
+#[test]
+fn a_snapshot_that_has_just_gone_has_no_clones() {
+    type Act = fn(&Controller, &Lab) -> Result<()>;
+    let requests: [(&str, Act); 2] = [
+        ("clone", |controller, lab| controller.create(&lab.wish("c").of("a")).map(drop)),
+        ("delete", |controller, _| controller.delete(RBD, "a")),
+    ];
+    for (what, ask) in requests {
+        let lab = Arc::new(Lab::new());
+        lab.create("a");
+        lab.open(RBD, "a").create_snapshot("c.clone_snap").unwrap();
+        let controller = Controller::new(&lab.model);
+        let met = Arc::new(Mutex::new(false));
+        controller.session.on_call({
+            let (lab, met) = (lab.clone(), met.clone());
+            move |call| {
+                if call.method == "children" && !std::mem::replace(&mut *met.lock().unwrap(), true)
+                {
+                    lab.open(RBD, "a").remove_snapshot("c.clone_snap").unwrap();
+                }
+            }
+        });
+        ask(&controller, &lab).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(*met.lock().unwrap(), "{what} asked for no clones");
+        let _ = lab.controller.delete(RBD, "c");
+        lab.controller.delete(RBD, "a").unwrap();
+        lab.controller.recover().unwrap();
+        lab.assert_empty();
+    }
+}
