@@ -196,6 +196,9 @@ async fn create_snapshot(field: &Field, random: &mut Random, number: usize) -> V
         }
         Outcome::Open => vec![(name, What::MaybeMade { request })],
         Outcome::Refused(status) => match status.code() {
+            Code::AlreadyExists if is_of_an_earlier_volume(field, source, &id, &status) => {
+                vec![(name, What::Nothing)]
+            }
             Code::AlreadyExists => vec![(name, What::Taken { request })],
             Code::NotFound => vec![(Name::Volume(source), What::Absent { id })],
             _ => vec![(name, What::Nothing)],
@@ -245,4 +248,16 @@ async fn look_at_snapshot(field: &Field, number: usize) -> Vec<(Name, What)> {
         Outcome::Open => What::Nothing,
     };
     vec![(Name::Snapshot(number), what)]
+}
+
+/// Whether a snapshot's name is said to be taken by one of an earlier volume: that has the id asked
+/// for, and another image than the volume of today. Ids of images are never used twice.
+fn is_of_an_earlier_volume(field: &Field, number: usize, id: &str, status: &Status) -> bool {
+    let (_, rest) = status
+        .message()
+        .split_once(&format!("of the volume {id} with the image "))
+        .unwrap_or_default();
+    let image = rest.split(':').next().unwrap_or_default();
+    let today = field.pool.image_id(&format!("csi-v{number}")).unwrap();
+    !image.is_empty() && today.as_deref() != Some(image)
 }

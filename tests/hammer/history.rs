@@ -6,7 +6,7 @@
 //! |---|---|
 //! | CreateVolume | ALREADY_EXISTS when another request made the name; NOT_FOUND when its source is gone |
 //! | DeleteVolume | FAILED_PRECONDITION while a clone or a snapshot is being made of it, which opens it |
-//! | CreateSnapshot | ALREADY_EXISTS when it is of another volume; NOT_FOUND when the volume is gone |
+//! | CreateSnapshot | ALREADY_EXISTS when it is of another volume, or of an earlier one of that name; NOT_FOUND when the volume is gone |
 //! | DeleteSnapshot | |
 //! | ValidateVolumeCapabilities, GetSnapshot | NOT_FOUND; never ABORTED |
 //! | any, with a short deadline | DEADLINE_EXCEEDED, CANCELLED |
