@@ -10,7 +10,8 @@
 #
 # A stage that fails does not keep the others from running. The end tells the outcome of each
 # stage, how long it took, and how many seconds of a processor it has used. The daemons of the lab
-# and the guest are not in these seconds.
+# and the guest are not in these seconds. Where no terminal shows the output, the end also repeats
+# what each failed stage said of its failure.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,6 +27,8 @@ source lab/leaks.sh
 long_targets=(faults hammer kill_sweep lineage takeover)
 
 rows=() passed=0 failed=0 run_began=$(milliseconds)
+logs=$(mktemp -d --tmpdir cinderblock-logs.XXXXXX)
+trap end EXIT
 
 # processor_seconds: what ended children of this script have used, in hundredths there.
 processor_seconds() {
@@ -36,14 +39,16 @@ processor_seconds() {
 
 # stage NAME COMMAND…
 stage() {
-    local name=$1 began used outcome=passed
+    local name=$1 began used outcome=FAILED
     shift
     printf '\n=== %s: %s\n' "$name" "$*"
     began=$(milliseconds) used=$(processor_seconds)
-    if "$@"; then
+    # A program that writes to a pipe shows no progress, so a terminal is left to it.
+    if [[ -t 1 ]]; then "$@"; else "$@" > >(tee "$logs/$name") 2>&1; fi && outcome=passed
+    if [[ $outcome == passed ]]; then
         passed=$((passed + 1))
+        rm -f "$logs/$name"
     else
-        outcome=FAILED
         failed=$((failed + 1))
     fi
     used=$(($(processor_seconds) - used))
@@ -52,8 +57,20 @@ stage() {
     [[ $outcome == passed ]]
 }
 
-# summary: the table of the stages. Its exit code is that of the whole.
+# failures: what the failed stages said of their failures.
+failures() {
+    local log
+    for log in "$logs"/*; do
+        [[ -f $log ]] || continue
+        printf '\n=== %s failed:\n' "${log##*/}"
+        grep -E --before-context=2 --after-context=8 \
+            '^error|panicked at|FAILED|signal: |^failures:' "$log" | tail -n 120 || true
+    done
+}
+
+# summary: the failures, and the table of the stages. Its exit code is that of the whole.
 summary() {
+    failures
     printf '\n%-14s %10s %8s\n' stage time CPU
     printf '%s\n' "${rows[@]}"
     printf '%-14s %10s\n' together "$(seconds_since "$run_began")"
@@ -74,7 +91,6 @@ check_scripts() {
 # start_guest PART: the guest's tests of that part.
 start_guest() {
     guest_log=$(mktemp --tmpdir cinderblock-guest.XXXXXX)
-    trap end EXIT
     tests/guest.sh "$1" >"$guest_log" 2>&1 &
     guest=$!
 }
@@ -110,7 +126,6 @@ build() {
 # $work, so what is left of those afterwards is a leak of a test.
 with_lab() {
     work=$(mktemp -d --tmpdir cinderblock-test.XXXXXX)
-    trap end EXIT
     stage lab-up lab/ceph up --dir "$work/ceph" --monitor-round 0.05 --namespace rbd/tests ||
         return 0
     eval "$(lab/ceph env --dir "$work/ceph")"
@@ -123,7 +138,7 @@ with_lab() {
 
 end() {
     [[ -z ${guest:-} ]] || kill "$guest" 2>/dev/null || true
-    rm -f "${guest_log:-}"
+    rm -rf "${guest_log:-}" "$logs"
     [[ ! -d ${work:-} ]] || {
         [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph"
         rm -rf "$work"
