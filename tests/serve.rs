@@ -45,6 +45,14 @@ fn wrong_arguments_are_refused_at_once_in_words() {
         ),
         (vec!["--endpoint", endpoint, "--config", config, "--role", "node"], "--node-id <ID>"),
         (
+            vec!["--endpoint", endpoint, "--config", config, "--node-id", ""],
+            "a node's id has 1 to 256 bytes, this one 0",
+        ),
+        (
+            vec!["--endpoint", endpoint, "--config", config, "--node-id", &"n".repeat(257)],
+            "a node's id has 1 to 256 bytes, this one 257",
+        ),
+        (
             [&controller[..], &["--endpoint", endpoint, "--topology", "zone"]].concat(),
             "expected KEY=VALUE",
         ),
@@ -216,6 +224,11 @@ fn it_serves_without_a_cluster_refuses_a_second_and_leaves_no_socket() {
         .unwrap();
     // The truth about a cluster that is not there, at once.
     assert_eq!(String::from_utf8_lossy(&probe.stdout).trim(), r#"{"ready":false}"#);
+
+    // Keys are in its memory.
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", first.id())).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
 
     let pid = nix::unistd::Pid::from_raw(first.id().try_into().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();

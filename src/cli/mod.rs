@@ -14,6 +14,8 @@ mod version;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
+use nix::sys::prctl::set_dumpable;
+use nix::sys::resource::{Resource, setrlimit};
 
 /// A CSI driver for Ceph RBD: bounded clone depth, silent parents, nothing leaked.
 #[derive(Debug, Parser)]
@@ -40,6 +42,10 @@ enum Command {
 /// Runs the program. Bad arguments are reported by clap, which exits with 2.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = forbid_core_dumps() {
+        eprintln!("cinderblock: a crash could write keys into a core dump: {error}");
+        return ExitCode::FAILURE;
+    }
     match cli.command.filter(|_| !cli.version) {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Call(args)) => call::run(args),
@@ -52,4 +58,11 @@ pub(crate) fn run() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Keys are in memory, and a core dump is a file: neither this process nor a program it starts
+/// dumps core, and no other user may look into its memory.
+fn forbid_core_dumps() -> nix::Result<()> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    set_dumpable(false)
 }

@@ -20,6 +20,7 @@ use cinderblock::csi::proto::node_server::NodeServer;
 use cinderblock::csi::proto::snapshot_metadata_server::SnapshotMetadataServer;
 use cinderblock::csi::server::{CsiSocket, termination_signal};
 use cinderblock::csi::snapshot_metadata::SnapshotMetadataService;
+use cinderblock::csi::validate::NODE_ID_BYTES;
 use cinderblock::csi::{ids, topology};
 use cinderblock::kube::{self, Nodes, Recorder};
 use cinderblock::node::Node;
@@ -61,7 +62,7 @@ pub(crate) struct ServeArgs {
 
     /// This node's id, as the orchestrator will name it when it publishes volumes here. The node
     /// role needs it.
-    #[arg(long, value_name = "ID", required_if_eq_any([("role", "node"), ("role", "all")]))]
+    #[arg(long, value_name = "ID", value_parser = node_id, required_if_eq_any([("role", "node"), ("role", "all")]))]
     node_id: Option<String>,
 
     /// The clusters there are: a YAML or JSON file.
@@ -136,6 +137,13 @@ fn instance(text: &str) -> Result<String, String> {
         return Ok(text.to_string());
     }
     Err("an instance is 1 to 32 letters, digits, '.', '_' or '-'".to_string())
+}
+
+fn node_id(text: &str) -> Result<String, String> {
+    if (1..=NODE_ID_BYTES).contains(&text.len()) {
+        return Ok(text.to_string());
+    }
+    Err(format!("a node's id has 1 to {NODE_ID_BYTES} bytes, this one {}", text.len()))
 }
 
 fn driver_name(text: &str) -> Result<String, String> {

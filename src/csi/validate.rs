@@ -10,7 +10,7 @@ use volume_capability::access_mode::Mode;
 /// Bytes a string may have.
 const STRING_BYTES: usize = 128;
 /// Bytes a node id may have.
-const NODE_ID_BYTES: usize = 256;
+pub const NODE_ID_BYTES: usize = 256;
 /// Bytes the keys and values of a map may have together.
 const MAP_BYTES: usize = 4096;
 
