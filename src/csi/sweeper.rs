@@ -138,7 +138,7 @@ impl Sweeper {
     /// of the current runtime.
     pub fn start(&self) {
         for location in self.0.clusters.own_pools() {
-            self.place(&location);
+            self.place(&location, None);
         }
     }
 
@@ -170,20 +170,23 @@ impl Sweeper {
         credentials: Credentials,
         suspects: Vec<Entry>,
     ) {
-        let place = self.place(location);
-        let mut state = place.state();
-        state.credentials = Some(credentials);
-        state.add(suspects);
-        drop(state);
+        let place = self.place(location, Some(credentials));
+        place.state().add(suspects);
         place.changed.notify_one();
     }
 
-    fn place(&self, location: &Location) -> Arc<Place> {
+    /// The place at `location`, as the user of these credentials, if any, from now on. A new one is
+    /// swept at once, so it has them from the start.
+    fn place(&self, location: &Location, credentials: Option<Credentials>) -> Arc<Place> {
         let mut places = self.0.places();
         if let Some(place) = places.get(location) {
+            if credentials.is_some() {
+                place.state().credentials = credentials;
+            }
             return place.clone();
         }
-        let place = Arc::<Place>::default();
+        let state = State { credentials, ..State::default() };
+        let place = Arc::new(Place { state: Mutex::new(state), ..Place::default() });
         places.insert(location.clone(), place.clone());
         tokio::spawn(work(self.0.clone(), location.clone(), place.clone()));
         place
@@ -341,4 +344,57 @@ fn sweep(volumes: &Volumes, first: bool) -> crate::volume::Result<Vec<Entry>> {
     let mut suspects = volumes.sweep(ABANDONED)?;
     suspects.extend(volumes.take_suspects());
     Ok(suspects)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::csi::config::Config;
+    use crate::rbd::ceph::Timeouts;
+    use crate::rbd::model::Model;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_first_sweep_of_a_place_has_the_credentials_of_the_request() {
+        const PLACES: usize = 2000;
+        let model = Model::new();
+        model.create_pool("rbd");
+        let session = model.connect();
+        let connected = Arc::new(AtomicUsize::new(0));
+        let count = connected.clone();
+        let clusters = Arc::new(Clusters::new(
+            Config::parse("- {clusterID: lab, monitors: [m]}").unwrap(),
+            "default",
+            Timeouts::default(),
+            Box::new(move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+                Ok(session.cluster())
+            }),
+            Box::new(|_| ()),
+        ));
+        let cluster = parameters::cluster(clusters.config(), "lab").unwrap();
+        let key = "AQAbc2Rl5YW8LxAAXGtO8bq8mcZnUEOKzcbHtw==";
+        let secrets = [("userID", "csi"), ("userKey", key)];
+        let secrets = secrets.map(|(name, value)| (name.to_string(), value.to_string())).into();
+        let credentials = clusters.credentials(cluster, &secrets).unwrap();
+        let sweeper = Sweeper::new(clusters.clone(), Permits::default());
+        for number in 0..PLACES {
+            let (sweeper, credentials) = (sweeper.clone(), credentials.clone());
+            let (cluster, pool) = ("lab".into(), "rbd".into());
+            let location = Location { cluster, pool, namespace: number.to_string() };
+            // As operations do, from a thread that does not run the sweeper's tasks.
+            tokio::task::spawn_blocking(move || {
+                sweeper.hand_over(&location, credentials, Vec::new());
+            })
+            .await
+            .unwrap();
+        }
+        // A sweep without them connects to nothing, and the next one comes after a minute.
+        let deadline = Instant::now() + INTERVAL / 2;
+        while connected.load(Ordering::Relaxed) < PLACES {
+            let connected = connected.load(Ordering::Relaxed);
+            assert!(Instant::now() < deadline, "{connected} of {PLACES} were swept");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
 }
