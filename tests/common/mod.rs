@@ -282,13 +282,13 @@ impl Drop for Namespace<'_> {
 /// stand, which were about to be cut and were not.
 pub fn unsettled(pool: &dyn Pool) -> Vec<String> {
     let stands = |suspect: &Suspect| {
+        let Some(child) = &suspect.child else { return false };
         let home = pool.cluster().pool(&suspect.pool, &suspect.namespace).unwrap();
         let Ok(image) = home.open_image(ImageKey::Id(&suspect.image_id), OpenMode::ReadOnly) else {
             return false;
         };
         let children = image.children(suspect.snapshot).unwrap_or_default();
-        let child = suspect.child.as_ref();
-        child.is_some_and(|child| children.iter().any(|listed| listed.image_id == child.image_id))
+        children.iter().any(|listed| listed.image_id == child.image_id)
     };
     let page = pool.omap_list("cinderblock.default.journal", "", 1000).unwrap();
     let entries = page.entries.into_iter();
