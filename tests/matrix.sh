@@ -224,8 +224,12 @@ failures() {
 
 # write: the table, in the document's place for it. Every number in it has to be of one commit.
 write() {
-    local commits
-    commits=$(cut -d' ' -f5 "$known"/*-on-*/[a-z]*[a-z] 2>/dev/null | sort -u)
+    local commits pair suite
+    commits=$(for pair in "${pairs[@]}"; do
+        for suite in "${suites[@]}" "${full_suites[@]}"; do
+            cut -d' ' -f5 "$known/$pair/$suite" 2>/dev/null || true
+        done
+    done | sort -u)
     [[ $(wc -w <<<"$commits") == 1 ]] || die "what is known is of several commits or none: $commits"
     local new
     new=$(mktemp)
