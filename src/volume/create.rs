@@ -18,7 +18,7 @@ use crate::rbd::{CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, Op
 use std::collections::BTreeMap;
 
 /// Bytes of a volume when the request names no size and there is no source: the seed's.
-pub(super) const DEFAULT_SIZE: u64 = 100 << 20;
+pub const DEFAULT_SIZE: u64 = 100 << 20;
 
 /// Objects an object map can describe.
 const OBJECT_MAP_OBJECTS: u64 = 256_000_000;

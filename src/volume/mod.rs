@@ -54,7 +54,7 @@ mod sweep;
 
 pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
-pub use create::{CreateVolume, Sizes, VolumeSource, largest};
+pub use create::{CreateVolume, DEFAULT_SIZE, Sizes, VolumeSource, largest};
 pub use delete::Retained;
 pub use error::{Error, Result};
 pub use fence::Leaving;

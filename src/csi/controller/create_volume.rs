@@ -3,6 +3,7 @@ use crate::csi::clusters::operation;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
 use crate::csi::operations::Class;
 use crate::csi::parameters::VolumeParameters;
+use crate::csi::proto::volume_capability::AccessType;
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{
     CreateVolumeRequest, CreateVolumeResponse, Volume, VolumeCapability, VolumeContentSource,
@@ -12,7 +13,7 @@ use crate::kube::Subject;
 use crate::node::MapOptions;
 use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
-use crate::volume::{CreateVolume, Sizes, VolumeSource, names};
+use crate::volume::{CreateVolume, DEFAULT_SIZE, Sizes, VolumeSource, names};
 use tonic::{Request, Response, Status};
 
 /// Bytes of a sector: block devices have a whole number of them.
@@ -83,6 +84,10 @@ impl ControllerService {
             .as_ref()
             .map(|source| self::source(source, &class))
             .transpose()?;
+        let sizes = match source {
+            None => with_room_for_filesystem(sizes, &request.volume_capabilities)?,
+            Some(_) => sizes,
+        };
         let image = names::rbd_name(&class.prefix, &request.name, class.location.room());
 
         let mut context = class.context;
@@ -149,6 +154,36 @@ pub(super) fn whole_sectors(sizes: Sizes) -> Result<Sizes, Status> {
         )));
     }
     Ok(Sizes { required, limit })
+}
+
+/// Bytes of the smallest volume that mkfs makes an ext4 on, without a journal.
+const SMALLEST_EXT4: u64 = 256 << 10;
+/// Bytes of the smallest volume that mkfs makes an xfs on, as of xfsprogs 5.19.
+const SMALLEST_XFS: u64 = 300 << 20;
+
+/// Rounds what is required of an empty volume up to what its filesystem takes. `OUT_OF_RANGE` when
+/// the limit is below that: mkfs would refuse such a volume when it is staged.
+fn with_room_for_filesystem(
+    sizes: Sizes,
+    capabilities: &[VolumeCapability],
+) -> Result<Sizes, Status> {
+    let smallest = |capability: &VolumeCapability| match &capability.access_type {
+        Some(AccessType::Mount(mount)) if mount.fs_type == "xfs" => Some((SMALLEST_XFS, "xfs")),
+        Some(AccessType::Mount(_)) => Some((SMALLEST_EXT4, "ext4")),
+        _ => None,
+    };
+    let Some((smallest, filesystem)) = capabilities.iter().filter_map(smallest).max() else {
+        return Ok(sizes);
+    };
+    if sizes.limit != 0 && sizes.limit < smallest {
+        return Err(Status::out_of_range(format!(
+            "a volume with {filesystem} has at least {smallest} bytes, and limit_bytes is {}: ask for more, or for a block volume",
+            sizes.limit
+        )));
+    }
+    let unsaid = sizes.required == 0 && smallest <= DEFAULT_SIZE;
+    let required = if unsaid { 0 } else { sizes.required.max(smallest) };
+    Ok(Sizes { required, ..sizes })
 }
 
 /// Where the source is. An id that does not parse is a source that cannot exist.
@@ -219,5 +254,52 @@ pub(super) fn volume(record: &catalogue::Volume) -> Volume {
         volume_context: record.context.clone(),
         content_source,
         accessible_topology: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::csi::proto::volume_capability::{BlockVolume, MountVolume};
+    use tonic::Code;
+
+    const MIB: u64 = 1 << 20;
+
+    fn mount(fs_type: &str) -> VolumeCapability {
+        let mount = MountVolume { fs_type: fs_type.to_string(), ..MountVolume::default() };
+        VolumeCapability { access_type: Some(AccessType::Mount(mount)), access_mode: None }
+    }
+
+    #[test]
+    fn an_empty_volume_has_room_for_its_filesystem() {
+        let block = AccessType::Block(BlockVolume {});
+        let block = VolumeCapability { access_type: Some(block), access_mode: None };
+        let room = |required, limit, capabilities: &[VolumeCapability]| {
+            with_room_for_filesystem(Sizes { required, limit }, capabilities)
+                .map(|sizes| sizes.required)
+                .map_err(|status| status.code())
+        };
+        let (ext4, xfs) = (mount("ext4"), mount("xfs"));
+        for (required, limit, capability, outcome) in [
+            (0, 0, &ext4, Ok(0)),
+            (512, 0, &ext4, Ok(SMALLEST_EXT4)),
+            (512, 0, &mount(""), Ok(SMALLEST_EXT4)),
+            (512, 4096, &ext4, Err(Code::OutOfRange)),
+            (MIB, 0, &ext4, Ok(MIB)),
+            (0, 0, &xfs, Ok(300 * MIB)),
+            (200 * MIB, 0, &xfs, Ok(300 * MIB)),
+            (200 * MIB, 300 * MIB, &xfs, Ok(300 * MIB)),
+            (200 * MIB, 299 * MIB, &xfs, Err(Code::OutOfRange)),
+            (0, 299 * MIB, &xfs, Err(Code::OutOfRange)),
+            (400 * MIB, 0, &xfs, Ok(400 * MIB)),
+            (512, 512, &block, Ok(512)),
+        ] {
+            assert_eq!(
+                room(required, limit, std::slice::from_ref(capability)),
+                outcome,
+                "{required} to {limit} bytes, {capability:?}"
+            );
+        }
+        assert_eq!(room(MIB, 0, &[block, xfs]), Ok(300 * MIB));
     }
 }
