@@ -17,7 +17,7 @@ demo: ## the life of one volume on a real Ceph, step by step; RELEASE=20 (or 16,
 test: ## every part of the product once: formats, lints, units, the driver on a real Ceph, csi-sanity, a guest, the chart
 	tests/run.sh test
 
-test-more: ## the long rest of what CI runs: sweeps of kills and faults, long lineages, licences, the lab, more in a guest
+test-more: ## the long rest of what CI runs: sweeps of kills and faults, long lineages, lints, the lab, more in a guest
 	tests/run.sh more
 
 test-matrix: packages tools ## librbd of Ceph 16, 18 and 20 on daemons of Ceph 16, 18 and 20: every pair; an hour
@@ -51,7 +51,7 @@ test-kubernetes: build kubernetes-node-tools ## a real Kubernetes with the real 
 test-librbd: packages ## librbd of Ceph 16, 18 and 20 by itself: its headers, and the faults that the driver works around
 	tests/librbd.sh
 
-lint: ## formats, lints and licences alone
+lint: ## formats and lints alone
 	tests/run.sh lint
 
 test-image: packages ## the image's root filesystem: lock, size, programs, and a volume's life with the driver inside, on Ceph 16, 18 and 20
@@ -134,7 +134,7 @@ $(sidecars) &: tools/csi-sidecars/go.mod tools/csi-sidecars/go.sum $(wildcard to
 $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 	cd tools/containerd && go build -buildvcs=false -trimpath -ldflags '-s -w' -o $(CURDIR)/.tools/bin/ tool
 
-licences: cargo-deny ## of all crates, and where they come from
+licences: cargo-deny ## of all crates, and where they come from; when Cargo.lock has changed
 	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
 
 .PHONY: help setup packages tools cargo-deny licences build demo test test-more test-kills test-kernels test-guest test-fuzz test-hammer test-librbd test-matrix test-upgrade test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

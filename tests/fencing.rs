@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::node_client::NodeClient;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
-use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, BlockVolume};
 use cinderblock::csi::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
     ControllerUnpublishVolumeRequest, NodeExpandVolumeRequest, NodeGetVolumeHealthRequest,
@@ -29,7 +28,7 @@ use cinderblock::csi::proto::{
     NodeUnstageVolumeRequest, VolumeCapability,
 };
 use cinderblock::rbd::{ImageKey, OpenMode};
-use common::driver::{Class, Driver, MIB, filesystem, from_volume, lab_config};
+use common::driver::{Class, Driver, MIB, block, filesystem, from_volume, lab_config};
 use common::{Lab, Namespace};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -346,14 +345,6 @@ impl Field {
             self.lab.connect().monitor_command(&command.to_string()).unwrap();
         }
         self.namespace.assert_nothing_is_left();
-    }
-}
-
-/// A block device, or one that several nodes write to.
-fn block(mode: Mode) -> VolumeCapability {
-    VolumeCapability {
-        access_type: Some(AccessType::Block(BlockVolume {})),
-        access_mode: Some(AccessMode { mode: mode.into() }),
     }
 }
 

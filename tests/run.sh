@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The checks of the repository, stage by stage: `tests/run.sh PART…`, where a part is one of
 #
-#   lint   formats, scripts, clippy, licences; needs no Ceph
+#   lint   formats, scripts, clippy; needs no Ceph
 #   test   what `make test` runs: every part of the product once
 #   more   what `make test-more` runs: the long rest, and lint
 #
-# No check is in both test and more. The guest is an emulated machine that runs for minutes on one
-# processor, so it runs beside the other stages of its part, and its stage comes last.
+# No check is in both test and more. A guest is an emulated machine that runs for minutes on one
+# processor, so the guests of all parts run one after another beside the other stages, and the stage
+# that waits for a part's guest is the last of that part.
 #
 # A stage that fails does not keep the others from running. The end tells the outcome of each
 # stage, how long it took, and how many seconds of a processor it has used. The daemons of the lab
@@ -26,6 +27,7 @@ source lab/leaks.sh
 # Test targets of minutes: they belong to more, all others to test.
 long_targets=(faults hammer kill_sweep lineage takeover)
 
+guests='' guest_parts=()
 rows=() passed=0 failed=0 run_began=$(milliseconds)
 logs=$(mktemp -d --tmpdir cinderblock-logs.XXXXXX)
 trap end EXIT
@@ -88,21 +90,26 @@ check_scripts() {
 
 # --- the guest ------------------------------------------------------------------------------------
 
-# start_guest PART: the guest's tests of that part.
-start_guest() {
-    guest_log=$(mktemp --tmpdir cinderblock-guest.XXXXXX)
-    tests/guest.sh "$1" >"$guest_log" 2>&1 &
-    guest=$!
+# start_guests: the guest's tests of each part, one part after another.
+start_guests() {
+    [[ -z $guests ]] || return 0
+    mkdir "$logs/guests"
+    (
+        for part in "${guest_parts[@]}"; do
+            outcome=0
+            tests/guest.sh "$part" >"$logs/guests/$part" 2>&1 || outcome=$?
+            echo "$outcome" >"$logs/guests/$part.outcome"
+        done
+    ) &
+    guests=$!
 }
 
-# finish_guest: waits for it, and prints its output.
+# finish_guest PART: waits for the guest of that part, and prints its output.
 finish_guest() {
-    local outcome=0
-    wait "$guest" || outcome=$?
-    guest=
-    cat "$guest_log"
-    rm -f "$guest_log"
-    return "$outcome"
+    local outcome=$logs/guests/$1.outcome
+    until [[ -s $outcome ]]; do sleep 1; done
+    cat "$logs/guests/$1"
+    return "$(<"$outcome")"
 }
 
 # --- tests ----------------------------------------------------------------------------------------
@@ -137,8 +144,8 @@ with_lab() {
 }
 
 end() {
-    [[ -z ${guest:-} ]] || kill "$guest" 2>/dev/null || true
-    rm -rf "${guest_log:-}" "$logs"
+    [[ -z $guests ]] || { pkill -P "$guests"; kill "$guests"; wait "$guests"; } 2>/dev/null || true
+    rm -rf "$logs"
     [[ ! -d ${work:-} ]] || {
         [[ ! -d $work/ceph ]] || lab/ceph down --dir "$work/ceph"
         rm -rf "$work"
@@ -160,34 +167,38 @@ part_test() {
     stage tools make --no-print-directory tools || return 0
     mapfile -t arguments < <(targets test)
     stage build build || return 0
-    start_guest quick
+    start_guests
     with_lab test_on_ceph
     stage newest-pair tests/matrix.sh quick || true
-    stage guest finish_guest || true
+    stage guest finish_guest quick || true
 }
 
 part_more() {
     mapfile -t arguments < <(targets more)
     stage more-build build || return 0
-    start_guest more
+    start_guests
     part_lint
     stage lab-test lab/test || true
     stage image tests/image.sh quick target/debug/cinderblock || true
     stage pairings tests/pairings.sh || true
     with_lab cargo_test more-tests
-    stage more-guest finish_guest || true
+    stage more-guest finish_guest more || true
 }
 
 part_lint() {
     stage format cargo fmt --all --check || true
     stage scripts check_scripts || true
     stage clippy cargo clippy --workspace --all-targets --locked -- -D warnings || true
-    stage cargo-deny make --no-print-directory licences || true
 }
 
 (($#)) || set -- test
 for part in "$@"; do
-    [[ $part == @(lint|test|more) ]] || die "$part is no part; there are lint, test and more"
+    case $part in
+    test) guest_parts+=(quick) ;;
+    more) guest_parts+=(more) ;;
+    lint) ;;
+    *) die "$part is no part; there are lint, test and more" ;;
+    esac
 done
 stage packages lab/setup || { summary; exit 1; }
 for part in "$@"; do "part_$part"; done

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::identity_client::IdentityClient;
 use cinderblock::csi::proto::volume_capability::{
-    AccessMode, AccessType, MountVolume, access_mode,
+    AccessMode, AccessType, BlockVolume, MountVolume, access_mode,
 };
 use cinderblock::csi::proto::{
     CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest,
@@ -297,6 +297,14 @@ pub fn filesystem() -> VolumeCapability {
             ..MountVolume::default()
         })),
         access_mode: Some(AccessMode { mode: access_mode::Mode::SingleNodeWriter.into() }),
+    }
+}
+
+/// A block device, for one node or for several.
+pub fn block(mode: access_mode::Mode) -> VolumeCapability {
+    VolumeCapability {
+        access_type: Some(AccessType::Block(BlockVolume {})),
+        access_mode: Some(AccessMode { mode: mode.into() }),
     }
 }
 

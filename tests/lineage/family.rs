@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::controller_client::ControllerClient;
+use cinderblock::csi::proto::volume_capability::access_mode::Mode;
 use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
 use cinderblock::csi::proto::{CreateVolumeRequest, Volume, VolumeContentSource};
 use cinderblock::rbd::{Cluster, Image, ImageKey, OpenMode, Pool};
@@ -14,7 +15,7 @@ use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::common::driver::{Class, Driver, lab_config};
+use crate::common::driver::{Class, Driver, block, lab_config};
 use crate::common::{Lab, Namespace, POOL, unsettled, wait_until_settled};
 use crate::picture::picture;
 
@@ -231,6 +232,8 @@ impl<'a> Family<'a> {
             }
         });
         let mut request = self.class.create_volume(name, i64::try_from(blocks * BLOCK).unwrap());
+        // No filesystem has room in blocks this small.
+        request.volume_capabilities = vec![block(Mode::SingleNodeWriter)];
         request.volume_content_source =
             source.map(|source| VolumeContentSource { r#type: Some(source) });
         request
