@@ -11,8 +11,8 @@ use crate::family::{BLOCK, Family};
 
 const TABLE: &str = include_str!("../../docs/operations.md");
 
-/// For how long nothing is served when all is done: longer than a round of the monitors.
-const QUIET: std::time::Duration = std::time::Duration::from_millis(2500);
+/// For how long nothing is served when all is done: longer than a round of this lab's monitors.
+const QUIET: std::time::Duration = std::time::Duration::from_millis(600);
 
 /// Times each RPC is measured. The OSD serves the manager too, so the least count is the RPC's own.
 const TIMES: usize = 2;

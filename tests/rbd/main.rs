@@ -100,6 +100,7 @@ behaviours! {
     snapshots:
         snapshots_are_listed_oldest_first
         an_image_can_have_many_snapshots
+        an_image_and_its_clones_are_found_while_snapshots_go
         missing_snapshots_are_not_found
         snapshots_are_renamed
         protection_goes_on_once_and_off_once

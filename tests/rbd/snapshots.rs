@@ -1,6 +1,11 @@
 //! Snapshots: cut, protected, renamed, removed, and parked while clones in format 2 need them.
 
-use cinderblock::rbd::{CloneFormat, Errno, ImageOptions, SnapshotKind, SnapshotSpec};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use cinderblock::rbd::{
+    CloneFormat, Errno, ImageKey, ImageOptions, OpenMode, SnapshotKind, SnapshotSpec,
+};
 
 use crate::tools::{
     MIB, Place, clone, create, created, errno, flatten, format, layout, open, remove_all, snapshot,
@@ -42,6 +47,45 @@ pub(crate) fn an_image_can_have_many_snapshots(place: &Place) {
     }
     drop(image);
     remove_all(&place.pool, &["image"]);
+}
+
+pub(crate) fn an_image_and_its_clones_are_found_while_snapshots_go(place: &Place) {
+    let image = created(&place.pool, "parent");
+    image.create_snapshot("kept").unwrap();
+    clone(&place.pool, "parent", "kept", "clone");
+    let names: Vec<String> = (0..70).map(|number| format!("s{number:02}")).collect();
+    for name in &names {
+        image.create_snapshot(name).unwrap();
+    }
+    let ids: Vec<_> = names.iter().map(|name| snapshot_id(&*image, name)).collect();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let readers = ["parent", "clone", "parent", "clone"].map(|name| {
+            let done = &done;
+            scope.spawn(move || {
+                let mut opened = 0;
+                while !done.load(Ordering::SeqCst) {
+                    let found = place.other.open_image(ImageKey::Name(name), OpenMode::ReadOnly);
+                    found.map(drop).map_err(|error| format!("after {opened}: {error}"))?;
+                    opened += 1;
+                }
+                Ok::<_, String>(())
+            })
+        });
+        let removals: Vec<_> =
+            ids.iter().map(|id| scope.spawn(|| image.remove_snapshot_by_id(*id))).collect();
+        let removed: Vec<_> = removals.into_iter().map(|removal| removal.join().unwrap()).collect();
+        done.store(true, Ordering::SeqCst);
+        for reader in readers {
+            reader.join().unwrap().unwrap();
+        }
+        removed.into_iter().for_each(|removed| removed.unwrap());
+    });
+    assert_eq!(snapshot_names(&*image), ["kept"]);
+    remove_all(&place.pool, &["clone"]);
+    image.remove_snapshot("kept").unwrap();
+    drop(image);
+    remove_all(&place.pool, &["parent"]);
 }
 
 pub(crate) fn missing_snapshots_are_not_found(place: &Place) {

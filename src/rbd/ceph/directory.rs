@@ -6,18 +6,25 @@
 //! two id objects, and librbd refuses to go on: the new name is taken.
 
 use std::ffi::c_char;
+use std::thread;
+use std::time::Duration;
 
 use super::call::c_string;
 use super::ioctx::Ioctx;
 use super::omap;
 use super::sys::{rados, rbd_rename};
 use super::trash;
-use crate::rbd::{Errno, Error, Result, Tolerate};
+use crate::rbd::{Errno, Error, ImageKey, Result, Tolerate};
 
 const DIRECTORY: &str = "rbd_directory";
 
 /// The object whose omap lists the trash.
 pub(super) const TRASH: &str = "rbd_trash";
+
+/// How many times [`insist`] makes a call again.
+const INSISTENCE: u32 = 20;
+/// How long before that.
+const PAUSE: Duration = Duration::from_millis(10);
 
 fn id_object(name: &str) -> String {
     format!("rbd_id.{name}")
@@ -41,6 +48,48 @@ pub(super) fn image_id(ioctx: &Ioctx, name: &str) -> Result<Option<String>> {
             .map(Some)
             .ok_or_else(|| Error::new(Errno::EBADMSG, call, ioctx.spec(&object))),
     }
+}
+
+/// The RADOS object of the header of the image with this id.
+pub(super) fn header(id: &str) -> String {
+    format!("rbd_header.{id}")
+}
+
+/// Makes a call on something, and makes it again when it says `ENOENT` although `is_there`.
+///
+/// librbd reads the list of an image's snapshots and then the snapshots. It begins anew when one of
+/// them has gone in between, at most ten times. Where many are removed at once it then finds no
+/// image, no parent of one, or no snapshot. What stays `ENOENT` is half removed, or hangs on what
+/// is gone.
+pub(super) fn insist<T>(
+    is_there: impl Fn() -> Result<bool>,
+    mut call: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut times = 0;
+    loop {
+        match call() {
+            Err(error) if error.errno == Errno::ENOENT && times < INSISTENCE => {
+                if !is_there()? {
+                    return Err(error);
+                }
+            }
+            other => return other,
+        }
+        times += 1;
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Whether the image has a header: without one, it does not open.
+pub(super) fn has_header(ioctx: &Ioctx, image: ImageKey<'_>) -> Result<bool> {
+    let id = match image {
+        ImageKey::Id(id) => id.to_owned(),
+        ImageKey::Name(name) => match image_id(ioctx, name)? {
+            Some(id) => id,
+            None => return Ok(false),
+        },
+    };
+    Ok(!omap::get(ioctx, &header(&id), &["size"])?.is_empty())
 }
 
 /// The name of the image with this id now, or the one it had before it went to the trash. An open

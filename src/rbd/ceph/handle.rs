@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::call::{Callback, List, c_string, grow, owned, text};
+use super::directory;
 use super::ioctx::Ioctx;
 use super::newer::{
     DIFF_ITERATE3, RBD_DIFF_ITERATE_FLAG_INCLUDE_PARENT, RBD_DIFF_ITERATE_FLAG_WHOLE_OBJECT,
@@ -66,10 +67,13 @@ impl Handle {
             };
         let c_key = c_string(key, call)?;
         let mut raw = null_mut();
-        // SAFETY: the context is valid, the key NUL-terminated, `raw` a place for the handle; no
-        // snapshot.
-        let code = unsafe { open(ioctx.raw(), c_key.as_ptr(), &raw mut raw, null()) };
-        ioctx.check(code, call, || ioctx.spec(key))?;
+        let is_there = || directory::has_header(ioctx, image);
+        directory::insist(is_there, || {
+            // SAFETY: the context is valid, the key NUL-terminated, `raw` a place for the handle;
+            // no snapshot.
+            let code = unsafe { open(ioctx.raw(), c_key.as_ptr(), &raw mut raw, null()) };
+            ioctx.check(code, call, || ioctx.spec(key))
+        })?;
         let mut handle = Handle {
             raw,
             id: String::new(),
@@ -145,7 +149,7 @@ impl Handle {
 
     /// The RADOS object of the image's header.
     pub(super) fn header(&self) -> String {
-        format!("rbd_header.{}", self.id)
+        directory::header(&self.id)
     }
 
     /// Tells all who have the image open that its header changed, as librbd does, and waits as

@@ -116,22 +116,26 @@ impl Pool for CephPool {
         let parent_ioctx = Ioctx::open(self.ioctx.connection(), &parent.pool, &parent.namespace)?;
         let (image, snapshot) = (c_string(&parent.image, call)?, c_string(&parent.snapshot, call)?);
         let c_name = c_string(name, call)?;
-        // SAFETY: both contexts, the NUL-terminated names and the options are valid for the call.
-        let code = unsafe {
-            rbd_clone3(
-                parent_ioctx.raw(),
-                image.as_ptr(),
-                snapshot.as_ptr(),
-                self.ioctx.raw(),
-                c_name.as_ptr(),
-                options.raw(),
-            )
-        };
         let object = || {
             let parent = format!("{}@{}", parent_ioctx.spec(&parent.image), parent.snapshot);
             format!("{} from {parent}", self.ioctx.spec(name))
         };
-        self.ioctx.check(code, call, object).map(drop)
+        let is_there = || directory::has_header(&parent_ioctx, ImageKey::Name(&parent.image));
+        directory::insist(is_there, || {
+            // SAFETY: both contexts, the NUL-terminated names and the options are valid for the
+            // call.
+            let code = unsafe {
+                rbd_clone3(
+                    parent_ioctx.raw(),
+                    image.as_ptr(),
+                    snapshot.as_ptr(),
+                    self.ioctx.raw(),
+                    c_name.as_ptr(),
+                    options.raw(),
+                )
+            };
+            self.ioctx.check(code, call, object).map(drop)
+        })
     }
 
     fn create_snapshots(

@@ -15,6 +15,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::directory;
 use super::handle::Handle;
 use super::omap;
 use super::sys::{rados_ioctx_selfmanaged_snap_remove, rbd_snap_remove_by_id};
@@ -42,9 +43,14 @@ pub(super) fn remove(head: &Handle, id: SnapshotId) -> Result<()> {
         let_go(head, id)?;
     }
     let call = "rbd_snap_remove_by_id";
-    // SAFETY: the image is open.
-    let code = unsafe { rbd_snap_remove_by_id(head.raw(), id) };
-    head.check_at(code, call, &id.to_string())?;
+    directory::insist(
+        || is_there(head, id),
+        || {
+            // SAFETY: the image is open.
+            let code = unsafe { rbd_snap_remove_by_id(head.raw(), id) };
+            head.check_at(code, call, &id.to_string())
+        },
+    )?;
     // librbd takes a snapshot that has another name by now for one that is gone. And one with
     // clones stays, parked in the trash namespace.
     if is_there(head, id)? && !has_clones(head, id)? {
