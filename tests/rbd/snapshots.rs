@@ -79,7 +79,9 @@ pub(crate) fn an_image_and_its_clones_are_found_while_snapshots_go(place: &Place
         for reader in readers {
             reader.join().unwrap().unwrap();
         }
-        removed.into_iter().for_each(|removed| removed.unwrap());
+        for outcome in removed {
+            outcome.unwrap();
+        }
     });
     assert_eq!(snapshot_names(&*image), ["kept"]);
     remove_all(&place.pool, &["clone"]);
