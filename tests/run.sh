@@ -25,7 +25,7 @@ source lab/common.sh
 source lab/leaks.sh
 
 # Test targets of minutes: they belong to more, all others to test.
-long_targets=(faults hammer kill_sweep lineage takeover)
+long_targets=(faults hammer interleavings kill_sweep lineage takeover)
 
 guests='' guest_parts=()
 rows=() passed=0 failed=0 run_began=$(milliseconds)

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use cinderblock::notes::Place;
 use cinderblock::rbd::model::{Graph, Model, Session};
-use cinderblock::rbd::{
-    CloneFormat, Features, Image, ImageKey, ImageOptions, OmapUpdate, OpenMode, Pool,
-};
+use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OpenMode, Pool};
 use cinderblock::volume::catalogue::{self, Publication};
 use cinderblock::volume::{
     Activity, CreateGroup, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget,
@@ -369,7 +367,7 @@ impl Controller {
 pub(crate) struct Lab {
     pub(crate) model: Model,
     pub(crate) controller: Controller,
-    outsider: Session,
+    pub(crate) outsider: Session,
     /// The wish that every volume of this lab begins as.
     pub(crate) plain: Wish,
 }
@@ -394,21 +392,6 @@ impl Lab {
         let mut lab = Lab::new();
         lab.plain.format = CloneFormat::V1;
         lab
-    }
-
-    /// Takes away all leases, as if those whom they are of had given them back.
-    pub(crate) fn forget_leases(&self) {
-        for (place, pool) in self.graph().pools {
-            let leases = pool.objects.iter().flat_map(|(object, omap)| {
-                let keys = omap.keys().filter(|key| key.starts_with("lease/"));
-                keys.map(move |key| (object, key.clone()))
-            });
-            for (object, key) in leases {
-                let update = OmapUpdate { remove: vec![key], ..OmapUpdate::default() };
-                let pool = self.outsider.cluster().pool(&place.0, &place.1).unwrap();
-                pool.omap_update(object, &update).unwrap();
-            }
-        }
     }
 
     /// A wish as this lab makes them.

@@ -23,8 +23,6 @@ mod leases;
 mod limits;
 mod others;
 mod picture;
-mod properties;
 mod rest;
 mod snapshots;
 mod sweep;
-mod two_controllers;

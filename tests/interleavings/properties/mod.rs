@@ -6,8 +6,8 @@
 //! that must hold at rest holds. At the end everything is deleted, and the cluster is empty.
 //!
 //! A failing sequence is shrunk, printed, and its seed is kept in
-//! `tests/volume/properties/regressions.txt`, which is committed and run first.
-//! `PROPTEST_CASES=200000 cargo test --test volume properties` makes a longer run; the number is
+//! `tests/interleavings/properties/regressions.txt`, which is committed and run first.
+//! `PROPTEST_CASES=200000 cargo test --test interleavings properties` makes a longer run; the number is
 //! for each of the tests.
 
 mod request;
@@ -30,7 +30,7 @@ fn config() -> Config {
     Config {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "tests/volume/properties/regressions.txt",
+            "tests/interleavings/properties/regressions.txt",
         ))),
         max_shrink_iters: 4000,
         ..default

@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cinderblock::rbd::CloneFormat;
 use cinderblock::rbd::model::{Fault, Graph};
+use cinderblock::rbd::{CloneFormat, OmapUpdate};
 use cinderblock::volume::catalogue::State;
 use cinderblock::volume::{Error, FlattenTarget, Policy, Result};
 
@@ -111,7 +111,7 @@ fn play(
 ) -> bool {
     let (lab, known) = set_up(format);
     let patience = if stands == Stands::Shortly { Duration::from_hours(1) } else { Duration::ZERO };
-    lab.forget_leases();
+    forget_leases(&lab);
     let first = Controller::patient(&lab.model, patience);
     let second = Controller::patient(&lab.model, patience);
     let met = Arc::new(Mutex::new(None));
@@ -305,5 +305,20 @@ fn a_snapshot_that_has_just_gone_has_no_clones() {
         lab.controller.delete(RBD, "a").unwrap();
         lab.controller.recover().unwrap();
         lab.assert_empty();
+    }
+}
+
+/// Takes away all leases, as if those whom they are of had given them back.
+fn forget_leases(lab: &Lab) {
+    for (place, pool) in lab.graph().pools {
+        let leases = pool.objects.iter().flat_map(|(object, omap)| {
+            let keys = omap.keys().filter(|key| key.starts_with("lease/"));
+            keys.map(move |key| (object, key.clone()))
+        });
+        for (object, key) in leases {
+            let update = OmapUpdate { remove: vec![key], ..OmapUpdate::default() };
+            let pool = lab.outsider.cluster().pool(&place.0, &place.1).unwrap();
+            pool.omap_update(object, &update).unwrap();
+        }
     }
 }
