@@ -12,11 +12,15 @@
 //!   ([`mark`](super::mark)).
 //! - blkid knows nothing there, and the places where data or a superblock would begin read as
 //!   zeros.
-//! - Nobody else has the device: it opens with `O_EXCL`, as it does for mkfs once more.
+//! - The device opens with `O_EXCL`, as it does for mkfs once more: no other process has it so.
+//! - blkid still knows nothing there after the image was marked, directly before mkfs starts.
+//!   mkfs.ext4 without a terminal does not look for itself. What another node may write after that
+//!   look is the business of [`notes`](super::notes).
 //!
-//! mkfs runs without force and looks for itself. Its filesystem has a UUID of the driver's choice,
-//! which the image is marked with before, as an intent, and after, as a fact, and only then is it
-//! mounted.
+//! The new filesystem has a UUID of the driver's choice. The image is marked with it before, as an
+//! intent, and after, as a fact, and only then is it mounted. From then on the mark speaks for the
+//! device: a pod may write signatures of anything into its files, and blkid takes some of them for
+//! contents of the device.
 //!
 //! Crash point: who dies inside mkfs leaves the intent, and perhaps beginnings. The last thing that
 //! mkfs.xfs writes takes a flag from a superblock that no kernel mounts before; the last thing
@@ -42,11 +46,19 @@ use super::programs::{self, Finished, Program};
 #[cfg(test)]
 mod matrix;
 
-/// What mkfs gets when the StorageClass says nothing. No discards: a new image holds nothing to
-/// give back. ext4 keeps no blocks for root and initialises its tables when mounted.
-fn default_mkfs_options(fs_type: FsType) -> &'static str {
+/// Bytes of the smallest device on which mkfs gives an ext4 with blocks of 4 KiB a journal.
+const SMALLEST_OF_4_KIB: u64 = 8 * MIB;
+
+/// What mkfs gets when the StorageClass says nothing, for a device of `size` bytes. No discards: a
+/// new image holds nothing to give back. ext4 keeps no blocks for root and initialises its tables
+/// when mounted. Its blocks have 4 KiB: mkfs gives small devices blocks of 1 KiB, with which a
+/// volume cannot grow to a TiB.
+fn default_mkfs_options(fs_type: FsType, size: u64) -> &'static str {
     match fs_type {
-        FsType::Ext4 => "-m 0 -E nodiscard,lazy_itable_init=1,lazy_journal_init=1",
+        FsType::Ext4 if size < SMALLEST_OF_4_KIB => {
+            "-m 0 -E nodiscard,lazy_itable_init=1,lazy_journal_init=1"
+        }
+        FsType::Ext4 => "-b 4096 -m 0 -E nodiscard,lazy_itable_init=1,lazy_journal_init=1",
         FsType::Xfs => "-K",
     }
 }
@@ -75,9 +87,16 @@ pub(super) fn find_or_make(device: &Device, format: &Format<'_>) -> Result<FsTyp
     let held = hold(device)?;
     (format.confirm)()?;
     let path = device.path();
-    let outcome = match probe(&path)? {
-        Contents::Known { name, uuid } => found(&path, &held, format, &name, uuid),
-        Contents::Nothing => make_on_nothing(&path, format),
+    let mark = format.marks.read()?;
+    let contents = match &mark {
+        Some(Mark::Filesystem(fs_type, uuid)) if holds(&path, *fs_type, uuid) => {
+            Contents::Known { name: fs_type.name().to_owned(), uuid: uuid.clone() }
+        }
+        _ => probe(&path, None)?,
+    };
+    let outcome = match contents {
+        Contents::Known { name, uuid } => found(device, &held, format, mark, &name, uuid),
+        Contents::Nothing => make_on_nothing(device, format, mark),
     };
     outcome.map_err(|error| match error {
         Error::FailedPrecondition(why) => {
@@ -119,9 +138,10 @@ fn hold(device: &Device) -> Result<File> {
 }
 
 fn found(
-    path: &Path,
+    device: &Device,
     held: &File,
     format: &Format<'_>,
+    mark: Option<Mark>,
     name: &str,
     uuid: String,
 ) -> Result<FsType> {
@@ -146,12 +166,11 @@ fn found(
     if format.read_only {
         return if is_begun { begun() } else { Ok(found) };
     }
-    let mark = format.marks.read()?;
     if is_begun {
         return match mark {
             Some(Mark::Making(FsType::Xfs, begun)) if format.created_empty && begun == uuid => {
-                exclusive(path)?;
-                make(path, format, FsType::Xfs, uuid, Over::ItsOwnBeginnings)
+                exclusive(&device.path())?;
+                make(device, format, FsType::Xfs, uuid, Over::ItsOwnBeginnings)
             }
             _ => begun(),
         };
@@ -163,7 +182,7 @@ fn found(
     Ok(found)
 }
 
-fn make_on_nothing(path: &Path, format: &Format<'_>) -> Result<FsType> {
+fn make_on_nothing(device: &Device, format: &Format<'_>, mark: Option<Mark>) -> Result<FsType> {
     if !format.created_empty {
         return refuse(
             "no filesystem is found on it, and only a volume that was created empty is ever formatted. If what it was made \
@@ -177,7 +196,6 @@ fn make_on_nothing(path: &Path, format: &Format<'_>) -> Result<FsType> {
                 .to_owned(),
         );
     }
-    let mark = format.marks.read()?;
     if let Some(mark @ (Mark::Filesystem(..) | Mark::Block)) = &mark {
         return refuse(format!(
             "no filesystem is found on it, but the image's metadata say that it held data ({}: {mark}), so it is left as it \
@@ -190,11 +208,12 @@ fn make_on_nothing(path: &Path, format: &Format<'_>) -> Result<FsType> {
         Some(Mark::Making(of_type, uuid)) if of_type == fs_type => Some(uuid),
         _ => None,
     };
-    let file = exclusive(path)?;
-    let uuid = match (first_data(&file, path)?, begun) {
+    let path = device.path();
+    let file = exclusive(&path)?;
+    let uuid = match (first_data(&file, &path)?, begun) {
         (None, Some(begun)) => begun,
         (None, None) => uuid::Uuid::new_v4().to_string(),
-        (Some(_), Some(begun)) if has_ext4_copy(&file, path, &begun)? => begun,
+        (Some(_), Some(begun)) if has_ext4_copy(&file, &path, &begun)? => begun,
         (Some(offset), _) => {
             return refuse(format!(
                 "it holds data near byte {offset} but no known filesystem, so it is not formatted. If an interrupted mkfs \
@@ -204,7 +223,7 @@ fn make_on_nothing(path: &Path, format: &Format<'_>) -> Result<FsType> {
     };
     // mkfs wants the device for itself.
     drop(file);
-    make(path, format, fs_type, uuid, Over::Nothing)
+    make(device, format, fs_type, uuid, Over::Nothing)
 }
 
 /// What blkid says is on a device.
@@ -217,15 +236,21 @@ enum Contents {
     Nothing,
 }
 
-fn probe(device: &Path) -> Result<Contents> {
-    let arguments: [&OsStr; 5] = [
-        "--probe".as_ref(),
-        "--output".as_ref(),
-        "export".as_ref(),
-        "--".as_ref(),
-        device.as_ref(),
-    ];
+/// Looks for everything blkid knows, or for `only` one filesystem.
+fn probe(device: &Path, only: Option<FsType>) -> Result<Contents> {
+    let mut arguments: Vec<&OsStr> = ["--probe", "--output", "export"].map(AsRef::as_ref).to_vec();
+    if let Some(fs_type) = only {
+        arguments.extend(["--match-types", fs_type.name()].map(<str as AsRef<OsStr>>::as_ref));
+    }
+    arguments.extend(["--".as_ref(), device.as_os_str()]);
     interpret(&programs::run(Program::Blkid, &arguments)?)
+}
+
+/// Whether the device holds the filesystem that its image is marked with. Where that is not
+/// certain, a look for everything tells more.
+fn holds(device: &Path, fs_type: FsType, uuid: &str) -> bool {
+    let marked = Contents::Known { name: fs_type.name().to_owned(), uuid: uuid.to_owned() };
+    !uuid.is_empty() && probe(device, Some(fs_type)).is_ok_and(|contents| contents == marked)
 }
 
 /// Reads blkid's answer: 0 with a name, 2 without a word, 8 when two signatures contradict each
@@ -235,10 +260,13 @@ fn interpret(finished: &Finished) -> Result<Contents> {
         finished.output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
     };
     let unknown = |why: &str| {
-        let answer = programs::describe(Program::Blkid, finished);
         Error::FailedPrecondition(format!(
-            "what is on the device is not certain, so it is left alone: {why} ({answer})"
+            "what is on the device is not certain, so it is left alone: {why}"
         ))
+    };
+    let unexamined = || {
+        let answer = programs::describe(Program::Blkid, finished);
+        unknown(&format!("it could not be examined ({answer})"))
     };
     match finished.code {
         Some(0) => {
@@ -248,8 +276,13 @@ fn interpret(finished: &Finished) -> Result<Contents> {
             Ok(Contents::Known { name: name.to_owned(), uuid })
         }
         Some(2) if finished.output.is_empty() => Ok(Contents::Nothing),
-        Some(8) => Err(unknown("signatures of several kinds were found")),
-        _ => Err(unknown("it could not be examined")),
+        // blkid's own words recommend a program that removes signatures, and data with them.
+        Some(8) => Err(unknown(&format!(
+            "signatures of several kinds were found. If it held a filesystem of this driver, name that in the image's \
+             metadata as FILESYSTEM,UUID with the key {}",
+            mark::KEY
+        ))),
+        _ => Err(unexamined()),
     }
 }
 
@@ -281,8 +314,8 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     ))
 }
 
-/// Opens the device for this process alone. `Unavailable` when somebody else has it so: a mount, or
-/// an mkfs whose driver died.
+/// Opens the device for this process alone. `Unavailable` when another has it so: a mount, or an
+/// mkfs whose driver died.
 fn exclusive(path: &Path) -> Result<File> {
     mount::exclusive(path).map_err(|error| unreadable(path, &error))
 }
@@ -348,7 +381,7 @@ enum Over {
 }
 
 fn make(
-    path: &Path,
+    device: &Device,
     format: &Format<'_>,
     fs_type: FsType,
     uuid: String,
@@ -358,19 +391,31 @@ fn make(
         FsType::Ext4 => (Program::MkfsExt4, ["-U".to_owned(), uuid.clone()]),
         FsType::Xfs => (Program::MkfsXfs, ["-m".to_owned(), format!("uuid={uuid}")]),
     };
-    let options = options::mkfs_arguments(
-        fs_type,
-        format.mkfs_options.unwrap_or(default_mkfs_options(fs_type)),
-    )?;
+    let default_options = default_mkfs_options(fs_type, device.size()?);
+    let options = options::mkfs_arguments(fs_type, format.mkfs_options.unwrap_or(default_options))?;
+    let path = device.path();
     let mut arguments: Vec<OsString> = vec!["-q".into()];
     if over == Over::ItsOwnBeginnings {
         arguments.push("-f".into());
     }
     arguments.extend(options.into_iter().chain(identity).map(OsString::from));
-    arguments.extend(["--".into(), path.into()]);
+    arguments.extend(["--".into(), path.clone().into()]);
     let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
 
     format.marks.write(&Mark::Making(fs_type, uuid.clone()))?;
+    let unchanged = match over {
+        Over::Nothing => Contents::Nothing,
+        Over::ItsOwnBeginnings => {
+            Contents::Known { name: fs_type.name().to_owned(), uuid: uuid.clone() }
+        }
+    };
+    // This node may have stood still until now, and another may have made a filesystem.
+    if probe(&path, None)? != unchanged {
+        return Err(Error::Busy(
+            "another client wrote to it while a filesystem was about to be made, so it is left alone"
+                .to_owned(),
+        ));
+    }
     let deadline = Instant::now() + mount::BUSY_PATIENCE;
     loop {
         let finished = programs::run(program, &arguments)?;

@@ -19,7 +19,8 @@
 //!   metadata remembers of it.
 //! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts;
 //!   `place`: paths, held open.
-//! - `notes`: which clients may write, told to the controller before they do.
+//! - `notes`: which clients may write, told to the controller before they do. `replay`: which of them
+//!   replays a log for readers.
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the
 //!   grammar of options.
 //! - `programs`: the external programs and how they are run.
@@ -52,6 +53,7 @@ mod programs;
 mod publish;
 pub(crate) mod qmp;
 pub(crate) mod record;
+mod replay;
 mod stage;
 mod usage;
 

@@ -26,7 +26,7 @@ use super::bounded::bounded;
 use super::error::{Error, Result};
 use super::kill;
 use super::place::{self, Place};
-use super::programs::{self, Program};
+use super::programs::{self, Finished, Program};
 
 /// How long a busy mount is tried again. A process that is just being started holds copies of all
 /// open files of its parent for a moment.
@@ -203,6 +203,26 @@ fn unescape(field: &[u8]) -> OsString {
 
 /// Mounts the filesystem of `device` on `point` with mount(8)'s `options`.
 pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Result<()> {
+    mounted(device, fs_type, &run_mount(device, fs_type, options, point)?)
+}
+
+/// Mounts the filesystem of a device that takes no writes. `false` when its log has to be replayed
+/// first. Other errors as [`mount`].
+pub(super) fn mount_for_readers(
+    device: &Path,
+    fs_type: &str,
+    options: &str,
+    point: &Path,
+) -> Result<bool> {
+    let finished = run_mount(device, fs_type, options, point)?;
+    // mount(8)'s words for EROFS, which both filesystems give for such a log.
+    if finished.code != Some(0) && finished.output.contains(" read-only.") {
+        return Ok(false);
+    }
+    mounted(device, fs_type, &finished).map(|()| true)
+}
+
+fn run_mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Result<Finished> {
     let arguments: [&OsStr; 8] = [
         "--internal-only".as_ref(),
         "--types".as_ref(),
@@ -213,8 +233,11 @@ pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -
         device.as_ref(),
         point.as_ref(),
     ];
-    let finished = programs::run(Program::Mount, &arguments)?;
-    let words = programs::describe(Program::Mount, &finished);
+    programs::run(Program::Mount, &arguments)
+}
+
+fn mounted(device: &Path, fs_type: &str, finished: &Finished) -> Result<()> {
+    let words = programs::describe(Program::Mount, finished);
     match finished.code {
         Some(0) => Ok(()),
         _ if words.contains("Structure needs cleaning") => Err(Error::FailedPrecondition(format!(

@@ -5,9 +5,10 @@
 //! - A program is taken from a fixed list of directories; `PATH` has no say.
 //! - Arguments are passed as they are. No shell, an environment of `LC_ALL=C` alone, and an empty
 //!   standard input unless the caller gives one ([`run_with`]).
-//! - Every run has a deadline. A program that passes it is killed; one that cannot be killed (it
-//!   waits in the kernel for a device that does not answer) is left behind, and the error names its
-//!   process.
+//! - Every run has a deadline, but for those that repair or move what is on a device: cut off, they
+//!   would leave it damaged. A program that passes its deadline is killed; one that cannot be killed
+//!   (it waits in the kernel for a device that does not answer) is left behind, and the error names
+//!   its process.
 //!
 //! No argument may hold a secret: arguments are readable by everyone on the node.
 
@@ -49,6 +50,8 @@ pub(super) enum Program {
     QemuStorageDaemon,
     RbdNbd,
     Resize2fs,
+    /// resize2fs on what is not mounted.
+    Resize2fsUnmounted,
     Umount,
     XfsGrowfs,
 }
@@ -68,32 +71,33 @@ impl Program {
         Program::XfsGrowfs,
     ];
 
-    /// File name, the Debian package that brings it, and the seconds one run may take.
-    const fn entry(self) -> (&'static str, &'static str, u64) {
+    /// File name, the Debian package that brings it, and the seconds one run may take if it may be
+    /// cut off.
+    const fn entry(self) -> (&'static str, &'static str, Option<u64>) {
         match self {
-            Program::Blkid => ("blkid", "util-linux", 60),
-            Program::Blockdev => ("blockdev", "util-linux", 30),
+            Program::Blkid => ("blkid", "util-linux", Some(60)),
+            Program::Blockdev => ("blockdev", "util-linux", Some(30)),
             // It writes to files of krbd's, which wait for the cluster.
-            Program::Dd => ("dd", "coreutils", 60),
-            Program::Dumpe2fs => ("dumpe2fs", "e2fsprogs", 60),
-            // A full check of a large filesystem after an unclean end takes its time.
-            Program::E2fsck => ("e2fsck", "e2fsprogs", 3600),
-            Program::Losetup => ("losetup", "util-linux", 30),
-            Program::MkfsExt4 => ("mkfs.ext4", "e2fsprogs", 600),
-            Program::MkfsXfs => ("mkfs.xfs", "xfsprogs", 600),
-            Program::Modprobe => ("modprobe", "kmod", 60),
+            Program::Dd => ("dd", "coreutils", Some(60)),
+            Program::Dumpe2fs => ("dumpe2fs", "e2fsprogs", Some(60)),
+            Program::E2fsck => ("e2fsck", "e2fsprogs", None),
+            Program::Losetup => ("losetup", "util-linux", Some(30)),
+            Program::MkfsExt4 => ("mkfs.ext4", "e2fsprogs", Some(600)),
+            Program::MkfsXfs => ("mkfs.xfs", "xfsprogs", Some(600)),
+            Program::Modprobe => ("modprobe", "kmod", Some(60)),
             // Mounting replays the journal.
-            Program::Mount => ("mount", "util-linux", 300),
+            Program::Mount => ("mount", "util-linux", Some(300)),
             Program::QemuStorageDaemon => (
                 "qemu-storage-daemon",
                 "qemu-block-extra and qemu-utils (on Debian 12 qemu-system-common)",
-                30,
+                Some(30),
             ),
-            Program::RbdNbd => ("rbd-nbd", "rbd-nbd", 60),
-            Program::Resize2fs => ("resize2fs", "e2fsprogs", 600),
+            Program::RbdNbd => ("rbd-nbd", "rbd-nbd", Some(60)),
+            Program::Resize2fs => ("resize2fs", "e2fsprogs", Some(600)),
+            Program::Resize2fsUnmounted => ("resize2fs", "e2fsprogs", None),
             // Unmounting writes back what is dirty.
-            Program::Umount => ("umount", "util-linux", 300),
-            Program::XfsGrowfs => ("xfs_growfs", "xfsprogs", 600),
+            Program::Umount => ("umount", "util-linux", Some(300)),
+            Program::XfsGrowfs => ("xfs_growfs", "xfsprogs", Some(600)),
         }
     }
 
@@ -128,7 +132,7 @@ pub(super) fn check() -> Result<()> {
 }
 
 /// Runs `program` and returns how it ended, whatever its exit code. `Unavailable` when it passed
-/// its deadline.
+/// its deadline, if it has one.
 pub(super) fn run(program: Program, arguments: &[&OsStr]) -> Result<Finished> {
     run_with(program, arguments, Stdio::null(), OsStr::new(program.entry().0))
 }
@@ -162,10 +166,15 @@ pub(super) fn run_with(
         .map_err(|error| failed(&error))?;
     kill::step(&format!("{name} begun"));
 
-    let Some(status) =
-        wait(&mut child, Duration::from_secs(seconds)).map_err(|error| failed(&error))?
-    else {
-        return Err(give_up(name, seconds, child));
+    let status = match seconds {
+        None => child.wait().map_err(|error| failed(&error))?,
+        Some(seconds) => {
+            let patience = Duration::from_secs(seconds);
+            match wait(&mut child, patience).map_err(|error| failed(&error))? {
+                Some(status) => status,
+                None => return Err(give_up(name, seconds, child)),
+            }
+        }
     };
     kill::step(&format!("{name} ended"));
     let mut bytes = Vec::new();

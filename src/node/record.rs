@@ -36,6 +36,9 @@ pub(crate) struct Record {
     /// The notes of its clients; `None` where none are made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) noted: Option<Noted>,
+    /// Whether the image is attached for writing to have its log replayed, before readers get it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_replayed: bool,
     /// Where it was published. An entry counts only while the volume is mounted there.
     pub(super) targets: BTreeMap<PathBuf, Publication>,
 }
@@ -64,6 +67,7 @@ impl Record {
             capability,
             staging_path,
             noted: None,
+            is_replayed: false,
             targets: BTreeMap::new(),
         }
     }

@@ -22,6 +22,7 @@ use super::mount::{self, MountTable};
 use super::notes::{Noted, Notes};
 use super::place::{Place, is_kind};
 use super::record::{Record, VolumeDirectory};
+use super::replay::Replay;
 use super::{Access, Capability, Node, targets_in_use};
 use crate::notes;
 use crate::rbd::Key;
@@ -81,7 +82,11 @@ impl Node {
             );
         }
         let mut staged = None;
-        if let Some(record) = directory.load()? {
+        let mut earlier = directory.load()?;
+        if let Some(record) = earlier.take_if(|record| record.is_replayed) {
+            self.take_down(&directory, &record)?;
+        }
+        if let Some(record) = earlier {
             wanted.noted = wanted.noted.or_else(|| record.noted.clone().filter(|_| !read_only));
             let place = |record: &Record| record.noted.as_ref().map(|noted| noted.place.clone());
             let is_republished = !record.capability.mode.is_read_only()
@@ -284,13 +289,7 @@ fn bring_up(
     {
         notes.fence_earlier()?;
     }
-    let device = record.mounter.attach(
-        directory.path(),
-        &record.image,
-        request.key.as_ref(),
-        read_only,
-        &request.map_options,
-    )?;
+    let device = attach(directory, record, request, read_only)?;
     if let Some(notes) = notes {
         note(directory, record, &device, notes)?;
     }
@@ -309,19 +308,102 @@ fn bring_up(
             marks,
         },
     )?;
-    if !read_only {
-        filesystem::check(&path, fs_type)?;
-        if fs_type == FsType::Ext4 && !filesystem::can_grow_mounted(fs_type)? {
-            filesystem::grow_unmounted_ext4(&path, device.size()?)?;
-        }
+    let options = mount_options(fs_type, flags, read_only);
+    if read_only {
+        return mount_for_readers(directory, record, request, marks, &device, fs_type, &options);
     }
-    mount::mount(
-        &path,
-        fs_type.name(),
-        &mount_options(fs_type, flags, read_only),
-        &record.staging_path,
-    )?;
+    let is_free = filesystem::check(&path, fs_type)?;
+    if is_free && fs_type == FsType::Ext4 && !filesystem::can_grow_mounted(fs_type)? {
+        filesystem::grow_unmounted_ext4(&path, device.size()?)?;
+    }
+    mount::mount(&path, fs_type.name(), &options, &record.staging_path)?;
     grow(record, &device)
+}
+
+/// Mounts the filesystem of a `device` that is attached for reading alone, with its log replayed.
+fn mount_for_readers(
+    directory: &VolumeDirectory,
+    record: &mut Record,
+    request: &Stage,
+    marks: &Marks,
+    device: &Device,
+    fs_type: FsType,
+    options: &str,
+) -> Result<()> {
+    let mount = |record: &Record, device: &Device| {
+        mount::mount_for_readers(&device.path(), fs_type.name(), options, &record.staging_path)
+    };
+    if mount(record, device)? {
+        return Replay::forget(marks);
+    }
+    record.mounter.detach(directory.path())?;
+    let replay = Replay::begin(marks)?;
+    replay_log(directory, record, request, marks, fs_type, replay)?;
+    let device = attach(directory, record, request, true)?;
+    if mount(record, &device)? {
+        return Ok(());
+    }
+    Err(Error::FailedPrecondition(format!(
+        "the log of the {fs_type} of the image {} was replayed, and still the kernel does not mount it for reading: see \
+         why in the kernel's messages",
+        record.image
+    )))
+}
+
+/// Attaches the image for writing, has the log of its filesystem replayed, and detaches it.
+fn replay_log(
+    directory: &VolumeDirectory,
+    record: &mut Record,
+    request: &Stage,
+    marks: &Marks,
+    fs_type: FsType,
+    mut replay: Replay,
+) -> Result<()> {
+    record.is_replayed = true;
+    directory.save(record)?;
+    let mut write = || {
+        let device = attach(directory, record, request, false)?;
+        let watchers = marks.watchers()?;
+        let clients = record.mounter.clients(directory.path(), &device, || Ok(watchers.clone()))?;
+        if let Some(other) = watchers.iter().find(|one| !clients.contains(&one.address)) {
+            return Err(Error::Busy(format!(
+                "the log of the {fs_type} of the image {} has to be replayed before it is read, and the client {} has the \
+                 image open for writing: ask again when it has closed it",
+                record.image, other.address
+            )));
+        }
+        if clients.is_empty() {
+            return Err(no_address(record, &device));
+        }
+        replay.note(clients)?;
+        record.mounter.confirm(directory.path(), &record.image, &device)?;
+        let path = device.path();
+        filesystem::check(&path, fs_type)?;
+        let options = mount_options(fs_type, &[], false);
+        mount::mount(&path, fs_type.name(), &options, &record.staging_path)?;
+        mount::unmount(&record.staging_path)
+    };
+    let written = write();
+    record.mounter.detach(directory.path())?;
+    replay.end();
+    record.is_replayed = false;
+    directory.save(record)?;
+    written
+}
+
+fn attach(
+    directory: &VolumeDirectory,
+    record: &Record,
+    request: &Stage,
+    read_only: bool,
+) -> Result<Device> {
+    record.mounter.attach(
+        directory.path(),
+        &record.image,
+        request.key.as_ref(),
+        read_only,
+        &request.map_options,
+    )
 }
 
 /// Notes the client that was attached, before it writes.
@@ -333,14 +415,18 @@ fn note(
 ) -> Result<()> {
     let addresses = record.mounter.clients(directory.path(), device, || notes.watchers())?;
     if addresses.is_empty() {
-        return Err(Error::Unavailable(format!(
-            "the address of the client that serves {} is not to be found among those that watch the image {}",
-            device.name, record.image
-        )));
+        return Err(no_address(record, device));
     }
     record.noted = Some(Noted { place: notes.place.clone(), addresses });
     directory.save(record)?;
     record.noted.as_ref().map_or(Ok(()), |noted| notes.replace(&noted.addresses))
+}
+
+fn no_address(record: &Record, device: &Device) -> Error {
+    Error::Unavailable(format!(
+        "the address of the client that serves {} is not to be found among those that watch the image {}",
+        device.name, record.image
+    ))
 }
 
 /// Remembers in the image, before it is handed out as a raw device, that it is: nobody may take
@@ -355,7 +441,9 @@ fn remember_raw_use(marks: &Marks) -> Result<()> {
 /// The options of the staging mount. What the driver sets comes first, so that a StorageClass can
 /// take it back, but for reading alone.
 fn mount_options(fs_type: FsType, flags: &[String], read_only: bool) -> String {
-    let mut options = vec!["nodev", "nosuid"];
+    // Where the host's systemd reads mount(8)'s table, it unmounts the volume before it takes the
+    // network down.
+    let mut options = vec!["nodev", "nosuid", "_netdev"];
     options.push(match fs_type {
         // Whatever the superblock says: nobody writes on after an error.
         FsType::Ext4 => "errors=remount-ro",
@@ -364,14 +452,14 @@ fn mount_options(fs_type: FsType, flags: &[String], read_only: bool) -> String {
     });
     options.extend(flags.iter().map(String::as_str));
     if read_only {
-        // Several nodes may read the image, so none of them may replay its journal.
-        options.extend(["ro", "norecovery"]);
+        options.push("ro");
     }
     options.join(",")
 }
 
 /// Grows the staged filesystem to its device, which may be larger: grown while it was not staged,
-/// or made from a smaller snapshot.
+/// or made from a smaller snapshot. One that cannot grow is used at the size it has, which is
+/// logged; NodeExpandVolume says why.
 fn grow(record: &Record, device: &Device) -> Result<()> {
     let table = MountTable::read()?;
     let mount = table
@@ -388,7 +476,14 @@ fn grow(record: &Record, device: &Device) -> Result<()> {
     if record.capability.mounts_read_only() || !filesystem::can_grow_mounted(fs_type)? {
         return Ok(());
     }
-    filesystem::grow_mounted(&device.path(), fs_type, &record.staging_path)
+    match filesystem::grow_mounted(&device.path(), fs_type, &record.staging_path) {
+        Err(Error::FailedPrecondition(why)) => {
+            let volume_id = record.volume_id.as_str();
+            tracing::warn!(volume_id, why, "the filesystem stays smaller than its device");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -400,9 +495,9 @@ mod tests {
         let flags = ["rw".to_owned(), "suid".to_owned()];
         assert_eq!(
             mount_options(FsType::Ext4, &flags, true),
-            "nodev,nosuid,errors=remount-ro,rw,suid,ro,norecovery"
+            "nodev,nosuid,_netdev,errors=remount-ro,rw,suid,ro"
         );
-        assert_eq!(mount_options(FsType::Xfs, &[], false), "nodev,nosuid,nouuid");
+        assert_eq!(mount_options(FsType::Xfs, &[], false), "nodev,nosuid,_netdev,nouuid");
     }
 
     #[test]

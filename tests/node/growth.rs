@@ -9,7 +9,10 @@ use cinderblock::node::attach::Mounter;
 use cinderblock::node::{Access, AccessMode, Error, Expand, Usage};
 use cinderblock::rbd::Key;
 
-use crate::lab::{MIB, StopOnDrop, Volume, ext4, key, mounter, pattern, rbd, variable, write, xfs};
+use crate::lab::{
+    MIB, StopOnDrop, Volume, ext4, key, mounter, pattern, rbd, run, variable, write, xfs,
+};
+use crate::safety::with_raw_device;
 
 /// Whether this process may grow a mounted ext4.
 fn has_cap_sys_resource() -> bool {
@@ -165,6 +168,29 @@ fn a_volume_made_from_a_smaller_snapshot_grows_when_staged() {
         parent.unstage().unwrap();
         assert!(rbd(&["snap", "rm", "--no-progress", &snapshot]).0);
         parent.finish();
+    }
+}
+
+#[test]
+fn an_ext4_that_cannot_grow_is_staged_as_it_is() {
+    for options in [None, Some("-b 1024"), Some("-b 4096 -I 256 -O extent,64bit,flex_bg")] {
+        let mut volume = Volume::new(100, ext4());
+        volume.mkfs_options = options.map(str::to_owned);
+        volume.stage().unwrap();
+        write(&volume.path("staging/data"), b"from before");
+        volume.unstage().unwrap();
+        volume.grow_image(1100 << 10);
+        // Once more, because the first attempt may leave something behind.
+        for _ in 0..2 {
+            volume.stage().unwrap();
+            assert_eq!(fs::read(volume.path("staging/data")).unwrap(), b"from before");
+            write(&volume.path("staging/more"), b"from after");
+            volume.unstage().unwrap();
+        }
+        with_raw_device(&mut volume, |device| {
+            run("e2fsck", &["-f", "-n", device]);
+        });
+        volume.finish();
     }
 }
 

@@ -136,14 +136,18 @@ pub(crate) async fn unstage(
     client.node_unstage_volume(request).await.map(drop)
 }
 
-/// For one pod, as what the volume is used as.
+/// For one pod, or for readers, as what the volume is used as.
 pub(crate) fn capability(volume: &Volume) -> VolumeCapability {
+    let mode = match volume.capability.mode {
+        cinderblock::node::AccessMode::MultiNodeReaderOnly => Mode::MultiNodeReaderOnly,
+        _ => Mode::SingleNodeWriter,
+    };
     let access_type = match volume.capability.access {
         Access::Block => AccessType::Block(BlockVolume {}),
         Access::Mount { .. } => AccessType::Mount(MountVolume::default()),
     };
     VolumeCapability {
-        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+        access_mode: Some(AccessMode { mode: mode.into() }),
         access_type: Some(access_type),
     }
 }

@@ -81,7 +81,7 @@ fn bytes_of(dump: &str) -> Vec<u8> {
 
 /// Runs `rados` in the pool rbd: what it prints, or its errors. In a guest it runs on the machine
 /// outside, whose files are others.
-fn rados(arguments: &[&str]) -> std::result::Result<String, String> {
+pub(crate) fn rados(arguments: &[&str]) -> std::result::Result<String, String> {
     let user = variable("LAB_USER");
     let output = Command::new("rados")
         .args(["--id", &user, "--pool", "rbd"])
@@ -226,19 +226,23 @@ impl Volume {
         Some(clients.map(|client| client["address"].as_str().unwrap().to_owned()).collect())
     }
 
-    /// Checks that who watches the image is noted.
-    pub(crate) fn assert_noted(&self) {
+    /// The addresses of the clients that watch the image.
+    pub(crate) fn watchers(&self) -> Vec<String> {
         let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
         let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let watchers = status["watchers"].as_array().unwrap().iter();
+        watchers.map(|watcher| watcher["address"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Checks that who watches the image is noted.
+    pub(crate) fn assert_noted(&self) {
         let noted = self.noted().unwrap();
         // A driver that died while it set a mark watches the image for half a minute more, and
         // writes no data.
-        let watchers = status["watchers"].as_array().unwrap().iter();
-        let watchers: Vec<_> =
-            watchers.map(|watcher| watcher["address"].as_str().unwrap()).collect();
+        let watchers = self.watchers();
         // Two after a driver that died while it grew the volume.
         assert!(noted.len() <= 2, "{noted:?}, and {watchers:?} watch the image");
-        assert!(watchers.iter().any(|address| noted.contains(*address)), "{noted:?} {watchers:?}");
+        assert!(watchers.iter().any(|address| noted.contains(address)), "{noted:?} {watchers:?}");
     }
 
     pub(crate) fn unstage(&self) -> Result<()> {
@@ -415,11 +419,11 @@ impl Volume {
 
     /// Has Ceph forget and refuse the clients of the image, dead or alive.
     pub(crate) fn end_watches(&self) {
-        let (_, status) = rbd(&["status", "--format", "json", &self.image.to_string()]);
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-        for watcher in status["watchers"].as_array().unwrap() {
-            let address = watcher["address"].as_str().unwrap();
-            run("ceph", &["--id", &variable("LAB_USER"), "osd", "blocklist", "add", address, "60"]);
+        for address in self.watchers() {
+            run(
+                "ceph",
+                &["--id", &variable("LAB_USER"), "osd", "blocklist", "add", &address, "60"],
+            );
         }
         let has_watchers = || rbd(&["status", &self.image.to_string()]).1.contains("watcher=");
         wait_until("the watches of dead clients to end", || !has_watchers());

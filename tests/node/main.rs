@@ -13,6 +13,7 @@ mod lab;
 mod many;
 mod marks;
 mod paths;
+mod readers;
 mod safety;
 mod service;
 mod steps;

@@ -161,6 +161,48 @@ fn a_clone_has_the_mark_of_its_source_and_is_never_formatted() {
 }
 
 #[test]
+fn what_a_pod_writes_into_a_file_is_not_taken_for_contents_of_the_device() {
+    for (access, mib) in [(ext4(), 128), (xfs(), 320)] {
+        let volume = Volume::new(mib, access.clone());
+        volume.stage().unwrap();
+        // ZFS begins each of its labels with such blocks, at both ends of a device.
+        let mut block = [0; 1024];
+        block[..8].copy_from_slice(&0x00ba_b10c_u64.to_le_bytes());
+        let chunk = block.repeat(1024);
+        let mut file = fs::File::create(volume.path("staging/full")).unwrap();
+        let mut written = 0;
+        while std::io::Write::write_all(&mut file, &chunk).is_ok() {
+            written += chunk.len();
+        }
+        file.sync_all().unwrap();
+        drop(file);
+        volume.unstage().unwrap();
+        let length = |of: &Volume| fs::metadata(of.path("staging/full")).unwrap().len();
+        volume.stage().unwrap();
+        assert!(length(&volume) >= written as u64);
+        volume.unstage().unwrap();
+
+        let snapshot = format!("{}@snapshot", volume.image);
+        assert!(rbd(&["snap", "create", "--no-progress", &snapshot]).0);
+        let mut clone = Volume::of_image(access);
+        clone.created_empty = false;
+        let format = ["--rbd-default-clone-format", "2"];
+        assert!(rbd(&["clone", format[0], format[1], &snapshot, &clone.image.to_string()]).0);
+        clone.stage().unwrap();
+        assert!(length(&clone) >= written as u64);
+        clone.unstage().unwrap();
+        // Without its mark it is left as it is, and no program that removes anything is named.
+        let (done, text) = rbd(&["image-meta", "remove", &clone.image.to_string(), KEY]);
+        assert!(done, "{text}");
+        let text = refused(&clone);
+        assert!(text.contains(KEY) && !text.contains("wipefs"), "{text}");
+        clone.finish();
+        assert!(rbd(&["snap", "rm", "--no-progress", &snapshot]).0);
+        volume.finish();
+    }
+}
+
+#[test]
 fn a_user_who_may_not_mark_the_image_does_not_get_it_formatted() {
     let mut volume = Volume::new(64, ext4());
     let user = volume.image.name.clone();

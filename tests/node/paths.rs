@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cinderblock::node::{Access, Error, Publish};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use crate::lab::{StopOnDrop, Volume, ext4, run, wait_until, write};
+use crate::lab::{StopOnDrop, Volume, ext4, run, wait_until, write, xfs};
 
 /// What is in the folder `name` of the test.
 fn entries(volume: &Volume, name: &str) -> usize {
@@ -120,13 +120,32 @@ fn a_mount_in_another_namespace_keeps_the_device_and_is_named() {
     });
     let outcome = volume.unpublish("target").and_then(|()| volume.unstage());
     volume.assert_attached_once();
+    // It is mounted there still, so it is mounted here once more as it is.
+    let again = volume.stage().map(|()| fs::read(volume.path("staging/data")).unwrap());
     other.kill().unwrap();
     other.wait().unwrap();
+    assert_eq!(again.unwrap(), b"x");
     let error = outcome.unwrap_err();
     let name = format!("sleep {process}");
     assert!(matches!(&error, Error::FailedPrecondition(text) if text.contains(&name)), "{error}");
     wait_until("the namespace's end", || volume.unstage().is_ok());
     volume.finish();
+}
+
+#[test]
+fn mounts_are_noted_as_ones_that_need_the_network() {
+    for access in [ext4(), xfs()] {
+        let volume = Volume::new(320, access);
+        volume.stage().unwrap();
+        let table = fs::read_to_string("/run/mount/utab").unwrap();
+        let target = format!(" TARGET={} ", volume.staging().display());
+        let line = table.lines().find(|line| line.contains(&target)).unwrap();
+        assert!(line.contains("OPTS=_netdev"), "{line}");
+        volume.unstage().unwrap();
+        let table = fs::read_to_string("/run/mount/utab").unwrap();
+        assert!(!table.contains(&target), "{table}");
+        volume.finish();
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn another_filesystem_is_neither_mounted_nor_formatted() {
 }
 
 /// Hands the raw device of the volume to `change`.
-fn with_raw_device(volume: &mut Volume, change: impl FnOnce(&str)) {
+pub(crate) fn with_raw_device(volume: &mut Volume, change: impl FnOnce(&str)) {
     let capability = volume.capability.clone();
     volume.capability.access = Access::Block;
     volume.stage().unwrap();

@@ -21,7 +21,7 @@ const KEPT: &[u8] = b"written before the driver died";
 
 /// The RPC in which a driver dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rpc {
+pub(crate) enum Rpc {
     Stage,
     Publish,
     Expand,
@@ -29,7 +29,7 @@ enum Rpc {
     Unstage,
 }
 
-async fn ask(rpc: Rpc, driver: &mut Driver, volume: &Volume) -> Result<(), Status> {
+pub(crate) async fn ask(rpc: Rpc, driver: &mut Driver, volume: &Volume) -> Result<(), Status> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let target = text(&volume.path("target"));
     let client = &mut driver.client;
@@ -66,7 +66,7 @@ async fn ask(rpc: Rpc, driver: &mut Driver, volume: &Volume) -> Result<(), Statu
 }
 
 /// Asks until it is done, which kubelet does too.
-async fn insist(rpc: Rpc, driver: &mut Driver, volume: &Volume, what: &str) {
+pub(crate) async fn insist(rpc: Rpc, driver: &mut Driver, volume: &Volume, what: &str) {
     let deadline = tokio::time::Instant::now() + SOON;
     while let Err(status) = ask(rpc, driver, volume).await {
         let again = matches!(
@@ -164,7 +164,7 @@ async fn sweep_from(first_of_fuse: u32, rpc: Rpc, access: Access, at_least: u32)
         // They take fewer, and krbd takes up an image's new size by itself.
         Mounter::Rbd | Mounter::RbdNbd => (0, u32::from(rpc != Rpc::Expand)),
     };
-    let stride = stride();
+    let stride = stride(1);
     let (mut step, mut killed) = (first + 1, 0);
     while die(rpc, &access, step).await {
         step += stride;
@@ -181,9 +181,10 @@ async fn sweep_from(first_of_fuse: u32, rpc: Rpc, access: Access, at_least: u32)
     );
 }
 
-/// After which steps drivers die: NODE_KILL_STRIDE=5 leaves four of five out.
-fn stride() -> u32 {
-    std::env::var("NODE_KILL_STRIDE").map_or(1, |text| text.parse().unwrap())
+/// After which steps drivers die: NODE_KILL_STRIDE=5 leaves four of five out. Without it, it is
+/// `otherwise`.
+pub(crate) fn stride(otherwise: u32) -> u32 {
+    std::env::var("NODE_KILL_STRIDE").map_or(otherwise, |text| text.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -322,7 +322,7 @@ fn only_what_is_proven_blank_or_ours_is_formatted() {
                 if may {
                     // What was made is there, and the image says so.
                     let made = answer.unwrap();
-                    let found = probe(&bench.device.path()).unwrap();
+                    let found = probe(&bench.device.path(), None).unwrap();
                     let Contents::Known { name, uuid } = found else { panic!("{what}") };
                     assert_eq!(
                         (name.as_str(), bench.mark()),
@@ -398,6 +398,86 @@ fn whatever_blkid_says_data_is_not_formatted_over() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn the_mark_speaks_for_a_filesystem_whose_files_hold_signatures() {
+    type Signature = (u64, &'static [u8]);
+    // As files can have them anywhere behind the superblock: of ZFS, twice, of a fake RAID, which
+    // blkid takes for the only contents, and of a software RAID.
+    let zfs: &[Signature] = &[
+        (SIZE - 512 * 1024 + 128 * 1024, b"\x0c\xb1\xba\x00\x00\x00\x00\x00"),
+        (SIZE - 512 * 1024 + 129 * 1024, b"\x0c\xb1\xba\x00\x00\x00\x00\x00"),
+        (SIZE - 512 * 1024 + 130 * 1024, b"\x0c\xb1\xba\x00\x00\x00\x00\x00"),
+        (SIZE - 512 * 1024 + 131 * 1024, b"\x0c\xb1\xba\x00\x00\x00\x00\x00"),
+    ];
+    let fake_raid: &[Signature] = &[(SIZE - 1024, b"Intel Raid ISM Cfg Sig. 1.0.00")];
+    let software_raid: &[Signature] =
+        &[((SIZE & !0xffff) - 0x1_0000, &[0xfc, 0x4e, 0x2b, 0xa9, 0, 0, 0, 0, 90, 0, 0, 0])];
+    let bench = Bench::new();
+    for (on, fs_type) in [(On::Ext4, FsType::Ext4), (On::Xfs, FsType::Xfs)] {
+        for signatures in [zfs, fake_raid, software_raid] {
+            bench.put(on);
+            let device = File::options().write(true).open(bench.device.path()).unwrap();
+            for (offset, bytes) in signatures {
+                device.write_all_at(bytes, *offset).unwrap();
+            }
+            device.sync_all().unwrap();
+            drop(device);
+            for (mark, is_known) in [
+                (Mark::Filesystem(fs_type, OTHER.to_owned()), true),
+                (Mark::Filesystem(fs_type, NOBODYS.to_owned()), false),
+                (Mark::Block, false),
+            ] {
+                bench.set_mark(Some(&mark.to_string()));
+                let marks = bench.marks(Marked::Not);
+                for created_empty in [true, false] {
+                    let (answer, has_changed) =
+                        bench.find_or_make(Some(fs_type), created_empty, &marks);
+                    let what = format!("{on:?}, {signatures:?}, {mark}: {answer:?}");
+                    assert_eq!((answer.is_ok(), has_changed), (is_known, false), "{what}");
+                    assert!(!what.contains("wipefs"), "{what}");
+                    assert_eq!(bench.mark(), Some(mark.to_string()), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_came_while_the_image_was_marked_is_not_formatted_over() {
+    let bench = Bench::new();
+    let folder = tempfile::tempdir().unwrap();
+    let before = folder.path().join("before");
+    // As if another node had made a filesystem after the first look.
+    let script = format!(
+        "if [ -e {0} ]; then echo TYPE=ext4; echo UUID={OTHER}; else : >{0}; exit 2; fi",
+        before.display()
+    );
+    let marks = bench.marks(Marked::Not);
+    let (answer, has_changed) = with_blkid(&script, || bench.find_or_make(None, true, &marks));
+    assert!(matches!(answer, Err(Error::Busy(_))) && !has_changed, "{answer:?}");
+}
+
+#[test]
+fn a_new_ext4_has_blocks_of_4_kib_and_a_journal() {
+    let bench = Bench::new();
+    let marks = bench.marks(Marked::Not);
+    let file = bench.loop_device.file.clone();
+    for (size, block_size) in [(SIZE, "4096"), (8 * MIB, "4096"), (4 * MIB, "1024")] {
+        bench.put(On::Nothing);
+        bench.set_mark(None);
+        File::options().write(true).open(&file).unwrap().set_len(size).unwrap();
+        run("losetup", &["--set-capacity", bench.device.path().to_str().unwrap()]);
+        let (answer, _) = bench.find_or_make(None, true, &marks);
+        assert!(answer.is_ok(), "{answer:?}");
+        let name = file.to_str().unwrap();
+        let header = Command::new("dumpe2fs").args(["-h", name]).output().unwrap();
+        let header = String::from_utf8(header.stdout).unwrap();
+        let value = |key: &str| header.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        assert_eq!(value("Block size:").trim(), block_size, "{size}");
+        assert!(value("Filesystem features:").contains("has_journal"), "{size}: {header}");
     }
 }
 
