@@ -28,7 +28,7 @@ source lab/leaks.sh
 long_targets=(faults hammer interleavings kill_sweep lineage takeover)
 
 guests='' guest_parts=()
-rows=() passed=0 failed=0 run_began=$(milliseconds)
+rows=() passed=0 failed=() run_began=$(milliseconds)
 logs=$(mktemp -d --tmpdir cinderblock-logs.XXXXXX)
 trap end EXIT
 
@@ -47,12 +47,7 @@ stage() {
     began=$(milliseconds) used=$(processor_seconds)
     # A program that writes to a pipe shows no progress, so a terminal is left to it.
     if [[ -t 1 ]]; then "$@"; else "$@" > >(tee "$logs/$name") 2>&1; fi && outcome=passed
-    if [[ $outcome == passed ]]; then
-        passed=$((passed + 1))
-        rm -f "$logs/$name"
-    else
-        failed=$((failed + 1))
-    fi
+    if [[ $outcome == passed ]]; then passed=$((passed + 1)); else failed+=("$name"); fi
     used=$(($(processor_seconds) - used))
     rows+=("$(printf '%-14s %10s %8s  %s' \
         "$name" "$(seconds_since "$began")" "$used s" "$outcome")")
@@ -61,12 +56,12 @@ stage() {
 
 # failures: what the failed stages said of their failures.
 failures() {
-    local log
-    for log in "$logs"/*; do
-        [[ -f $log ]] || continue
-        printf '\n=== %s failed:\n' "${log##*/}"
+    local name
+    for name in "${failed[@]}"; do
+        [[ -f $logs/$name ]] || continue
+        printf '\n=== %s failed:\n' "$name"
         grep -E --before-context=2 --after-context=8 \
-            '^error|panicked at|FAILED|signal: |^failures:' "$log" | tail -n 120 || true
+            '^error|panicked at|FAILED|signal: |^failures:' "$logs/$name" | tail -n 120 || true
     done
 }
 
@@ -76,8 +71,8 @@ summary() {
     printf '\n%-14s %10s %8s\n' stage time CPU
     printf '%s\n' "${rows[@]}"
     printf '%-14s %10s\n' together "$(seconds_since "$run_began")"
-    printf 'stages: %d passed, %d failed\n' "$passed" "$failed"
-    ((failed == 0))
+    printf 'stages: %d passed, %d failed\n' "$passed" "${#failed[@]}"
+    ((${#failed[@]} == 0))
 }
 
 # --- lint -----------------------------------------------------------------------------------------
