@@ -1,7 +1,7 @@
 //! Calls that may never return: they get a thread of their own, and their callers a deadline.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use super::error::{Error, Result};
@@ -32,23 +32,39 @@ pub(super) fn bounded<T: Send + 'static>(
 /// Looks at things that may not answer, one look at each thing at a time: what hangs keeps one
 /// thread, however often it is asked about.
 #[derive(Debug, Default)]
-pub(super) struct Looks(Arc<Mutex<BTreeSet<String>>>);
+pub(super) struct Looks(Arc<UnderWay>);
+
+/// What is being looked at.
+#[derive(Debug, Default)]
+struct UnderWay {
+    things: Mutex<BTreeSet<String>>,
+    /// A look came back.
+    back: Condvar,
+}
 
 impl Looks {
-    /// [`bounded`], and `Unavailable` at once while an earlier look at `what` has not come back.
+    /// [`bounded`], after an earlier look at `what` has come back. `Unavailable` when that one does
+    /// not within `patience` either.
     pub(super) fn look<T: Send + 'static>(
         &self,
         what: &str,
         patience: Duration,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let out = Arc::clone(&self.0);
-        if !lock(&out).insert(what.to_owned()) {
+        let is_out = |things: &mut BTreeSet<String>| things.contains(what);
+        let (mut things, waited) = self
+            .0
+            .back
+            .wait_timeout_while(self.0.lock(), patience, is_out)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() && things.contains(what) {
             return Err(Error::Unavailable(format!(
                 "{what}: it has not answered since it was last asked"
             )));
         }
-        let back = Back { out, what: what.to_owned() };
+        things.insert(what.to_owned());
+        drop(things);
+        let back = Back { under_way: Arc::clone(&self.0), what: what.to_owned() };
         bounded(what, patience, move || {
             let outcome = work();
             drop(back);
@@ -59,18 +75,21 @@ impl Looks {
 
 /// Notes that a look came back, also when it panicked or never began.
 struct Back {
-    out: Arc<Mutex<BTreeSet<String>>>,
+    under_way: Arc<UnderWay>,
     what: String,
 }
 
 impl Drop for Back {
     fn drop(&mut self) {
-        lock(&self.out).remove(&self.what);
+        self.under_way.lock().remove(&self.what);
+        self.under_way.back.notify_all();
     }
 }
 
-fn lock(out: &Mutex<BTreeSet<String>>) -> MutexGuard<'_, BTreeSet<String>> {
-    out.lock().unwrap_or_else(PoisonError::into_inner)
+impl UnderWay {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.things.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
@@ -95,6 +114,30 @@ mod tests {
             "{late:?}"
         );
         drop(release); // which a call that had waited would never have come to
+    }
+
+    #[test]
+    fn a_look_waits_for_an_earlier_one_that_comes_back() {
+        let looks = Looks::default();
+        let long = Duration::from_mins(5);
+        let (release, hold) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (begun, has_begun) = mpsc::channel();
+            let first = scope.spawn(|| {
+                looks.look("this", long, move || {
+                    begun.send(()).unwrap();
+                    let _released = hold.recv();
+                    Ok(1)
+                })
+            });
+            has_begun.recv().unwrap();
+            let second = scope.spawn(|| looks.look("this", long, || Ok(2)));
+            looks.look("that", long, || Ok(())).unwrap();
+            assert!(!second.is_finished());
+            drop(release);
+            assert_eq!(first.join().unwrap().unwrap(), 1);
+            assert_eq!(second.join().unwrap().unwrap(), 2);
+        });
     }
 
     #[test]

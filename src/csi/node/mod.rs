@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
+use super::ids::VolumeId;
 use super::operations::{Class, Operation, Operations};
 use super::proto::node_get_storage_health_response::StorageBackendHealth;
 use super::proto::node_server::Node as NodeRpcs;
@@ -91,12 +92,11 @@ impl NodeService {
         NodeService { alpha: enabled, ..self }
     }
 
-    /// Runs `work` on the node as the operation `rpc`, keyed by `key` and known again by `request`,
-    /// which prints no secret.
+    /// Runs `work` as the operation `rpc`, known again by `request`, which prints no secret.
     async fn run<T, F>(
         &self,
         rpc: &'static str,
-        key: String,
+        subject: Subject,
         request: String,
         deadline: Duration,
         work: F,
@@ -106,15 +106,9 @@ impl NodeService {
         F: FnOnce(&Node) -> Result<T, Error> + Send + 'static,
     {
         let node = self.node.clone();
-        // All of them work on this machine, so they share one bound.
-        let operation = Operation {
-            class: Class::Attach,
-            rpc,
-            cluster: "node".to_owned(),
-            pool: String::new(),
-            keys: vec![key],
-            request,
-        };
+        let Subject { key, cluster, pool } = subject;
+        let operation =
+            Operation { class: Class::Attach, rpc, cluster, pool, keys: vec![key], request };
         let work = move |activity: Arc<crate::volume::Activity>| {
             activity.begin("working on this node");
             work(&node).map_err(|error| status(&error))
@@ -143,8 +137,28 @@ fn status(error: &Error) -> Status {
     }
 }
 
-fn volume_key(volume_id: &str) -> String {
-    format!("volume {volume_id}")
+/// What an operation is about.
+#[derive(Debug, PartialEq, Eq)]
+struct Subject {
+    /// Operations with the same key exclude each other.
+    key: String,
+    /// The cluster and pool whose permits it takes: what hangs in one pool takes none of another.
+    /// Volumes whose ids the driver did not make share one.
+    cluster: String,
+    pool: String,
+}
+
+impl Subject {
+    fn new(volume_id: &str, key: String) -> Subject {
+        let place = VolumeId::parse(volume_id).map(|id| (id.location.cluster, id.location.pool));
+        let (cluster, pool) = place.unwrap_or_default();
+        Subject { key, cluster, pool }
+    }
+
+    /// A volume, to change it.
+    fn volume(volume_id: &str) -> Subject {
+        Subject::new(volume_id, format!("volume {volume_id}"))
+    }
 }
 
 #[tonic::async_trait]
@@ -158,9 +172,13 @@ impl NodeRpcs for NodeService {
         let request = request.into_inner();
         let stage = request::stage(&request, &self.monitors)?;
         let same = format!("{request:?}");
-        self.run("NodeStageVolume", volume_key(&request.volume_id), same, deadline, move |node| {
-            node.stage(&stage).map(|()| NodeStageVolumeResponse {})
-        })
+        self.run(
+            "NodeStageVolume",
+            Subject::volume(&request.volume_id),
+            same,
+            deadline,
+            move |node| node.stage(&stage).map(|()| NodeStageVolumeResponse {}),
+        )
         .await
     }
 
@@ -174,10 +192,16 @@ impl NodeRpcs for NodeService {
         validate::required("volume_id", &request.volume_id)?;
         request::path("staging_target_path", &request.staging_target_path)?;
         let same = format!("{request:?}");
-        self.run("NodeUnstageVolume", volume_key(&request.volume_id), same, deadline, move |node| {
-            node.unstage(&request.volume_id, Path::new(&request.staging_target_path))
-                .map(|()| NodeUnstageVolumeResponse {})
-        })
+        self.run(
+            "NodeUnstageVolume",
+            Subject::volume(&request.volume_id),
+            same,
+            deadline,
+            move |node| {
+                node.unstage(&request.volume_id, Path::new(&request.staging_target_path))
+                    .map(|()| NodeUnstageVolumeResponse {})
+            },
+        )
         .await
     }
 
@@ -190,9 +214,13 @@ impl NodeRpcs for NodeService {
         let request = request.into_inner();
         let publish = request::publish(&request)?;
         let same = format!("{request:?}");
-        self.run("NodePublishVolume", volume_key(&request.volume_id), same, deadline, move |node| {
-            node.publish(&publish).map(|()| NodePublishVolumeResponse {})
-        })
+        self.run(
+            "NodePublishVolume",
+            Subject::volume(&request.volume_id),
+            same,
+            deadline,
+            move |node| node.publish(&publish).map(|()| NodePublishVolumeResponse {}),
+        )
         .await
     }
 
@@ -208,7 +236,7 @@ impl NodeRpcs for NodeService {
         let same = format!("{request:?}");
         self.run(
             "NodeUnpublishVolume",
-            volume_key(&request.volume_id),
+            Subject::volume(&request.volume_id),
             same,
             deadline,
             move |node| {
@@ -228,10 +256,17 @@ impl NodeRpcs for NodeService {
         let request = request.into_inner();
         let expand = request::expand(&request)?;
         let same = format!("{request:?}");
-        self.run("NodeExpandVolume", volume_key(&request.volume_id), same, deadline, move |node| {
-            let size = node.expand(&request.volume_id, Path::new(&request.volume_path), &expand)?;
-            Ok(NodeExpandVolumeResponse { capacity_bytes: signed(size) })
-        })
+        self.run(
+            "NodeExpandVolume",
+            Subject::volume(&request.volume_id),
+            same,
+            deadline,
+            move |node| {
+                let size =
+                    node.expand(&request.volume_id, Path::new(&request.volume_path), &expand)?;
+                Ok(NodeExpandVolumeResponse { capacity_bytes: signed(size) })
+            },
+        )
         .await
     }
 
@@ -245,8 +280,9 @@ impl NodeRpcs for NodeService {
         validate::required("volume_id", &request.volume_id)?;
         request::volume_path(&request.volume_path)?;
         let key = format!("statistics of {} at {}", request.volume_id, request.volume_path);
+        let subject = Subject::new(&request.volume_id, key);
         let same = format!("{request:?}");
-        self.run("NodeGetVolumeStats", key, same, deadline, move |node| {
+        self.run("NodeGetVolumeStats", subject, same, deadline, move |node| {
             let path = Path::new(&request.volume_path);
             let usage = node.stats(&request.volume_id, path);
             tell_illnesses(node, &request.volume_id, path);
@@ -297,8 +333,9 @@ impl NodeRpcs for NodeService {
         };
         request::volume_path(&path)?;
         let key = format!("health of {} at {path}", request.volume_id);
+        let subject = Subject::new(&request.volume_id, key);
         let same = format!("{request:?}");
-        self.run("NodeGetVolumeHealth", key, same, deadline, move |node| {
+        self.run("NodeGetVolumeHealth", subject, same, deadline, move |node| {
             let illnesses = node.illnesses(&request.volume_id, Path::new(&path))?;
             let health_statuses = illnesses.iter().map(health_entry).collect();
             let volume_health =
@@ -391,4 +428,22 @@ fn not_advertised(rpc: &str) -> Status {
     Status::unimplemented(format!(
         "{rpc} is not among this driver's capabilities, see NodeGetCapabilities"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_of_different_pools_take_different_permits() {
+        let place = |id: &str| {
+            let Subject { key, cluster, pool } = Subject::volume(id);
+            assert_eq!(key, format!("volume {id}"));
+            (cluster, pool)
+        };
+        assert_eq!(place("east/fast/csi-1"), ("east".to_owned(), "fast".to_owned()));
+        assert_ne!(place("east/fast/csi-1"), place("east/slow/csi-1"));
+        assert_ne!(place("east/fast/csi-1"), place("west/fast/csi-1"));
+        assert_eq!(place("made by hand"), place("another"));
+    }
 }
