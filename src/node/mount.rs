@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::stat::{major, makedev, minor};
+use rustix::mount::{FsOpenFlags, fsconfig_set_flag, fsconfig_set_string, fsopen};
 
 use super::bounded::bounded;
 use super::error::{Error, Result};
@@ -204,6 +205,72 @@ fn unescape(field: &[u8]) -> OsString {
 /// Mounts the filesystem of `device` on `point` with mount(8)'s `options`.
 pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Result<()> {
     mounted(device, fs_type, &run_mount(device, fs_type, options, point)?)
+}
+
+/// Refuses (`InvalidArgument`) options that the kernel's filesystem of this type does not know, before
+/// anything is made or attached. Nothing is refused where the kernel cannot be asked, nor the
+/// SELinux contexts, which nodes without SELinux pass over.
+pub(super) fn check_options(fs_type: &str, options: &[String]) -> Result<()> {
+    // mount(8) turns these into flags of the mount, for any filesystem.
+    const OF_ANY: [&str; 33] = [
+        "_netdev",
+        "async",
+        "atime",
+        "auto",
+        "defaults",
+        "dev",
+        "diratime",
+        "dirsync",
+        "exec",
+        "iversion",
+        "lazytime",
+        "loud",
+        "mand",
+        "noatime",
+        "noauto",
+        "nodev",
+        "nodiratime",
+        "noexec",
+        "nofail",
+        "noiversion",
+        "nolazytime",
+        "nomand",
+        "norelatime",
+        "nostrictatime",
+        "nosuid",
+        "nosymfollow",
+        "relatime",
+        "ro",
+        "rw",
+        "silent",
+        "strictatime",
+        "suid",
+        "sync",
+    ];
+    for option in options {
+        let (name, value) = option
+            .split_once('=')
+            .map_or((option.as_str(), None), |(name, value)| (name, Some(value)));
+        if OF_ANY.contains(&name) || name.ends_with("context") {
+            continue;
+        }
+        // A context of its own for each: what one says of an option stands in its log.
+        let Ok(context) = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC) else { return Ok(()) };
+        let known = match value {
+            Some(value) => fsconfig_set_string(&context, name, value),
+            None => fsconfig_set_flag(&context, name),
+        };
+        if known == Err(rustix::io::Errno::INVAL) {
+            let mut words = vec![0; 1024];
+            let length = rustix::io::read(&context, &mut words).unwrap_or(0);
+            let words = String::from_utf8_lossy(&words[..length]);
+            return Err(Error::InvalidArgument(format!(
+                "{fs_type} does not take the mount option {option:?} here ({})",
+                words.trim().trim_start_matches("e ")
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Mounts the filesystem of a device that takes no writes. `false` when its log has to be replayed
@@ -413,6 +480,34 @@ mod tests {
                 _ => vec![byte],
             })
             .collect()
+    }
+
+    #[test]
+    fn options_that_a_filesystem_does_not_know_are_refused() {
+        let check = |fs_type: &str, option: &str| check_options(fs_type, &[option.to_owned()]);
+        for (fs_type, known) in [
+            (
+                "ext4",
+                &["data=ordered", "commit=30", "errors=remount-ro", "discard", "stripe=64"][..],
+            ),
+            ("xfs", &["allocsize=64m", "inode64", "logbsize=256k", "noquota", "discard"]),
+        ] {
+            let of_any =
+                ["noatime", "nodev", "sync", "ro", "context=\"system_u:object_r:a_t:s0:c1,c2\""];
+            for option in known.iter().chain(&of_any) {
+                check(fs_type, option).unwrap();
+            }
+            for option in ["no_such_option", "no_such=1", "commit=soon", "allocsize=much"] {
+                let error = check(fs_type, option).unwrap_err();
+                assert!(
+                    matches!(&error, Error::InvalidArgument(text) if text.contains(option)),
+                    "{fs_type}: {error}"
+                );
+            }
+        }
+        check("ext4", "allocsize=64m").unwrap_err();
+        check("xfs", "data=ordered").unwrap_err();
+        check("nofilesystem", "data=ordered").unwrap();
     }
 
     #[test]

@@ -56,6 +56,17 @@ pub(crate) fn check_mount_option(option: &str) -> Result<()> {
     }
 }
 
+/// The options of one entry of a StorageClass's mountOptions, which may hold several with commas in
+/// between. Commas inside double quotes belong to a value.
+pub(crate) fn split(entry: &str) -> Vec<String> {
+    let mut quoted = false;
+    let is_end = |c: char| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    };
+    entry.split(is_end).map(str::to_owned).collect()
+}
+
 /// How mkfs takes one of its options.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Takes {
@@ -146,6 +157,17 @@ mod tests {
         ] {
             check_mount_option(option).unwrap();
         }
+    }
+
+    #[test]
+    fn an_entry_may_hold_several_options() {
+        assert_eq!(split("noatime,nodiratime"), ["noatime", "nodiratime"]);
+        let context = r#"context="system_u:object_r:a_t:s0:c1,c2""#;
+        assert_eq!(split(&format!("{context},ro")), [context, "ro"]);
+        assert_eq!(split("discard"), ["discard"]);
+        // Such as no option is, and refused as one.
+        assert_eq!(split(""), [""]);
+        assert_eq!(split("ro,"), ["ro", ""]);
     }
 
     #[test]

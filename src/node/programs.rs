@@ -193,11 +193,13 @@ pub(super) fn succeed(program: Program, arguments: &[&OsStr]) -> Result<String> 
     }
 }
 
-/// One line for an error: the program, how it ended, what it said.
+/// One line for an error: the program, how it ended, what it said. How it is used is left out.
 pub(super) fn describe(program: Program, finished: &Finished) -> String {
     let end =
         finished.code.map_or_else(|| "was killed".to_owned(), |code| format!("ended with {code}"));
-    let output = finished.output.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_usage = |line: &str| line.trim_start().to_ascii_lowercase().starts_with("usage:");
+    let lines = finished.output.lines().take_while(|line| !is_usage(line));
+    let output = lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
     format!("{} {end}: {output}", program.entry().0)
 }
 
@@ -247,6 +249,18 @@ mod tests {
             matches!(&error, Error::Internal(text) if text.starts_with("blockdev ended with 1: ")),
             "{error}"
         );
+    }
+
+    #[test]
+    fn how_a_program_is_used_is_not_told() {
+        let mkfs = |output: &str| {
+            let finished = Finished { code: Some(1), output: output.to_owned() };
+            describe(Program::MkfsXfs, &finished)
+        };
+        let output =
+            "invalid value 3 for -b option\nUsage: mkfs.xfs\n/* blocksize */ [-b size=num]";
+        assert_eq!(mkfs(output), "mkfs.xfs ended with 1: invalid value 3 for -b option");
+        assert_eq!(mkfs("one\n  two"), "mkfs.xfs ended with 1: one two");
     }
 
     #[test]

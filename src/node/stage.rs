@@ -59,8 +59,11 @@ impl Node {
     /// others `AlreadyExists`.
     pub fn stage(&self, request: &Stage) -> Result<()> {
         request.capability.check()?;
-        if let Access::Mount { fs_type, .. } = request.capability.access {
-            format::check_mkfs_options(fs_type, request.mkfs_options.as_deref())?;
+        if let Access::Mount { fs_type, flags } = &request.capability.access {
+            format::check_mkfs_options(*fs_type, request.mkfs_options.as_deref())?;
+            if let Some(fs_type) = fs_type {
+                mount::check_options(fs_type.name(), flags)?;
+            }
         }
         let staging = staging_directory(&request.staging_path)?;
         let directory = self.volume(&request.volume_id);

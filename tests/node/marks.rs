@@ -161,6 +161,24 @@ fn a_clone_has_the_mark_of_its_source_and_is_never_formatted() {
 }
 
 #[test]
+fn options_that_a_filesystem_does_not_know_are_refused_before_it_is_made() {
+    for (name, mut access) in [("ext4", ext4()), ("xfs", xfs())] {
+        let Access::Mount { flags, .. } = &mut access else { panic!("{access:?}") };
+        flags.extend(["noatime".to_owned(), "no_such_option=1".to_owned()]);
+        let volume = Volume::new(320, access);
+        let error = volume.stage().unwrap_err();
+        assert!(
+            matches!(&error, Error::InvalidArgument(text) if text.contains(name) && text.contains("no_such_option")),
+            "{error}"
+        );
+        volume.assert_nothing_on_the_node();
+        let (has_mark, _) = rbd(&["image-meta", "get", &volume.image.to_string(), KEY]);
+        assert!(!has_mark);
+        volume.finish();
+    }
+}
+
+#[test]
 fn what_a_pod_writes_into_a_file_is_not_taken_for_contents_of_the_device() {
     for (access, mib) in [(ext4(), 128), (xfs(), 320)] {
         let volume = Volume::new(mib, access.clone());

@@ -20,6 +20,7 @@ use crate::csi::proto::{
 };
 use crate::csi::validate;
 use crate::node::attach::{Image, Mounter};
+use crate::node::options;
 use crate::node::{Access, AccessMode, Capability, Expand, MapOptions, Publish, Stage};
 use crate::notes::Place;
 use crate::rbd::Key;
@@ -165,7 +166,7 @@ fn capability(capability: Option<&VolumeCapability>) -> Result<Capability, Statu
                 .map(str::parse)
                 .transpose()
                 .map_err(|error| super::status(&error))?,
-            flags: mount.mount_flags.clone(),
+            flags: mount.mount_flags.iter().flat_map(|entry| options::split(entry)).collect(),
         },
         _ => Access::Block,
     };
