@@ -15,6 +15,10 @@ mod operation;
 mod pools;
 mod side;
 
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
 use cinderblock::rbd::model::{Model, PoolGraph};
 use common::Lab;
 use common::random::Random;
@@ -47,8 +51,10 @@ fn run_sequence(lab: &Lab, seed: u64) {
     let mut modelled = Side::new(&*model.connect().cluster(), &pools);
     let mut random = Random::new(seed);
     let mut history = Vec::new();
+    let returns = Returns::watch(seed);
     for number in 0..LENGTH {
         let operation = Operation::random(&mut random, &present(&model, &pools));
+        returns.expect(format!("call {number}, {operation:?}"));
         let (expected, answered) = (real.run(&operation), modelled.run(&operation));
         history.push(format!("{number:>3} {operation:?}\n      {expected}"));
         assert_eq!(
@@ -67,6 +73,37 @@ fn run_sequence(lab: &Lab, seed: u64) {
         history.join("\n"),
         model.graph()
     );
+}
+
+/// Ends the process when a call does not return, which no test could do otherwise.
+struct Returns(mpsc::Sender<String>);
+
+impl Returns {
+    /// Far longer than any call of a sequence takes.
+    const PATIENCE: Duration = Duration::from_mins(5);
+
+    #[expect(clippy::print_stderr, reason = "a process that ends shows no panic")]
+    fn watch(seed: u64) -> Returns {
+        let (sender, calls) = mpsc::channel();
+        thread::spawn(move || {
+            let mut last = String::from("the beginning");
+            loop {
+                match calls.recv_timeout(Returns::PATIENCE) {
+                    Ok(call) => last = call,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        eprintln!("error: {last} of AGREEMENT_SEED={seed} does not return");
+                        std::process::exit(101);
+                    }
+                }
+            }
+        });
+        Returns(sender)
+    }
+
+    fn expect(&self, call: String) {
+        self.0.send(call).unwrap();
+    }
 }
 
 /// What there is in each pool, from the model.
