@@ -91,22 +91,23 @@ impl Replay {
         }
     }
 
-    /// Removes the entry of a replay whose node died when the log was replayed already.
-    pub(super) fn forget(marks: &Marks) -> Result<()> {
+    /// Removes the entry of a replay whose node died when the log was replayed already. What cannot
+    /// be removed is logged: readers need no entry.
+    pub(super) fn forget(marks: &Marks) {
         let name = marks.image().name.clone();
-        let is_left =
-            marks.with_pool("cannot ask who replays the log of", PATIENCE, move |pool| {
-                let Some(id) = pool.image_id(&name)? else { return Ok(false) };
-                Ok(pool.omap_get(OBJECT, &[&id])?.contains_key(&id))
-            })?;
-        if is_left {
-            match Replay::begin(marks) {
-                Ok(replay) => replay.end(),
-                Err(Error::Busy(_)) => {}
-                Err(error) => return Err(error),
-            }
+        let is_left = marks.with_pool("cannot ask who replays the log of", PATIENCE, move |pool| {
+            let Some(id) = pool.image_id(&name)? else { return Ok(false) };
+            Ok(pool.omap_get(OBJECT, &[&id])?.contains_key(&id))
+        });
+        let forgotten = match is_left {
+            Ok(true) => Replay::begin(marks).map(Replay::end),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = forgotten {
+            let image = marks.image();
+            tracing::info!(%image, %error, "the entry of a replay that is over may be left");
         }
-        Ok(())
     }
 
     /// Says which clients are about to write. `Busy` when another took the right over meanwhile:

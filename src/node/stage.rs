@@ -337,7 +337,8 @@ fn mount_for_readers(
         mount::mount_for_readers(&device.path(), fs_type.name(), options, &record.staging_path)
     };
     if mount(record, device)? {
-        return Replay::forget(marks);
+        Replay::forget(marks);
+        return Ok(());
     }
     record.mounter.detach(directory.path())?;
     let replay = Replay::begin(marks)?;
