@@ -54,7 +54,7 @@ quick_of_rbd=(growth::xfs a_restarted_driver the_key_is_in a_refused_attach)
 quick_of_rbd_nbd=(a_restarted_driver the_key_is_in)
 more_of_rbd=(
     pods_write_on steps:: growth::ext4 growth::images growth::growth_beyond a_fenced a_watch_that
-    a_filesystem_that a_read_only_block a_block_device_in_use
+    a_filesystem_that a_read_only_block a_block_device_in_use a_reader_sees_what
 )
 more_of_rbd_nbd=(
     a_driver_killed_while_unstaging growth_beyond a_watch_that data_on_a_block
@@ -66,6 +66,8 @@ skipped=(
     # A storage daemon that dies or is interrupted: the mounter fuse.
     --skip a_volume_whose_daemon --skip an_attach_that_stopped_half_way --skip an_interrupted_growth
     --skip a_device_that_does_not_answer
+    # Nodes that share a kernel share its clients.
+    --skip of_readers_on_many_nodes
     # `rbd du` counts whole objects; the kernel trims them to pieces.
     --skip trimmed_space_goes_back
 )
