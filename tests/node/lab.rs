@@ -6,8 +6,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cinderblock::node::attach::{Image, Mounter};
@@ -15,7 +15,8 @@ use cinderblock::node::{
     Access, AccessMode, Capability, Expand, FsType, Illness, MapOptions, Node, Publish, Result,
     Stage,
 };
-use cinderblock::rbd::Key;
+use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
+use cinderblock::rbd::{Key, Pool};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -91,6 +92,18 @@ pub(crate) fn rados(arguments: &[&str]) -> std::result::Result<String, String> {
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// The pool rbd, over a connection of its own as LAB_USER.
+pub(crate) fn pool() -> Arc<dyn Pool> {
+    let cluster = connect(&ConnectOptions {
+        monitors: vec![variable("LAB_MONITORS")],
+        ceph_conf: None,
+        user: variable("LAB_USER"),
+        key: Some(Key::new(&key())),
+        timeouts: Timeouts::default(),
+    });
+    cluster.unwrap().pool("rbd", "").unwrap()
 }
 
 /// Runs a program that must succeed.

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use cinderblock::node::attach::Image;
 use cinderblock::node::{AccessMode, Capability, MapOptions, Node, Publish, Stage};
-use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
 use cinderblock::rbd::{ImageOptions, Key};
 
-use crate::lab::{MIB, SOON, Volume, ext4, key, mounter, variable, write};
+use crate::lab::{MIB, SOON, Volume, ext4, key, mounter, pool, write};
 
 const AT_A_TIME: usize = 10;
 
@@ -44,15 +43,7 @@ fn many_volumes_come_and_go_ten_at_a_time() {
     // The folder, the checks and the cleaning up are one volume's; its node has all of them.
     let first = Volume::new(32, ext4());
     let node = Node::new(&first.path("state")).unwrap();
-    let cluster = connect(&ConnectOptions {
-        monitors: vec![variable("LAB_MONITORS")],
-        ceph_conf: None,
-        user: variable("LAB_USER"),
-        key: Some(Key::new(&key())),
-        timeouts: Timeouts::default(),
-    })
-    .unwrap();
-    let pool = cluster.pool("rbd", "").unwrap();
+    let pool = pool();
     let image = |number: usize| format!("{}-{number}", first.image.name);
     let path = |number: usize, name: &str| -> PathBuf { first.path(&format!("{name}-{number}")) };
     let id = |number: usize| format!("lab/rbd/{}", image(number));

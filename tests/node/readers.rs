@@ -1,15 +1,14 @@
-//! Readers of a snapshot of a mounted volume: what was fsynced before it was cut is in the log of its
-//! filesystem, which one node replays before any of them reads.
+//! Readers of a snapshot of a mounted volume: what was fsynced before it was cut is in the log of
+//! its filesystem, which one node replays before any of them reads.
 
 use std::fs::{self, File};
 use std::thread;
 
 use cinderblock::node::{Access, AccessMode, Error};
-use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
-use cinderblock::rbd::{ImageKey, Key, OpenMode};
+use cinderblock::rbd::{ImageKey, OpenMode};
 
 use crate::kills::Driver;
-use crate::lab::{Volume, ext4, key, pattern, rados, rbd, run, variable, wait_until, write, xfs};
+use crate::lab::{Volume, ext4, pattern, pool, rados, rbd, run, variable, wait_until, write, xfs};
 use crate::steps::{Rpc, ask, insist, stride};
 
 /// Attaching, before a log is found, is what `steps` is about.
@@ -89,6 +88,13 @@ fn entry(volume: &Volume) -> bool {
     keys.lines().any(|key| key == image_id(volume))
 }
 
+/// Stages the reader: its log is replayed, and nothing is left of that.
+fn assert_replayed(reader: &Volume) {
+    reader.stage().unwrap();
+    assert_whole(reader);
+    assert!(!entry(reader));
+}
+
 fn set_entry(volume: &Volume, clients: &[&str]) {
     let entry = serde_json::json!({"version": 1, "token": "another", "clients": clients});
     rados(&["setomapval", REPLAYS, &image_id(volume), &entry.to_string()]).unwrap();
@@ -99,9 +105,7 @@ fn a_reader_sees_what_was_fsynced_before_the_snapshot() {
     for access in [ext4(), xfs()] {
         let snapshot = Snapshot::cut(&access);
         let reader = snapshot.clone_for_readers();
-        reader.stage().unwrap();
-        assert_whole(&reader);
-        assert!(!entry(&reader));
+        assert_replayed(&reader);
         reader.unstage().unwrap();
         reader.finish();
         snapshot.end();
@@ -141,13 +145,10 @@ fn of_readers_on_many_nodes_one_replays() {
         raw.capability.access = Access::Block;
         raw.stage().unwrap();
         let device = format!("/dev/{}", raw.device());
-        match access {
-            Access::Mount { fs_type: Some(cinderblock::node::FsType::Xfs), .. } => {
-                run("xfs_repair", &["-n", &device]);
-            }
-            _ => {
-                run("e2fsck", &["-f", "-n", &device]);
-            }
+        if access == xfs() {
+            run("xfs_repair", &["-n", &device]);
+        } else {
+            run("e2fsck", &["-f", "-n", &device]);
         }
         raw.unstage().unwrap();
         reader.finish();
@@ -159,14 +160,7 @@ fn of_readers_on_many_nodes_one_replays() {
 fn a_log_is_not_replayed_while_another_client_writes() {
     let snapshot = Snapshot::cut(&ext4());
     let reader = snapshot.clone_for_readers();
-    let cluster = connect(&ConnectOptions {
-        monitors: vec![variable("LAB_MONITORS")],
-        ceph_conf: None,
-        user: variable("LAB_USER"),
-        key: Some(Key::new(&key())),
-        timeouts: Timeouts::default(),
-    });
-    let pool = cluster.unwrap().pool("rbd", "").unwrap();
+    let pool = pool();
     let open = pool.open_image(ImageKey::Name(&reader.image.name), OpenMode::ReadWrite).unwrap();
     let before = open.info().unwrap();
     let error = reader.stage().unwrap_err();
@@ -182,9 +176,7 @@ fn a_log_is_not_replayed_while_another_client_writes() {
     assert_eq!(open.info().unwrap(), before);
     drop(open);
     // It is gone, so it is fenced, and the log replayed.
-    reader.stage().unwrap();
-    assert_whole(&reader);
-    assert!(!entry(&reader));
+    assert_replayed(&reader);
     let listed = run("ceph", &["--id", &variable("LAB_USER"), "osd", "blocklist", "ls"]);
     assert!(listed.contains(&watching[0]), "{} is not in {listed}", watching[0]);
     reader.unstage().unwrap();
@@ -197,9 +189,7 @@ fn a_replay_that_was_begun_and_never_named_its_client_is_taken_over() {
     let snapshot = Snapshot::cut(&xfs());
     let reader = snapshot.clone_for_readers();
     set_entry(&reader, &[]);
-    reader.stage().unwrap();
-    assert_whole(&reader);
-    assert!(!entry(&reader));
+    assert_replayed(&reader);
     reader.unstage().unwrap();
     reader.finish();
     snapshot.end();
