@@ -19,8 +19,8 @@
 //!   metadata remembers of it.
 //! - `filesystem`: checking and growing one. `mount`: the mount table, mounts and bind mounts;
 //!   `place`: paths, held open.
-//! - `notes`: which clients may write, told to the controller before they do. `replay`: which of them
-//!   replays a log for readers.
+//! - `notes`: which clients may write, told to the controller before they do. `replay`: which
+//!   of them replays a log for readers.
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the
 //!   grammar of options.
 //! - `programs`: the external programs and how they are run.

@@ -207,9 +207,9 @@ pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -
     mounted(device, fs_type, &run_mount(device, fs_type, options, point)?)
 }
 
-/// Refuses (`InvalidArgument`) options that the kernel's filesystem of this type does not know, before
-/// anything is made or attached. Nothing is refused where the kernel cannot be asked, nor the
-/// SELinux contexts, which nodes without SELinux pass over.
+/// Refuses (`InvalidArgument`) options that the kernel's filesystem of this type does not know,
+/// before anything is made or attached. Nothing is refused where the kernel cannot be asked, nor
+/// the SELinux contexts, which nodes without SELinux pass over.
 pub(super) fn check_options(fs_type: &str, options: &[String]) -> Result<()> {
     // mount(8) turns these into flags of the mount, for any filesystem.
     const OF_ANY: [&str; 33] = [

@@ -6,9 +6,9 @@
 //! - Arguments are passed as they are. No shell, an environment of `LC_ALL=C` alone, and an empty
 //!   standard input unless the caller gives one ([`run_with`]).
 //! - Every run has a deadline, but for those that repair or move what is on a device: cut off, they
-//!   would leave it damaged. A program that passes its deadline is killed; one that cannot be killed
-//!   (it waits in the kernel for a device that does not answer) is left behind, and the error names
-//!   its process.
+//!   would leave it damaged. A program that passes its deadline is killed. One that cannot be
+//!   killed (it waits in the kernel for a device that does not answer) is left behind, and the
+//!   error names its process.
 //!
 //! No argument may hold a secret: arguments are readable by everyone on the node.
 

@@ -7,8 +7,8 @@
 //! - One client replays at a time. Before it is attached, an entry for the image stands in the omap
 //!   of [`OBJECT`], in the image's pool and namespace; before it writes, the entry holds its
 //!   address. Each write of an entry is guarded by the entry as it was read.
-//! - An entry whose clients do not watch the image any more was left by a node that is gone, or that
-//!   stands still. The next node fences those clients before it takes the entry over.
+//! - An entry whose clients do not watch the image any more was left by a node that is gone, or
+//!   that stands still. The next node fences those clients before it takes the entry over.
 //!
 //! Crash point: a node that dies leaves the entry. Its client's watch ends after 30 seconds.
 

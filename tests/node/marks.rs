@@ -209,8 +209,8 @@ fn what_a_pod_writes_into_a_file_is_not_taken_for_contents_of_the_device() {
         clone.stage().unwrap();
         assert!(length(&clone) >= written as u64);
         clone.unstage().unwrap();
-        // Without its mark, it depends on where the file's blocks lie what blkid says. When that is not
-        // certain, no program that removes anything is named.
+        // What blkid says without the mark depends on where the file's blocks lie. When that is
+        // not certain, no program that removes anything is named.
         let (done, text) = rbd(&["image-meta", "remove", &clone.image.to_string(), KEY]);
         assert!(done, "{text}");
         match clone.stage() {

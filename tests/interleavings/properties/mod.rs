@@ -7,8 +7,8 @@
 //!
 //! A failing sequence is shrunk, printed, and its seed is kept in
 //! `tests/interleavings/properties/regressions.txt`, which is committed and run first.
-//! `PROPTEST_CASES=200000 cargo test --test interleavings properties` makes a longer run; the number is
-//! for each of the tests.
+//! `PROPTEST_CASES=200000 cargo test --test interleavings properties` makes a longer run; the
+//! number is for each of the tests.
 
 mod request;
 mod step;
