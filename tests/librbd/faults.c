@@ -1,7 +1,8 @@
 /*
  * Shows the faults of librbd that the driver works around, with librbd alone: no line of the driver runs.
  *
- *   faults NAME    prints "NAME: fault, …" or "NAME: none, …"; without NAME it lists the names
+ *   faults NAME [THREADS]    prints "NAME: fault, …" or "NAME: none, …"; without NAME it lists the names. THREADS are
+ *                            those on which librados runs callbacks
  *
  * It makes images in the pool rbd of the cluster in CEPH_CONF, whose keyring is beside that file, and removes them.
  * A fault that hangs or aborts is tried in a process of its own. tests/librbd.sh runs it on each release.
@@ -9,6 +10,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <rados/librados.h>
 #include <rbd/librbd.h>
@@ -34,6 +36,9 @@ static void need(int code, const char *call) {
     }
 }
 
+/* How many threads librados runs callbacks on; its default when NULL. */
+static const char *callback_threads;
+
 /* An I/O context of the pool, over a connection of its own. */
 static rados_ioctx_t connect_with_cache(const char *cache) {
     const char *conf = getenv("CEPH_CONF");
@@ -49,6 +54,8 @@ static rados_ioctx_t connect_with_cache(const char *cache) {
     rados_conf_set(cluster, "admin_socket", "");
     rados_conf_set(cluster, "log_to_stderr", "false");
     rados_conf_set(cluster, "rbd_cache", cache);
+    if (callback_threads)
+        need(rados_conf_set(cluster, "librados_thread_count", callback_threads), "librados_thread_count");
     need(rados_connect(cluster), "rados_connect");
     need(rados_ioctx_create(cluster, "rbd", &pool), "rados_ioctx_create");
     return pool;
@@ -364,6 +371,58 @@ static void handles_abort(const char *name) {
     remove_worked_on(connect_to_pool());
 }
 
+static void *open_and_close(void *pool) {
+    rbd_image_t image;
+    for (int i = 0; i < 1500; i++)
+        if (rbd_open_read_only(pool, "clone", &image, NULL) == 0)
+            rbd_close(image);
+    return NULL;
+}
+
+static void *ask_for_clones(void *pool) {
+    rbd_image_options_t options;
+    rbd_image_options_create(&options);
+    rbd_image_options_set_uint64(options, RBD_IMAGE_OPTION_CLONE_FORMAT, 1);
+    for (int i = 0; i < 1500; i++)
+        rbd_clone3(pool, "parent", "s", pool, "other", options);
+    rbd_image_options_destroy(options);
+    return NULL;
+}
+
+static void over_twelve_connections(void *(*work)(void *)) {
+    /* Memory that was freed is overwritten at once. */
+    mallopt(M_PERTURB, 165);
+    pthread_t workers[12];
+    for (int i = 0; i < 12; i++)
+        pthread_create(&workers[i], NULL, work, connect_to_pool());
+    for (int i = 0; i < 12; i++)
+        pthread_join(workers[i], NULL);
+}
+
+static void close_clones(void) { over_twelve_connections(open_and_close); }
+static void refuse_clones(void) { over_twelve_connections(ask_for_clones); }
+
+static void family(void) { create_family(connect_to_pool()); }
+
+static void closed_parent(const char *name, void (*act)(void)) {
+    apart(family, 60);
+    time_t began = time(NULL);
+    int signal = apart(act, 180);
+    long seconds = (long)(time(NULL) - began);
+    say(name, signal != 0, "twelve clients: %s after %ld s", signal ? strsignal(signal) : "all lived", seconds);
+    remove_family(connect_to_pool());
+}
+
+/* A clone that is closed soon after it was opened. */
+static void clone_closed(const char *name) {
+    closed_parent(name, close_clones);
+}
+
+/* A clone that is refused once its parent is open: one of format 1, of a snapshot without protection. */
+static void clone_refused(const char *name) {
+    closed_parent(name, refuse_clones);
+}
+
 struct watched {
     rbd_image_t image;
     uint64_t handle;
@@ -468,11 +527,14 @@ static const struct {
     {"flush-after-error", flush_after_error},
     {"removal-twice", removal_twice},
     {"handles-abort", handles_abort},
+    {"clone-closed", clone_closed},
+    {"clone-refused", clone_refused},
     {"quiesce-abort", quiesce_abort},
 };
 
 int main(int count, char **arguments) {
     setvbuf(stdout, NULL, _IOLBF, 0);
+    callback_threads = count > 2 ? arguments[2] : NULL;
     for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
         if (count < 2)
             printf("%s\n", faults[i].name);

@@ -175,8 +175,9 @@ pub(crate) fn read_only_images_stay_as_they_were_opened(place: &Place) {
     assert_eq!((now.info().unwrap().size, now.snapshots().unwrap().len()), (2 * MIB, 1));
     assert_eq!(errno(now.remove_snapshot("s")), Errno::EROFS);
     image.remove_snapshot("s").unwrap();
-    drop((image, read_only, now));
+    drop((image, now));
     remove_all(&place.pool, &["image"]);
+    assert_eq!(read_only.children(None).unwrap(), []);
 }
 
 pub(crate) fn removal_waits_for_watchers(place: &Place) {

@@ -21,6 +21,7 @@
 #![allow(unsafe_code)] // this is the door to C
 
 mod call;
+mod cloning;
 mod cluster;
 mod connection;
 mod connections;

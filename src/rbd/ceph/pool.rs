@@ -14,7 +14,7 @@ use super::ioctx::Ioctx;
 use super::omap;
 use super::options::RawOptions;
 use super::sys::{
-    rados, rbd_clone3, rbd_create4, rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2,
+    rados, rbd_create4, rbd_image_spec_list_cleanup, rbd_image_spec_t, rbd_list2,
     rbd_namespace_exists, rbd_remove_with_progress, rbd_trash_move, rbd_trash_remove_with_progress,
     rbd_trash_restore,
 };
@@ -111,31 +111,7 @@ impl Pool for CephPool {
     }
 
     fn clone_image(&self, parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()> {
-        let call = "rbd_clone3";
-        let options = RawOptions::for_clone(options)?;
-        let parent_ioctx = Ioctx::open(self.ioctx.connection(), &parent.pool, &parent.namespace)?;
-        let (image, snapshot) = (c_string(&parent.image, call)?, c_string(&parent.snapshot, call)?);
-        let c_name = c_string(name, call)?;
-        let object = || {
-            let parent = format!("{}@{}", parent_ioctx.spec(&parent.image), parent.snapshot);
-            format!("{} from {parent}", self.ioctx.spec(name))
-        };
-        let is_there = || directory::has_header(&parent_ioctx, ImageKey::Name(&parent.image));
-        directory::insist(is_there, || {
-            // SAFETY: both contexts, the NUL-terminated names and the options are valid for the
-            // call.
-            let code = unsafe {
-                rbd_clone3(
-                    parent_ioctx.raw(),
-                    image.as_ptr(),
-                    snapshot.as_ptr(),
-                    self.ioctx.raw(),
-                    c_name.as_ptr(),
-                    options.raw(),
-                )
-            };
-            self.ioctx.check(code, call, object).map(drop)
-        })
+        super::cloning::clone_image(&self.ioctx, parent, name, options)
     }
 
     fn create_snapshots(

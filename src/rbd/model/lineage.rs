@@ -67,21 +67,26 @@ impl State {
         image: &ImageRef,
         of: impl IntoIterator<Item = SnapshotId>,
     ) -> Outcome<Vec<Child>> {
-        self.header(image)?;
         let mut children = Vec::new();
-        for child in of.into_iter().flat_map(|id| self.registered(image, id)) {
-            // librbd does not count a removal in progress as being in the trash here.
-            let removing = self.trash_item(&child).is_some_and(|item| item.removing);
-            let (name, in_trash) = self.image_name(&child).unwrap_or_default();
-            children.push(Child {
-                pool: child.place.pool.to_string(),
-                namespace: child.place.namespace.to_string(),
-                image_id: child.id.to_string(),
-                image: name,
-                in_trash: in_trash && !removing,
-            });
+        for id in of {
+            // librbd asks an image that is gone nothing when it had no snapshot.
+            self.header(image)?;
+            children.extend(self.registered(image, id).iter().map(|child| self.child(child)));
         }
         Ok(children)
+    }
+
+    fn child(&self, image: &ImageRef) -> Child {
+        // librbd does not count a removal in progress as being in the trash here.
+        let removing = self.trash_item(image).is_some_and(|item| item.removing);
+        let (name, in_trash) = self.image_name(image).unwrap_or_default();
+        Child {
+            pool: image.place.pool.to_string(),
+            namespace: image.place.namespace.to_string(),
+            image_id: image.id.to_string(),
+            image: name,
+            in_trash: in_trash && !removing,
+        }
     }
 
     /// Whether a snapshot has clones of format 1, in any pool.
