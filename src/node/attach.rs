@@ -30,7 +30,7 @@ use super::{fuse, krbd, nbd};
 use crate::rbd::{Features, Key, KeyType, User, Watcher};
 
 /// An image, and how its cluster is reached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// The pool.
     pub pool: String,
@@ -40,11 +40,18 @@ pub struct Image {
     pub name: String,
     /// The monitors in the form of ceph.conf's `mon_host`.
     pub monitors: String,
-    /// The Ceph user without `client.`; `None` when the cluster authenticates nobody.
+    /// The Ceph user without `client.`; `None` when the cluster authenticates no client.
     pub user: Option<String>,
 }
 
 impl Image {
+    /// Has `monitors` asked too, in the form of ceph.conf's `mon_host`.
+    pub(super) fn add_monitors(&mut self, monitors: &str) {
+        if !self.monitors.starts_with(monitors) {
+            self.monitors = format!("{monitors},{}", self.monitors);
+        }
+    }
+
     /// Its user, whose key is of the kind `key`, for what to say of it.
     pub(super) fn as_user(&self, key: Option<KeyType>) -> User<'_> {
         User {
@@ -79,8 +86,8 @@ pub enum Mounter {
 impl FromStr for Mounter {
     type Err = Error;
 
-    /// `InvalidArgument` for a mounter nobody knows. Whether this node has what it takes shows when
-    /// it attaches.
+    /// `InvalidArgument` for a mounter that the driver does not know. Whether this node has what it
+    /// takes shows when it attaches.
     fn from_str(name: &str) -> Result<Self> {
         match name {
             "rbd" => Ok(Mounter::Rbd),
@@ -297,6 +304,15 @@ mod tests {
         assert_eq!(image.to_string(), "p/i");
         image.namespace = "n".into();
         assert_eq!(image.to_string(), "p/n/i");
+    }
+
+    #[test]
+    fn monitors_are_added_once() {
+        let mut image = Image { monitors: "10.0.0.1".into(), ..Image::default() };
+        for monitors in ["", "10.0.0.1", "10.0.0.2", "10.0.0.2"] {
+            image.add_monitors(monitors);
+        }
+        assert_eq!(image.monitors, "10.0.0.2,10.0.0.1");
     }
 
     #[test]

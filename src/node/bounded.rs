@@ -16,7 +16,7 @@ pub(super) fn bounded<T: Send + 'static>(
     let (sender, receiver) = mpsc::channel();
     std::thread::Builder::new()
         .name("bounded".to_owned())
-        // Nobody listens any more when it comes too late.
+        // The caller listens no more when the answer comes too late.
         .spawn(move || drop(sender.send(work())))
         .map_err(|error| {
             Error::Unavailable(format!("{what}: no thread is to be had for it: {error}"))

@@ -19,8 +19,8 @@ pub enum Error {
     /// The volume is there already, with other arguments.
     #[error("{0}")]
     AlreadyExists(String),
-    /// The state of the node or of the volume forbids it; somebody has to act first. Nothing was
-    /// changed.
+    /// The state of the node or of the volume forbids it; the caller or an administrator has to act
+    /// first. Nothing was changed.
     #[error("{0}")]
     FailedPrecondition(String),
     /// The asked for size cannot be had.

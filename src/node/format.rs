@@ -420,7 +420,7 @@ fn make(
     loop {
         let finished = programs::run(program, &arguments)?;
         let words = programs::describe(program, &finished);
-        // Somebody had the device for himself, perhaps for an instant; nothing was written.
+        // Another process had the device for itself, perhaps for an instant; nothing was written.
         let is_busy = words.contains("in use by the system") || words.contains("resource busy");
         match finished.code {
             Some(0) => break,

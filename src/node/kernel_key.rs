@@ -1,9 +1,9 @@
 //! Ceph keys in the kernel's keyrings, where krbd looks them up by name (`key=NAME`).
 //!
 //! [`with`] gives a key to one piece of work: to the calling thread and to the processes it starts,
-//! through a session keyring of their own. It is readable by nobody else, in no argument and no
-//! file, and gone with the thread and those processes. krbd keeps a copy for as long as the image
-//! is mapped.
+//! through a session keyring of their own. No other process can read it. It is in no argument and
+//! no file, and gone with the thread and those processes. krbd keeps a copy for as long as the
+//! image is mapped.
 
 use std::thread;
 

@@ -5,7 +5,8 @@
 //! krbd takes it, without a key. It is written before the image is mapped and goes after it is
 //! unmapped. krbd shows with each of its devices the line it was made by, and the line of a volume
 //! is its own (it names the volume's key in the keyring), so the volume's device is found again by
-//! what the kernel says alone, and nothing else is ever taken for it.
+//! what the kernel says alone, and nothing else is ever taken for it. Where `D/krbd` was lost, the name
+//! of the key tells the device; a volume without a key, or with one outside of keyrings, is not found.
 //!
 //! The key goes into a keyring ([`super::kernel_key`]). Where the kernel refuses that, as some
 //! containers' system call filters do, it is written to krbd in the line itself, which then only
@@ -37,7 +38,7 @@ use super::map_options::MapOptions;
 use super::mount;
 use crate::rbd::{Features, Key, KeyType};
 use bus::{Refusal, mapped, mapped_as, write};
-use line::{HIDDEN, line, without_secret};
+use line::{HIDDEN, line, names_key, without_secret};
 
 /// How long a device may take to appear, to take its new size, or to be let go by who is just
 /// looking at it.
@@ -48,7 +49,7 @@ fn line_file(directory: &Path) -> PathBuf {
     directory.join("krbd")
 }
 
-/// The name of a volume's key in the keyring: nobody else's.
+/// The name of a volume's key in the keyring. No other volume's key has it.
 fn key_name(directory: &Path) -> String {
     let volume = directory.file_name().unwrap_or_default().to_string_lossy();
     format!("cinderblock-{volume}")
@@ -101,13 +102,19 @@ pub(super) fn attach(
 pub(super) fn find(directory: &Path) -> Result<Attachment> {
     let path = line_file(directory);
     let line = match fs::read_to_string(&path) {
-        Ok(line) => line,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Attachment::Absent),
+        Ok(line) => Some(line),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(Error::io("read", &path, error)),
     };
-    let own = mapped()?
-        .into_iter()
-        .find(|mapped| without_secret(&mapped.attribute("config_info")) == line);
+    let key_name = key_name(directory);
+    let own = mapped()?.into_iter().find(|mapped| {
+        let shown = without_secret(&mapped.attribute("config_info"));
+        match &line {
+            Some(line) => shown == *line,
+            // The file was lost.
+            None => names_key(&shown, &key_name),
+        }
+    });
     own.map_or(Ok(Attachment::Absent), |mapped| mapped.device().map(Attachment::Live))
 }
 
@@ -228,7 +235,7 @@ fn unmap(directory: &Path, device: &Device) -> Result<()> {
     while let Err(refusal) =
         write(directory, &Path::new(bus::FOLDER).join("remove_single_major"), id)?
     {
-        // Somebody else unmapped it.
+        // Another process unmapped it.
         if refusal.errno == Errno::ENOENT {
             return Ok(());
         }
@@ -271,7 +278,8 @@ fn map(
     write(directory, &Path::new(bus::FOLDER).join("add_single_major"), &whole)
 }
 
-/// Refuses an image that is mapped a second time: whoever mapped it, two writers would destroy it.
+/// Refuses an image that is mapped a second time: whichever process mapped it, two writers would
+/// destroy it.
 fn require_only_mapping(directory: &Path, image: &Image, device: &Device) -> Result<()> {
     let own = mapped_as(device)?;
     let identity = own.identity();

@@ -92,7 +92,7 @@ impl LoopDevice {
         if read_only { Ok(()) } else { make_writable(&device) }
     }
 
-    /// Frees `device`, unless somebody uses it: `FailedPrecondition`.
+    /// Frees `device`, unless a mount or a process uses it: `FailedPrecondition`.
     pub(super) fn detach(&self, device: &Device) -> Result<()> {
         let path = device.path();
         let busy = |who: &str| {
@@ -189,7 +189,7 @@ fn device(name: &str) -> Result<Device> {
 
 /// Takes back `blockdev --setro`. The kernel keeps that with the number of a loop device, whatever
 /// file it gets next, so it is taken back before a device is freed, and again after one is taken
-/// that somebody left like this.
+/// that another process left like this.
 fn make_writable(device: &Device) -> Result<()> {
     programs::succeed(Program::Blockdev, &["--setrw".as_ref(), device.path().as_ref()]).map(drop)
 }

@@ -9,7 +9,7 @@
 //! - `block`: the image was handed out as a raw device, and holds what its user wrote.
 //!
 //! librbd copies metadata to clones and copies, so those are marked as their source is. A value
-//! nobody here wrote, and a mark that cannot be read, are errors and never "no mark".
+//! that the driver did not write, and a mark that cannot be read, are errors and never "no mark".
 
 use std::fmt;
 use std::str::FromStr;

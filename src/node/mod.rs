@@ -38,6 +38,7 @@ mod filesystem;
 mod format;
 mod fuse;
 mod kernel_key;
+mod kernel_log;
 mod kill;
 mod krbd;
 mod loop_device;
@@ -113,7 +114,7 @@ pub enum AccessMode {
 }
 
 impl AccessMode {
-    /// Whether nobody writes.
+    /// Whether no node writes.
     pub fn is_read_only(self) -> bool {
         matches!(self, AccessMode::SingleNodeReaderOnly | AccessMode::MultiNodeReaderOnly)
     }
@@ -146,7 +147,8 @@ impl Capability {
         flags.iter().try_for_each(|flag| options::check_mount_option(flag))
     }
 
-    /// Whether a filesystem is to be mounted read-only: nobody writes, or the mount options say so.
+    /// Whether a filesystem is to be mounted read-only: no node writes, or the mount options say
+    /// so.
     fn mounts_read_only(&self) -> bool {
         let asked = match &self.access {
             Access::Mount { flags, .. } => flags.iter().any(|flag| flag == "ro"),
@@ -187,7 +189,7 @@ impl Node {
         let options = ConnectOptions {
             monitors: vec![image.monitors.clone()],
             ceph_conf: None,
-            // Where nobody is authenticated, any name will do.
+            // Where the cluster authenticates no client, any name will do.
             user: image.user.clone().unwrap_or_else(|| "admin".to_owned()),
             key: key.cloned(),
             timeouts: Timeouts::default(),

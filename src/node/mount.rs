@@ -25,7 +25,9 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_flag, fsconfig_set_string, fsopen}
 
 use super::bounded::bounded;
 use super::error::{Error, Result};
+use super::kernel_log::KernelLog;
 use super::kill;
+use super::options;
 use super::place::{self, Place};
 use super::programs::{self, Finished, Program};
 
@@ -204,12 +206,14 @@ fn unescape(field: &[u8]) -> OsString {
 
 /// Mounts the filesystem of `device` on `point` with mount(8)'s `options`.
 pub(super) fn mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Result<()> {
-    mounted(device, fs_type, &run_mount(device, fs_type, options, point)?)
+    let mut log = KernelLog::from_now();
+    mounted(device, fs_type, &run_mount(device, fs_type, options, point)?, &mut log)?;
+    require_contexts(options, point)
 }
 
 /// Refuses (`InvalidArgument`) options that the kernel's filesystem of this type does not know,
 /// before anything is made or attached. Nothing is refused where the kernel cannot be asked, nor
-/// the SELinux contexts, which nodes without SELinux pass over.
+/// the SELinux contexts, which are seen to be there after the mount.
 pub(super) fn check_options(fs_type: &str, options: &[String]) -> Result<()> {
     // mount(8) turns these into flags of the mount, for any filesystem.
     const OF_ANY: [&str; 33] = [
@@ -281,12 +285,14 @@ pub(super) fn mount_for_readers(
     options: &str,
     point: &Path,
 ) -> Result<bool> {
+    let mut log = KernelLog::from_now();
     let finished = run_mount(device, fs_type, options, point)?;
     // mount(8)'s words for EROFS, which both filesystems give for such a log.
     if finished.code != Some(0) && finished.output.contains(" read-only.") {
         return Ok(false);
     }
-    mounted(device, fs_type, &finished).map(|()| true)
+    mounted(device, fs_type, &finished, &mut log)?;
+    require_contexts(options, point).map(|()| true)
 }
 
 fn run_mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Result<Finished> {
@@ -303,10 +309,39 @@ fn run_mount(device: &Path, fs_type: &str, options: &str, point: &Path) -> Resul
     programs::run(Program::Mount, &arguments)
 }
 
-fn mounted(device: &Path, fs_type: &str, finished: &Finished) -> Result<()> {
-    let words = programs::describe(Program::Mount, finished);
+/// Refuses what was just mounted without the SELinux context that was asked for, and unmounts it.
+/// mount(8) leaves contexts out where it sees no SELinux, and then pods may not touch a file.
+fn require_contexts(options: &str, point: &Path) -> Result<()> {
+    let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
+    let asked: Vec<_> = options::split(options)
+        .into_iter()
+        .filter(|option| name(option).ends_with("context") && option.contains('='))
+        .collect();
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let table = MountTable::read()?;
+    let taken = table.at(point).map(|mount| mount.filesystem_options.as_slice());
+    let taken: Vec<_> = taken.unwrap_or_default().iter().map(|option| name(option)).collect();
+    let Some(missing) = asked.iter().find(|option| !taken.contains(&name(option))) else {
+        return Ok(());
+    };
+    unmount(point)?;
+    Err(Error::FailedPrecondition(format!(
+        "the mount option {missing} did not reach the kernel: mount(8) sees no SELinux here. Where this node enforces it, let the          node plugin see the host's /sys/fs/selinux (the chart's node.selinux); else leave the option out"
+    )))
+}
+
+fn mounted(device: &Path, fs_type: &str, finished: &Finished, log: &mut KernelLog) -> Result<()> {
+    if finished.code == Some(0) {
+        return Ok(());
+    }
+    let mut words = programs::describe(Program::Mount, finished);
+    let name = device.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(reason) = log.trouble_with(&name) {
+        words = format!("{words}; the kernel said: {reason}");
+    }
     match finished.code {
-        Some(0) => Ok(()),
         _ if words.contains("Structure needs cleaning") => Err(Error::FailedPrecondition(format!(
             "the {fs_type} of {} is damaged, and repairing it may lose data, so people have to decide: take a snapshot, \
              then check the image by hand ({words})",
@@ -396,8 +431,8 @@ pub(super) fn unmount(point: &Path) -> Result<()> {
     }
 }
 
-/// Opens a device for this process alone. One that is busy is tried again for a moment: whoever
-/// looks for a free loop device claims others for an instant.
+/// Opens a device for this process alone. One that is busy is tried again for a moment: a process
+/// that looks for a free loop device claims others for an instant.
 pub(super) fn exclusive(device: &Path) -> std::io::Result<File> {
     let deadline = Instant::now() + BUSY_PATIENCE;
     loop {

@@ -64,7 +64,7 @@ const GROWTH_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the kernel may take to change a device's size.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long somebody may have a device open just to look at it.
+/// How long another process may have a device open just to look at it.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a volume's device and process are known by.
@@ -360,7 +360,7 @@ fn unmap(device: &Device) -> Result<()> {
     Err(Error::Unavailable(programs::describe(Program::RbdNbd, &finished)))
 }
 
-/// Refuses a device that somebody uses: the kernel would cut them off.
+/// Refuses a device that a mount or a process uses: the kernel would cut it off.
 fn require_unused(directory: &Path, device: &Device) -> Result<()> {
     let path = device.path();
     let deadline = Instant::now() + BUSY_PATIENCE;
@@ -435,8 +435,8 @@ fn require_nbd() -> Result<()> {
             "this node's kernel has no nbd module ({why}): install it, or set the StorageClass parameter mounter to rbd or fuse"
         ))
     };
-    let finished = programs::run(Program::Modprobe, &["--quiet".as_ref(), "nbd".as_ref()])
-        .map_err(|error| missing(&error))?;
+    let finished =
+        programs::run(Program::Modprobe, &["nbd".as_ref()]).map_err(|error| missing(&error))?;
     if module.exists() {
         return Ok(());
     }

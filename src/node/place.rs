@@ -1,9 +1,9 @@
 //! A path that an orchestrator names, and where it really is.
 //!
-//! Staging and target paths lie in folders that pods have a part in, and whoever may swap a folder
-//! for a link between a check and a mount has the node's own files mounted over, or shown to a pod.
-//! So a path is walked once, from the root, through directories alone, no links; what is walked to
-//! is held open, and everything afterwards goes through what is held.
+//! Staging and target paths lie in folders that pods have a part in, and a pod that may swap a
+//! folder for a link between a check and a mount has the node's own files mounted over, or shown to
+//! a pod. So a path is walked once, from the root, through directories alone, no links; what is
+//! walked to is held open, and everything afterwards goes through what is held.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -63,7 +63,7 @@ impl Place {
         Ok(Some(Self { parent, name: name.to_owned(), path: walked.join(name) }))
     }
 
-    /// The path, as the mount table has it while nobody renames what is above.
+    /// The path, as the mount table has it while no process renames what is above.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -154,7 +154,7 @@ mod tests {
                 "{refused}"
             );
         }
-        // The name itself may be anything; nobody follows it.
+        // The name itself may be anything; the driver does not follow it.
         let link = Place::find(&folder.path().join("link")).unwrap().unwrap();
         assert!(is_kind(link.stat().unwrap().as_ref(), SFlag::S_IFLNK));
         let place = Place::find(&real.join("target")).unwrap().unwrap();

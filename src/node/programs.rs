@@ -226,7 +226,7 @@ fn give_up(name: &str, seconds: u64, mut child: Child) -> Error {
         return Error::Unavailable(format!("{name} did not end within {seconds} s and was killed"));
     }
     let process = child.id();
-    // It ends when its device answers, or never; somebody has to collect it then.
+    // It ends when its device answers, or never; a thread has to collect it then.
     std::thread::spawn(move || child.wait());
     Error::Unavailable(format!(
         "{name} did not end within {seconds} s and cannot be killed: process {process} waits for a device that does \

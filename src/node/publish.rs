@@ -110,8 +110,8 @@ impl Node {
     /// there, when files lie there, or when it is in use.
     pub fn unpublish(&self, volume_id: &str, target_path: &Path) -> Result<()> {
         let directory = self.volume(volume_id);
-        let record = directory.load()?;
         let Some(target) = Place::find(target_path)?.map(Arc::new) else { return Ok(()) };
+        let record = directory.load_or_recover(volume_id, Path::new(""))?;
         let device = match &record {
             Some(record) => match record.mounter.find(directory.path())? {
                 Attachment::Live(device) | Attachment::Dead(device) => Some((record, device)),
@@ -203,8 +203,8 @@ fn require_compatible(
                 path.display()
             )));
         }
-        // A device node has no read-only mounts: opening it for writing is refused by the device or
-        // by nobody.
+        // A device node has no read-only mounts: only the device can refuse to be opened for
+        // writing.
         if record.is_block() && other.read_only != wanted.read_only {
             return Err(Error::FailedPrecondition(format!(
                 "a block device is read-only for all or for none, and the volume is published at {} {}",

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::attach::{Image, Mounter};
+use super::attach::{Attachment, Image, Mounter};
 use super::error::{Error, Result};
+use super::mount::MountTable;
 use super::notes::Noted;
-use super::{Access, Capability, kill};
+use super::{Access, AccessMode, Capability, kill};
 
 /// The version of the record's form that is written and understood.
 const VERSION: u32 = 1;
@@ -123,6 +124,45 @@ impl VolumeDirectory {
             )));
         }
         Ok(Some(record))
+    }
+
+    /// The record; where it was lost, what the kernel says of the volume: how it is attached, and
+    /// whether its filesystem is mounted. That is enough to take it down from `staging_path`, and
+    /// from target paths.
+    pub(super) fn load_or_recover(
+        &self,
+        volume_id: &str,
+        staging_path: &Path,
+    ) -> Result<Option<Record>> {
+        if let Some(record) = self.load()? {
+            return Ok(Some(record));
+        }
+        for mounter in [Mounter::Rbd, Mounter::RbdNbd, Mounter::Fuse] {
+            let (Attachment::Live(device) | Attachment::Dead(device)) = mounter.find(&self.0)?
+            else {
+                continue;
+            };
+            tracing::warn!(
+                volume_id,
+                device = device.name,
+                "the record of the volume is lost: it is taken down by what the kernel says of it"
+            );
+            let is_mounted = MountTable::read()?.iter().any(|mount| mount.device == device.number);
+            let access = if is_mounted {
+                Access::Mount { fs_type: None, flags: Vec::new() }
+            } else {
+                Access::Block
+            };
+            let capability = Capability { access, mode: AccessMode::SingleNodeWriter };
+            return Ok(Some(Record::new(
+                volume_id,
+                Image::default(),
+                mounter,
+                capability,
+                staging_path.to_owned(),
+            )));
+        }
+        Ok(None)
     }
 
     /// Writes the record; after a crash it is the old one or the new one.

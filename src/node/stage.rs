@@ -86,6 +86,14 @@ impl Node {
         }
         let mut staged = None;
         let mut earlier = directory.load()?;
+        if earlier.is_none() && is_mounted_unrecorded(&directory, &wanted)? {
+            tracing::warn!(
+                volume_id = request.volume_id,
+                "the record of the volume is lost, and it is mounted at its staging path: it is taken as staged in this way"
+            );
+            directory.save(&wanted)?;
+            earlier = Some(wanted.clone());
+        }
         if let Some(record) = earlier.take_if(|record| record.is_replayed) {
             self.take_down(&directory, &record)?;
         }
@@ -100,7 +108,7 @@ impl Node {
                 // can be noted.
                 Attachment::Dead(device) if wanted.noted.is_none() => record.mounter.revive(
                     directory.path(),
-                    &record.image,
+                    &Image { monitors: request.image.monitors.clone(), ..record.image.clone() },
                     request.key.as_ref(),
                     record.capability.mode.is_read_only(),
                     &request.map_options,
@@ -120,7 +128,8 @@ impl Node {
                         .is_some_and(|m| m.device == device.number)
                         .then_some(device);
                 }
-                // Pods that still use it have to go first; nobody can bring it back under them.
+                // Pods that still use it have to go first; the driver cannot bring it back under
+                // them.
                 Attachment::Dead(_) => self.take_down(&directory, &record)?,
                 Attachment::Absent => {}
             }
@@ -162,7 +171,7 @@ impl Node {
         let staging = Place::find(staging_path)?
             .map_or_else(|| staging_path.to_owned(), |place| place.path().to_owned());
         let mounted = MountTable::read()?.at(&staging).map(|mount| mount.device);
-        let Some(record) = directory.load()? else {
+        let Some(record) = directory.load_or_recover(volume_id, &staging)? else {
             if mounted.is_some() {
                 return Err(Error::foreign_mount(&staging));
             }
@@ -179,7 +188,7 @@ impl Node {
         if record.staging_path == staging {
             self.take_down(&directory, &record)
         } else if mounted.is_some() {
-            // A second mount, made by somebody else; the volume stays staged at its own path.
+            // A second mount, made by another process; the volume stays staged at its own path.
             mount::unmount(&staging)
         } else {
             Ok(())
@@ -220,6 +229,15 @@ impl Node {
         }
         directory.remove()
     }
+}
+
+/// Whether the volume is at its staging path as `wanted`, although it has no record.
+fn is_mounted_unrecorded(directory: &VolumeDirectory, wanted: &Record) -> Result<bool> {
+    let Attachment::Live(device) = wanted.mounter.find(directory.path())? else {
+        return Ok(false);
+    };
+    let mounted = MountTable::read()?.at(&wanted.staging_path).map(|mount| mount.device);
+    Ok(mounted == Some(device.number))
 }
 
 /// The staging path as the mount table spells it. The orchestrator must have made the directory.
@@ -433,7 +451,7 @@ fn no_address(record: &Record, device: &Device) -> Error {
     ))
 }
 
-/// Remembers in the image, before it is handed out as a raw device, that it is: nobody may take
+/// Remembers in the image, before it is handed out as a raw device, that it is: no driver may take
 /// what is written there for nothing because blkid does not know it.
 fn remember_raw_use(marks: &Marks) -> Result<()> {
     match marks.read()? {
@@ -449,7 +467,7 @@ fn mount_options(fs_type: FsType, flags: &[String], read_only: bool) -> String {
     // network down.
     let mut options = vec!["nodev", "nosuid", "_netdev"];
     options.push(match fs_type {
-        // Whatever the superblock says: nobody writes on after an error.
+        // Whatever the superblock says: no pod writes on after an error.
         FsType::Ext4 => "errors=remount-ro",
         // A clone has its parent's UUID, and both may be on one node.
         FsType::Xfs => "nouuid",

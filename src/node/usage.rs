@@ -61,6 +61,9 @@ pub struct Expand {
     pub limit: u64,
     /// A Ceph user and its key, which the mounter `rbd-nbd` needs.
     pub user: Option<(String, Key)>,
+    /// The cluster's monitors now, in the form of ceph.conf's `mon_host`: those that the volume was
+    /// staged with may be gone. "" when they are not known.
+    pub monitors: String,
 }
 
 impl Node {
@@ -72,6 +75,7 @@ impl Node {
         let Expand { required, limit, .. } = *request;
         let directory = self.volume(volume_id);
         let (mut record, device, mount) = locate(&directory, volume_id, path)?;
+        record.image.add_monitors(&request.monitors);
         if let Some((user, key)) = &request.user {
             let image = Image { user: Some(user.clone()), ..record.image.clone() };
             self.settle(&image, Some(key));

@@ -46,7 +46,7 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         assert_eq!(volume.illness("target"), None);
         volume.end_daemon("KILL");
         assert!(matches!(volume.illness("target"), Some(Illness::DeviceGone(_))));
-        // While a pod has it, nobody can bring it back, and nothing pretends to work.
+        // While a pod has it, the driver cannot bring it back, and nothing pretends to work.
         assert!(matches!(volume.stage(), Err(Error::FailedPrecondition(_))));
         assert!(matches!(volume.publish("other", false), Err(Error::FailedPrecondition(_))));
         assert!(matches!(volume.expand("target", 64), Err(Error::Unavailable(_))));
@@ -74,6 +74,58 @@ fn a_volume_whose_daemon_died_is_unstaged_and_staged_again() {
         volume.unpublish("target").unwrap();
         volume.unstage().unwrap();
         volume.finish();
+    }
+}
+
+#[test]
+fn pods_end_although_the_state_directory_was_lost() {
+    for access in [ext4(), xfs(), Access::Block] {
+        let size = if access == xfs() { 320 } else { 64 };
+        let mut volume = Volume::new(size, access.clone());
+        volume.stage().unwrap();
+        volume.publish("target", false).unwrap();
+        lose(&volume, |_| true);
+        volume.restart();
+        assert!(volume.unstage().is_err(), "it was unstaged under a pod");
+        volume.unpublish("target").unwrap();
+        volume.unstage().unwrap();
+        volume.assert_nothing_on_the_node();
+        volume.stage().unwrap();
+        volume.unstage().unwrap();
+        volume.finish();
+    }
+}
+
+#[test]
+fn a_mounted_volume_whose_record_was_lost_is_staged_as_it_is() {
+    let mut volume = Volume::new(64, ext4());
+    volume.stage().unwrap();
+    volume.publish("target", false).unwrap();
+    let data = pattern(11, 1 << 20);
+    write(&volume.path("target/data"), &data);
+    lose(&volume, |name| name == "record.json");
+    volume.restart();
+    volume.stage().unwrap();
+    volume.assert_attached_once();
+    volume.publish("other", false).unwrap();
+    assert!(fs::read(volume.path("other/data")).unwrap() == data);
+    for target in ["other", "target"] {
+        volume.unpublish(target).unwrap();
+    }
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+/// Removes files of that name from the volume's part of the state directory. A file that is a mount
+/// point stays.
+fn lose(volume: &Volume, is_lost: impl Fn(&str) -> bool) {
+    for folder in fs::read_dir(volume.path("state")).unwrap() {
+        for file in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            if is_lost(path.file_name().unwrap().to_str().unwrap()) {
+                let _busy = fs::remove_file(path);
+            }
+        }
     }
 }
 

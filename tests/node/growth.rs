@@ -204,12 +204,36 @@ fn growth_beyond_the_image_or_the_limit_is_refused() {
     assert_eq!(total(&volume, "staging"), 16 * MIB, "a device is never larger than its image");
     let expand = |required, limit| {
         let user = Some((variable("LAB_USER"), Key::new(&key())));
-        volume.node.expand(&volume.id(), &volume.staging(), &Expand { required, limit, user })
+        volume.node.expand(
+            &volume.id(),
+            &volume.staging(),
+            &Expand { required, limit, user, ..Expand::default() },
+        )
     };
     assert!(matches!(expand(0, 8 * MIB), Err(Error::OutOfRange(_))));
     volume.grow_image(32);
     // Without a size it becomes what the image is.
     assert_eq!(expand(0, 0).unwrap(), 32 * MIB);
+    volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn a_volume_grows_although_the_monitors_it_was_staged_with_are_gone() {
+    let volume = Volume::new(16, Access::Block);
+    volume.stage().unwrap();
+    let folder = fs::read_dir(volume.path("state")).unwrap().next().unwrap().unwrap().path();
+    let record = fs::read_to_string(folder.join("record.json")).unwrap();
+    let replaced = record.replace(&variable("LAB_MONITORS"), "127.0.0.1:1");
+    assert_ne!(replaced, record);
+    fs::write(folder.join("record.json"), replaced).unwrap();
+    volume.grow_image(32);
+    let expand = Expand {
+        user: Some((variable("LAB_USER"), Key::new(&key()))),
+        monitors: variable("LAB_MONITORS"),
+        ..Expand::default()
+    };
+    assert_eq!(volume.node.expand(&volume.id(), &volume.staging(), &expand).unwrap(), 32 * MIB);
     volume.unstage().unwrap();
     volume.finish();
 }

@@ -304,7 +304,7 @@ impl Volume {
         self.node.expand(
             &self.id(),
             &self.path(name),
-            &Expand { required: mib * MIB, limit: 0, user },
+            &Expand { required: mib * MIB, user, ..Expand::default() },
         )
     }
 
@@ -465,7 +465,7 @@ impl Volume {
     }
 
     /// Checks that nothing of the volume is left on the node, removes the image, and checks that
-    /// this worked, which it does only when nobody has the image open.
+    /// this worked, which it does only when no client has the image open.
     pub(crate) fn finish(self) {
         self.assert_nothing_on_the_node();
         assert_eq!(processes_about(self.folder.path()), [], "processes");

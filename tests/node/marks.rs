@@ -138,7 +138,7 @@ fn a_clone_has_the_mark_of_its_source_and_is_never_formatted() {
         assert!(done, "{text}");
         clone
     };
-    // Of a volume that nobody mounted yet.
+    // Of a volume that no node mounted yet.
     assert!(rbd(&["snap", "create", "--no-progress", &snapshot]).0);
     let clone = clone_of_it();
     let text = refused(&clone);

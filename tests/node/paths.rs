@@ -1,5 +1,5 @@
-//! Paths that are not what they seem: links, folders swapped under the driver's hands, mounts
-//! nobody sees from here.
+//! Paths that are not what they seem: links, folders swapped under the driver's hands, mounts that
+//! the driver does not see.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -154,7 +154,8 @@ fn a_damaged_xfs_is_not_repaired_by_itself() {
     });
     let error = volume.stage().unwrap_err();
     assert!(
-        matches!(&error, Error::FailedPrecondition(text) if text.contains("damaged")),
+        matches!(&error, Error::FailedPrecondition(text)
+            if text.contains("damaged") && text.contains("the kernel said: XFS (")),
         "{error}"
     );
     volume.assert_nothing_on_the_node();

@@ -4,9 +4,10 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use cinderblock::node::attach::Mounter;
-use cinderblock::node::{Access, AccessMode, Capability, Error, Usage};
+use cinderblock::node::{Access, AccessMode, Capability, Error, FsType, Usage};
 
 use crate::lab::{MIB, Volume, ext4, mounter, pattern, run, write, xfs};
 
@@ -133,7 +134,7 @@ fn a_volume_of_readers_alone_is_attached_read_only() {
     let mut volume = Volume::new(64, ext4());
     let reader = Capability { access: ext4(), mode: AccessMode::MultiNodeReaderOnly };
     let writer = std::mem::replace(&mut volume.capability, reader.clone());
-    // There is nothing to read, and nobody may write it.
+    // There is nothing to read, and no node may write it.
     assert!(matches!(volume.stage(), Err(Error::FailedPrecondition(_))));
     volume.assert_nothing_on_the_node();
 
@@ -307,5 +308,21 @@ fn trimmed_space_goes_back_to_the_pool() {
     let trimmed = used();
     assert!(trimmed + 16 * MIB < full, "{full} bytes before, {trimmed} after");
     volume.unstage().unwrap();
+    volume.finish();
+}
+
+#[test]
+fn a_context_that_does_not_reach_the_kernel_is_refused() {
+    assert!(!Path::new("/sys/fs/selinux").exists(), "this machine enforces SELinux");
+    let mut volume = Volume::new(64, ext4());
+    let context = "context=\"system_u:object_r:container_file_t:s0:c1,c2\"";
+    volume.capability.access =
+        Access::Mount { fs_type: Some(FsType::Ext4), flags: vec![context.to_owned()] };
+    let error = volume.stage().unwrap_err();
+    assert!(
+        matches!(&error, Error::FailedPrecondition(text) if text.contains("node.selinux")),
+        "{error}"
+    );
+    volume.assert_nothing_on_the_node();
     volume.finish();
 }

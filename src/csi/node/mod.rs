@@ -254,7 +254,7 @@ impl NodeRpcs for NodeService {
         about(&request.get_ref().volume_id);
         let deadline = self.deadline(&request);
         let request = request.into_inner();
-        let expand = request::expand(&request)?;
+        let expand = request::expand(&request, &self.monitors)?;
         let same = format!("{request:?}");
         self.run(
             "NodeExpandVolume",

@@ -138,7 +138,10 @@ pub(super) fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, Sta
 }
 
 /// Reads a NodeExpandVolume request. A secret is there when the StorageClass names one for it.
-pub(super) fn expand(request: &NodeExpandVolumeRequest) -> Result<Expand, Status> {
+pub(super) fn expand(
+    request: &NodeExpandVolumeRequest,
+    monitors: &Monitors,
+) -> Result<Expand, Status> {
     validate::required("volume_id", &request.volume_id)?;
     volume_path(&request.volume_path)?;
     if request.volume_capability.is_some() {
@@ -147,7 +150,10 @@ pub(super) fn expand(request: &NodeExpandVolumeRequest) -> Result<Expand, Status
     validate::map("secrets", &request.secrets)?;
     let Sizes { required, limit } = validate::sizes(request.capacity_range.as_ref())?;
     let user = if request.secrets.is_empty() { None } else { Some(credentials(&request.secrets)?) };
-    Ok(Expand { required, limit, user })
+    let monitors = VolumeId::parse(&request.volume_id)
+        .and_then(|id| configured_monitors(&id.location.cluster, monitors).ok())
+        .unwrap_or_default();
+    Ok(Expand { required, limit, user, monitors })
 }
 
 /// INVALID_ARGUMENT for a capability that is not complete, FAILED_PRECONDITION for one no volume
@@ -484,6 +490,8 @@ mod tests {
     fn an_expand_request_may_come_without_a_capability() {
         let range =
             |required_bytes, limit_bytes| Some(CapacityRange { required_bytes, limit_bytes });
+        let known = Monitors::from([("c".to_owned(), vec!["10.0.0.7".to_owned()])]);
+        let expand = |request: &NodeExpandVolumeRequest| expand(request, &known);
         let request = NodeExpandVolumeRequest {
             volume_id: "v".into(),
             volume_path: "some/path".into(),
@@ -499,6 +507,19 @@ mod tests {
         assert_eq!(expand(&negative).unwrap_err().code(), Code::InvalidArgument);
         let nowhere = NodeExpandVolumeRequest { volume_path: String::new(), ..request };
         assert_eq!(expand(&nowhere).unwrap_err().code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn the_monitors_of_now_are_asked_when_a_volume_grows() {
+        let known = Monitors::from([("c".to_owned(), vec!["10.0.0.7".to_owned()])]);
+        for (volume_id, monitors) in [("c/rbd/csi-a", "10.0.0.7"), ("d/rbd/csi-a", ""), ("v", "")] {
+            let request = NodeExpandVolumeRequest {
+                volume_id: volume_id.into(),
+                volume_path: "some/path".into(),
+                ..NodeExpandVolumeRequest::default()
+            };
+            assert_eq!(expand(&request, &known).unwrap().monitors, monitors, "{volume_id}");
+        }
     }
 
     #[test]

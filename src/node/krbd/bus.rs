@@ -62,7 +62,7 @@ impl Mapped {
     }
 }
 
-/// The images this node has mapped, by whomever.
+/// The images this node has mapped, whichever process mapped them.
 pub(super) fn mapped() -> Result<Vec<Mapped>> {
     let folder = Path::new(FOLDER).join("devices");
     match fs::read_dir(&folder) {
@@ -97,8 +97,8 @@ pub(super) fn require_krbd() -> Result<()> {
              fuse"
         ))
     };
-    let finished = programs::run(Program::Modprobe, &["--quiet".as_ref(), "rbd".as_ref()])
-        .map_err(|error| missing(&error))?;
+    let finished =
+        programs::run(Program::Modprobe, &["rbd".as_ref()]).map_err(|error| missing(&error))?;
     if Path::new(FOLDER).exists() {
         return Ok(());
     }

@@ -75,6 +75,12 @@ pub(super) fn line(
     Ok(format!("{addresses} {} {} {} -", all.join(","), image.pool, image.name))
 }
 
+/// Whether `line` takes its key from a keyring, under this name.
+pub(super) fn names_key(line: &str, name: &str) -> bool {
+    let options = line.split_whitespace().nth(1).unwrap_or_default();
+    options.split(',').any(|option| option.strip_prefix("key=") == Some(name))
+}
+
 /// The addresses of monitors for the protocol that is to be spoken, and the `ms_mode` to add: the
 /// second protocol where monitors and kernel have it, unless `asked` says otherwise.
 fn addresses(
@@ -135,6 +141,16 @@ mod tests {
             monitors: "[v2:10.0.0.1:3300,v1:10.0.0.1:6789],[v2:[::1]:3300,v1:[::1]:6789]".into(),
             user: Some("csi".into()),
         }
+    }
+
+    #[test]
+    fn the_key_of_a_line_is_known_by_its_whole_name() {
+        let line =
+            "[v2:10.0.0.1:3300] name=csi,key=cinderblock-ab,noshare,rw rbd key=cinderblock-cd -";
+        assert!(names_key(line, "cinderblock-ab"));
+        assert!(!names_key(line, "cinderblock-a"));
+        assert!(!names_key(line, "cinderblock-cd"));
+        assert!(!names_key("", "cinderblock-ab"));
     }
 
     #[test]

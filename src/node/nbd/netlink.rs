@@ -31,8 +31,8 @@ const NBD_ATTR_INDEX: u16 = 1;
 const NBD_ATTR_SIZE_BYTES: u16 = 2;
 const NBD_ATTR_BACKEND_IDENTIFIER: u16 = 10;
 
-/// Gives the device `/dev/nbd<index>` the size `bytes`. It must carry `cookie`, so it is nobody
-/// else's.
+/// Gives the device `/dev/nbd<index>` the size `bytes`. It must carry `cookie`, so it is no other
+/// volume's.
 pub(super) fn set_size(index: u32, cookie: &str, bytes: u64) -> Result<(), Errno> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket =
