@@ -60,6 +60,18 @@ fn the_driver_takes_its_configuration_and_the_parameters_of_every_class() {
 }
 
 #[test]
+fn classes_outlive_the_release() {
+    for (rendering, object) in super::objects() {
+        let kind = text(object, "/kind");
+        if kind.ends_with("Class") {
+            let annotations = &object["metadata"]["annotations"];
+            let at = format!("{:?}: {kind}", rendering.values);
+            assert_eq!(annotations["helm.sh/resource-policy"], "keep", "{at}");
+        }
+    }
+}
+
+#[test]
 fn volumes_of_a_cluster_with_a_topology_wait_for_a_node_that_reaches_it() {
     let class = |name: &str| {
         let objects = &rendering(&["everything"]).objects;

@@ -56,6 +56,9 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("everything", "snapshotMetadata.tlsSecret=", "snapshotMetadata.tlsSecret"),
     ("everything", "snapshotMetadata.caCert=", "snapshotMetadata.caCert"),
     ("one", "node.topologyLabels={kubernetes.io/hostname}", "topologyLabels"),
+    ("one", "node.restartable=true,node.hostNetwork=false", "node.hostNetwork"),
+    ("one", "global.imageRegistry=a b", "imageRegistry"),
+    ("one", "openshift.enable=true", "enable"),
 ];
 
 /// One rendering of the matrix: what it was made with, the versions of Kubernetes it comes out the

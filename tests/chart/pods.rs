@@ -106,6 +106,46 @@ fn every_container_says_what_it_needs_and_which_image_it_is() {
 }
 
 #[test]
+fn every_image_may_come_from_one_registry() {
+    let output = super::template(&[
+        "-f".to_owned(),
+        super::file_of("everything"),
+        "--set".to_owned(),
+        "global.imageRegistry=registry.example:5000/mirror/".to_owned(),
+    ]);
+    let objects = super::yaml(&String::from_utf8(output.stdout).unwrap());
+    let mut images = BTreeSet::new();
+    for object in &objects {
+        for pod in ["/spec/template/spec", "/spec"] {
+            for container in
+                object.pointer(pod).map(|pod| list(pod, "/containers")).unwrap_or_default()
+            {
+                images.insert(text(container, "/image"));
+            }
+        }
+    }
+    assert!(images.len() > 7, "{images:?}");
+    for image in &images {
+        let path = image.strip_prefix("registry.example:5000/mirror/").unwrap_or_default();
+        assert!(path.starts_with("cinderblock:") || path.starts_with("sig-storage/"), "{image}");
+    }
+}
+
+/// krbd's connections end with the pod's network namespace, where it has one of its own.
+#[test]
+fn plugins_on_a_network_of_their_own_are_rolled_out_by_hand() {
+    let mut seen = 0;
+    for (rendering, object) in objects().filter(|(_, object)| text(object, "/kind") == "DaemonSet")
+    {
+        if rendering.has("node.hostNetwork=false") {
+            assert_eq!(text(object, "/spec/updateStrategy/type"), "OnDelete");
+            seen += 1;
+        }
+    }
+    assert!(seen > 0);
+}
+
+#[test]
 fn tokens_reach_only_those_who_talk_to_kubernetes() {
     for (rendering, kind, container) in containers() {
         let token =

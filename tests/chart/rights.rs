@@ -122,15 +122,30 @@ fn sidecars_may_do_what_is_allowed_here_and_no_more() {
     for (rendering, object) in
         objects().filter(|(_, object)| text(object, "/kind").ends_with("RoleBinding"))
     {
+        let of_nodes = text(object, "/roleRef/name") == "system:openshift:scc:privileged";
+        let account = if of_nodes { "cinderblock-node" } else { "cinderblock-controller" };
         for subject in list(object, "/subjects") {
             let subject =
                 (text(subject, "/kind"), text(subject, "/name"), text(subject, "/namespace"));
-            assert_eq!(
-                subject,
-                ("ServiceAccount", "cinderblock-controller", NAMESPACE),
-                "{:?}",
-                rendering.values
-            );
+            assert_eq!(subject, ("ServiceAccount", account, NAMESPACE), "{:?}", rendering.values);
+        }
+    }
+}
+
+#[test]
+fn on_openshift_each_account_may_use_the_constraints_that_its_pods_need() {
+    for rendering in RENDERINGS.iter() {
+        let used: BTreeSet<_> = rendering
+            .objects
+            .iter()
+            .filter(|object| text(object, "/kind") == "RoleBinding")
+            .map(|object| text(object, "/roleRef/name"))
+            .filter_map(|role| role.strip_prefix("system:openshift:scc:"))
+            .collect();
+        if !rendering.has("openshift.enabled=true") {
+            assert_eq!(used, BTreeSet::new(), "{:?}", rendering.values);
+        } else if !rendering.has("controller.enabled=false") {
+            assert_eq!(used, BTreeSet::from(["nonroot-v2", "privileged"]));
         }
     }
 }

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::{RENDERINGS, VERSIONS, objects, read, text, yaml};
 
-/// Kinds that are no part of Kubernetes. Their CRDs belong to whoever installs the controllers they
-/// are for.
+/// Kinds that are no part of Kubernetes. Their CRDs belong to the administrator who installs the
+/// controllers they are for.
 const CUSTOM: &[(&str, &str)] = &[
     ("snapshot.storage.k8s.io/v1", "VolumeSnapshot"),
     ("snapshot.storage.k8s.io/v1", "VolumeSnapshotClass"),
@@ -70,7 +70,7 @@ fn every_object_fits_the_strict_schemas_of_every_version_it_is_rendered_for() {
             check(version, &object);
         }
     }
-    // The check itself: a field nobody knows.
+    // The check itself: a field that Kubernetes does not know.
     let wrong =
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "wrong"}, "date": {}});
     let complaints = schemas(&json!({"versions": VERSIONS, "objects": [["1.30", wrong]]}));

@@ -28,10 +28,17 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- $account.name | default (printf "%s-%s" (include "cinderblock.name" $root) (index . 1)) -}}
 {{- end }}
 
-{{/* Takes (list image defaultTag). */}}
+{{/* Takes (list root image defaultTag). global.imageRegistry takes the place of a repository's registry. */}}
 {{- define "cinderblock.image" -}}
-{{- $image := index . 0 -}}
-{{- $image.repository }}:{{ $image.tag | default (index . 1) }}{{ with $image.digest }}@{{ . }}{{ end -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- $repository := $image.repository -}}
+{{- with $root.Values.global.imageRegistry -}}
+{{- $parts := splitList "/" $repository -}}
+{{- if and (rest $parts) (regexMatch "[.:]|^localhost$" (first $parts)) -}}{{ $parts = rest $parts }}{{- end -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) (join "/" $parts) -}}
+{{- end -}}
+{{- $repository }}:{{ $image.tag | default (index . 2) }}{{ with $image.digest }}@{{ . }}{{ end -}}
 {{- end }}
 
 {{- define "cinderblock.configMap" -}}
@@ -115,7 +122,11 @@ and removes it, and then the scheduler takes no node. */}}
 {{- define "cinderblock.restartable" -}}
 {{- $rbd := gt (len .Values.storageClasses) 0 -}}
 {{- range .Values.storageClasses }}{{ if ne (.mounter | default "rbd") "rbd" }}{{ $rbd = false }}{{ end }}{{ end -}}
-{{- if or (eq (toString .Values.node.restartable) "true") (and (eq (toString .Values.node.restartable) "auto") $rbd) -}}true{{- end -}}
+{{- if and (eq (toString .Values.node.restartable) "true") (not .Values.node.hostNetwork) -}}
+{{- fail "node.restartable needs node.hostNetwork: krbd's connections end with the network namespace that they were made in, which is the pod's without it. Set node.hostNetwork to true, or node.restartable to false or auto" -}}
+{{- end -}}
+{{- $auto := and (eq (toString .Values.node.restartable) "auto") $rbd .Values.node.hostNetwork -}}
+{{- if or (eq (toString .Values.node.restartable) "true") $auto -}}true{{- end -}}
 {{- end }}
 
 {{/* "true" where sidecars find storage.k8s.io/v1 VolumeAttributesClass, the one version they know. */}}
