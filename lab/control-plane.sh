@@ -139,7 +139,7 @@ make_control_plane() {
     make_certificate kube-apiserver /CN=kube-apiserver \
         "IP:127.0.0.1,IP:$service_address,DNS:localhost,DNS:kubernetes.default.svc"
     make_certificate kubelet-client /O=system:masters/CN=kube-apiserver ""
-    # What it advertises must have a port; nobody is told.
+    # The URL that etcd advertises must have a port. No client is told of it.
     start etcd --listen-client-urls="unix://$dir/etcd.sock" --advertise-client-urls=http://localhost:2379 \
         --listen-peer-urls="unix://$dir/etcd.peer.sock" --unsafe-no-fsync --log-level=warn
     wait_until 30 "etcd" test -S "$dir/etcd.sock"

@@ -38,7 +38,7 @@ YAML
     die "the driver does not serve; its log is above"
 }
 
-# A driver that has ended counts as an answer, so that nobody waits for it.
+# A driver that has ended counts as an answer, so that no script waits for it.
 driver_answers() { [[ -S $driver_folder/csi.sock ]] || ! kill -0 "$driver_pid" 2>/dev/null; }
 
 # stop_driver: SIGTERM, and SIGKILL when it does not leave. No error when none runs.

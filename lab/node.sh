@@ -61,7 +61,9 @@ make_node() {
     [[ -z $(ip -brief address show to "$network.1") ]] ||
         die "the node of another lab has the network $network.0/24, which this folder's name stands for; choose another --dir"
     mkdir -m 0755 "$home"
-    ip link add "$bridge" type bridge
+    # An address of its own: a bridge without one takes the lowest of its ports, so it would change
+    # when pods come and go, and other pods would lose it for half a minute.
+    ip link add "$bridge" address 02:00:0a:4d:00:01 type bridge
     ip address add "$network.1/24" dev "$bridge"
     ip address add "$service_address/32" dev "$bridge"
     ip link set "$bridge" up
