@@ -14,7 +14,7 @@ build: packages ## the cinderblock binary (target/debug)
 demo: ## the life of one volume on a real Ceph, step by step; RELEASE=20 (or 16, 18): on that Ceph
 	lab/demo $(if $(RELEASE),--release $(RELEASE))
 
-test: ## every part of the product once: formats, lints, units, the driver on a real Ceph, csi-sanity, a guest, the chart
+test: ## every part of the product once: units, the driver on a real Ceph, csi-sanity, a guest, the chart
 	tests/run.sh test
 
 test-more: ## the long rest of what CI runs: sweeps of kills and faults, long lineages, lints, the lab, more in a guest
