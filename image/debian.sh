@@ -102,7 +102,7 @@ find usr/share/doc ! -type d ! -name copyright -delete
 find usr/share/doc -type d -empty -delete
 rm -rf usr/share/{bash-completion,bug,doc-base,fish,gcc,gdb,initramfs-tools,info,libc-bin,lintian,locale,man,zsh} \
     usr/lib/{systemd,udev,valgrind,*/gconv,*/e2fsprogs,*/e2initrd_helper} etc/{cron.d,init.d,default}
-# Nobody becomes root here by running a program.
+# No user becomes root here by running a program.
 find . -xdev -type f -perm /6000 -exec chmod ug-s {} +
 
 # Every library that is needed is there.

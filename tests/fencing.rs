@@ -556,7 +556,7 @@ async fn a_restarted_driver_owes_its_note_and_the_volume_goes_elsewhere() {
     write_durably(&second.path("target/file"), b"x").unwrap();
     second.detach(volume).await;
     volume.unpublish("second").await;
-    // The one who was gone, and nobody else.
+    // The client that was gone, and no other.
     assert_eq!(field.fenced(), watchers);
     let Field { first, volume, .. } = &mut field;
     assert_eq!(fs::read_dir(first.state.join("owed")).unwrap().count(), 1);

@@ -142,7 +142,7 @@ async fn bind_error(path: &Path) -> ServeError {
     CsiSocket::bind(&endpoint(path)).await.expect_err("binding succeeded")
 }
 
-/// Leaves a socket nobody listens on, as a killed driver does.
+/// Leaves a socket that no process listens on, as a killed driver does.
 fn leave_stale_socket(path: &Path) {
     drop(UnixListener::bind(path).unwrap());
     assert!(path.symlink_metadata().unwrap().file_type().is_socket());

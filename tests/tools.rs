@@ -113,8 +113,8 @@ async fn gc_shows_first_and_clears_only_what_is_the_drivers_own() {
         .unwrap();
     controller.create_volume(class.create_volume("half", MIB)).await.unwrap();
     let spec = |image: &str| format!("{POOL}/{}/{image}", namespace.name);
-    // A snapshot whose clone is gone, a creation nobody came back for, and an image that is not
-    // ours.
+    // A snapshot whose clone is gone, a creation that no caller came back for, and an image that is
+    // not ours.
     lab.run("rbd", &["snap", "create", "--no-progress", &spec("csi-a@csi-gone.clone_snap")]);
     lab.run("rbd", &["create", "--size", "1M", &spec("theirs.deleted")]);
     let cluster = lab.connect();

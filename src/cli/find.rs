@@ -118,7 +118,7 @@ async fn find(args: &FindArgs) -> Result<Vec<Found>, String> {
 
 impl Found {
     fn new(volume: Volume) -> Found {
-        // An id of an older form, or one that somebody wrote by hand, has no parts to show.
+        // An id of an older form, or one that an administrator wrote by hand, has no parts to show.
         let id = VolumeId::parse(&volume.id);
         let part =
             |part: fn(&VolumeId) -> &String| id.as_ref().map(part).cloned().unwrap_or_default();

@@ -222,7 +222,7 @@ fn blocking_threads(config: &Config) -> usize {
 async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let timeout = Duration::from_secs(args.rpc_timeout);
     let shutdown = termination_signal()?;
-    // Before the socket is there: whoever finds it may rely on what the arguments promise.
+    // Before the socket is there: a caller that finds it may rely on what the arguments promise.
     let wanted = args.kubernetes && args.role != Role::Node;
     let kubernetes = if wanted { Some(kube::connect().await?) } else { None };
     let socket = CsiSocket::bind(&args.endpoint).await?;

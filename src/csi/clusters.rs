@@ -38,7 +38,8 @@ pub struct Clusters {
     /// What works on which connection.
     at_work: Mutex<Vec<(Weak<Activity>, String)>>,
     monitors: Mutex<HashMap<String, (Instant, Vec<Monitor>)>>,
-    /// Where a namespace was seen to be registered, and as which users nobody may look; asked once.
+    /// The users and places where the namespace was seen to be registered, or where the user may
+    /// not look. The driver asks once for each.
     registered: Mutex<HashSet<(String, Location)>>,
     process: Process,
 }
@@ -171,7 +172,7 @@ impl Clusters {
         Ok(Access { scope, volumes })
     }
 
-    /// Sets aside each connection on which an operation has been quiet for `long`. Whoever works on
+    /// Sets aside each connection on which an operation has been quiet for `long`. An operation on
     /// it goes on; all others get a new one. A few waits inside librados know no timeout.
     fn set_stuck_connections_aside(&self, long: Duration) {
         let stuck = |(activity, _): &mut (Weak<Activity>, String)| {

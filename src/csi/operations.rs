@@ -330,7 +330,8 @@ impl Operations {
                     ))
                 });
             drop(permit.lock().unwrap_or_else(PoisonError::into_inner).take());
-            // Out of the table first: whoever hears the answer may ask for the next thing at once.
+            // Out of the table first: a caller that hears the answer may ask for the next thing at
+            // once.
             drop(held);
             sender.send_replace(Some(result));
         });
@@ -345,7 +346,7 @@ struct Held {
 }
 
 impl Held {
-    /// Gives the keys back if nobody waits for the answer; callers join under the same lock.
+    /// Gives the keys back if no caller waits for the answer; callers join under the same lock.
     fn give_up<T>(&mut self, sender: &watch::Sender<T>) -> bool {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = sender.receiver_count() == 0;

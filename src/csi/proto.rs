@@ -28,8 +28,8 @@ mod generated {
 
 pub use generated::*;
 
-/// Prints the keys of a secret map: which credentials came is worth knowing, their values are
-/// nobody's business.
+/// Prints the keys of a secret map alone. A log's reader needs to know which credentials came, and
+/// must not see their values.
 struct KeysOnly<'a>(&'a BTreeMap<String, String>);
 
 impl fmt::Debug for KeysOnly<'_> {

@@ -3,9 +3,9 @@
 //! Promises:
 //!
 //! - The socket has mode 0600 from the moment its name exists, and no other file is made beside it.
-//! - Two drivers never share a socket: where one answers, binding is refused. A socket nobody
-//!   listens on is left over from a crash and is replaced. Anything that is not a socket is refused
-//!   and never touched, and so is a socket of which neither can be told.
+//! - Two drivers never share a socket: where one answers, binding is refused. A socket that no
+//!   process listens on is left over from a crash and is replaced. Anything that is not a socket is
+//!   refused and never touched, and so is a socket of which neither can be told.
 //! - Shutdown lets the RPCs in flight finish, for a bounded time, and only then removes the socket;
 //!   it removes no socket that another process put in its place meanwhile.
 //!
@@ -218,7 +218,8 @@ fn prepare_directory(directory: &Path) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Makes way for a socket at `path`: removes one that nobody listens on, refuses everything else.
+/// Makes way for a socket at `path`: removes one that no process listens on, refuses everything
+/// else.
 async fn clear_stale_socket(path: &Path) -> Result<(), ServeError> {
     match path.symlink_metadata() {
         Ok(metadata) if metadata.file_type().is_socket() => {}
@@ -228,7 +229,7 @@ async fn clear_stale_socket(path: &Path) -> Result<(), ServeError> {
     }
     match UnixStream::connect(path).await {
         Ok(_) => Err(ServeError::InUse(path.to_owned())),
-        // Reset: whoever listened was killed between our connection and its answer.
+        // Reset: the process that listened was killed between our connection and its answer.
         Err(error)
             if matches!(
                 error.kind(),
@@ -238,7 +239,7 @@ async fn clear_stale_socket(path: &Path) -> Result<(), ServeError> {
             tracing::info!(socket = %path.display(), "replacing a socket that no process listens on");
             std::fs::remove_file(path).map_err(ServeError::io("remove the stale socket", path))
         }
-        // A full backlog or a denied permission: somebody may well be there.
+        // A full backlog or a denied permission: a process may well listen there.
         Err(error) => Err(ServeError::io("tell whether another process serves", path)(error)),
     }
 }

@@ -2,9 +2,9 @@
 //! two, for backup tools.
 //!
 //! Answers are streamed as librbd finds them, through read-only opens, so that no lock is taken
-//! from whoever writes the volume. Extents have variable length, come in order, never overlap, and
-//! neighbours are joined. A stream begun at `starting_offset` continues an interrupted one. It ends
-//! early when the caller hangs up.
+//! from the client that writes the volume. Extents have variable length, come in order, never
+//! overlap, and neighbours are joined. A stream begun at `starting_offset` continues an interrupted
+//! one. It ends early when the caller hangs up.
 
 use super::clusters::{Access, Clusters};
 use super::controller::ControllerService;
@@ -85,7 +85,7 @@ impl SnapshotMetadataService {
                 .access(&location, credentials, Arc::default())
                 .and_then(|access| walk(&access, &query, send));
             if let Err(status) = walked {
-                // Nobody listens any more: nobody to tell.
+                // When this fails, the caller listens no more and cannot be told.
                 let _ = sender.blocking_send(Err(status));
             }
         });
@@ -150,8 +150,8 @@ fn prepend<T: Send + 'static>(
     ReceiverStream::new(receiver)
 }
 
-/// Walks the extents of the query and sends them in batches, until there are no more or nobody
-/// listens.
+/// Walks the extents of the query and sends them in batches, until there are no more or the caller
+/// listens no more.
 fn walk(
     access: &Access,
     query: &Query,

@@ -129,8 +129,8 @@ const COME_BACK: &str = "Nothing, when it passes: callers ask again. Else look a
 const AT_WORK: &str = "Another operation is at work on the same object.";
 const ASK_AGAIN: &str = "Nothing: callers ask again.";
 
-/// Why each errno of [`rbd::CLASSES`] is answered, and what to do. Any other errno is INTERNAL:
-/// something nobody has thought of.
+/// Why each errno of [`rbd::CLASSES`] is answered, and what to do. Any other errno is INTERNAL: the
+/// driver does not foresee it.
 pub const CEPH_ERRORS: &[CephError] = &[
     ceph_error(
         Errno::EACCES,
@@ -211,7 +211,7 @@ fn code(errno: Errno) -> Code {
     }
 }
 
-/// What a code means, whoever gave it.
+/// What a code means, whichever part of the driver gave it.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer {
     /// The code.

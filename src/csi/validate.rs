@@ -149,7 +149,7 @@ pub fn is_shared(mode: Mode) -> bool {
     )
 }
 
-/// Whether nobody writes under this capability.
+/// Whether no node writes under this capability.
 pub fn is_read_only(capability: &VolumeCapability) -> bool {
     let mode = capability.access_mode.as_ref().map(volume_capability::AccessMode::mode);
     matches!(mode, Some(Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly))

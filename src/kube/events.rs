@@ -1,9 +1,9 @@
 //! What is worth telling, as events on the objects people look at.
 //!
-//! Whoever has something to tell goes on at once: it is put into a queue, looked up and sent in the
-//! background. What does not fit into the queue, or cannot be sent, is dropped and the log says so;
-//! nothing is tried twice. Events are for people, and each of them is also said elsewhere: in an
-//! answer, or in the log.
+//! A caller that tells an event goes on at once: the event is put into a queue, looked up and sent
+//! in the background. What does not fit into the queue, or cannot be sent, is dropped and the log
+//! says so; nothing is tried twice. Events are for people, and each of them is also said elsewhere:
+//! in an answer, or in the log.
 //!
 //! The same thing told of the same object again, within [`TOGETHER`] of the last time, is one
 //! Event, whose count rises and whose message is the latest.
@@ -42,7 +42,7 @@ const CLAIM: [&str; 2] = ["csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.i
 const SNAPSHOT: [&str; 2] =
     ["csi.storage.k8s.io/volumesnapshot/namespace", "csi.storage.k8s.io/volumesnapshot/name"];
 
-/// Something worth telling, because somebody can do something about it or stop wondering.
+/// Something worth telling, because its reader can do something about it or stop wondering.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A request takes long, because an image is flattened: which, how far that is, and why.
@@ -66,9 +66,9 @@ pub enum Event {
         /// The ids of the snapshots.
         snapshots: Vec<String>,
     },
-    /// A volume is not published or deleted, because somebody has it.
+    /// A volume is not published or deleted, because a node or a client has it.
     VolumeInUse {
-        /// Who has it and what to do, as the request was answered.
+        /// Which node or client has it and what to do, as the request was answered.
         why: String,
     },
     /// A node was kept from writing to a volume that it did not let go of.
@@ -176,7 +176,7 @@ enum Message {
     Tell(Subject, Event),
 }
 
-/// Where things are told. The default one tells nobody.
+/// Where things are told. The default one tells nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Recorder(Option<mpsc::Sender<Message>>);
 
@@ -212,7 +212,7 @@ impl Recorder {
         Recorder(Some(sender))
     }
 
-    /// Whether anybody is told.
+    /// Whether it tells anything.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }

@@ -18,7 +18,7 @@ pub struct Error {
 /// What every call of the `rbd` traits returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What an errno means to whoever asked for something.
+/// What an errno means to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// The cluster does not know the user, or the key is another.
@@ -66,7 +66,7 @@ pub const CLASSES: &[(Errno, Class)] = &[
 ];
 
 impl Class {
-    /// Whether the same request may succeed later although nobody does anything about it.
+    /// Whether the same request may succeed later although no administrator does anything about it.
     pub fn may_pass(self) -> bool {
         matches!(self, Class::Gone | Class::Contended | Class::Away)
     }

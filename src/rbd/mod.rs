@@ -545,8 +545,8 @@ pub struct TrashEntry {
 /// What keeps every client from changing an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hold {
-    /// A lock that somebody took by hand or with another tool (`rbd lock add`). The exclusive lock,
-    /// which librbd and krbd hand to each other, is none.
+    /// A lock that an administrator took by hand, or another tool took (`rbd lock add`). The
+    /// exclusive lock, which librbd and krbd hand to each other, is none.
     Lock {
         /// The name it was given.
         id: String,

@@ -24,7 +24,7 @@ pub(crate) struct Turn(Arc<Place>);
 
 impl Turns {
     /// Waits for the turn at `what`, and takes it. `None` when it did not come for as long as
-    /// `patience`: nobody is to hang on a call of somebody else that does.
+    /// `patience`: no operation is to hang on another one's call that does.
     pub(crate) fn take(&self, what: &str, patience: Duration) -> Option<Turn> {
         let place = self.at(what);
         let taken = place.taken.lock().unwrap_or_else(PoisonError::into_inner);

@@ -26,7 +26,7 @@ impl User<'_> {
         )
     }
 
-    /// Why the cluster may have refused it (`EACCES`): it tells nobody more than that.
+    /// Why the cluster may have refused it (`EACCES`): it tells the client no more than that.
     pub(crate) fn refused(&self) -> String {
         let name = self.name;
         let aes = if self.key == Some(KeyType::Aes) {

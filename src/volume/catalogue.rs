@@ -226,7 +226,7 @@ pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq {
     /// What the keys of this kind begin with.
     const KIND: &'static str;
 
-    /// Whether it says that somebody is at work, who holds its lease.
+    /// Whether it says that a controller is at work, which holds its lease.
     fn is_unfinished(&self) -> bool {
         false
     }
@@ -410,7 +410,7 @@ impl Catalogue {
     }
 
     /// Takes the lease of a record that must still be as it was read, unless it is held.
-    /// [`Error::Conflict`] when somebody else is at work on it.
+    /// [`Error::Conflict`] when another operation is at work on it.
     pub fn claim<R: Record>(&self, home: &str, old: &Stored<R>) -> Result<Stored<R>> {
         if old.lease.is_some() {
             return Ok(old.clone());

@@ -2,7 +2,7 @@
 //!
 //! Crash points: whatever a kill leaves here hangs on the link in the record, or holds nothing,
 //! until the flatten begins; so the image's id is in the record before that. See `delete` for how a
-//! leftover is told from somebody else's image.
+//! leftover is told from another client's image.
 
 use super::catalogue::{Link, Stored, Volume};
 use super::create::{CreateVolume, describe};
@@ -31,8 +31,8 @@ pub(super) struct Parent {
     pub(super) link: Link,
     /// The snapshot to clone when it exists already; a clone of a head gets one cut.
     pub(super) snapshot: Option<Snapshot>,
-    /// A childless snapshot that has the name of the one to cut: an older point in time, left by
-    /// somebody.
+    /// A childless snapshot that has the name of the one to cut: an older point in time, left by an
+    /// earlier client.
     pub(super) stale: Option<Snapshot>,
 }
 

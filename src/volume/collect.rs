@@ -484,10 +484,11 @@ impl Volumes {
         let id = suspect.image_id.as_str();
         let volume = names::before_silence(&suspect.image, id);
         let silent = self.catalogue.silent(volume, id)?;
-        // librbd does not stand two removals of one image at once: whoever is at it holds a lease.
+        // librbd does not stand two removals of one image at once: the operation that is at it
+        // holds a lease.
         let silent = silent.map(|silent| self.catalogue.claim(volume, &silent)).transpose()?;
-        // What lies in the trash otherwise was moved there by somebody, or by librbd in place of a
-        // removal of ours.
+        // What lies in the trash otherwise was moved there by another client, or by librbd in place
+        // of a removal of ours.
         if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing || silent.is_some()) {
             let _claimed = match self.catalogue.volume(volume)? {
                 Some(stored)

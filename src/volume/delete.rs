@@ -5,10 +5,10 @@
 //! still needed becomes a silent parent: it is renamed, and the record's removal and the note of
 //! the silent parent are one atomic change.
 //!
-//! An unfinished volume's name may have been taken by somebody else since its record was written.
-//! The image there is the volume's own when its id is the recorded one; before that is known, when
-//! it hangs on the planned parent, or holds nothing at all: no parent, no snapshot, no data. Any
-//! other image is left alone.
+//! Another client may have taken an unfinished volume's name since its record was written. The
+//! image there is the volume's own when its id is the recorded one; before that is known, when it
+//! hangs on the planned parent, or holds nothing at all: no parent, no snapshot, no data. Any other
+//! image is left alone.
 
 use super::catalogue::{DeleteWithSnapshots, Silent, State, Stored, Volume};
 use super::collect::is_collectable;
@@ -28,7 +28,7 @@ const LARGE: u64 = 1 << 16;
 pub struct Retained {
     /// The image's id.
     pub image_id: String,
-    /// The RBD names of the snapshots that somebody asked for.
+    /// The RBD names of the snapshots that a caller asked for.
     pub snapshots: Vec<String>,
     /// The specs of the snapshots that the catalogue does not know: other tools' own.
     pub by_others: Vec<String>,
@@ -83,8 +83,8 @@ impl Volumes {
 
     /// Takes away all that a volume is, whatever its record says, and ends the record. What that
     /// sets free is suspect. Returns what its data stay for, if they do. [`Error::InUse`] or
-    /// [`Error::HasSnapshots`] when it may not go, [`Error::FailedPrecondition`] when its name is
-    /// somebody else's, [`Error::Conflict`] when somebody is at work on it.
+    /// [`Error::HasSnapshots`] when it may not go, [`Error::FailedPrecondition`] when another
+    /// client has its name, [`Error::Conflict`] when another operation is at work on it.
     pub(super) fn destroy(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
         // A ready one is claimed when it is marked: until then it may be refused, and nothing has
         // changed.
@@ -184,7 +184,7 @@ impl Volumes {
         )))
     }
 
-    /// Refuses an image that somebody has open: [`Error::InUse`] for strangers, [`Error::Conflict`]
+    /// Refuses an image that a client has open: [`Error::InUse`] for strangers, [`Error::Conflict`]
     /// for the driver itself, which closes it by itself.
     fn refuse_if_open(
         &self,
@@ -223,8 +223,8 @@ impl Volumes {
         }
     }
 
-    /// Refuses to forget a volume whose image lies in the trash, or has another name: somebody
-    /// moved it there, and may mean to bring it back.
+    /// Refuses to forget a volume whose image lies in the trash, or has another name: an
+    /// administrator moved it there, and may mean to bring it back.
     fn refuse_if_moved(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         let Some(whereabouts) = self.whereabouts(image, &stored.record)? else { return Ok(()) };
         // Another controller that is deleting the volume moves its image, too: that one has the
@@ -360,7 +360,7 @@ impl Volumes {
         self.catalogue.remove(image, &stored).map(|()| None)
     }
 
-    /// Ends an unfinished volume whose name is somebody else's: what it planned is a suspect, and
+    /// Ends an unfinished volume whose name another client has: what it planned is a suspect, and
     /// its record goes.
     pub(super) fn forget_unmade(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
         if let Settled::Silent(_) = self.settle_by_id(image, stored)? {
@@ -407,8 +407,8 @@ impl Volumes {
     }
 
     /// Puts the note of a silent parent in place of the record. `renamed` was opened after the
-    /// rename: if its last snapshot went before that, nobody who removed it saw a silent parent,
-    /// and it is a suspect.
+    /// rename: if its last snapshot went before that, the client that removed it saw no silent
+    /// parent, and the image is a suspect.
     fn note_silent(
         &self,
         image: &str,
@@ -441,7 +441,8 @@ impl Volumes {
         Ok((!snapshots.is_empty()).then_some(retained))
     }
 
-    /// The image `id` itself as a suspect: it may turn out to be a silent parent nobody needs.
+    /// The image `id` itself as a suspect: it may turn out to be a silent parent that no snapshot
+    /// needs.
     pub(super) fn as_suspect(&self, image: &str, id: &str) -> Suspect {
         Suspect {
             pool: self.pool.name().to_string(),

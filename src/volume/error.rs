@@ -19,7 +19,8 @@ pub enum Error {
     /// The size asked for is outside what can be had.
     #[error("{0}")]
     OutOfRange(String),
-    /// Something must happen first, such as an image of somebody else's being taken out of the way.
+    /// The caller or an administrator must act first, for example take another client's image out
+    /// of the way.
     #[error("{0}")]
     FailedPrecondition(String),
     /// The volume is in use: published to a node, or open somewhere.
@@ -41,7 +42,8 @@ pub enum Error {
     /// No room is left, and what was begun has been undone.
     #[error("{0}")]
     Exhausted(String),
-    /// Somebody else is at work on the same object at the same time. Nothing is lost; try again.
+    /// Another operation is at work on the same object at the same time. Nothing is lost; try
+    /// again.
     #[error("{0}; try again")]
     Conflict(String),
     /// Ceph failed before anything was changed, or after everything begun was undone.

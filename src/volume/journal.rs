@@ -7,8 +7,8 @@
 //! when that link goes.
 //!
 //! Suspects live where their image does: entries are keys of one RADOS omap object
-//! (`cinderblock.<instance>.journal`) in that pool and namespace, so that whoever is about to drop
-//! a snapshot finds all that is known of it.
+//! (`cinderblock.<instance>.journal`) in that pool and namespace, so that a controller that is
+//! about to drop a snapshot finds all that is known of it.
 
 use super::Result;
 use super::catalogue::Unreadable;

@@ -1,5 +1,5 @@
-//! What was left half-done and nobody came back for: found by `cinderblock gc`, and finished one by
-//! one.
+//! What was left half-done and no caller came back for: found by `cinderblock gc`, and finished one
+//! by one.
 //!
 //! Nothing is removed on the strength of the search alone: each leftover is looked at again, by id,
 //! when it is cleared. Only what this driver made is ever touched, except by the explicit search

@@ -159,7 +159,7 @@ impl Volumes {
         let name = &request.snapshot;
         self.activity.begin(format!("taking the snapshot {name}"));
         match image.create_snapshot(name) {
-            // Somebody took the name since it was looked at.
+            // Another client took the name since it was looked at.
             Err(error) if error.errno == Errno::EEXIST => {
                 self.catalogue.remove(name, stored)?;
                 return Err(self.foreign_snapshot(&request.image, &request.snapshot));

@@ -1,5 +1,5 @@
 //! Everything in one pool and namespace at a glance: images, snapshots, how they hang together, and
-//! what nobody needs any more.
+//! leftovers.
 //!
 //! Reads the whole pool, so it is for people and `cinderblock tree` and `gc`, never on the way of
 //! an RPC. What it shows can be out of date the moment it is shown; clearing a leftover therefore
@@ -55,7 +55,7 @@ pub enum ImageKind {
     Deleting,
     /// A deleted volume that stays for its snapshots.
     SilentParent,
-    /// Made by somebody else.
+    /// Made by another client.
     Foreign,
     /// What an interrupted creation or removal left.
     Remains,
@@ -96,7 +96,7 @@ pub enum SnapshotUse {
     Parked,
     /// A group's or a mirror's.
     Librbd,
-    /// Made by somebody else.
+    /// Made by another client.
     Foreign,
 }
 

@@ -55,7 +55,8 @@ impl Things {
         Things { class: class.clone(), volumes, snapshots }
     }
 
-    /// Ids of things that need not exist, for requests that are to be refused before anybody looks.
+    /// Ids of things that need not exist, for requests that are to be refused before the driver
+    /// looks.
     pub fn imagined(class: &Class) -> Things {
         let [cluster, pool, namespace] =
             ["clusterID", "pool", "radosNamespace"].map(|key| &class.parameters[key]);

@@ -1,4 +1,4 @@
-//! Capabilities: what no volume can have is refused, and confirmed to nobody.
+//! Capabilities: what no volume can have is refused, and confirmed to no caller.
 
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
 use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType};

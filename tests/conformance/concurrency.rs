@@ -1,4 +1,4 @@
-//! Many at once, callers that hang up, and deadlines nobody can meet.
+//! Many at once, callers that hang up, and deadlines that no driver can meet.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -61,7 +61,7 @@ async fn different_volumes_of_one_name_asked_for_at_once_leave_one(session: &Ses
     for status in outcomes.into_iter().filter_map(Result::err) {
         assert!(pending(&status) || status.code() == Code::AlreadyExists, "{status:?}");
     }
-    // Whoever comes back hears the same of it.
+    // Each caller that comes back hears the same of it.
     let mut fits = 0;
     for size in sizes() {
         match session.create(request(size)).await {

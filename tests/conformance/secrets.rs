@@ -1,4 +1,4 @@
-//! Secrets that are missing, of nobody, or incomplete; and what answers say of them.
+//! Secrets that are missing, of no user, or incomplete; and what answers say of them.
 
 use cinderblock::csi::proto::*;
 use tonic::{Code, Status};

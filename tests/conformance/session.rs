@@ -83,7 +83,7 @@ impl Session {
         self.target.description.size
     }
 
-    /// A name nobody else uses, with `what` in it.
+    /// A name that no other session uses, with `what` in it.
     pub fn name(&self, what: &str) -> String {
         format!("{}{what}", self.prefix)
     }

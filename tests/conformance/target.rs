@@ -39,7 +39,7 @@ pub struct Description {
     /// Given with every request that has secrets.
     #[serde(default)]
     pub secrets: Map,
-    /// Secrets as they should be, but of nobody.
+    /// Secrets as they should be, but of no user.
     pub wrong_secrets: Option<Map>,
     /// Bytes of the volumes that are made; a size the driver can give exactly.
     #[serde(default = "sixteen_mebibytes")]

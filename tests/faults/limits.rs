@@ -143,7 +143,7 @@ async fn a_driver_without_file_descriptors_says_so_and_recovers() {
         controller.delete_volume(class.delete_volume(&id)).await.unwrap();
     }
     limit_descriptors(&driver, 0);
-    // Nobody who connects to the socket is turned away for good: they wait.
+    // The driver turns no client that connects away for good: the client waits.
     let waiting = {
         let channel = driver.channel();
         tokio::time::timeout(Duration::from_secs(1), channel).await.ok()
@@ -270,7 +270,7 @@ async fn thousands_of_requests_at_once_are_served_in_bounded_memory() {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
     };
     let before = memory();
-    // A client that begins with more streams than it was allowed may be hung up on; nobody else
+    // A client that begins with more streams than it was allowed may be hung up on; no other client
     // notices.
     let hostile = driver.controller().await;
     let (_, polite) = tokio::join!(flood(&hostile, &class, &namespace.name, 10_000), async {

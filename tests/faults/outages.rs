@@ -175,7 +175,7 @@ async fn a_pool_that_hangs_takes_no_other_pool_with_it() {
     tokio::join!(hanging, serving);
     fault.over();
     is_back(&driver, &hangs, "pool that hung").await;
-    // What nobody waited for was never begun.
+    // The driver never began what no caller waited for.
     let mut controller = driver.controller().await;
     for class in [&hangs, &healthy] {
         for number in 0..150 {

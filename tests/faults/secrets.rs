@@ -373,7 +373,7 @@ fn files(folder: &Path, except: &Path) -> Vec<PathBuf> {
 }
 
 /// Ends the daemons of a test that failed and takes down its mounts, before its images go: a daemon
-/// without its image hangs, and with it whoever unmounts.
+/// without its image hangs, and with it the process that unmounts.
 struct Attached(PathBuf, PathBuf);
 
 impl Drop for Attached {

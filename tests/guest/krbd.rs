@@ -53,7 +53,7 @@ fn a_feature_krbd_lacks_is_told_before_anything_is_mapped() {
 #[test]
 fn a_key_of_a_type_this_kernel_does_not_know_is_told_before_anything_is_mapped() {
     let volume = Volume::new(16, Access::Block);
-    // The lab's key, with the number of a type that nobody knows at its beginning.
+    // The lab's key, with the number of a type that no client knows at its beginning.
     let newer = key().replacen("AQ", "Bw", 1);
     let error = volume.stage_with_key(&newer).unwrap_err();
     let told = |text: &str| text.contains("does not know the type of the key");

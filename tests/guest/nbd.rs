@@ -34,7 +34,7 @@ fn a_process_that_was_killed_is_replaced_under_io() {
     // A restarted driver, which knows nothing but what the kernel tells.
     volume.node = Node::new(&volume.path("state")).unwrap();
     std::thread::scope(|scope| {
-        // Written while nobody serves: it waits, and does not fail.
+        // Written while no process serves: the write waits, and does not fail.
         let writer = scope.spawn(|| write(4 << 20));
         volume.stage().unwrap();
         writer.join().unwrap().unwrap();

@@ -45,7 +45,7 @@ impl Patience {
 enum Outcome<T> {
     Answer(T),
     Refused(Status),
-    /// Nobody knows: given up, or ABORTED in the middle.
+    /// The client does not know: given up, or ABORTED in the middle.
     Open,
 }
 

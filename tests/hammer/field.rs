@@ -30,7 +30,7 @@ pub struct Field {
     /// How often a driver was started anew.
     pub restarts: AtomicUsize,
     pub class: Class,
-    /// Held by each client while it asks, and by whoever wants all to stand still.
+    /// Held by each client while it asks, and by the test while all stand still.
     pub floor: RwLock<()>,
     pub events: Mutex<Vec<Event>>,
     /// The ids that snapshots of a name had last, and have perhaps.

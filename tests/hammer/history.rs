@@ -12,7 +12,7 @@
 //! | any, with a short deadline | DEADLINE_EXCEEDED, CANCELLED |
 //!
 //! INTERNAL, UNKNOWN and UNAVAILABLE are never legal, and neither is the claim that an image was
-//! made by somebody else.
+//! made by another client.
 //!
 //! And of those since all stood still, for each name ([`check`]). A call takes effect at one moment
 //! between its beginning and its end; one that was given up, or was told ABORTED in the middle of

@@ -2,9 +2,9 @@
 //! before, and nothing is left.
 //!
 //! The clients create, clone, restore, delete and look at volumes and snapshots of the same few
-//! names; some hang up in the middle, some bring deadlines nobody can meet. Every few seconds all
-//! stand still: what is there is settled and read, byte for byte, and what was answered since is
-//! held against the rules in [`history`].
+//! names; some hang up in the middle, some bring deadlines that no driver can meet. Every few
+//! seconds all stand still: what is there is settled and read, byte for byte, and what was answered
+//! since is held against the rules in [`history`].
 //!
 //! Each call goes to the one or the other driver: both work at once, on one catalogue, on the same
 //! names. A driver that works alone is never aborted by librbd.

@@ -21,8 +21,8 @@ enum Content {
 
 /// Settles every name, reads what is there, and gives it as the events the next round begins with.
 ///
-/// A call that nobody waits for may still be at work in either driver. It holds its name there: so
-/// a final answer to another call about the same name, from each driver in turn, says that it is
+/// A call that no client waits for may still be at work in either driver. It holds its name there:
+/// so a final answer to another call about the same name, from each driver in turn, says that it is
 /// over.
 pub async fn settle(field: &Field, random: &mut Random) -> Vec<Event> {
     let mut events = Vec::new();

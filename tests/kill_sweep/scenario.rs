@@ -1,7 +1,8 @@
-//! An RPC with the volumes it works on, and what must come of it whoever dies on the way.
+//! An RPC with the volumes it works on, and what must come of it wherever the driver dies on the
+//! way.
 //!
-//! What must come out is what came out of the RPC that nobody killed: the same images with the same
-//! bytes, the same links seen from both sides, the same records, an empty journal
+//! What must come out is what came out of the RPC whose driver was not killed: the same images with
+//! the same bytes, the same links seen from both sides, the same records, an empty journal
 //! ([`picture`](crate::picture)). Then everything is deleted through the driver, and the namespace
 //! must be empty.
 
@@ -29,7 +30,7 @@ pub enum Aftermath {
     RetryAtOnce,
     /// The opposite is asked for.
     Opposite,
-    /// Nobody asks for anything; `cinderblock gc` settles it.
+    /// No caller asks for anything; `cinderblock gc` settles it.
     Abandoned,
 }
 
@@ -38,7 +39,7 @@ impl Aftermath {
         [Aftermath::Retry, Aftermath::RetryAtOnce, Aftermath::Opposite, Aftermath::Abandoned];
 }
 
-/// An RPC, and what it leads to when nobody is killed.
+/// An RPC, and what it leads to when no driver is killed.
 pub struct Scenario<'a> {
     pub what: &'a str,
     lab: &'a OwnLab,

@@ -25,8 +25,8 @@ fn sweep(what: &str, parameters: Parameters<'_>, prepare: Prepare) {
     cut(&scenario, if is_long() { 60 } else { 5 }, aftermath, |_| {});
 }
 
-/// Kills a driver in the middle of each of so many slices. `look` sees what is left before anybody
-/// goes on.
+/// Kills a driver in the middle of each of so many slices. `look` sees what is left before another
+/// driver goes on.
 fn cut(
     scenario: &Scenario<'_>,
     slices: u32,

@@ -164,8 +164,8 @@ impl Api {
         done.unwrap_or_else(|error| panic!("{kind} {name}, {change}: {error}"));
     }
 
-    /// Asks for an object's end, which may take its time. Pods end at once: nobody runs them. One
-    /// that is not there is no error.
+    /// Asks for an object's end, which may take its time. Pods end at once: no kubelet runs them.
+    /// One that is not there is no error.
     pub(crate) fn delete(&self, kind: &str, namespace: &str, name: &str) {
         let how = if kind == "Pod" {
             DeleteParams::default().grace_period(0)

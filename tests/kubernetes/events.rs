@@ -25,7 +25,7 @@ pub(crate) fn a_pool_that_is_nearly_full_is_told(field: &Field) {
         if stored >= 32 << 20 { Ok(stored) } else { Err(format!("{stored} bytes")) }
     });
     let quota = Quota::set(&field.lab, stored * 100 / 92);
-    // The controller looks once a minute, when somebody asks for room.
+    // The controller looks once a minute, when a caller asks for room.
     let mut claims = vec!["large".to_owned()];
     wait_until("somebody is told that the pool is nearly full", || {
         let next = format!("next-{}", claims.len());

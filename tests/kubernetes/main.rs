@@ -1,7 +1,7 @@
 //! The driver on a real control plane: etcd, kube-apiserver, kube-controller-manager,
 //! kube-scheduler, the snapshot-controller and Kubernetes' own sidecars, with the chart's arguments
-//! and the chart's rights, each container under a ServiceAccount of its own, on a real Ceph. Nobody
-//! runs pods: nodes are made by hand, and where bytes matter the tests play kubelet.
+//! and the chart's rights, each container under a ServiceAccount of its own, on a real Ceph. No
+//! kubelet runs pods: nodes are made by hand, and where bytes matter the tests play kubelet.
 //!
 //! tests/kubernetes.sh runs it. By hand, with what the lab prints in the environment:
 //!

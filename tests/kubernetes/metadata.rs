@@ -58,7 +58,7 @@ impl Service {
         json!({"enabled": true, "tlsSecret": "snapshot-metadata", "caCert": self.certificate})
     }
 
-    /// Puts the ports of this machine into the rendering: nobody runs the Service there.
+    /// Puts the ports of this machine into the rendering: no kube-proxy runs the Service there.
     pub(crate) fn put_address(&self, rendered: &mut [Value]) {
         for object in rendered {
             if object["kind"] == "SnapshotMetadataService" {

@@ -1,5 +1,5 @@
-//! Two nodes made by hand: node-a, whose kubelet is played by [`super::kubelet`], and node-b, where
-//! nobody is.
+//! Two nodes made by hand: node-a, whose kubelet is played by [`super::kubelet`], and node-b, which
+//! has no kubelet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -484,7 +484,7 @@ async fn a_pool_that_fills_is_told_of_once_a_minute() {
     let looks = || lab.session.log().iter().filter(|record| record.info.method == "stats").count();
     lab.volume("a").await;
     until("the first look", || (looks() == 1).then_some(())).await;
-    // Not again so soon, whoever asks.
+    // Not again so soon, whichever claim asks.
     lab.model.set_quota("rbd", Some(1));
     lab.volume("b").await;
     assert_eq!(looks(), 1);

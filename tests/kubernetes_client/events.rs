@@ -1,4 +1,4 @@
-//! What is told of whom, how often, and what happens when nobody listens.
+//! What is told of which object, how often, and what happens when the API server does not listen.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -145,8 +145,8 @@ async fn a_volume_is_found_by_its_usual_name_or_by_looking_and_its_claim_is_told
     assert_eq!(event["involvedObject"].get("resourceVersion"), None, "that is of another time");
     assert_eq!(count(&api, "GET /api/v1/persistentvolumes"), 1, "{:?}", api.requests());
 
-    // The usual name is another driver's, the volume is on the last of several pages, and nobody
-    // has claimed it.
+    // The usual name is another driver's, the volume is on the last of several pages, and no claim
+    // has it.
     let id = "lab/rbd/csi-pvc-2";
     api.volume("pvc-2", "other.example.com", id, Some(("shop", "foreign")));
     for number in 0..1100 {
@@ -159,7 +159,7 @@ async fn a_volume_is_found_by_its_usual_name_or_by_looking_and_its_claim_is_told
     assert_eq!(event["involvedObject"]["name"], "zz");
     assert_eq!(event["metadata"]["namespace"], "default");
 
-    // Whom Kubernetes does not know nobody hears of.
+    // The driver tells nothing of an object that Kubernetes does not know.
     recorder.tell(&Subject::Volume("lab/rbd/csi-pvc-3".to_string()), in_use());
     recorder.tell(
         &Subject::Claim { namespace: "shop".to_string(), name: "gone".to_string() },
@@ -278,7 +278,7 @@ async fn an_api_server_that_is_away_costs_events_and_nothing_else() {
         assert!(began.elapsed() < Duration::from_millis(100));
         until("the attempt", || (api.requests().len() > before).then_some(())).await;
     }
-    // More than anybody should have to remember.
+    // More than the recorder should have to remember.
     let began = Instant::now();
     for percent in 0..100_000 {
         recorder.tell(&claim(), flattening(percent));

@@ -123,7 +123,7 @@ async fn a_lock_of_another_tool_refuses_changes_at_once_and_leaves_the_volume_us
     let owner = family.rbd(&["lock", "ls", &spec, "--format", "json"]);
     let owner = owner.split('"').find(|word| word.starts_with("client.")).unwrap().to_owned();
     family.rbd(&["lock", "rm", &spec, "back up", &owner]);
-    // The exclusive lock is no such lock, whoever has it.
+    // The exclusive lock is no such lock, whichever client has it.
     let open = family.open("A", cinderblock::rbd::OpenMode::ReadWrite);
     open.write_at(0, &[0; 4096]).unwrap();
     family.write("A", 0, "later");

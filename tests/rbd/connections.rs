@@ -378,7 +378,7 @@ fn a_blocklisted_connection_fails_and_is_replaced() {
     let fresh = connections.get(&lab.options()).unwrap();
     assert_ne!(address(&fresh), address(&victim));
     assert_eq!(image_names(&namespace.pool(&*fresh)), ["image"]);
-    // It is for whoever blocklisted the connection to take that back.
+    // It is for the client that blocklisted the connection to take that back.
     let listed = command(&*admin, &json!({"prefix": "osd blocklist ls", "format": "json"}));
     let listed = String::from_utf8(listed).unwrap();
     assert!(listed.contains(&address(&victim)), "{listed}");

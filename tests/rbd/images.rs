@@ -232,7 +232,7 @@ pub(crate) fn a_blocklisted_client_writes_no_more(place: &Place) {
         );
     }
     cluster.blocklist(&address, 60).unwrap();
-    // Whoever is asked by us knows it now.
+    // The OSDs that the keeper asks know it now.
     let mut back = [0; 6];
     keeper.read_at(None, 0, &mut back).unwrap();
     assert_eq!(lost.write_at(0, b"after!").unwrap_err().errno, Errno::ESHUTDOWN);

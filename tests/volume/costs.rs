@@ -118,7 +118,7 @@ fn take_and_delete_a_snapshot() {
     let delete = || calls(&lab, |volumes| volumes.delete_snapshot(&t.image_id, &t.name).unwrap());
     let wanted = ["omap_get", "open_image", "omap_update"]
         .into_iter()
-        // Reads: what it links to; nobody's interrupted flatten needs it.
+        // Reads: what it links to; no interrupted flatten needs it.
         .chain(["parent", "omap_list", "remove_snapshot_by_id", "name", "omap_update"]);
     assert_eq!(delete(), wanted.collect::<Vec<_>>());
     assert_eq!(delete(), ["omap_get"], "asked again");
@@ -143,7 +143,7 @@ fn delete_a_volume_with_a_snapshot() {
     lab.create("A");
     lab.snapshot("A", "s");
     // One more open, after the rename: a snapshot that went in between would leave a silent parent
-    // nobody needs.
+    // that no snapshot needs.
     let wanted = [
         "omap_get",
         "open_image",

@@ -235,7 +235,7 @@ fn a_controller_killed_while_fencing_fences_when_asked_again() {
         let victim = Controller::new(&lab.model);
         victim.session.inject(call, fault);
         let _ = victim.release(RBD, "A", Some("lost"));
-        // Whatever came of it: nobody else gets the volume while they write.
+        // Whatever came of it: no other node gets the volume while a lost one writes.
         let next = lab.controller.publish(RBD, "A", "next");
         let writing = lost.iter().filter(|node| node.write().is_ok()).count();
         assert!(next.is_err() || writing == 0, "{call} {fault:?}");

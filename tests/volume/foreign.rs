@@ -1,5 +1,5 @@
-//! What somebody else made is never adopted, overwritten or deleted; and what is refused changes
-//! nothing.
+//! The driver never adopts, overwrites or deletes what another client made; and what is refused
+//! changes nothing.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::rest::Exempt;
 
 const AAA: &[&str] = &["A", "A", "A"];
 
-/// Somebody makes an image without the driver, and uses it.
+/// Another client makes an image without the driver, and uses it.
 fn make_foreign(lab: &Lab, name: &str) {
     lab.pool(RBD).create_image(name, 3 * BLOCK, &ImageOptions::default()).unwrap();
     lab.write(RBD, name, 1, "foreign");

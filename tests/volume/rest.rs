@@ -31,18 +31,18 @@ pub(crate) struct Notes {
 /// What is in the cluster although the driver does not know it, or that is not as it leaves things.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Exempt {
-    /// Names of images somebody else made.
+    /// Names of images that another client made.
     pub(crate) images: BTreeSet<String>,
-    /// Names of snapshots somebody else made.
+    /// Names of snapshots that another client made.
     pub(crate) snapshots: BTreeSet<String>,
-    /// Somebody else flattened clones or removed snapshots: snapshots for clones, and silent
+    /// Another client flattened clones or removed snapshots: snapshots for clones, and silent
     /// parents, may have lost their reason unnoticed.
     pub(crate) childless_clone_snapshots: bool,
     /// Suspects, and what they are suspected of, may wait for the next collect.
     pub(crate) unsettled: bool,
-    /// Somebody has images open.
+    /// A client has images open.
     pub(crate) watchers: bool,
-    /// A volume was being grown, and nobody asked again: it has more bytes than its record says.
+    /// A volume was being grown, and no caller asked again: it has more bytes than its record says.
     pub(crate) grown: bool,
 }
 

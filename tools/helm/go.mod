@@ -1,4 +1,5 @@
-// Helm, which lints and renders the chart, in a module of its own: its Kubernetes libraries are nobody else's business.
+// Helm, which lints and renders the chart, in a module of its own: no other module needs its
+// Kubernetes libraries.
 module cinderblock/tools/helm
 
 go 1.26.0

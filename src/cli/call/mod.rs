@@ -29,7 +29,7 @@ use answer::Answer;
 const EXIT_REFUSED: u8 = 1;
 /// The same as clap's for bad arguments.
 const EXIT_USAGE: u8 = 2;
-/// Nobody answers on the socket.
+/// No driver answers on the socket.
 const EXIT_UNREACHABLE: u8 = 3;
 
 /// The call is done, and its answer is lost.
@@ -133,7 +133,7 @@ impl Interceptor for Deadline {
 enum Failure {
     /// The arguments, or a file they name, are not usable.
     Usage(String),
-    /// Nobody answers on the socket.
+    /// No driver answers on the socket.
     Unreachable(String),
     /// The driver answered an error, or not in time.
     Refused(Status),

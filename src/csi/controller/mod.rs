@@ -385,7 +385,7 @@ impl Controller for ControllerService {
     }
 }
 
-/// Tells `subject` why it is refused something, where somebody can do something about that.
+/// Tells `subject` why it is refused something, where a user can do something about that.
 fn tell_refusal(recorder: &Recorder, subject: &Subject, location: &Location, error: &Error) {
     match error {
         Error::InUse(why) => recorder.tell(subject, Event::VolumeInUse { why: why.clone() }),

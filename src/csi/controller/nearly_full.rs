@@ -28,8 +28,8 @@ struct Look {
 
 impl Looks {
     /// After work that filled the pool at `location`, or its data pool where it has one, or found
-    /// no room there: looks at it, unless that was done just now or nobody wants to hear of it, and
-    /// tells `subject` when it is nearly full. Returns at once. `pool` is any of that cluster's.
+    /// no room there: looks at it, unless that was done just now or `recorder` is off, and tells
+    /// `subject` when it is nearly full. Returns at once. `pool` is any of that cluster's.
     pub(super) fn look_after<T>(
         &self,
         outcome: &volume::Result<T>,

@@ -94,7 +94,7 @@ impl<T> List<T> {
 
 impl<T> Drop for List<T> {
     fn drop(&mut self) {
-        // SAFETY: `new`'s caller promised that `free` belongs to these items and that nobody else
+        // SAFETY: `new`'s caller promised that `free` belongs to these items and that no other code
         // frees them.
         unsafe { (self.free)(self.items.as_mut_ptr(), self.items.len()) }
     }

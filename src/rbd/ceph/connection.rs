@@ -85,8 +85,8 @@ const BROKEN: u8 = 2;
 /// A connected `rados_t`, shut down when dropped. Pools and images hold on to it.
 ///
 /// Dropping the last reference blocks for some milliseconds. That never happens on one of librados'
-/// own threads: those only run callbacks during a call on an image, and whoever made that call
-/// holds a reference.
+/// own threads: those only run callbacks during a call on an image, and the thread that made that
+/// call holds a reference.
 pub(super) struct Connection {
     rados: rados::rados_t,
     user: String,

@@ -11,20 +11,20 @@ use crate::rbd::{Cluster, Errno, Error, Key, Result};
 /// How long callers wait for the successor of a suspect connection before they go on with the
 /// suspect. A new connection takes some milliseconds, and so does the refusal of a key.
 const LOOK: Duration = Duration::from_secs(1);
-/// How much longer than its timeout connecting may take before nobody waits for it any more.
+/// How much longer than its timeout connecting may take before no caller waits for it any more.
 const SLACK: Duration = Duration::from_secs(5);
 
 /// Shared connections: one for each cluster, user and key.
 ///
 /// - Callers that ask at the same time share one attempt to connect and its outcome. A failure is
 ///   forgotten at once: the next caller tries again. Attempts are made on threads of their own, so
-///   one that hangs holds up nobody for longer than its timeout.
+///   one that hangs holds up no caller for longer than its timeout.
 /// - A connection the cluster blocklisted is replaced when it is next asked for. The blocklist
-///   entry stays: whoever made it wanted the old connection out.
+///   entry stays: the client that made it wanted the old connection out.
 /// - After a timeout the next caller gets a new connection, or learns that the key is no longer
 ///   good. Where neither comes quickly the old connection goes on being used: it may still serve
 ///   where monitors do not answer.
-/// - A connection nobody uses and nobody asked for in a while is dropped when another one is asked
+/// - A connection that no caller uses or asked for in a while is dropped when another one is asked
 ///   for: each holds a dozen threads and file descriptors.
 #[derive(Debug)]
 pub struct Connections {
@@ -187,7 +187,7 @@ impl Connections {
         }
     }
 
-    /// Begins another attempt, unless somebody else did already.
+    /// Begins another attempt, unless another caller did already.
     fn replace(
         &self,
         identity: &Identity,
@@ -205,7 +205,7 @@ impl Connections {
 
     fn attempt(&self, identity: &Identity, options: &ConnectOptions) -> Arc<Attempt> {
         self.discard(|other, entry| {
-            // Nobody but this entry, and we here, hold it.
+            // Only this entry and this function hold it.
             let unused = entry
                 .attempt
                 .connection()

@@ -93,7 +93,7 @@ fn worker(
         }
         let length = BLOCK.min(size - offset);
         let result = block(source, copy, offset, length, &mut buffer).map(|()| length);
-        // Nobody listens any more after a failure or a stop.
+        // The caller listens no more after a failure or a stop.
         if results.send(result).is_err() {
             return;
         }

@@ -93,7 +93,7 @@ pub(super) fn has_header(ioctx: &Ioctx, image: ImageKey<'_>) -> Result<bool> {
 }
 
 /// The name of the image with this id now, or the one it had before it went to the trash. An open
-/// image does not know: nobody tells it of a rename.
+/// image does not know: no client tells it of a rename.
 pub(super) fn image_name(ioctx: &Ioctx, id: &str) -> Result<String> {
     let key = format!("id_{id}");
     if let Some(value) = omap::get(ioctx, DIRECTORY, &[&key])?.remove(&key) {

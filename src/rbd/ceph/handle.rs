@@ -46,7 +46,7 @@ pub(super) struct Handle {
 }
 
 // SAFETY: librbd's functions may be called with one image from any thread, several at a time; what
-// changes the handle itself (the snapshot it is set to) happens before anyone else has it.
+// changes the handle itself (the snapshot it is set to) happens before another thread has it.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -475,7 +475,7 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         // SAFETY: opened by `open`, closed nowhere else. What a failing close leaves behind (a
-        // watch) the cluster expires; nobody could do anything about it here.
+        // watch) the cluster expires; the driver could do nothing about it here.
         unsafe { rbd_close(self.raw) };
     }
 }

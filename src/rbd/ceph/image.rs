@@ -27,8 +27,8 @@ use crate::rbd::{
 /// `head` is what the caller opened. Everything at a snapshot goes through a second, read-only
 /// handle set to that snapshot, which costs an open. Setting `head` itself there and back would be
 /// quicker, but meanwhile writes, snapshots and resizes of other threads would fail, and the
-/// exclusive lock would be given up. Keeping the second handle would show old links: nobody tells a
-/// read-only handle of changes.
+/// exclusive lock would be given up. Keeping the second handle would show old links: no client
+/// tells a read-only handle of changes.
 #[derive(Debug)]
 pub(super) struct CephImage {
     head: Arc<Handle>,

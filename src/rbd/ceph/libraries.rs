@@ -80,7 +80,7 @@ fn knows_option(option: &CStr) -> Option<bool> {
     // SAFETY: the handle is valid, the name NUL-terminated; the buffer has the length given.
     let code =
         unsafe { rados::rados_conf_get(cluster, option.as_ptr(), value.as_mut_ptr(), value.len()) };
-    // SAFETY: made above, and used by nobody else.
+    // SAFETY: made above, and used by no other code.
     unsafe { rados::rados_shutdown(cluster) };
     Some(code != -(Errno::ENOENT as c_int))
 }

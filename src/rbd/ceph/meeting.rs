@@ -28,7 +28,7 @@ impl Meeting {
     }
 
     /// Comes to the meeting: `Continue` when all have come within `patience` of each other, `Break`
-    /// when it was called off, or is now, for want of somebody.
+    /// when it was called off, or is now, because a thread is missing.
     pub(super) fn join(&self, patience: Duration) -> ControlFlow<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.missing = state.missing.saturating_sub(1);
@@ -52,7 +52,7 @@ impl Meeting {
         }
     }
 
-    /// Has nobody go on, unless all have met already.
+    /// Lets no thread go on, unless all have met already.
     pub(super) fn call_off(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.decided.get_or_insert(ControlFlow::Break(()));
@@ -64,7 +64,7 @@ impl Meeting {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).decided.is_none()
     }
 
-    /// Whether it was decided that nobody goes on.
+    /// Whether it was decided that no thread goes on.
     pub(super) fn is_off(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         matches!(state.decided, Some(ControlFlow::Break(())))

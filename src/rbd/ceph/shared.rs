@@ -32,7 +32,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Whether somebody else had opened the image before.
+    /// Whether another caller had opened the image before.
     pub(super) fn joined(&self) -> bool {
         self.joined
     }

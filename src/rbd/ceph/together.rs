@@ -3,10 +3,10 @@
 //!
 //! `rbd_lock_acquire` on each image would not do: a client that asks for a lock taken that way is
 //! told that it will never be let go (`EROFS`), and fails its write. The lock that librbd takes by
-//! itself for a write is let go on request, but not while an operation runs under it; whoever asks
-//! waits. So each snapshot holds off its image's writers by itself: before it cuts, librbd has all
-//! clients of the image quiesce and reports progress, and the report is answered when all snapshots
-//! have come that far.
+//! itself for a write is let go on request, but not while an operation runs under it; a client that
+//! asks waits. So each snapshot holds off its image's writers by itself: before it cuts, librbd has
+//! all clients of the image quiesce and reports progress, and the report is answered when all
+//! snapshots have come that far.
 //!
 //! When another client gets the lock in between, librbd has that one cut the snapshot, and reports
 //! its progress too. Then this client is not the lock's owner; such a snapshot is removed again.

@@ -27,8 +27,8 @@ pub(super) struct ModelImage {
 }
 
 enum Mode {
-    /// Holds the header as it was when the image was opened: nobody tells librbd of changes without
-    /// a watch.
+    /// Holds the header as it was when the image was opened: no client tells librbd of changes
+    /// without a watch.
     ReadOnly(Box<Header>),
     /// Holds the cookie of its watch.
     ReadWrite(u64),
@@ -110,8 +110,8 @@ impl ModelImage {
         if matches!(self.mode, Mode::ReadWrite(_)) { Ok(()) } else { Err(Errno::EROFS) }
     }
 
-    /// Nothing of the header can be changed while somebody holds the image. librbd waits for such a
-    /// lock for ever; here it times out.
+    /// No client can change the header while the image has a [`Hold`]. librbd waits for a
+    /// [`Hold::Lock`] for ever; here it times out.
     fn changeable(&self) -> Outcome<()> {
         self.writable()?;
         match self.session.state().header(&self.image)?.hold {

@@ -107,7 +107,7 @@ impl Model {
         }
     }
 
-    /// Has somebody hold the image `name` in the default namespace of `pool`, or let go of it.
+    /// Puts a hold on the image `name` in the default namespace of `pool`, or takes it off.
     pub fn hold(&self, pool: &str, name: &str, hold: Option<Hold>) {
         self.change_image(pool, name, |header| header.hold = hold);
     }
@@ -138,8 +138,8 @@ impl Model {
 
     /// From now on `session` keeps the exclusive lock of each image it has open for writing, until
     /// it closes it, as `rbd map --exclusive` does. Others' writes fail with `EROFS`; what else
-    /// they change it carries out for them. (Otherwise a lock goes to whoever needs it, and nobody
-    /// sees it.)
+    /// they change it carries out for them. (Otherwise a lock goes to the client that needs it, and
+    /// no caller sees it.)
     pub fn keep_locks(&self, session: &Session) {
         self.state().keep_locks(session.client());
     }

@@ -15,8 +15,8 @@ use super::session::Call;
 use super::state::{ImageRef, Outcome, Place, SnapshotState, TrashItem, TrashState};
 use crate::rbd::{Errno, Hold, Progress, SnapshotKind};
 
-/// What librbd sees to before it removes an image: `EBUSY` when somebody keeps its lock,
-/// `ENOTEMPTY` when it has snapshots, `EBUSY` when somebody watches it. Parked snapshots without
+/// What librbd sees to before it removes an image: `EBUSY` when a client keeps its lock,
+/// `ENOTEMPTY` when it has snapshots, `EBUSY` when a client watches it. Parked snapshots without
 /// children are swept away here, also when another one with children refuses the removal. The
 /// remains of an image can always go.
 fn prepare(call: &mut Call<'_>, image: &ImageRef) -> Outcome<()> {

@@ -45,7 +45,7 @@ pub(super) enum Op {
     },
     /// A controller starts.
     Start,
-    /// Somebody writes a block of an attached volume.
+    /// A client writes a block of an attached volume.
     Write {
         volume: usize,
         block: u64,
@@ -54,17 +54,17 @@ pub(super) enum Op {
     Backup {
         volume: usize,
     },
-    /// Somebody opens a volume.
+    /// A client opens a volume.
     Hold {
         volume: usize,
     },
-    /// Nobody has anything open any more.
+    /// No client has anything open any more.
     Release,
-    /// Somebody flattens a volume by hand.
+    /// An administrator flattens a volume by hand.
     Flatten {
         volume: usize,
     },
-    /// Somebody makes an image of a volume's name.
+    /// Another client makes an image of a volume's name.
     Foreign {
         volume: usize,
     },
@@ -174,7 +174,7 @@ fn request() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What somebody else does.
+/// What other clients do.
 fn outside() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (VOLUMES, 0..4_u64).prop_map(|(volume, block)| Op::Write { volume, block }),

@@ -55,7 +55,7 @@ struct Known {
     in_flight: Vec<InFlight>,
     /// Something went wrong since a controller started last.
     troubled: bool,
-    /// Somebody flattened a volume by hand.
+    /// An administrator flattened a volume by hand.
     flattened: bool,
     /// A volume was not grown to the end: the caller is to ask again.
     grown: bool,
