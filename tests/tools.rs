@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use cinderblock::csi::proto::CreateVolumeRequest;
@@ -14,6 +14,21 @@ use cinderblock::volume::{Activity, Process, Volumes};
 use common::driver::{Class, Driver, MIB, from_volume, lab_config};
 use common::{Lab, Namespace, POOL};
 use serde_json::Value;
+
+#[test]
+fn a_reader_that_goes_early_is_no_failure() {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .arg("--version")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Before it has loaded Ceph's libraries.
+    drop(process.stdout.take());
+    let output = process.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
 
 /// Runs a subcommand on the namespace.
 fn tool(lab: &Lab, namespace: &Namespace<'_>, arguments: &[&str]) -> Output {

@@ -84,7 +84,7 @@ pub(crate) fn run(args: &FindArgs) -> ExitCode {
     };
     match text {
         Ok(text) => {
-            println!("{text}");
+            super::print_line(text);
             ExitCode::SUCCESS
         }
         Err(error) => {

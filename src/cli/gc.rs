@@ -84,9 +84,9 @@ pub(crate) fn run(args: &GcArgs) -> ExitCode {
         }
     };
     match args.output {
-        Output::Text => println!("{}", text(&report, args.apply)),
+        Output::Text => super::print_line(text(&report, args.apply)),
         Output::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => println!("{json}"),
+            Ok(json) => super::print_line(json),
             Err(error) => eprintln!("cinderblock gc: {error}"),
         },
     }

@@ -11,6 +11,8 @@ mod size;
 mod tree;
 mod version;
 
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
@@ -57,6 +59,18 @@ pub(crate) fn run() -> ExitCode {
             version::print();
             ExitCode::SUCCESS
         }
+    }
+}
+
+/// Writes a line to standard output. A reader that has gone, as `head` goes, wanted no more: that is
+/// no failure, and the exit code stays that of the work. What cannot be written ends the process.
+fn print_line(text: impl Display) {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("cinderblock: cannot write to standard output: {error}");
+            std::process::exit(1);
+        }
+        _ => {}
     }
 }
 

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &TreeArgs) -> ExitCode {
     let survey = args.pool.open().and_then(|volumes| Ok(volumes.survey()?));
     match survey.and_then(|survey| Ok(write(&survey, args.output)?)) {
         Ok(text) => {
-            println!("{text}");
+            super::print_line(text);
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -2,12 +2,14 @@
 
 use cinderblock::rbd::ceph::{Libraries, libraries};
 
+use super::print_line;
+
 /// Prints one line about the program, and one for each thing that its librbd or librados lacks.
 pub(crate) fn print() {
     let Libraries { ceph, lacks, .. } = libraries();
-    println!("cinderblock {} (librbd of Ceph {ceph})", env!("CARGO_PKG_VERSION"));
+    print_line(format_args!("cinderblock {} (librbd of Ceph {ceph})", env!("CARGO_PKG_VERSION")));
     for lack in lacks {
-        println!("lacks {lack}");
+        print_line(format_args!("lacks {lack}"));
     }
 }
 
