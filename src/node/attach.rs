@@ -47,7 +47,9 @@ pub struct Image {
 impl Image {
     /// Has `monitors` asked too, in the form of ceph.conf's `mon_host`.
     pub(super) fn add_monitors(&mut self, monitors: &str) {
-        if !self.monitors.starts_with(monitors) {
+        let are_asked =
+            self.monitors == monitors || self.monitors.starts_with(&format!("{monitors},"));
+        if !monitors.is_empty() && !are_asked {
             self.monitors = format!("{monitors},{}", self.monitors);
         }
     }
@@ -313,6 +315,9 @@ mod tests {
             image.add_monitors(monitors);
         }
         assert_eq!(image.monitors, "10.0.0.2,10.0.0.1");
+        let mut image = Image { monitors: "10.0.0.10".into(), ..Image::default() };
+        image.add_monitors("10.0.0.1");
+        assert_eq!(image.monitors, "10.0.0.1,10.0.0.10", "one address begins like the other");
     }
 
     #[test]
