@@ -62,8 +62,8 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Writes a line to standard output. A reader that has gone, as `head` goes, wanted no more: that is
-/// no failure, and the exit code stays that of the work. What cannot be written ends the process.
+/// Writes a line to standard output. A reader that has gone, as `head` goes, wanted no more: the
+/// exit code stays that of the work. Any other failure to write ends the process with 1.
 fn print_line(text: impl Display) {
     match writeln!(io::stdout(), "{text}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

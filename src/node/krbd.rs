@@ -5,8 +5,8 @@
 //! krbd takes it, without a key. It is written before the image is mapped and goes after it is
 //! unmapped. krbd shows with each of its devices the line it was made by, and the line of a volume
 //! is its own (it names the volume's key in the keyring), so the volume's device is found again by
-//! what the kernel says alone, and nothing else is ever taken for it. Where `D/krbd` was lost, the name
-//! of the key tells the device; a volume without a key, or with one outside of keyrings, is not found.
+//! what the kernel says alone, and nothing else is ever taken for it. Where `D/krbd` was lost, the
+//! name of the key tells the device. A volume without a key in a keyring is not found then.
 //!
 //! The key goes into a keyring ([`super::kernel_key`]). Where the kernel refuses that, as some
 //! containers' system call filters do, it is written to krbd in the line itself, which then only

@@ -1,8 +1,8 @@
 /*
  * Shows the faults of librbd that the driver works around, with librbd alone: no line of the driver runs.
  *
- *   faults NAME [THREADS]    prints "NAME: fault, …" or "NAME: none, …"; without NAME it lists the names. THREADS are
- *                            those on which librados runs callbacks
+ *   faults NAME [THREADS]    prints "NAME: fault, …" or "NAME: none, …"; without NAME it lists
+ *                            the names. librados runs callbacks on that many THREADS
  *
  * It makes images in the pool rbd of the cluster in CEPH_CONF, whose keyring is beside that file, and removes them.
  * A fault that hangs or aborts is tried in a process of its own. tests/librbd.sh runs it on each release.
@@ -248,6 +248,14 @@ static int apart(void (*act)(void), unsigned seconds) {
     return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 }
 
+/* Has clients `act` in a process of their own, for at most `limit` seconds, and says how that ended. */
+static void say_who_lived(const char *name, const char *clients, void (*act)(void), unsigned limit) {
+    time_t began = time(NULL);
+    int signal = apart(act, limit);
+    long seconds = (long)(time(NULL) - began);
+    say(name, signal != 0, "%s: %s after %ld s", clients, signal ? strsignal(signal) : "all lived", seconds);
+}
+
 static void create_image(void) { create(connect_to_pool(), "image", OBJECT); }
 
 static int visit(uint64_t offset, size_t length, int exists, void *argument) {
@@ -364,10 +372,7 @@ static void remove_worked_on(rados_ioctx_t pool) {
 /* Clients that change one image at the same time, and close it, live. */
 static void handles_abort(const char *name) {
     apart(create_image, 60);
-    time_t began = time(NULL);
-    int signal = apart(snapshots_over_four_connections, 120);
-    long seconds = (long)(time(NULL) - began);
-    say(name, signal != 0, "four clients: %s after %ld s", signal ? strsignal(signal) : "all lived", seconds);
+    say_who_lived(name, "four clients", snapshots_over_four_connections, 120);
     remove_worked_on(connect_to_pool());
 }
 
@@ -406,10 +411,7 @@ static void family(void) { create_family(connect_to_pool()); }
 
 static void closed_parent(const char *name, void (*act)(void)) {
     apart(family, 60);
-    time_t began = time(NULL);
-    int signal = apart(act, 180);
-    long seconds = (long)(time(NULL) - began);
-    say(name, signal != 0, "twelve clients: %s after %ld s", signal ? strsignal(signal) : "all lived", seconds);
+    say_who_lived(name, "twelve clients", act, 180);
     remove_family(connect_to_pool());
 }
 
@@ -418,7 +420,7 @@ static void clone_closed(const char *name) {
     closed_parent(name, close_clones);
 }
 
-/* A clone that is refused once its parent is open: one of format 1, of a snapshot without protection. */
+/* A clone of format 1 that is refused once its parent is open: the snapshot is not protected. */
 static void clone_refused(const char *name) {
     closed_parent(name, refuse_clones);
 }
@@ -454,10 +456,7 @@ static void snapshots_beside_a_watcher(void) { work(1, true); }
 /* A client that registers a quiesce hook while another takes snapshots lives. */
 static void quiesce_abort(const char *name) {
     apart(create_image, 60);
-    time_t began = time(NULL);
-    int signal = apart(snapshots_beside_a_watcher, 120);
-    long seconds = (long)(time(NULL) - began);
-    say(name, signal != 0, "a watcher and a client: %s after %ld s", signal ? strsignal(signal) : "both lived", seconds);
+    say_who_lived(name, "a watcher and a client", snapshots_beside_a_watcher, 120);
     remove_worked_on(connect_to_pool());
 }
 
