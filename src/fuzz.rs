@@ -236,7 +236,7 @@ pub const DECODERS: &[Decoder] = &[
     },
     Decoder {
         name: "catalogue-silent-parent",
-        seeds: &[r#"{"version":1,"volume":"lab/rbd/v","deleted":17}"#, r#"{"version":2}"#],
+        seeds: &[r#"{"version":1,"volume":"lab/rbd/v","deleted":17}"#, r#"{"version":3}"#],
         run: stored::<catalogue::Silent>,
     },
     Decoder {

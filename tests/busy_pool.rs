@@ -14,15 +14,15 @@ use cinderblock::csi::controller::ControllerService;
 use cinderblock::csi::proto::controller_server::Controller;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
 use cinderblock::csi::proto::volume_capability::{AccessMode, AccessType, MountVolume};
-use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type};
+use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
 use cinderblock::csi::proto::{
     CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest, VolumeCapability,
-    VolumeContentSource,
+    ControllerUnpublishVolumeRequest, CreateSnapshotRequest, CreateVolumeRequest,
+    DeleteVolumeRequest, VolumeCapability, VolumeContentSource,
 };
 use cinderblock::rbd::ceph::Timeouts;
 use cinderblock::rbd::model::Model;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Restores at the same time: more than a pool has permits for changes.
 const RESTORES: usize = 40;
@@ -58,6 +58,15 @@ impl Gate {
     }
 }
 
+/// Opens the gate when a test ends, also when it fails: its runtime waits for what is held up.
+struct OpensAtTheEnd(Arc<Gate>);
+
+impl Drop for OpensAtTheEnd {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
 fn controller(model: &Model, gate: &Arc<Gate>) -> ControllerService {
     let (model, gate) = (model.clone(), gate.clone());
     let clusters = Clusters::new(
@@ -81,11 +90,66 @@ fn secrets() -> BTreeMap<String, String> {
     BTreeMap::from([("userID".into(), "csi".into()), ("userKey".into(), key.into())])
 }
 
-fn capability() -> VolumeCapability {
+fn capability(mode: Mode) -> VolumeCapability {
     VolumeCapability {
-        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+        access_mode: Some(AccessMode { mode: mode.into() }),
         access_type: Some(AccessType::Mount(MountVolume::default())),
     }
+}
+
+/// Publishes a volume to a node that reads. The model's drivers take their own connections, one for
+/// each request here, for strangers, beside whom a volume is published to no writer.
+async fn publish(controller: &ControllerService, id: &str) {
+    answered(controller.controller_publish_volume(Request::new(ControllerPublishVolumeRequest {
+        volume_id: id.to_owned(),
+        node_id: "n".to_owned(),
+        volume_capability: Some(capability(Mode::MultiNodeReaderOnly)),
+        secrets: secrets(),
+        ..ControllerPublishVolumeRequest::default()
+    })))
+    .await;
+}
+
+async fn unpublish(controller: &ControllerService, id: &str) {
+    answered(controller.controller_unpublish_volume(Request::new(
+        ControllerUnpublishVolumeRequest {
+            volume_id: id.to_owned(),
+            node_id: "n".to_owned(),
+            secrets: secrets(),
+        },
+    )))
+    .await;
+}
+
+fn expand(id: &str) -> Request<ControllerExpandVolumeRequest> {
+    Request::new(ControllerExpandVolumeRequest {
+        volume_id: id.to_owned(),
+        capacity_range: Some(CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 }),
+        secrets: secrets(),
+        ..ControllerExpandVolumeRequest::default()
+    })
+}
+
+fn snapshot(name: &str, source: &str) -> Request<CreateSnapshotRequest> {
+    Request::new(CreateSnapshotRequest {
+        source_volume_id: source.to_owned(),
+        name: name.to_owned(),
+        secrets: secrets(),
+        ..CreateSnapshotRequest::default()
+    })
+}
+
+/// A clone of the volume `source`. Chains are one link long, and the source is flattened for that.
+fn clone(name: &str, source: &str) -> Request<CreateVolumeRequest> {
+    let mut request = volume(name, None);
+    request.parameters.extend([
+        ("maxCloneDepth".to_owned(), "1".to_owned()),
+        ("flattenTarget".to_owned(), "source".to_owned()),
+    ]);
+    request.volume_content_source = Some(VolumeContentSource {
+        r#type: Some(Type::Volume(VolumeSource { volume_id: source.to_owned() })),
+    });
+    Request::new(request)
 }
 
 fn volume(name: &str, snapshot: Option<&str>) -> CreateVolumeRequest {
@@ -96,7 +160,7 @@ fn volume(name: &str, snapshot: Option<&str>) -> CreateVolumeRequest {
     CreateVolumeRequest {
         name: name.to_owned(),
         capacity_range: Some(CapacityRange { required_bytes: SIZE, limit_bytes: 0 }),
-        volume_capabilities: vec![capability()],
+        volume_capabilities: vec![capability(Mode::SingleNodeWriter)],
         parameters: parameters.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         secrets: secrets(),
         volume_content_source: snapshot.map(source),
@@ -119,21 +183,14 @@ async fn flattens_keep_nobody_from_attaching_detaching_and_expanding() {
     let model = Model::new();
     model.create_pool("rbd");
     let gate = Arc::<Gate>::default();
+    let _opens = OpensAtTheEnd(gate.clone());
     let controller = controller(&model, &gate);
     let golden = create(&controller, "golden").await;
     let mut others = Vec::new();
     for number in 0..4 {
         others.push(create(&controller, &format!("other-{number}")).await);
     }
-    let snapshot = controller
-        .create_snapshot(Request::new(CreateSnapshotRequest {
-            source_volume_id: golden,
-            name: "s".to_owned(),
-            secrets: secrets(),
-            ..CreateSnapshotRequest::default()
-        }))
-        .await
-        .unwrap();
+    let snapshot = controller.create_snapshot(snapshot("s", &golden)).await.unwrap();
     let snapshot = snapshot.into_inner().snapshot.unwrap().snapshot_id;
 
     let restores: Vec<_> = (0..RESTORES)
@@ -155,33 +212,9 @@ async fn flattens_keep_nobody_from_attaching_detaching_and_expanding() {
     }
 
     for id in &others {
-        answered(controller.controller_publish_volume(Request::new(
-            ControllerPublishVolumeRequest {
-                volume_id: id.clone(),
-                node_id: "n".to_owned(),
-                volume_capability: Some(capability()),
-                secrets: secrets(),
-                ..ControllerPublishVolumeRequest::default()
-            },
-        )))
-        .await;
-        answered(controller.controller_expand_volume(Request::new(
-            ControllerExpandVolumeRequest {
-                volume_id: id.clone(),
-                capacity_range: Some(CapacityRange { required_bytes: 2 * SIZE, limit_bytes: 0 }),
-                secrets: secrets(),
-                ..ControllerExpandVolumeRequest::default()
-            },
-        )))
-        .await;
-        answered(controller.controller_unpublish_volume(Request::new(
-            ControllerUnpublishVolumeRequest {
-                volume_id: id.clone(),
-                node_id: "n".to_owned(),
-                secrets: secrets(),
-            },
-        )))
-        .await;
+        publish(&controller, id).await;
+        answered(controller.controller_expand_volume(expand(id))).await;
+        unpublish(&controller, id).await;
     }
     let at_once = gate.flattening.load(Ordering::SeqCst);
     assert!(at_once <= 8, "{at_once} flattens run at once");
@@ -190,4 +223,46 @@ async fn flattens_keep_nobody_from_attaching_detaching_and_expanding() {
         restore.await.unwrap().unwrap();
     }
     assert!(gate.flattening.load(Ordering::SeqCst) >= RESTORES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_meets_a_flatten_is_told_at_once_and_attaching_goes_on() {
+    let model = Model::new();
+    model.create_pool("rbd");
+    let gate = Arc::<Gate>::default();
+    let _opens = OpensAtTheEnd(gate.clone());
+    let controller = controller(&model, &gate);
+    let golden = create(&controller, "golden").await;
+    let made = controller.create_volume(clone("source", &golden)).await.unwrap();
+    let source = made.into_inner().volume.unwrap().volume_id;
+    let flattening = tokio::spawn({
+        let (controller, source) = (controller.clone(), source.clone());
+        async move { controller.create_volume(clone("first", &source)).await.map(drop) }
+    });
+    let begun = Instant::now();
+    while gate.flattening.load(Ordering::SeqCst) == 0 {
+        assert!(begun.elapsed() < LONG, "{gate:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    let delete = DeleteVolumeRequest { volume_id: source.clone(), secrets: secrets() };
+    let answers = [
+        controller.create_snapshot(snapshot("s", &source)).await.map(drop),
+        controller.create_volume(clone("second", &source)).await.map(drop),
+        controller.controller_expand_volume(expand(&source)).await.map(drop),
+        controller.delete_volume(Request::new(delete)).await.map(drop),
+    ];
+    for answer in answers {
+        let refused = answer.unwrap_err();
+        assert_eq!(refused.code(), Code::Aborted, "{refused:?}");
+        assert!(refused.message().contains("flattening rbd/csi-source"), "{refused:?}");
+    }
+    publish(&controller, &source).await;
+    unpublish(&controller, &source).await;
+
+    gate.open();
+    flattening.await.unwrap().unwrap();
+    controller.create_snapshot(snapshot("s", &source)).await.unwrap();
+    controller.create_volume(clone("second", &source)).await.unwrap();
+    controller.controller_expand_volume(expand(&source)).await.unwrap();
 }

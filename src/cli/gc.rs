@@ -1,10 +1,10 @@
 //! `cinderblock gc`: finds what was left half-done, and finishes it when told to.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cinderblock::volume::Volumes;
 use cinderblock::volume::leftovers::Leftover;
+use cinderblock::volume::{Error, Volumes};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -14,7 +14,8 @@ use super::pool::PoolArgs;
 ///
 /// A running controller finishes its own leftovers by itself; this is for pools whose controller is
 /// gone, for deletions no client asked for again, and for a look. Without --apply nothing is
-/// changed. Each leftover is looked at again before anything is removed.
+/// changed. Each leftover is looked at again before anything is removed. What another operation is
+/// at work on is tried again for 45 seconds.
 #[derive(Debug, Args)]
 #[command(
     after_help = "What is found: entries of the journal, unfinished volumes, snapshots and group snapshots, snapshots made for clones that are gone,
@@ -74,6 +75,11 @@ struct Failure {
     why: String,
 }
 
+/// How long other operations are waited for: longer than the lease of a dead controller lasts.
+const OTHERS: Duration = Duration::from_secs(45);
+/// How long before they are looked at again.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Searches, and clears when told to.
 pub(crate) fn run(args: &GcArgs) -> ExitCode {
     let report = match args.pool.open().and_then(|volumes| work(args, &volumes)) {
@@ -116,12 +122,31 @@ fn work(args: &GcArgs, volumes: &Volumes) -> Result<Report, Box<dyn std::error::
         if !args.apply {
             return Ok(report);
         }
-        for leftover in new {
+        clear(volumes, new, &mut report);
+    }
+}
+
+/// Clears what was found. What other operations are at work on is tried again until they, or the
+/// leases of dead controllers, have had their time.
+fn clear(volumes: &Volumes, found: Vec<Leftover>, report: &mut Report) {
+    let deadline = Instant::now() + OTHERS;
+    let mut todo = found;
+    loop {
+        let mut conflicts = Vec::new();
+        for leftover in todo {
             match volumes.clear(&leftover) {
                 Ok(()) => report.cleared.push(leftover),
+                Err(error @ Error::Conflict(_)) => conflicts.push((leftover, error.to_string())),
                 Err(error) => report.failed.push(Failure { leftover, why: error.to_string() }),
             }
         }
+        if conflicts.is_empty() || Instant::now() >= deadline {
+            let failures = conflicts.into_iter();
+            report.failed.extend(failures.map(|(leftover, why)| Failure { leftover, why }));
+            return;
+        }
+        todo = conflicts.into_iter().map(|(leftover, _)| leftover).collect();
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -171,6 +196,7 @@ fn describe(leftover: &Leftover) -> String {
             format!("{image}: a deleted volume kept by other tools' {}", by.join(", "))
         }
         Leftover::Remains { image, .. } => format!("{image}: remains of an interrupted removal"),
+        Leftover::Journal { entries: 1 } => "1 journal entry".to_string(),
         Leftover::Journal { entries } => format!("{entries} journal entries"),
         Leftover::Unreadable { object, key, why } => {
             format!(

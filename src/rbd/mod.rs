@@ -419,6 +419,8 @@ impl Features {
     pub const JOURNALING: Features = Features(64);
     /// Data objects in another pool.
     pub const DATA_POOL: Features = Features(128);
+    /// Between the first and the last step of `rbd migration`.
+    pub const MIGRATING: Features = Features(512);
     /// Mirrored by snapshots, and not primary here.
     pub const NON_PRIMARY: Features = Features(1024);
     /// What new images get: all that today's krbd maps.
@@ -540,6 +542,8 @@ pub struct TrashEntry {
     pub name: String,
     /// Whether this is a removal in progress, or the remains of an interrupted one.
     pub removing: bool,
+    /// Whether `rbd migration` put it here and reads from it until its last step.
+    pub migrating: bool,
 }
 
 /// What keeps every client from changing an image.

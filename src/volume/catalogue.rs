@@ -36,8 +36,9 @@ mod publications;
 
 pub use publications::StoredNotes;
 
-/// The version of records this build writes; it reads no newer ones.
-const VERSION: u32 = 1;
+/// The newest version of records that this build writes ([`Record::version`]); it reads no newer
+/// ones.
+const VERSION: u32 = 2;
 /// Objects the records are spread over, so that no omap grows too large for one PG.
 const SHARDS: u8 = 16;
 /// Keys asked for at once when listing.
@@ -230,10 +231,21 @@ pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq {
     fn is_unfinished(&self) -> bool {
         false
     }
+
+    /// The version of its form: the first in which a driver that knows no more of it than that
+    /// version loses nothing when it writes the record anew. Drivers of earlier versions refuse it.
+    fn version(&self) -> u32 {
+        1
+    }
 }
 
 impl Record for Volume {
     const KIND: &'static str = "volume/";
+
+    /// Version 2 has tokens: a driver that dropped one would leave a node unfenced.
+    fn version(&self) -> u32 {
+        if self.published.iter().any(|publication| publication.token.is_some()) { 2 } else { 1 }
+    }
 
     fn is_unfinished(&self) -> bool {
         self.state != State::Ready
@@ -369,6 +381,16 @@ impl Catalogue {
     /// The silent parent with this id, whose volume's image had the name `image`.
     pub fn silent(&self, image: &str, image_id: &str) -> Result<Option<Stored<Silent>>> {
         self.get(image, image_id)
+    }
+
+    /// The silent parents that images named `image` have become, with their ids. Those that cannot
+    /// be read are left out.
+    pub fn silent_parents_of(&self, image: &str) -> Result<Vec<(String, Stored<Silent>)>> {
+        // Volume ids end in the image's name.
+        let is_its = |silent: &Silent| silent.volume.rsplit('/').next() == Some(image);
+        let (mut found, _) = self.list(&Cursor::default(), 0)?;
+        found.retain(|(_, stored)| is_its(&stored.record));
+        Ok(found)
     }
 
     fn get<R: Record>(&self, home: &str, key: &str) -> Result<Option<Stored<R>>> {
@@ -637,7 +659,7 @@ impl Unfinished {
 
 /// A record in the form it is written in.
 pub(crate) fn stored<R: Record>(key: String, record: R) -> Stored<R> {
-    let versioned = Versioned { version: VERSION, record };
+    let versioned = Versioned { version: record.version(), record };
     #[expect(
         clippy::expect_used,
         reason = "records are plain structs with string keys, which always serialise"

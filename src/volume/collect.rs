@@ -75,14 +75,16 @@ impl Volumes {
     }
 
     /// Settles suspects, wherever they live, and what becomes suspect by that: parents of collected
-    /// parents. Those that are busy or could not be settled stay in their journals; errors are
-    /// logged.
-    pub fn settle(&self, entries: Vec<Entry>) {
+    /// parents. Returns those that are busy or could not be settled, which stay in their journals;
+    /// errors are logged.
+    pub fn settle(&self, entries: Vec<Entry>) -> Vec<Entry> {
         let mut todo = entries;
+        let mut left = Vec::new();
         while !todo.is_empty() {
-            self.settle_some(todo);
+            left.extend(self.settle_some(todo));
             todo = self.take_suspects();
         }
+        left
     }
 
     /// Settles suspects, wherever they live. What becomes suspect by that is the caller's to take.
@@ -130,17 +132,13 @@ impl Volumes {
         } else {
             OpenMode::ReadOnly
         };
-        let image = match self.pool.open_image(ImageKey::Id(id), mode) {
-            Ok(image) => image,
-            Err(error) if error.errno == Errno::ENOENT => {
-                // The names it may have come from the entries.
-                for entry in entries {
-                    self.finish_removal(&entry.suspect)?;
-                    self.forget(entry)?;
-                }
-                return Ok(Vec::new());
+        let Some(image) = self.open_unless_migrated(id, mode)? else {
+            // The names it may have come from the entries.
+            for entry in entries {
+                self.finish_removal(&entry.suspect)?;
+                self.forget(entry)?;
             }
-            Err(error) => return Err(error.into()),
+            return Ok(Vec::new());
         };
         let snapshots = image.snapshots()?;
         let verdicts = Mutex::new(Vec::new());
@@ -281,6 +279,7 @@ impl Volumes {
             if still.is_some() {
                 self.activity.begin_heavy();
             }
+            self.activity.begin(format!("finishing the flatten of {}", home.spec(&image.name()?)));
             home.flatten_noted(&*image)?;
         }
         Ok(())
@@ -396,7 +395,7 @@ impl Volumes {
             let id = &clone.image_id;
             let is_it = |record: &Volume| record.image_id.as_ref().is_none_or(|known| known == id);
             if volume.is_some_and(|stored| is_it(&stored.record))
-                || home.catalogue.silent(names::before_silence(&clone.image, id), id)?.is_some()
+                || home.silent_parent(&clone.image, id)?.is_some()
             {
                 return Ok(true);
             }
@@ -422,7 +421,7 @@ impl Volumes {
             return Ok(false);
         }
         let stored = self.catalogue.snapshot(&snapshot.name)?;
-        Ok(stored.is_some_and(|stored| stored.record.image_id == id))
+        stored.map_or(Ok(false), |stored| self.is_recorded_on(&stored.record, id))
     }
 
     /// What a snapshot links to. None also when that is gone: an earlier attempt to drop the
@@ -440,8 +439,8 @@ impl Volumes {
         if !name.ends_with(names::SILENT_SUFFIX) {
             return Ok(Verdict::Kept);
         }
-        let volume = names::before_silence(&name, id);
-        let Some(silent) = self.catalogue.silent(volume, id)? else {
+        let Some((volume, silent)) = self.silent_parent(&name, id)? else {
+            let volume = names::before_silence(&name, id);
             // Renamed, but its DeleteVolume has not come to its last write: that one, or its retry,
             // settles it. Any other image of such a name is foreign.
             return Ok(match self.catalogue.volume(volume)? {
@@ -465,7 +464,7 @@ impl Volumes {
         }
         drop(image);
         // librbd does not stand two removals of one image at once.
-        let silent = self.catalogue.claim(volume, &silent)?;
+        let silent = self.catalogue.claim(&volume, &silent)?;
         match self.remove_for_good(&name, id) {
             Ok(()) => {}
             Err(error) if error.errno == Errno::EBUSY => return Ok(Verdict::Busy),
@@ -473,17 +472,20 @@ impl Volumes {
             Err(error) if error.errno == Errno::ENOTEMPTY => return Ok(Verdict::Busy),
             Err(error) => return Err(error.into()),
         }
-        self.catalogue.remove(volume, &silent)?;
+        self.catalogue.remove(&volume, &silent)?;
         Ok(Verdict::Gone)
     }
 
-    /// The suspect's image does not open: it is gone, or a removal of it was interrupted. Finishes
-    /// the removal, of silent parents by the names they may have; a volume's own is its
+    /// The suspect's image does not open: it is gone, or migrated, or a removal of it was
+    /// interrupted. Finishes the removal, of silent parents by the names they may have; a volume's own is its
     /// DeleteVolume's to finish.
     fn finish_removal(&self, suspect: &Suspect) -> Result<()> {
         let id = suspect.image_id.as_str();
         let volume = names::before_silence(&suspect.image, id);
         let silent = self.catalogue.silent(volume, id)?;
+        if self.is_followed(suspect, volume, silent.is_some())? {
+            return Ok(());
+        }
         // librbd does not stand two removals of one image at once: the operation that is at it
         // holds a lease.
         let silent = silent.map(|silent| self.catalogue.claim(volume, &silent)).transpose()?;

@@ -246,6 +246,7 @@ impl Volumes {
     ) -> Result<()> {
         let spec = self.spec(image);
         self.refuse_if_published(image, record)?;
+        self.refuse_while_flattened(id)?;
         self.refuse_if_open(&spec, opened, id, snapshots)?;
         self.refuse_unremovable(opened)?;
         let kept: Vec<_> = snapshots.iter().filter(|snapshot| is_kept(snapshot)).collect();

@@ -267,14 +267,14 @@ impl Volumes {
             Leftover::ChildlessSnapshot { image, image_id, snapshot_id, .. } => {
                 let suspect =
                     Suspect { snapshot: Some(*snapshot_id), ..self.as_suspect(image, image_id) };
-                self.collect_suspect(suspect)
+                self.collect_suspect(&suspect)
             }
             Leftover::EmptySilentParent { image, image_id }
             | Leftover::Remains { image, image_id } => {
-                self.collect_suspect(self.as_suspect(image, image_id))
+                self.collect_suspect(&self.as_suspect(image, image_id))
             }
             Leftover::KeptByOthers { image, image_id, by } => {
-                self.collect_suspect(self.as_suspect(image, image_id))?;
+                self.suspect(&[self.as_suspect(image, image_id)])?;
                 self.settle_own();
                 match self.pool.open_image(ImageKey::Id(image_id), OpenMode::ReadOnly) {
                     Ok(_) => Err(Error::FailedPrecondition(format!(
@@ -318,8 +318,16 @@ impl Volumes {
         }
     }
 
-    fn collect_suspect(&self, suspect: Suspect) -> Result<()> {
-        self.suspect(&[suspect])
+    fn collect_suspect(&self, suspect: &Suspect) -> Result<()> {
+        self.suspect(std::slice::from_ref(suspect))?;
+        let left = self.settle(self.take_suspects());
+        if left.iter().all(|entry| entry.suspect != *suspect) {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "an operation is at work on {}, or has it open",
+            self.spec(&suspect.image)
+        )))
     }
 
     fn clear_foreign(&self, name: &str, id: &str) -> Result<()> {

@@ -76,6 +76,7 @@ impl Volumes {
 
     /// Flattens an image whose links are in the journal.
     pub(super) fn flatten_noted(&self, image: &dyn Image) -> Result<()> {
+        let _flattening = self.begin_flatten(image)?;
         match image.flatten(&mut self.activity.progress()) {
             // Not, or no longer, a clone: another client flattened it.
             Err(error) if error.errno == Errno::EINVAL && image.parent(None)?.is_none() => Ok(()),

@@ -38,12 +38,14 @@ mod create;
 mod delete;
 mod error;
 mod fence;
+mod flattens;
 mod group;
 mod grow;
 pub mod journal;
 pub(crate) mod lease;
 pub mod leftovers;
 mod lineage;
+mod migration;
 mod modify;
 pub mod names;
 mod obstacles;
@@ -58,6 +60,7 @@ pub use create::{CreateVolume, DEFAULT_SIZE, Sizes, VolumeSource, largest};
 pub use delete::Retained;
 pub use error::{Error, Result};
 pub use fence::Leaving;
+pub use flattens::Flattens;
 pub use group::{CreateGroup, GroupSource};
 pub use journal::{Entry, Journal, Suspect};
 pub use lease::Leases;
@@ -156,6 +159,8 @@ pub struct Process {
     pub leases: Leases,
     /// The turns it takes.
     pub turns: Turns,
+    /// The images they flatten.
+    pub flattens: Flattens,
     /// How long one of them waits for a turn.
     pub patience: Duration,
     /// How many suspects are settled at the same time. Each takes a round of the monitors, which
@@ -168,6 +173,7 @@ impl Default for Process {
         Process {
             leases: Leases::default(),
             turns: Turns::default(),
+            flattens: Flattens::default(),
             patience: Duration::from_secs(20),
             at_once: 24,
         }

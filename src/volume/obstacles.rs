@@ -6,7 +6,7 @@
 
 use super::catalogue::{State, Stored, Volume};
 use super::{Error, Result, Volumes, names};
-use crate::rbd::{Errno, Hold, Image, ImageKey, OpenMode, Watcher};
+use crate::rbd::{Errno, Features, Hold, Image, ImageKey, OpenMode, Watcher};
 
 impl Volumes {
     /// The record of a volume that was handed out and has its image; else [`Error::NotFound`], with
@@ -59,6 +59,13 @@ impl Volumes {
         };
         if let Some(entry) = in_trash {
             let id = self.spec(&entry.id);
+            if entry.migrating {
+                return Ok(Some(
+                    "`rbd migration` moves its data to an image elsewhere; have it back with: rbd migration abort, and the spec of \
+                     that image"
+                        .to_string(),
+                ));
+            }
             return Ok((!entry.removing).then(|| {
                 format!(
                     "another tool moved it to the trash; give it back with: rbd trash restore --image {image} {id}"
@@ -79,8 +86,9 @@ impl Volumes {
     }
 
     /// Refuses an image here that no client can change: [`Error::FailedPrecondition`] with what to
-    /// do.
+    /// do, [`Error::Conflict`] while this process flattens it.
     pub(super) fn refuse_unchangeable(&self, image: &dyn Image) -> Result<()> {
+        self.refuse_while_flattened(&image.id()?)?;
         let Some(hold) = image.hold()? else { return Ok(()) };
         let spec = self.spec(&image.name()?);
         Err(Error::FailedPrecondition(match hold {
@@ -99,6 +107,13 @@ impl Volumes {
     /// do.
     pub(super) fn refuse_unremovable(&self, image: &dyn Image) -> Result<()> {
         self.refuse_unchangeable(image)?;
+        if image.info()?.features.contains(Features::MIGRATING) {
+            let spec = self.spec(&image.name()?);
+            return Err(Error::FailedPrecondition(format!(
+                "{spec} is being migrated, and Ceph removes no such image; when nothing uses it, finish that with: rbd migration \
+                 execute {spec}, then rbd migration commit {spec} (or give it up with: rbd migration abort {spec})"
+            )));
+        }
         let Some(group) = image.group()? else { return Ok(()) };
         let spec = self.spec(&image.name()?);
         Err(Error::FailedPrecondition(format!(

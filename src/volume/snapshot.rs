@@ -113,7 +113,9 @@ impl Volumes {
             Some(id) => Some(id),
             None => self.pool.image_id(image)?,
         };
-        Ok(known.is_none_or(|id| id == record.image_id))
+        // `rbd migration` gives the image of a volume a new id, which its record does not have.
+        Ok(known.is_none_or(|id| id == record.image_id)
+            || self.pool.image_id(image)?.is_some_and(|id| id == record.image_id))
     }
 
     /// Refuses a name that one of the image's `snapshots` has which no record knows.
@@ -217,18 +219,16 @@ impl Volumes {
         self.remove_recorded_snapshot(name, &stored, image).map_err(Error::after_a_change)
     }
 
-    /// The image that a recorded snapshot is on: the recorded one, else the one that has taken its
-    /// place. `rbd migration` makes a new image of the same name with the same snapshots, and
-    /// removes the old one. `None` when neither is there.
+    /// The image that a recorded snapshot is on: the recorded one, else the one that an `rbd
+    /// migration` has put in its place. `None` when neither is there.
     pub(super) fn image_of(
         &self,
         name: &str,
         record: &catalogue::Snapshot,
         mode: OpenMode,
     ) -> Result<Option<Box<dyn Image>>> {
-        match self.pool.open_image(ImageKey::Id(&record.image_id), mode) {
-            Err(error) if error.errno == Errno::ENOENT => {}
-            other => return Ok(Some(other?)),
+        if let Some(image) = self.open_unless_migrated(&record.image_id, mode)? {
+            return Ok(Some(image));
         }
         if record.snapshot_id == 0 {
             return Ok(None);

@@ -182,6 +182,7 @@ impl Volumes {
             Some(State::Creating) => ImageKind::Creating,
             Some(State::Deleting) => ImageKind::Deleting,
             None if known.silent.contains(&id) => ImageKind::SilentParent,
+            None if self.silent_parent(&name, &id)?.is_some() => ImageKind::SilentParent,
             None => ImageKind::Foreign,
         };
         let mut snapshots = Vec::new();
@@ -200,7 +201,9 @@ impl Volumes {
                 SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => {
                     (snapshot.name.clone(), SnapshotUse::Librbd)
                 }
-                SnapshotKind::User => (snapshot.name.clone(), used_for(&snapshot.name, &id, known)),
+                SnapshotKind::User => {
+                    (snapshot.name.clone(), self.used_for(&snapshot.name, &id, known)?)
+                }
             };
             let recorded = known.snapshots.get(&name).filter(|_| kind == SnapshotUse::Listed);
             snapshots.push(SurveyedSnapshot {
@@ -236,18 +239,21 @@ impl Volumes {
             kept_by,
         })
     }
-}
 
-fn used_for(name: &str, image_id: &str, known: &Known) -> SnapshotUse {
-    if known.snapshots.get(name).is_some_and(|stored| stored.record.image_id == image_id) {
-        SnapshotUse::Listed
-    } else if name.ends_with(names::CLONE_SNAPSHOT_SUFFIX) {
-        SnapshotUse::Clone
-    } else if name.ends_with(names::SILENT_SUFFIX) {
-        SnapshotUse::Parked
-    } else if names::is_backup_snapshot(name) {
-        SnapshotUse::Backup
-    } else {
-        SnapshotUse::Foreign
+    fn used_for(&self, name: &str, image_id: &str, known: &Known) -> Result<SnapshotUse> {
+        if let Some(stored) = known.snapshots.get(name)
+            && self.is_recorded_on(&stored.record, image_id)?
+        {
+            return Ok(SnapshotUse::Listed);
+        }
+        Ok(if name.ends_with(names::CLONE_SNAPSHOT_SUFFIX) {
+            SnapshotUse::Clone
+        } else if name.ends_with(names::SILENT_SUFFIX) {
+            SnapshotUse::Parked
+        } else if names::is_backup_snapshot(name) {
+            SnapshotUse::Backup
+        } else {
+            SnapshotUse::Foreign
+        })
     }
 }

@@ -86,7 +86,7 @@ fn set_up(format: CloneFormat) -> (Lab, Known) {
     lab.restore(&cut, "r");
     lab.create("h");
     let victim = Controller::new(&lab.model);
-    victim.session.inject(10, Fault::CrashBefore);
+    victim.session.inject(12, Fault::CrashBefore);
     victim.delete(RBD, "h").unwrap_err();
     let known = Known { plain: lab.plain.clone(), cut };
     (lab, known)

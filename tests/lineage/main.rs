@@ -10,6 +10,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod busy;
 mod chains;
 mod depth;
 mod family;

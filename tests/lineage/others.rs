@@ -200,6 +200,17 @@ async fn an_image_somebody_moved_is_told_of_and_one_somebody_removed_is_gone() {
     family.end();
 }
 
+/// One step of `rbd migration` of the image `spec`, to a new image of the same name.
+fn migrate(family: &Family<'_>, step: &str, spec: &str) {
+    let more: &[&str] = match step {
+        "prepare" => &[spec],
+        // Also when it has clones.
+        "commit" => &["--force"],
+        _ => &[],
+    };
+    family.rbd(&[&["migration", step, spec], more].concat());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migrated_image_keeps_its_snapshots() {
     let lab = Lab::from_environment();
@@ -207,13 +218,124 @@ async fn a_migrated_image_keeps_its_snapshots() {
     family.create("A").await;
     family.snapshot("A", "s1").await;
     let spec = family.spec("A");
-    for step in [&["prepare", &spec, &spec][..], &["execute", &spec], &["commit", &spec]] {
-        family.rbd(&[&["migration"], step].concat());
+    for step in ["prepare", "execute", "commit"] {
+        migrate(&family, step, &spec);
     }
     family.restore("s1", "B").await;
+    family.snapshot("A", "s2").await;
+    // The same requests again.
+    family.snapshot("A", "s1").await;
+    family.snapshot("A", "s2").await;
+    family.delete_snapshot("s2").await;
     family.delete("B").await;
     family.delete("A").await;
     family.delete_snapshot("s1").await;
+    family.end();
+}
+
+/// Ceph aborts `rbd migration` of an image that is renamed meanwhile, and removes none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_under_migration_is_used_and_not_deleted() {
+    let lab = Lab::from_environment();
+    for (last, snapshot) in [("commit", true), ("commit", false), ("abort", true), ("abort", false)]
+    {
+        let mut family = Family::new(&lab, "").await;
+        family.create("A").await;
+        if snapshot {
+            family.snapshot("A", "s1").await;
+        }
+        let spec = family.spec("A");
+        for step in ["prepare", "execute"] {
+            migrate(&family, step, &spec);
+            let before = family.everything();
+            assert_refused(family.try_delete("A").await, &format!("rbd migration commit {spec}"));
+            family.assert_unchanged(&before);
+            publish(&family, "A").await.unwrap();
+            unpublish(&family, "A").await;
+            if snapshot {
+                family.restore("s1", step).await;
+                family.delete(step).await;
+            }
+        }
+        migrate(&family, last, &spec);
+        family.delete("A").await;
+        if snapshot {
+            family.restore("s1", "B").await;
+            family.delete("B").await;
+            family.delete_snapshot("s1").await;
+        }
+        family.end();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migrated_silent_parent_goes_with_the_last_that_needs_it() {
+    let lab = Lab::from_environment();
+    // What goes before the migration, and what after it. Ceph migrates no image with a snapshot that
+    // was removed and has clones.
+    for (before, after) in [("", "B s1"), ("", "s1 B"), ("B", "s1")] {
+        let mut family = Family::new(&lab, "").await;
+        family.create("A").await;
+        family.snapshot("A", "s1").await;
+        family.restore("s1", "B").await;
+        let spec = format!("{}.deleted", family.spec("A"));
+        family.delete("A").await;
+        let go = async |family: &mut Family<'_>, names: &str| {
+            for name in names.split_whitespace() {
+                match name {
+                    "s1" => family.delete_snapshot(name).await,
+                    name => family.delete(name).await,
+                }
+            }
+        };
+        go(&mut family, before).await;
+        for step in ["prepare", "execute", "commit"] {
+            migrate(&family, step, &spec);
+        }
+        go(&mut family, after).await;
+        family.end();
+    }
+}
+
+/// The snapshot of the source that was cut for the clone goes with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_is_deleted_at_every_step_of_the_migration_of_its_source() {
+    let lab = Lab::from_environment();
+    for deleted_after in ["prepare", "execute", "commit"] {
+        let mut family = Family::new(&lab, "").await;
+        family.create("A").await;
+        family.clone_volume("A", "B").await;
+        let spec = family.spec("A");
+        for step in ["prepare", "execute", "commit"] {
+            migrate(&family, step, &spec);
+            if step == deleted_after {
+                family.delete("B").await;
+            }
+        }
+        family.assert("A");
+        family.delete("A").await;
+        family.end();
+    }
+}
+
+/// A backup tool's snapshot keeps a silent parent; the driver learned that before the migration.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_parent_that_was_suspect_before_its_migration_goes_with_the_sweeper() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    family.create("A").await;
+    let spec = family.spec("A");
+    family.rbd(&["snap", "create", &format!("{spec}@backup")]);
+    family.delete("A").await;
+    let spec = format!("{spec}.deleted");
+    for step in ["prepare", "execute", "commit"] {
+        migrate(&family, step, &spec);
+    }
+    let told = family.gc("", &["--apply"]);
+    assert!(told.contains(&format!("{spec}@backup")), "{told}");
+    family.rbd(&["snap", "rm", &format!("{spec}@backup")]);
+    let told = family.gc("", &["--apply"]);
+    assert!(told.contains("cleared  csi-A.deleted"), "{told}");
     family.end();
 }
 

@@ -17,7 +17,8 @@ pub(crate) fn an_image_goes_to_the_trash_and_comes_back(place: &Place) {
     drop(image);
     assert_eq!(pool.trash_get(&id).unwrap(), None);
     pool.trash_move("image", AN_HOUR).unwrap();
-    let entry = TrashEntry { id: id.clone(), name: "image".to_owned(), removing: false };
+    let entry =
+        TrashEntry { id: id.clone(), name: "image".to_owned(), removing: false, migrating: false };
     assert_eq!(pool.trash_get(&id).unwrap(), Some(entry.clone()));
     assert_eq!(pool.trash_list().unwrap(), [entry]);
     assert_eq!((image_names(pool), pool.image_id("image").unwrap()), (vec![], None));

@@ -101,6 +101,26 @@ fn a_lost_node_is_fenced_by_its_notes_and_nobody_else_is() {
     assert_eq!(lost.write(), Err(Errno::ESHUTDOWN));
 }
 
+/// A driver from before tokens would drop the token when it writes the record anew, as it does when
+/// the volume grows, and the node would not be fenced. It reads no record of version 2.
+#[test]
+fn a_driver_of_the_version_before_cannot_read_a_record_with_a_token() {
+    let lab = Lab::new();
+    lab.create("A");
+    let pool = lab.model.connect().cluster().pool(RBD.pool, RBD.namespace).unwrap();
+    let place = publish(&lab.controller, "A", "n");
+    let version = || {
+        let key = "volume/A";
+        let bytes = pool.omap_get(&place.object, &[key]).unwrap().remove(key).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&bytes).unwrap()["version"].clone()
+    };
+    assert_eq!(version(), 2);
+    lab.controller.grow(RBD, "A", 4).unwrap();
+    assert_eq!(version(), 2);
+    lab.controller.release(RBD, "A", Some("n")).unwrap();
+    assert_eq!(version(), 1);
+}
+
 #[test]
 fn a_client_that_is_closed_and_not_noted_any_more_is_not_fenced() {
     let lab = Lab::new();

@@ -5,8 +5,8 @@ use std::ptr::null_mut;
 use super::call::{List, c_string, grow, owned};
 use super::ioctx::Ioctx;
 use super::sys::{
-    RBD_TRASH_IMAGE_SOURCE_REMOVING, rbd_trash_get, rbd_trash_get_cleanup, rbd_trash_image_info_t,
-    rbd_trash_list, rbd_trash_list_cleanup,
+    RBD_TRASH_IMAGE_SOURCE_MIGRATION, RBD_TRASH_IMAGE_SOURCE_REMOVING, rbd_trash_get,
+    rbd_trash_get_cleanup, rbd_trash_image_info_t, rbd_trash_list, rbd_trash_list_cleanup,
 };
 use crate::rbd::{Errno, Result, TrashEntry};
 
@@ -59,5 +59,6 @@ unsafe fn entry(info: &rbd_trash_image_info_t) -> TrashEntry {
         // SAFETY: as above.
         name: unsafe { owned(info.name) },
         removing: info.source == RBD_TRASH_IMAGE_SOURCE_REMOVING,
+        migrating: info.source == RBD_TRASH_IMAGE_SOURCE_MIGRATION,
     }
 }

@@ -238,7 +238,12 @@ impl Pool for ModelPool {
 }
 
 fn entry(id: &str, item: &TrashItem) -> TrashEntry {
-    TrashEntry { id: id.to_owned(), name: item.name.clone(), removing: item.removing }
+    TrashEntry {
+        id: id.to_owned(),
+        name: item.name.clone(),
+        removing: item.removing,
+        migrating: false,
+    }
 }
 
 /// Renames an image as librbd does, and finishes an interrupted rename of the same names as `ceph`

@@ -1,0 +1,107 @@
+//! What `rbd migration` does to the images of volumes and to silent parents.
+//!
+//! A migration makes a new image, of the same name and with the same snapshots, each with a new id.
+//! It has three steps, and hours may pass between them: `prepare` puts the old image into the
+//! trash, has the clones link to the new one, and the new one read through to the old one;
+//! `execute` copies; `commit` removes the old one. Records and journal entries keep the old ids.
+//! From `prepare` on, the new image is what a record or an entry is about.
+
+use super::catalogue::{self, Silent, State, Stored};
+use super::collect::is_collectable;
+use super::journal::Suspect;
+use super::{Result, Volumes, names};
+use crate::rbd::{Errno, Features, Image, ImageKey, OpenMode};
+
+impl Volumes {
+    /// Opens the image `id`. `None` when it is gone, or a migration has put another in its place.
+    pub(super) fn open_unless_migrated(
+        &self,
+        id: &str,
+        mode: OpenMode,
+    ) -> Result<Option<Box<dyn Image>>> {
+        let image = match self.pool.open_image(ImageKey::Id(id), mode) {
+            Ok(image) => image,
+            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let replaced = image.info()?.features.contains(Features::MIGRATING)
+            && self.pool.trash_get(id)?.is_some_and(|entry| entry.migrating);
+        Ok((!replaced).then_some(image))
+    }
+
+    /// Whether no image has this id, in the trash either, or a migration has put another in its
+    /// place.
+    fn is_replaced_or_gone(&self, id: &str) -> Result<bool> {
+        Ok(self.open_unless_migrated(id, OpenMode::ReadOnly)?.is_none()
+            && self.pool.trash_get(id)?.is_none_or(|entry| entry.migrating))
+    }
+
+    /// Whether a snapshot's record is about a snapshot of the image `id`: the recorded image, or
+    /// the one in its place.
+    pub(super) fn is_recorded_on(&self, record: &catalogue::Snapshot, id: &str) -> Result<bool> {
+        Ok(record.image_id == id || self.is_replaced_or_gone(&record.image_id)?)
+    }
+
+    /// The record of the silent parent `name` with the id `id`, and the name that its volume's
+    /// image had. `None` when the image is no silent parent of this driver.
+    pub(super) fn silent_parent(
+        &self,
+        name: &str,
+        id: &str,
+    ) -> Result<Option<(String, Stored<Silent>)>> {
+        let Some(base) = name.strip_suffix(names::SILENT_SUFFIX) else { return Ok(None) };
+        let volume = names::before_silence(name, id);
+        if let Some(silent) = self.catalogue.silent(volume, id)? {
+            return Ok(Some((volume.to_string(), silent)));
+        }
+        // The old id may be in the name.
+        let volumes = [Some(base), base.rsplit_once('.').map(|(volume, _)| volume)];
+        for volume in volumes.into_iter().flatten() {
+            for (known, silent) in self.catalogue.silent_parents_of(volume)? {
+                let was_its =
+                    name == names::silent(volume) || name == names::silent_with_id(volume, &known);
+                if was_its && self.is_replaced_or_gone(&known)? {
+                    return Ok(Some((volume.to_string(), silent)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the image of a suspect, which was of `volume` and does not open, was migrated. Then
+    /// the image in its place is suspect, with all of its snapshots that are made for clones: theirs
+    /// have new ids.
+    pub(super) fn is_followed(
+        &self,
+        suspect: &Suspect,
+        volume: &str,
+        was_silent: bool,
+    ) -> Result<bool> {
+        let old = &suspect.image_id;
+        let names = if was_silent {
+            vec![names::silent(volume), names::silent_with_id(volume, old)]
+        } else {
+            let stored = self.catalogue.volume(volume)?;
+            let is_its = stored.is_some_and(|stored| {
+                stored.record.state == State::Ready && stored.record.image_id.as_ref() == Some(old)
+            });
+            if is_its { vec![volume.to_string()] } else { Vec::new() }
+        };
+        for name in names {
+            let Some(new) = self.pool.image_id(&name)?.filter(|new| new != old) else { continue };
+            if was_silent && self.silent_parent(&name, &new)?.is_none() {
+                continue;
+            }
+            let image = self.pool.open_image(ImageKey::Id(&new), OpenMode::ReadOnly)?;
+            let snapshots = image.snapshots()?;
+            let ids = snapshots.iter().filter(|it| is_collectable(it)).map(|it| Some(it.id));
+            let suspects: Vec<_> = ids
+                .chain([None])
+                .map(|snapshot| Suspect { snapshot, ..self.as_suspect(&name, &new) })
+                .collect();
+            self.suspect(&suspects)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
