@@ -116,14 +116,18 @@ publish() {
 
 is_unwatched() { ! ceph rbd --id admin status "rbd/csi-$1" | grep -q watcher=; }
 
-# lose VOLUME SNAPSHOT [PARAMETER…]: the first node, which writes to it, is frozen until its watch
+# away HOW: the first node freezes, or goes on without a network. back HOW: it is as before.
+away() { if [[ $1 == frozen ]]; then machine 1 stop; else machine 1 net ip link set tap1 down; fi; }
+back() { if [[ $1 == frozen ]]; then machine 1 cont; else machine 1 net ip link set tap1 up; fi; }
+
+# lose VOLUME HOW SNAPSHOT [PARAMETER…]: the first node, which writes to it, is away until its watch
 # has ended, and the volume is given to the second. With a SNAPSHOT that is cut before, while the
 # node is idle. The first node's other volume is not touched.
 lose() {
-    local volume=$1 snapshot=$2 before listed second
+    local volume=$1 how=$2 snapshot=$3 before listed second
     local -a parameters=()
-    for parameter in "${@:3}"; do parameters+=(--parameter "$parameter"); done
-    say "a node with two volumes is frozen, and $volume is taken from it"
+    for parameter in "${@:4}"; do parameters+=(--parameter "$parameter"); done
+    say "a node with two volumes is $how, and $volume is taken from it"
     ask create-volume --name "$volume" --size 256MiB --parameter clusterID=lab --parameter pool=rbd "${parameters[@]}"
     publish "$volume" first 1
     write_in_background 1 "csi-$volume"
@@ -132,7 +136,7 @@ lose() {
         on 1 pause
         ask create-snapshot "lab/rbd/csi-$volume" --name "$snapshot"
     fi
-    machine 1 stop
+    away "$how"
     before=$(durable)
     listed=$(blocklisted)
     call controller-publish "lab/rbd/csi-$volume" --node second && die "a volume that another node writes to was published"
@@ -143,8 +147,8 @@ lose() {
     on 2 verify "csi-$volume" "$before" >/dev/null
     second=/tmp/node/staging/csi-$volume/second
     machine 2 run bash -c "head -c 8M /dev/urandom >$second && sync $second && sha256sum $second" >"$work/sum"
-    say "the second node has it, with all $before durable files; the first wakes up"
-    machine 1 cont
+    say "the second node has it, with all $before durable files; the first is back"
+    back "$how"
     [[ $snapshot == - ]] || on 1 resume
     wait "$writer" && die "the first node writes on"
     writer=
@@ -175,8 +179,9 @@ start_controller
 on 2 start
 ask create-volume --name kept --size 256MiB --parameter clusterID=lab --parameter pool=rbd
 publish kept first 1
-lose unlocked - imageFeatures=layering
-lose locked -
-lose idle snapshot
+lose unlocked frozen - imageFeatures=layering
+lose locked frozen -
+lose idle frozen snapshot
+lose partitioned cut-off - imageFeatures=layering
 on 1 unstage csi-kept
 machine 2 run modprobe -r rbd # which works when nothing is mapped

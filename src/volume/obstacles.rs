@@ -24,10 +24,17 @@ impl Volumes {
     }
 
     /// Refuses a volume whose record is there and whose image is not: [`Error::NotFound`] with what
-    /// became of the image, if that can be told.
+    /// became of the image, if that can be told. [`Error::Conflict`] when the record has changed
+    /// since it was read: another controller deletes the volume.
     pub(super) fn require_image(&self, image: &str, record: &Volume) -> Result<()> {
         if self.pool.image_id(image)?.is_some() {
             return Ok(());
+        }
+        if self.catalogue.volume(image)?.is_none_or(|stored| stored.record != *record) {
+            return Err(Error::Conflict(format!(
+                "another controller is at work on {}",
+                self.spec(image)
+            )));
         }
         let whereabouts = self.whereabouts(image, record)?;
         Err(Error::NotFound(format!(

@@ -1,6 +1,7 @@
 //! What all clients share: the drivers, the names, and what was seen.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -58,8 +59,8 @@ impl Field {
         let pool = namespace.pool(&*lab.connect());
         let config = lab_config_with_own_user(lab, &namespace.name);
         let mut drivers = Vec::new();
-        for _ in 0..count {
-            drivers.push(start(&config).await);
+        for number in 0..count {
+            drivers.push(start(number, &config).await);
         }
         let mut controller = ControllerClient::new(drivers[0].1.clone());
         let golden = controller.create_volume(class.create_volume("golden", SMALL)).await.unwrap();
@@ -110,7 +111,7 @@ impl Field {
                 if !self.drivers.lock().unwrap()[number].0.has_ended() {
                     continue;
                 }
-                let fresh = start(&self.config).await;
+                let fresh = start(number, &self.config).await;
                 let (old, _) = std::mem::replace(&mut self.drivers.lock().unwrap()[number], fresh);
                 let is_forgiven = old.log().contains("AsyncOpTracker.cc: 13: FAILED");
                 assert!(is_forgiven && self.count() > 1, "{}", old.log());
@@ -154,8 +155,13 @@ pub fn pattern() -> Vec<u8> {
         .collect()
 }
 
-async fn start(config: &str) -> (Driver, Channel) {
-    let driver = Driver::start(config, &["--role", "controller"]);
+/// Starts the driver of that number. The second is the program HAMMER_SECOND where that is set.
+async fn start(number: usize, config: &str) -> (Driver, Channel) {
+    let program = std::env::var("HAMMER_SECOND")
+        .ok()
+        .filter(|_| number == 1)
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_cinderblock").to_string());
+    let driver = Driver::start_by(|_| Command::new(program), config, &["--role", "controller"]);
     let channel = driver.channel().await;
     (driver, channel)
 }

@@ -11,7 +11,8 @@
 //!
 //! `HAMMER_SECONDS` says for how long (20, and half of it with one driver), `HAMMER_SEED` which
 //! numbers are drawn; the seed is printed. Which calls meet is the machine's affair, so a seed
-//! repeats the calls and not the run.
+//! repeats the calls and not the run. `HAMMER_SECOND` is the program of the second driver, such as
+//! an earlier version (`tests/versions.sh`).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(unreachable_pub, reason = "a test has no outside")]

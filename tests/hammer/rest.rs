@@ -10,7 +10,7 @@ use tonic::{Code, Response, Status};
 use super::clients::is_gone;
 use super::common::random::Random;
 use super::field::{Field, NAMES, Origin, SMALL, pattern};
-use super::history::{Event, Name, What};
+use super::history::{Event, Name, What, is_of_another_version};
 
 /// What a volume or snapshot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +232,7 @@ async fn finally<T>(
         };
         let open = status.code() == Code::Aborted
             || is_gone(&status)
+            || is_of_another_version(&status)
             || status.code() == Code::FailedPrecondition && status.message().contains("is open at");
         if !open {
             assert_eq!(status.code(), Code::AlreadyExists, "{what}: {status:?}");
