@@ -19,7 +19,8 @@ node_packages=(runc containernetworking-plugins busybox-static umoci socat iprou
 # A linker for Rust, and a C compiler for the check of the declarations against librados' and
 # librbd's headers. What tests look at scripts and answers with, end processes with (procps has
 # kill), and make hosts odd with. Python, for what checks objects against Kubernetes' schemas.
-build_packages=(gcc libc6-dev shellcheck jq socat faketime procps python3-venv)
+# Prometheus, which alerts and the dashboard are evaluated on.
+build_packages=(gcc libc6-dev shellcheck jq socat faketime procps python3-venv prometheus)
 
 # missing_packages NAME…: those of the named packages that are not installed, one a line.
 missing_packages() {
@@ -58,12 +59,18 @@ install_packages() {
     stop_packaged_services "${missing[@]}"
 }
 
-# stop_packaged_services NAME…: where systemd runs, Ceph's packages start units of their own. The
-# lab starts its daemons itself, in its own folder, so units that came with packages just installed
-# are stopped and stay off.
+# stop_packaged_services NAME…: where systemd runs, the packages of Ceph and Prometheus start units of
+# their own. The lab and the tests start their daemons themselves, in folders of their own, so units
+# that came with packages just installed are stopped and stay off.
 stop_packaged_services() {
-    [[ -d /run/systemd/system && " $* " == *" ceph-"* ]] || return 0
-    say "stopping and disabling the systemd units these packages brought: the lab starts its own daemons"
-    as_root systemctl disable --now --quiet ceph.target ceph-mon.target ceph-mgr.target ceph-osd.target \
+    local units=()
+    [[ -d /run/systemd/system ]] || return 0
+    [[ " $* " != *" ceph-"* ]] || units+=(
+        ceph.target ceph-mon.target ceph-mgr.target ceph-osd.target
         ceph-mon.service ceph-crash.service rbdmap.service
+    )
+    [[ " $* " != *" prometheus "* ]] || units+=(prometheus.service)
+    ((${#units[@]})) || return 0
+    say "stopping and disabling the systemd units these packages brought: the lab starts its own daemons"
+    as_root systemctl disable --now --quiet "${units[@]}"
 }

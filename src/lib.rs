@@ -10,11 +10,15 @@
 //! - [`kube`]: Kubernetes, as a client, for those who have it.
 //! - [`notes`]: which clients may write to a volume, as `volume` and `node` tell each other.
 //! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
+//! - [`metrics`]: what all of these measure; it uses none of them. [`monitoring`]: the port on which
+//!   Prometheus reads it.
 
 pub mod csi;
 #[cfg(debug_assertions)]
 pub mod fuzz;
 pub mod kube;
+pub mod metrics;
+pub mod monitoring;
 pub mod node;
 pub mod notes;
 pub mod rbd;

@@ -22,6 +22,10 @@ use cinderblock::csi::proto::{
 };
 use cinderblock::csi::qos::MUTABLE_PARAMETERS;
 use cinderblock::csi::status::{ANSWERS, CEPH_ERRORS};
+use cinderblock::metrics::{
+    CLASSES, CONNECTION_STATES, Description, FENCED, ILLNESSES, MKFS_RESULTS, MOUNTERS, Metrics,
+    RECONNECT_REASONS, SWEEP_OUTCOMES,
+};
 use common::driver::Driver;
 use tonic::Code;
 
@@ -112,7 +116,8 @@ fn errors() {
         "# Errors\n\n\
          A message says what, which object, why, and what to do; this is the same from the other side. Sidecars take ABORTED,\n\
          DEADLINE_EXCEEDED and UNAVAILABLE (and CANCELLED) for \"may still be running\" and ask again; every other code is final, and then nothing\n\
-         is left behind. Once something was changed, an unfinished or unknown outcome is one of those three, whatever the cause.\n\n\
+         is left behind. Once something was changed, an unfinished or unknown outcome is one of those three, whatever the cause. The message ends\n\
+         with the id of the request, which is in its log lines too.\n\n\
          | code | cause | remedy |\n|---|---|---|\n",
     );
     for answer in ANSWERS {
@@ -203,6 +208,37 @@ async fn capabilities() {
         text += &format!("| {service} | {capability} | {when} |\n");
     }
     assert_is("capabilities.md", &text);
+}
+
+#[test]
+fn metrics() {
+    let mut text = String::from(
+        "# Metrics\n\n\
+         What `/metrics` says with `--metrics-address`; [monitoring.md](../monitoring.md) says how to use it. A histogram has its name with\n\
+         `_bucket`, `_count` and `_sum`. `cluster`, `pool` and `namespace` are those that the configuration names, all others together are\n\
+         `other`.\n\n\
+         | metric | kind | labels | |\n|---|---|---|---|\n",
+    );
+    for Description { name, kind, labels, help } in Metrics::new().descriptions() {
+        let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+        text += &format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", "));
+    }
+    text += "\n## Values of labels\n\n| label | of | values |\n|---|---|---|\n";
+    for (label, of, values) in [
+        ("class", "operations", &CLASSES[..]),
+        ("state", "connections", &CONNECTION_STATES),
+        ("reason", "reconnects", &RECONNECT_REASONS),
+        ("outcome", "sweeps", &SWEEP_OUTCOMES),
+        ("of", "fenced clients", &FENCED),
+        ("result", "mkfs", &MKFS_RESULTS),
+        ("illness", "volumes", &ILLNESSES),
+        ("mounter", "mapped devices", &MOUNTERS),
+    ] {
+        let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
+        text += &format!("| `{label}` | {of} | {} |\n", values.join(", "));
+    }
+    text += "\n`method` is the name of an RPC of CSI, or `other`; `code` is gRPC's; `errno` is Ceph's.\n";
+    assert_is("metrics.md", &text);
 }
 
 fn help(words: &[&str]) -> String {

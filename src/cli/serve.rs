@@ -23,6 +23,7 @@ use cinderblock::csi::snapshot_metadata::SnapshotMetadataService;
 use cinderblock::csi::validate::NODE_ID_BYTES;
 use cinderblock::csi::{ids, topology};
 use cinderblock::kube::{self, Nodes, Recorder};
+use cinderblock::monitoring;
 use cinderblock::node::Node;
 use cinderblock::rbd::ceph::{self, Connections, Timeouts};
 use cinderblock::telemetry::LogArgs;
@@ -105,6 +106,12 @@ pub(crate) struct ServeArgs {
     /// configuration has a `topology`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = topology::segment)]
     topology: Vec<(String, String)>,
+
+    /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP there: :PORT for every address
+    /// of this host, or ADDRESS:PORT. Whoever reaches it may read them. Without this there is no
+    /// such port.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_address: Option<monitoring::Address>,
 
     /// Speak to Kubernetes too, as the pod's service account, or as KUBECONFIG says outside a pod:
     /// the controller role records events on claims, volumes, snapshots and nodes, and cuts off no
@@ -225,6 +232,10 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
     // Before the socket is there: a caller that finds it may rely on what the arguments promise.
     let wanted = args.kubernetes && args.role != Role::Node;
     let kubernetes = if wanted { Some(kube::connect().await?) } else { None };
+    let port = match &args.metrics_address {
+        Some(address) => Some(monitoring::Port::bind(address).await?),
+        None => None,
+    };
     let socket = CsiSocket::bind(&args.endpoint).await?;
     let clusters: Vec<_> = config.clusters.keys().map(String::as_str).collect();
     tracing::info!(
@@ -243,6 +254,10 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             config.clusters.values().cloned().collect(),
         ),
     };
+    if let Some(port) = port {
+        let identity = identity.clone();
+        tokio::spawn(port.serve(move || identity.is_ready()));
+    }
     let topology_used = topology::is_used(&config);
     let mut routes = Routes::new(IdentityServer::new(identity.with_topology(topology_used)));
 
@@ -258,12 +273,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
             config.clone(),
             &args.instance,
             Timeouts::default(),
-            Box::new(move |options| {
-                let cluster = connections.get(options)?;
-                #[cfg(debug_assertions)]
-                let cluster = cinderblock::rbd::kill::wired(cluster);
-                Ok(cluster)
-            }),
+            Box::new(move |options| connections.get(options)),
             Box::new(move |address| stuck.set_aside(address)),
         ));
         let mut controller = ControllerService::new(clusters, nodes, timeout)
@@ -301,6 +311,7 @@ async fn serve(args: ServeArgs, config: Config) -> Result<(), Box<dyn std::error
         )
         .with_topology(topology_used.then(|| args.topology.into_iter().collect()))
         .with_alpha(args.enable_alpha);
+        service.measure();
         routes = routes.add_service(NodeServer::new(service));
     }
     socket.serve(routes, GRACE, shutdown).await?;

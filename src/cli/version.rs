@@ -1,5 +1,6 @@
 //! `cinderblock --version`: the program's version, and which of Ceph's libraries it runs on.
 
+use cinderblock::metrics::metrics;
 use cinderblock::rbd::ceph::{Libraries, libraries};
 
 use super::print_line;
@@ -17,6 +18,7 @@ pub(crate) fn print() {
 pub(crate) fn log() {
     let Libraries { ceph, librbd, librados, lacks, .. } = libraries();
     let version = env!("CARGO_PKG_VERSION");
+    metrics().build(version, ceph);
     let lacks =
         if lacks.is_empty() { String::new() } else { format!(", which lack {}", lacks.join("; ")) };
     tracing::info!(

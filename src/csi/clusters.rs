@@ -4,6 +4,7 @@ use super::config::{self, Config};
 use super::ids::Location;
 use super::operations::{Class, Operation};
 use super::status::Scope;
+use crate::metrics::PlaceLabels;
 use crate::rbd::ceph::{ConnectOptions, Timeouts};
 use crate::rbd::{self, Errno, Key, Monitor, Pool};
 use crate::volume::{Activity, Process, Volumes};
@@ -24,6 +25,9 @@ pub type SetAside = Box<dyn Fn(&str) + Send + Sync>;
 /// For how long nothing may be heard of an operation before its connection is set aside: no single
 /// wait that knows a timeout takes as long.
 const STUCK: Duration = Duration::from_secs(30);
+
+/// What metrics call what the configuration does not name.
+pub(super) const OTHER: &str = "other";
 
 /// How long the monitors of a cluster are handed out without asking again.
 const MONITORS_FRESH: Duration = Duration::from_mins(1);
@@ -223,13 +227,39 @@ impl Clusters {
         cluster: &config::Cluster,
         credentials: Credentials,
     ) -> rbd::Result<Arc<dyn rbd::Cluster>> {
-        (self.connect)(&ConnectOptions {
+        let connected = (self.connect)(&ConnectOptions {
             monitors: cluster.monitors.clone(),
             ceph_conf: cluster.ceph_conf.clone(),
             user: credentials.user,
             key: Some(credentials.key),
             timeouts: self.timeouts,
-        })
+        })?;
+        Ok(rbd::observed(connected, &cluster.cluster_id))
+    }
+
+    /// What metrics call a place: its pool and namespace when the configuration names them, else
+    /// `other`.
+    pub(super) fn labels(&self, location: &Location) -> PlaceLabels {
+        let Location { cluster, pool, namespace } = location;
+        let known = self.config.clusters.get(cluster);
+        let named = known.into_iter().flat_map(|cluster| {
+            cluster
+                .pools
+                .iter()
+                .map(|named| named.split_once('/').unwrap_or((named, cluster.default_namespace())))
+        });
+        let (mut pool_label, mut namespace_label) = (OTHER, OTHER);
+        for (named_pool, named_namespace) in named.filter(|(named, _)| named == pool) {
+            pool_label = named_pool;
+            if named_namespace == namespace {
+                namespace_label = named_namespace;
+            }
+        }
+        PlaceLabels {
+            cluster: if known.is_some() { cluster.as_str() } else { OTHER }.to_owned(),
+            pool: pool_label.to_owned(),
+            namespace: namespace_label.to_owned(),
+        }
     }
 
     /// The pools that the configuration names with credentials of the driver's own, for work at
@@ -402,6 +432,34 @@ mod tests {
             ("[v2:[fd00::1]:3300/0,v1:[fd00::1]:6789/0]", &["fd00::1", "fd00::1"]),
         ] {
             assert_eq!(hosts(monitor), found, "{monitor}");
+        }
+    }
+
+    #[test]
+    fn metrics_name_no_place_that_the_configuration_does_not() {
+        let config = "- {clusterID: lab, monitors: [m], pools: [rbd, fast/tenant]}";
+        let clusters = Clusters::new(
+            Config::parse(config).unwrap(),
+            "default",
+            Timeouts::default(),
+            Box::new(|_| unreachable!("nothing is asked")),
+            Box::new(|_| ()),
+        );
+        for (place, labels) in [
+            (["lab", "rbd", ""], ["lab", "rbd", ""]),
+            (["lab", "rbd", "any"], ["lab", "rbd", "other"]),
+            (["lab", "fast", "tenant"], ["lab", "fast", "tenant"]),
+            (["lab", "fast", ""], ["lab", "fast", "other"]),
+            (["lab", "any", "tenant"], ["lab", "other", "other"]),
+            (["any", "rbd", ""], ["other", "other", "other"]),
+        ] {
+            let [cluster, pool, namespace] = place.map(str::to_owned);
+            let found = clusters.labels(&Location { cluster, pool, namespace });
+            assert_eq!(
+                [found.cluster.as_str(), &found.pool, &found.namespace],
+                labels,
+                "{place:?}"
+            );
         }
     }
 

@@ -11,6 +11,7 @@ use super::proto::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
     GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
 };
+use crate::metrics::metrics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,6 +75,11 @@ impl IdentityService {
         IdentityService { name: name.to_string(), ready, topology: false }
     }
 
+    /// Whether it is ready, as Probe says.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
     /// The same, saying that not every node reaches every volume, if so.
     #[must_use]
     pub fn with_topology(self, used: bool) -> IdentityService {
@@ -92,6 +98,7 @@ async fn any_answers(clusters: &[Arc<Cluster>], silent: &mut BTreeSet<String>) -
     for (answers, cluster) in tried.join_all().await {
         any |= answers;
         let cluster = &cluster.cluster_id;
+        metrics().cluster_answers(cluster, answers);
         if answers && silent.remove(cluster) {
             tracing::info!(cluster, "a monitor accepts connections again");
         } else if !answers && silent.insert(cluster.clone()) {
@@ -182,7 +189,7 @@ impl Identity for IdentityService {
         &self,
         _request: Request<ProbeRequest>,
     ) -> Result<Response<ProbeResponse>, Status> {
-        Ok(Response::new(ProbeResponse { ready: Some(self.ready.load(Ordering::Relaxed)) }))
+        Ok(Response::new(ProbeResponse { ready: Some(self.is_ready()) }))
     }
 }
 

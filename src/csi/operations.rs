@@ -22,6 +22,7 @@
 //! is dropped: nothing was begun, and otherwise a cluster that is away for long would gather every
 //! request made meanwhile.
 
+use crate::metrics::{Begun, metrics};
 use crate::volume::Activity;
 use std::any::Any;
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Status;
+use tracing::{Instrument as _, Span};
 
 /// How long a queued operation waits for a caller to ask again. Kubernetes' sidecars do within
 /// about a minute while they are told that a deadline was exceeded.
@@ -64,6 +66,17 @@ pub enum Class {
 }
 
 impl Class {
+    /// What metrics call it.
+    fn label(self) -> &'static str {
+        match self {
+            Class::Attach => "attach",
+            Class::Change => "change",
+            Class::Heavy => "heavy",
+            Class::Stream => "stream",
+            Class::Background => "background",
+        }
+    }
+
     /// Permits in one pool.
     const fn per_pool(self) -> usize {
         match self {
@@ -98,15 +111,23 @@ pub(super) struct Permits(Arc<Mutex<HashMap<String, Arc<Semaphore>>>>);
 pub struct Permit {
     _of_pool: OwnedSemaphorePermit,
     _of_cluster: OwnedSemaphorePermit,
+    _at_work: Begun,
 }
 
 impl Permits {
     pub(super) async fn get(&self, class: Class, cluster: &str, pool: &str) -> Permit {
+        let waits = metrics().operation_waits(class.label());
         // The pool's first: what waits for a stuck pool takes no place from the others.
         let of_pool = self.bound(format!("{class:?} {cluster}/{pool}"), class.per_pool());
         let of_pool = acquire(of_pool).await;
         let of_cluster = self.bound(format!("{class:?} {cluster}"), class.per_cluster());
-        Permit { _of_pool: of_pool, _of_cluster: acquire(of_cluster).await }
+        let of_cluster = acquire(of_cluster).await;
+        drop(waits);
+        Permit {
+            _of_pool: of_pool,
+            _of_cluster: of_cluster,
+            _at_work: metrics().operation_works(class.label()),
+        }
     }
 
     /// Has `activity` exchange `permit` for a heavy one when it comes to heavy work. Returns where
@@ -308,7 +329,10 @@ impl Operations {
 
         let mut held = Held { table: self.running.clone(), running: running.clone() };
         let (permits, operation) = (self.permits.clone(), running.operation.clone());
-        tokio::spawn(async move {
+        // What the work logs carries the request that began it, also after that one's end.
+        let span = Span::current();
+        let within = span.clone();
+        let task = async move {
             let permit = {
                 let Operation { class, cluster, pool, .. } = &operation;
                 let mut permit = std::pin::pin!(permits.get(*class, cluster, pool));
@@ -322,8 +346,9 @@ impl Operations {
             };
             let permit = permits.exchange(permit, &activity, &operation.cluster, &operation.pool);
             activity.begin("");
-            let result =
-                tokio::task::spawn_blocking(move || work(activity)).await.unwrap_or_else(|panic| {
+            let result = tokio::task::spawn_blocking(move || within.in_scope(|| work(activity)))
+                .await
+                .unwrap_or_else(|panic| {
                     tracing::error!(%panic, "an operation panicked");
                     Err(Status::aborted(
                         "the driver failed inside this operation, see its log; try again",
@@ -334,7 +359,8 @@ impl Operations {
             // once.
             drop(held);
             sender.send_replace(Some(result));
-        });
+        };
+        tokio::spawn(task.instrument(span));
         Ok((running, answer))
     }
 }
@@ -469,6 +495,13 @@ mod tests {
         end.send(()).unwrap();
         assert!(second.wait_for(Option::is_some).await.unwrap().clone().unwrap().unwrap());
         assert_eq!(operations.run(operation("Y", "k", ""), LONG, |_| Ok(1)).await.unwrap(), 1);
+    }
+
+    #[test]
+    fn metrics_have_every_class() {
+        let classes =
+            [Class::Attach, Class::Change, Class::Heavy, Class::Stream, Class::Background];
+        assert_eq!(classes.map(Class::label), crate::metrics::CLASSES);
     }
 
     #[tokio::test]

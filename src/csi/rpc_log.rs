@@ -1,21 +1,55 @@
-//! One log line per RPC: what was called, how long it took, and how it ended.
+//! One log line per RPC: what was called, how long it took, and how it ended. The metrics of RPCs
+//! are made here too.
 //!
-//! Everything logged while an RPC is handled carries its method, a number that is unique in the
-//! process, and the volume or snapshot it is about. Bodies are never logged: requests carry
+//! Everything logged while an RPC is handled carries its method, its [request id](RequestId), and
+//! the volume or snapshot it is about; so does what the operation logs that it began. The message
+//! of an error ends with the same id. Bodies are never logged: requests carry
 //! credentials. Calls that only ask are logged at `debug` when they succeed, because probes and
 //! listings come every few seconds; calls that change something at `info`; failures at `warn` with
 //! the message the client gets. Of a server stream the opening is logged.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::{Request, Response};
+use prost_reflect::DescriptorPool;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
+
+use super::proto::FILE_DESCRIPTOR_SET;
+use crate::metrics::{Begun, metrics};
+
+/// What one RPC is known by in log lines and in the error that its caller gets. It is among the
+/// extensions of the request. No two RPCs of an installation have the same, but by chance.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(String);
+
+impl RequestId {
+    fn next() -> RequestId {
+        static PROCESS: LazyLock<String> =
+            LazyLock::new(|| uuid::Uuid::new_v4().simple().to_string()[..8].to_owned());
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        RequestId(format!("{}-{}", *PROCESS, NUMBER.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// The status with this id at the end of its message.
+    pub(super) fn in_message_of(&self, status: &Status) -> Status {
+        Status::new(status.code(), format!("{} [request {self}]", status.message()))
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
 
 /// Wraps the services of a server in [`RpcLog`].
 #[derive(Debug, Clone, Copy)]
@@ -48,25 +82,74 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
+    fn call(&mut self, mut request: Request<RequestBody>) -> Self::Future {
         let path = request.uri().path();
         let method = path.rsplit_once('/').map_or(path, |(_, method)| method).to_owned();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let span = tracing::info_span!("rpc", method, number, object = Empty, outcome = Empty);
+        let known = known_method(path);
+        let id = RequestId::next();
+        let span =
+            tracing::info_span!("rpc", method, request = %id, object = Empty, outcome = Empty);
+        request.extensions_mut().insert(id.clone());
 
-        let mut call =
-            Call { changes: !only_asks(&method), started: Instant::now(), answered: false };
+        let mut call = Call {
+            changes: !only_asks(&method),
+            started: Instant::now(),
+            answered: false,
+            method: known,
+            _in_flight: metrics().rpc_begins(known),
+        };
         let future = span.in_scope(|| self.inner.call(request));
         Box::pin(
             async move {
-                let response = future.await?;
+                let mut response = future.await?;
                 call.answered = true;
-                call.log(Status::from_header_map(response.headers()));
+                let status = Status::from_header_map(response.headers());
+                if let Some(status) = status.as_ref().filter(|status| status.code() != Code::Ok) {
+                    // Its text is percent-encoded, so that it always is a header.
+                    let _ = id.in_message_of(status).add_header(response.headers_mut());
+                }
+                call.log(status);
                 Ok(response)
             }
             .instrument(span),
         )
+    }
+}
+
+/// The RPC with this path, as metrics name it. A client may ask for anything; what is none of CSI's
+/// is `other`.
+fn known_method(path: &str) -> &'static str {
+    static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        let pool = DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
+        let services: Vec<_> = pool.services().collect();
+        let methods = services.iter().flat_map(|service| {
+            service.methods().map(|method| format!("/{}/{}", service.full_name(), method.name()))
+        });
+        methods.collect()
+    });
+    METHODS.get(path).and_then(|path| path.rsplit_once('/')).map_or("other", |(_, method)| method)
+}
+
+/// gRPC's own name of a code.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -91,6 +174,8 @@ struct Call {
     changes: bool,
     started: Instant,
     answered: bool,
+    method: &'static str,
+    _in_flight: Begun,
 }
 
 impl Call {
@@ -98,6 +183,8 @@ impl Call {
     /// in the headers.
     fn log(&self, status: Option<Status>) {
         let milliseconds = self.milliseconds();
+        let code = status.as_ref().map_or(Code::Ok, Status::code);
+        metrics().rpc_ends(self.method, code_name(code), self.started.elapsed());
         match status {
             Some(status) if status.code() != Code::Ok => {
                 tracing::warn!(milliseconds, code = ?status.code(), error = status.message(), "failed");
@@ -115,6 +202,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.answered {
+            metrics().rpc_ends(self.method, code_name(Code::Cancelled), self.started.elapsed());
             tracing::warn!(
                 milliseconds = self.milliseconds(),
                 "the client stopped waiting for the answer"
@@ -203,7 +291,8 @@ mod tests {
         assert_eq!(lines[1]["level"], "INFO");
         assert_eq!(lines[1]["span"]["method"], "CreateVolume");
         assert!(lines[1]["fields"]["milliseconds"].is_u64());
-        assert_eq!(lines[0]["span"]["number"], lines[1]["span"]["number"]);
+        let id = lines[0]["span"]["request"].as_str().unwrap();
+        assert!(id.contains('-') && lines[1]["span"]["request"] == id, "{lines:?}");
         assert_eq!(lines[1]["span"]["object"], "lab/rbd//csi-a");
         assert_eq!(lines[1]["span"]["outcome"], "made");
     }
@@ -227,6 +316,38 @@ mod tests {
         assert_eq!(lines[1]["level"], "WARN");
         assert_eq!(lines[1]["fields"]["code"], "NotFound");
         assert_eq!(lines[1]["fields"]["error"], "volume é is gone");
+    }
+
+    #[test]
+    fn the_message_of_an_error_ends_with_the_id_of_its_log_lines() {
+        let future = |outcome| {
+            let request = Request::builder()
+                .uri("http://localhost/csi.v1.Identity/Probe")
+                .body(Some(outcome))
+                .unwrap();
+            let mut future = RpcLogLayer.layer(Stub).call(request);
+            match future.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+                Poll::Ready(Ok(response)) => response,
+                _ => panic!("the stub answers at once"),
+            }
+        };
+        let status = |response: Response<()>| Status::from_header_map(response.headers());
+        let told = status(future(Status::not_found("volume é is gone"))).unwrap();
+        let (message, id) = told.message().rsplit_once(" [request ").unwrap();
+        assert_eq!((told.code(), message), (Code::NotFound, "volume é is gone"));
+        let other = status(future(Status::not_found("volume é is gone"))).unwrap();
+        assert!(id.ends_with(']') && !other.message().ends_with(id), "{id}");
+        assert!(status(future(Status::ok(""))).is_none());
+    }
+
+    #[test]
+    fn metrics_know_the_methods_of_csi_and_no_others() {
+        assert_eq!(known_method("/csi.v1.Controller/CreateVolume"), "CreateVolume");
+        assert_eq!(known_method("/csi.v1.Node/CreateVolume"), "other");
+        assert_eq!(known_method("/csi.v1.Controller/Anything"), "other");
+        assert_eq!(known_method("*"), "other");
+        let names: BTreeSet<_> = (0..17).map(|code| code_name(Code::from_i32(code))).collect();
+        assert_eq!(names.len(), 17);
     }
 
     #[test]

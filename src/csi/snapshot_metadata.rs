@@ -14,6 +14,7 @@ use super::proto::{
     BlockMetadata, BlockMetadataType, GetMetadataAllocatedRequest, GetMetadataAllocatedResponse,
     GetMetadataDeltaRequest, GetMetadataDeltaResponse,
 };
+use super::rpc_log::RequestId;
 use super::{deadline, validate};
 use crate::rbd::{Diff, Errno, Extent, Features, ImageKey, OpenMode};
 use crate::volume::{Error, State, catalogue};
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::Span;
 
 /// Extents in one message when the request does not say.
 const DEFAULT_RESULTS: usize = 256;
@@ -65,6 +67,7 @@ impl SnapshotMetadataService {
         &self,
         query: Query,
         time: Time,
+        id: Option<RequestId>,
         secrets: &BTreeMap<String, String>,
         message: fn(Batch) -> T,
     ) -> Result<Response<ReceiverStream<Result<T, Status>>>, Status> {
@@ -75,8 +78,9 @@ impl SnapshotMetadataService {
         let permit =
             operations.stream_permit(&location.cluster, &location.pool, time.left()).await?;
         let (sender, mut receiver) = mpsc::channel(QUEUE);
+        let span = Span::current();
         tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let (_permit, _within) = (permit, span.entered());
             let send = |batch| match sender.blocking_send(Ok(message(batch))) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
@@ -93,7 +97,7 @@ impl SnapshotMetadataService {
         // anything to say is an error at once.
         match time.next(&mut receiver).await {
             Some(Err(status)) => Err(status),
-            Some(Ok(first)) => Ok(Response::new(prepend(first, receiver, time))),
+            Some(Ok(first)) => Ok(Response::new(prepend(first, receiver, time, id))),
             None => Ok(Response::new(ReceiverStream::new(receiver))),
         }
     }
@@ -130,16 +134,22 @@ impl Time {
     }
 }
 
-/// A stream of `first` and then all of `rest`.
+/// A stream of `first` and then all of `rest`. An error that comes once the call was answered has
+/// the id of the request in its message too.
 fn prepend<T: Send + 'static>(
     first: T,
     mut rest: mpsc::Receiver<Result<T, Status>>,
     time: Time,
+    id: Option<RequestId>,
 ) -> ReceiverStream<Result<T, Status>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let mut next = Some(Ok(first));
         while let Some(message) = next {
+            let message = message.map_err(|status| match &id {
+                Some(id) => id.in_message_of(&status),
+                None => status,
+            });
             let last = message.is_err();
             if sender.send(message).await.is_err() || last {
                 return;
@@ -296,6 +306,7 @@ impl SnapshotMetadata for SnapshotMetadataService {
         request: Request<GetMetadataAllocatedRequest>,
     ) -> Result<Response<Self::GetMetadataAllocatedStream>, Status> {
         let time = Time::of(&request, self.controller.timeout());
+        let id = request.extensions().get::<RequestId>().cloned();
         let request = request.into_inner();
         let query = query(
             ("snapshot_id", &request.snapshot_id),
@@ -303,7 +314,7 @@ impl SnapshotMetadata for SnapshotMetadataService {
             request.starting_offset,
             request.max_results,
         )?;
-        self.stream(query, time, &request.secrets, |batch| GetMetadataAllocatedResponse {
+        self.stream(query, time, id, &request.secrets, |batch| GetMetadataAllocatedResponse {
             block_metadata_type: BlockMetadataType::VariableLength.into(),
             volume_capacity_bytes: batch.capacity,
             block_metadata: batch.blocks,
@@ -316,6 +327,7 @@ impl SnapshotMetadata for SnapshotMetadataService {
         request: Request<GetMetadataDeltaRequest>,
     ) -> Result<Response<Self::GetMetadataDeltaStream>, Status> {
         let time = Time::of(&request, self.controller.timeout());
+        let id = request.extensions().get::<RequestId>().cloned();
         let request = request.into_inner();
         let query = query(
             ("target_snapshot_id", &request.target_snapshot_id),
@@ -323,7 +335,7 @@ impl SnapshotMetadata for SnapshotMetadataService {
             request.starting_offset,
             request.max_results,
         )?;
-        self.stream(query, time, &request.secrets, |batch| GetMetadataDeltaResponse {
+        self.stream(query, time, id, &request.secrets, |batch| GetMetadataDeltaResponse {
             block_metadata_type: BlockMetadataType::VariableLength.into(),
             volume_capacity_bytes: batch.capacity,
             block_metadata: batch.blocks,

@@ -11,10 +11,12 @@
 //! cannot be settled yet is looked at again after a second, then less and less often, at last every
 //! 15 minutes: what is stuck for days costs next to nothing.
 
-use super::clusters::{Access, Clusters, Credentials};
+use super::clusters::{Access, Clusters, Credentials, OTHER};
 use super::ids::Location;
 use super::operations::{Class, Permits};
 use super::parameters;
+use crate::metrics::{Figures, PlaceLabels, Space, metrics};
+use crate::rbd::PoolStats;
 use crate::volume::{Activity, Entry, Volumes};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +67,9 @@ struct State {
     suspects: HashMap<Entry, Busy>,
     /// The images whose suspects are being settled.
     working: HashSet<Image>,
+    /// Entries of the journal that do not say when they were written, with when they were seen
+    /// first, in seconds since 1970.
+    undated: HashMap<Entry, i64>,
 }
 
 /// An image by its pool, namespace and id.
@@ -111,6 +116,17 @@ impl State {
     fn next(&self) -> Option<Instant> {
         let free = |entry: &Entry| !self.working.contains(&entry.image());
         self.suspects.iter().filter(|(entry, _)| free(entry)).map(|(_, busy)| busy.due).min()
+    }
+
+    /// When the oldest of the entries of a journal, all of them, was written.
+    fn oldest(&mut self, journal: &[Entry]) -> Option<i64> {
+        let undated: HashSet<_> = journal.iter().filter(|entry| entry.since().is_none()).collect();
+        self.undated.retain(|entry, _| undated.contains(entry));
+        let now = now();
+        for entry in undated {
+            self.undated.entry(entry.clone()).or_insert(now);
+        }
+        journal.iter().filter_map(Entry::since).chain(self.undated.values().copied()).min()
     }
 
     /// Adds suspects that are due at once, but for those that are known.
@@ -188,6 +204,8 @@ impl Sweeper {
         let state = State { credentials, ..State::default() };
         let place = Arc::new(Place { state: Mutex::new(state), ..Place::default() });
         places.insert(location.clone(), place.clone());
+        let figures = Figures { swept: now(), ..Figures::default() };
+        metrics().place_is(&location.to_string(), self.0.clusters.labels(location), figures);
         tokio::spawn(work(self.0.clone(), location.clone(), place.clone()));
         place
     }
@@ -263,6 +281,7 @@ async fn work(inner: Arc<Inner>, location: Location, place: Arc<Place>) {
                 {
                     tracing::info!(%location, why = status.message(), "is not swept until it is used again");
                     inner.places().remove(&location);
+                    metrics().place_is_left(&location.to_string());
                     return;
                 }
                 Ok(Done::Swept(Err(status))) => {
@@ -277,16 +296,41 @@ async fn work(inner: Arc<Inner>, location: Location, place: Arc<Place>) {
 
 /// Sweeps a place. What is suspect there is due from then on.
 async fn swept(inner: Arc<Inner>, location: Location, place: Arc<Place>, first: bool) -> Done {
-    let suspects = inner
+    let labels = inner.clusters.labels(&location);
+    let key = location.to_string();
+    let found = inner
         .run(location, place.clone(), move |access| access.answer(sweep(&access.volumes, first)))
         .await;
-    let add = |mut suspects: Vec<Entry>| {
-        let mut state = place.state();
-        // What is being settled now is found by the next sweep if it is still there.
-        suspects.retain(|suspect| !state.working.contains(&suspect.image()));
-        state.add(suspects);
+    metrics().swept(&labels, if found.is_ok() { "done" } else { "failed" });
+    let found = match found {
+        Ok(found) => found,
+        Err(status) => return Done::Swept(Err(status)),
     };
-    Done::Swept(suspects.map(add))
+    let mut state = place.state();
+    measure(&mut state, &key, labels, &found);
+    let mut suspects = found.journal;
+    suspects.extend(found.elsewhere);
+    // What is being settled now is found by the next sweep if it is still there.
+    suspects.retain(|suspect| !state.working.contains(&suspect.image()));
+    state.add(suspects);
+    Done::Swept(Ok(()))
+}
+
+/// Tells the metrics what a sweep has found.
+fn measure(state: &mut State, key: &str, labels: PlaceLabels, found: &Found) {
+    if let Some(PoolStats { stored, max_available, quota }) = found.room
+        && labels.pool != OTHER
+    {
+        let space = Space { used: stored, available: max_available, quota };
+        metrics().pool_is(&labels.cluster, &labels.pool, space);
+    }
+    let figures = Figures {
+        journal: found.journal.len() as u64,
+        oldest: state.oldest(&found.journal),
+        trash: found.trash,
+        swept: now(),
+    };
+    metrics().place_is(key, labels, figures);
 }
 
 /// Settles the suspects of one image. What becomes suspect by that is due from then on.
@@ -336,14 +380,35 @@ fn access(
     clusters.access(location, credentials, activity)
 }
 
-/// Sweeps a pool. Returns all suspects there, and those it wrote elsewhere.
-fn sweep(volumes: &Volumes, first: bool) -> crate::volume::Result<Vec<Entry>> {
+/// What a sweep finds.
+struct Found {
+    /// All suspects there.
+    journal: Vec<Entry>,
+    /// Those that it wrote elsewhere.
+    elsewhere: Vec<Entry>,
+    /// Images in the trash, and the room in the pool, if they can be told.
+    trash: Option<u64>,
+    room: Option<PoolStats>,
+}
+
+/// Sweeps a pool, and looks at what metrics tell of it.
+fn sweep(volumes: &Volumes, first: bool) -> crate::volume::Result<Found> {
     if first {
         volumes.recount_nodes()?;
     }
-    let mut suspects = volumes.sweep(ABANDONED)?;
-    suspects.extend(volumes.take_suspects());
-    Ok(suspects)
+    let journal = volumes.sweep(ABANDONED)?;
+    let elsewhere = volumes.take_suspects();
+    let trash = volumes.pool().trash_list().map(|entries| entries.len() as u64);
+    let room = volumes.pool().stats();
+    for error in trash.as_ref().err().into_iter().chain(room.as_ref().err()) {
+        tracing::debug!(%error, "metrics do without this");
+    }
+    Ok(Found { journal, elsewhere, trash: trash.ok(), room: room.ok() })
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
 }
 
 #[cfg(test)]

@@ -85,6 +85,17 @@ pub enum Mounter {
     Fuse,
 }
 
+impl Mounter {
+    /// What StorageClasses call it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Mounter::Rbd => "rbd",
+            Mounter::RbdNbd => "rbd-nbd",
+            Mounter::Fuse => "fuse",
+        }
+    }
+}
+
 impl FromStr for Mounter {
     type Err = Error;
 

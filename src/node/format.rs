@@ -42,6 +42,7 @@ use super::mark::{self, Mark, Marks};
 use super::mount;
 use super::options;
 use super::programs::{self, Finished, Program};
+use crate::metrics::metrics;
 
 #[cfg(test)]
 mod matrix;
@@ -117,6 +118,7 @@ pub(super) fn check_mkfs_options(
 }
 
 fn refuse<T>(why: String) -> Result<T> {
+    metrics().mkfs("refused");
     Err(Error::FailedPrecondition(why))
 }
 
@@ -260,6 +262,7 @@ fn interpret(finished: &Finished) -> Result<Contents> {
         finished.output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
     };
     let unknown = |why: &str| {
+        metrics().mkfs("refused");
         Error::FailedPrecondition(format!(
             "what is on the device is not certain, so it is left alone: {why}"
         ))
@@ -428,9 +431,13 @@ fn make(
                 std::thread::sleep(Duration::from_millis(20));
             }
             _ if is_busy => return Err(Error::Unavailable(words)),
-            _ => return Err(Error::Internal(words)),
+            _ => {
+                metrics().mkfs("failed");
+                return Err(Error::Internal(words));
+            }
         }
     }
+    metrics().mkfs("done");
     format.marks.write(&Mark::Filesystem(fs_type, uuid))?;
     Ok(fs_type)
 }

@@ -66,9 +66,10 @@ pub use publish::Publish;
 pub use stage::Stage;
 pub use usage::{Expand, Illness, Inodes, Usage};
 
-use crate::rbd::Key;
+use crate::metrics::metrics;
 use crate::rbd::ceph::{ConnectOptions, Connections, Timeouts};
-use attach::{Device, Image};
+use crate::rbd::{self, Key};
+use attach::{Device, Image, Mounter};
 use bounded::Looks;
 use mark::Marks;
 use mount::{Mount, MountTable};
@@ -197,8 +198,22 @@ impl Node {
         Marks::new(
             image.clone(),
             key.and_then(Key::key_type),
-            Arc::new(move || connections.get(&options)),
+            // Which cluster of the configuration that is, a node is not told.
+            Arc::new(move || Ok(rbd::observed(connections.get(&options)?, ""))),
         )
+    }
+
+    /// Tells the metrics how many volumes are staged here. Reads what the state directory says, and
+    /// touches no device.
+    pub fn measure(&self) {
+        let entries = std::fs::read_dir(&self.state_directory).into_iter().flatten().flatten();
+        let records: Vec<_> = entries
+            .filter_map(|entry| VolumeDirectory::at(entry.path()).load().ok().flatten())
+            .collect();
+        for mounter in [Mounter::Rbd, Mounter::RbdNbd, Mounter::Fuse] {
+            let count = records.iter().filter(|record| record.mounter == mounter).count();
+            metrics().mapped_are(mounter.name(), count);
+        }
     }
 
     fn volume(&self, volume_id: &str) -> VolumeDirectory {

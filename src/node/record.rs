@@ -92,6 +92,11 @@ impl VolumeDirectory {
         Self(state_directory.join(format!("{:032x}", u128::from_be_bytes(half))))
     }
 
+    /// The directory of some volume, by its path.
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.0
     }

@@ -15,6 +15,7 @@ use super::notes::Notes;
 use super::place::Place;
 use super::record::{Record, VolumeDirectory};
 use super::{Node, is_of_volume};
+use crate::metrics::metrics;
 use crate::rbd::Key;
 
 /// How long a filesystem or a device may take to answer a question about it.
@@ -195,13 +196,31 @@ pub enum Illness {
     WatchLost(String),
 }
 
+impl Illness {
+    /// What metrics call it.
+    fn label(&self) -> &'static str {
+        match self {
+            Illness::DeviceGone(_) => "device-gone",
+            Illness::ReadOnly(_) => "read-only",
+            Illness::Failing(_) => "failing",
+            Illness::NotAnswering(_) => "not-answering",
+            Illness::Blocklisted(_) => "blocklisted",
+            Illness::WatchLost(_) => "watch-lost",
+        }
+    }
+}
+
 impl Node {
     /// What is wrong with a volume at a staging or target path. `NotFound` when the volume is not
     /// there. A dead device holds it up for some seconds at most.
     pub fn illnesses(&self, volume_id: &str, path: &Path) -> Result<Vec<Illness>> {
         let directory = self.volume(volume_id);
         let (record, device, mount) = match locate(&directory, volume_id, path) {
-            Err(Error::Unavailable(why)) => return Ok(vec![Illness::DeviceGone(why)]),
+            Err(Error::Unavailable(why)) => {
+                let gone = Illness::DeviceGone(why);
+                metrics().illness_seen(gone.label());
+                return Ok(vec![gone]);
+            }
             other => other?,
         };
         let gave_up = |mount: &&Mount| {
@@ -225,7 +244,11 @@ impl Node {
             (Ok(Err(error)), _) => Some(Illness::Failing(failing(&device, &error))),
             (Err(error), _) => Some(Illness::NotAnswering(error.to_string())),
         };
-        Ok(of_device.into_iter().chain(read_only).collect())
+        let illnesses: Vec<_> = of_device.into_iter().chain(read_only).collect();
+        for illness in &illnesses {
+            metrics().illness_seen(illness.label());
+        }
+        Ok(illnesses)
     }
 
     /// Whether the volume's client watches its image, if it should.

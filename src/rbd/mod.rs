@@ -29,8 +29,9 @@ mod error;
 pub mod io;
 mod key;
 #[cfg(debug_assertions)]
-pub mod kill;
+mod kill;
 pub mod model;
+mod observed;
 mod release;
 pub(crate) mod turns;
 mod user;
@@ -38,6 +39,7 @@ mod user;
 pub use error::{CLASSES, Class, Error, Result, Tolerate, class};
 pub use key::{Key, KeyType};
 pub use nix::errno::Errno;
+pub use observed::observed;
 pub use release::Release;
 pub use turns::Turns;
 pub(crate) use user::User;

@@ -10,6 +10,7 @@ use super::journal::Suspect;
 use super::modify::not_inherited;
 use super::snapshot::find;
 use super::{Error, FlattenTarget, Result, Volumes};
+use crate::metrics::metrics;
 use crate::rbd::{
     CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot, SnapshotSpec,
     Tolerate,
@@ -45,7 +46,7 @@ impl Volumes {
         stored: &mut Stored<Volume>,
         parent: &Parent,
     ) -> Result<Volume> {
-        let flatten = self.shorten(request, parent)?;
+        let (depth, flatten) = self.shorten(request, parent)?;
         let snapshot = self.snapshot_to_clone(request, parent)?;
         // The source may have grown since it was looked at.
         let size = stored.record.size.max(snapshot.size);
@@ -108,6 +109,7 @@ impl Volumes {
         if request.has_metadata() {
             describe(&*image, request)?;
         }
+        metrics().clone_made(depth);
         Ok(Volume { image_id: Some(id), size, ..stored.record.clone() })
     }
 
@@ -127,19 +129,20 @@ impl Volumes {
     }
 
     /// Makes the chain short enough for one more clone, by flattening the source if the policy has
-    /// it so. Answers why the clone must be flattened instead, or anyhow, if it must. A depth of 0
-    /// is a full copy: a clone that is flattened.
-    fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<Option<String>> {
+    /// it so. Answers how many ancestors the clone is to have, and why it must be flattened instead,
+    /// or anyhow, if it must. A depth of 0 is a full copy: a clone that is flattened.
+    fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<(u32, Option<String>)> {
         let policy = &request.policy;
         if policy.max_clone_depth == 0 {
-            return Ok(Some("maxCloneDepth is 0 and every clone a full copy".to_string()));
+            return Ok((0, Some("maxCloneDepth is 0 and every clone a full copy".to_string())));
         }
         if parent.snapshot.is_some() && policy.flatten_on_restore {
-            return Ok(Some("flattenOnRestore is on".to_string()));
+            return Ok((0, Some("flattenOnRestore is on".to_string())));
         }
         let at = parent.snapshot.as_ref().map(|snapshot| snapshot.id);
-        if self.depth(&*parent.image, at)? < policy.max_clone_depth {
-            return Ok(None);
+        let depth = self.depth(&*parent.image, at)?;
+        if depth < policy.max_clone_depth {
+            return Ok((depth + 1, None));
         }
         let why = format!(
             "its chain of clones is as long as maxCloneDepth ({}) allows",
@@ -153,13 +156,15 @@ impl Volumes {
             FlattenTarget::Auto => !parent.is_attached()?,
         };
         if !(helps && wanted && parent.image.hold()?.is_none()) {
-            return Ok(Some(why));
+            return Ok((0, Some(why)));
         }
         let source = parent.open(OpenMode::ReadWrite)?;
         parent.home.flatten(&*source, &parent.home.spec(&source.name()?), &why)?;
         drop(source);
         let source = parent.open(OpenMode::ReadOnly)?;
-        Ok((self.depth(&*source, at)? >= policy.max_clone_depth).then_some(why))
+        let depth = self.depth(&*source, at)?;
+        let short = depth < policy.max_clone_depth;
+        Ok(if short { (depth + 1, None) } else { (0, Some(why)) })
     }
 
     /// The snapshot to clone, ready for that: the one asked for, or one newly cut.

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use super::catalogue::{Stored, StoredNotes, Volume};
 use super::{Error, Result, Volumes};
+use crate::metrics::metrics;
 use crate::notes::FENCED_SECONDS;
 use crate::rbd::{Errno, ImageKey, OpenMode};
 
@@ -95,6 +96,7 @@ impl Volumes {
         for address in addresses {
             self.activity.begin(format!("fencing {address}"));
             self.cluster().blocklist(address, FENCED_SECONDS)?;
+            metrics().client_fenced("node");
         }
         Ok(())
     }

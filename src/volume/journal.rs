@@ -86,6 +86,12 @@ impl Entry {
         Entry { bytes: written(&suspect), suspect }
     }
 
+    /// When it was written, in seconds since 1970 by the clock of that controller. `None` for one of
+    /// a version that wrote no time.
+    pub fn since(&self) -> Option<i64> {
+        serde_json::from_slice::<Versioned>(&self.bytes).ok().and_then(|versioned| versioned.since)
+    }
+
     /// The image that it is about: its pool, namespace and id.
     pub fn image(&self) -> (String, String, String) {
         let Suspect { pool, namespace, image_id, .. } = &self.suspect;
@@ -99,6 +105,9 @@ struct Versioned {
     /// Differs between two entries of one suspect, so that settling the first never forgets the
     /// second.
     written: String,
+    /// When it was written, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since: Option<i64>,
     #[serde(flatten)]
     suspect: Suspect,
 }
@@ -106,7 +115,8 @@ struct Versioned {
 /// A suspect in the form it is written in.
 pub(crate) fn written(suspect: &Suspect) -> Vec<u8> {
     let written = uuid::Uuid::new_v4().simple().to_string();
-    let versioned = Versioned { version: 1, written, suspect: suspect.clone() };
+    let since = Some(super::now());
+    let versioned = Versioned { version: 1, written, since, suspect: suspect.clone() };
     #[expect(clippy::expect_used, reason = "a plain struct of strings always serialises")]
     serde_json::to_vec(&versioned).expect("a suspect serialises")
 }

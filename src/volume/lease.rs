@@ -41,6 +41,7 @@
 //! again.
 
 use super::{Activity, Error, Result};
+use crate::metrics::metrics;
 use crate::notes::FENCED_SECONDS;
 use crate::rbd::{Errno, Guard, OmapUpdate, Pool};
 use std::sync::atomic::Ordering;
@@ -165,11 +166,17 @@ impl Leases {
     ) -> Result<bool> {
         let mut free = Guard::Absent(key.to_string());
         for _ in 0..ATTEMPTS {
+            let is_anothers = matches!(free, Guard::Equals(..));
             let mut with_lease = update.clone();
             with_lease.guards.push(free);
             with_lease.set.push((key.to_string(), stored.bytes()));
             match pool.omap_update(object, &with_lease) {
-                Ok(()) => return Ok(true),
+                Ok(()) => {
+                    if is_anothers {
+                        metrics().lease_taken_over();
+                    }
+                    return Ok(true);
+                }
                 Err(error) if error.errno == Errno::ECANCELED => {}
                 Err(error) => {
                     // It may be there all the same, and no operation would have it.
@@ -292,6 +299,7 @@ impl Leases {
                     _ => error.into(),
                 }
             })?;
+            metrics().client_fenced("controller");
             lock(&self.process.fenced).insert(known, Instant::now());
         }
         Ok(())

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod classes;
+mod monitoring;
 mod pods;
 mod rights;
 mod schemas;
@@ -274,15 +275,15 @@ fn with_everything_on_every_part_is_there_and_with_everything_off_nothing_is() {
         rendering(names).objects.iter().map(|object| text(object, "/kind")).collect()
     };
     let always = "CSIDriver ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PersistentVolumeClaim Pod \
-                  PodDisruptionBudget Role RoleBinding ServiceAccount StorageClass VolumeSnapshotClass";
+                  PodDisruptionBudget Role RoleBinding Service ServiceAccount StorageClass VolumeSnapshotClass";
     let always: BTreeSet<_> = always.split_whitespace().collect();
     let with =
         |more: &[&'static str]| -> BTreeSet<_> { always.iter().chain(more).copied().collect() };
     assert_eq!(kinds(&["available"]), always);
     assert_eq!(kinds(&["available", "since-1.34"]), with(&["VolumeAttributesClass"]));
     let asked_for = [
+        "PodMonitor",
         "PrometheusRule",
-        "Service",
         "ServiceMonitor",
         "SnapshotMetadataService",
         "VolumeGroupSnapshotClass",

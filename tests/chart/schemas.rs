@@ -24,6 +24,7 @@ const CUSTOM: &[(&str, &str)] = &[
     ("groupsnapshot.storage.k8s.io/v1", "VolumeGroupSnapshotClass"),
     ("cbt.storage.k8s.io/v1beta1", "SnapshotMetadataService"),
     ("monitoring.coreos.com/v1", "ServiceMonitor"),
+    ("monitoring.coreos.com/v1", "PodMonitor"),
     ("monitoring.coreos.com/v1", "PrometheusRule"),
 ];
 

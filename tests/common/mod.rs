@@ -7,6 +7,7 @@ pub mod driver;
 pub mod random;
 pub mod releases;
 pub mod rpcs;
+pub mod scrape;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -27,6 +27,7 @@ use tonic::Request;
 
 use crate::common::bytes::Bytes;
 use crate::common::driver::{Class, Driver, MIB, filesystem, lab_config, secrets_of};
+use crate::common::scrape::MONITORED;
 use crate::common::{Lab, Namespace, POOL};
 
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
@@ -429,6 +430,8 @@ async fn no_key_and_no_token_is_seen_anywhere() {
         "json",
         "--state-dir",
         state_dir.to_str().unwrap(),
+        MONITORED[0],
+        MONITORED[1],
     ];
     let mut driver = Driver::start(&config, &arguments);
     let _attached = Attached(driver.folder().to_owned(), state.path().to_owned());
@@ -473,6 +476,9 @@ async fn no_key_and_no_token_is_seen_anywhere() {
     let shown =
         |text: &str| text.lines().find(|line| marks.are_in(line.as_bytes())).map(str::to_owned);
     assert_eq!(shown(&answers), None, "an answer holds a secret");
+    let metrics = driver.scrape();
+    assert!(metrics.sum("rpc_duration_seconds_count", &[]) > 100.0);
+    assert_eq!(shown(&metrics.text), None, "a metric holds a secret");
     driver.terminate();
     assert_eq!(shown(&driver.log()), None, "the log holds a secret");
     let written: Vec<_> = [driver.folder(), state.path()]

@@ -29,6 +29,9 @@ use super::topology::Segments;
 use super::{deadline, identity, validate};
 use crate::node::{Error, Illness, Node, Usage};
 
+/// How often the staged volumes are counted.
+const MEASURED: Duration = Duration::from_secs(15);
+
 /// What the node service can do, all of it implemented here.
 const CAPABILITIES: &[rpc::Type] = &[
     rpc::Type::StageUnstageVolume,
@@ -90,6 +93,20 @@ impl NodeService {
     #[must_use]
     pub fn with_alpha(self, enabled: bool) -> NodeService {
         NodeService { alpha: enabled, ..self }
+    }
+
+    /// Has the metrics tell how many volumes are staged here, in the background of the current
+    /// runtime, for as long as the service lives.
+    pub fn measure(&self) {
+        let node = Arc::downgrade(&self.node);
+        tokio::spawn(async move {
+            loop {
+                let Some(node) = node.upgrade() else { return };
+                // One that panics or is late leaves the last count.
+                let _ = tokio::task::spawn_blocking(move || node.measure()).await;
+                tokio::time::sleep(MEASURED).await;
+            }
+        });
     }
 
     /// Runs `work` as the operation `rpc`, known again by `request`, which prints no secret.

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::call::{c_string, errno, owned};
 use super::sys::{rados, rados_getaddrs};
+use crate::metrics::metrics;
 use crate::rbd::{Errno, Error, Key, Result};
 
 /// Which cluster to connect to, and as whom.
@@ -77,10 +78,79 @@ pub(super) enum Trust {
 /// Threads on which librados and librbd continue what was waited for: their own default.
 const THREADS: usize = 2;
 
-// `Trust` in an atomic, the worse the larger.
-const SOUND: u8 = 0;
-const SUSPECT: u8 = 1;
-const BROKEN: u8 = 2;
+/// What is wrong with a connection, in an atomic, the worse the larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Fault {
+    None,
+    // What makes it suspect.
+    Stuck,
+    Timeout,
+    NotPermitted,
+    // What breaks it.
+    Refused,
+    NotConnected,
+    Blocklisted,
+}
+
+impl Fault {
+    const ALL: [Fault; 7] = [
+        Fault::None,
+        Fault::Stuck,
+        Fault::Timeout,
+        Fault::NotPermitted,
+        Fault::Refused,
+        Fault::NotConnected,
+        Fault::Blocklisted,
+    ];
+
+    fn of(errno: Errno) -> Fault {
+        match errno {
+            Errno::ESHUTDOWN => Fault::Blocklisted,
+            Errno::EACCES => Fault::Refused,
+            Errno::ENOTCONN => Fault::NotConnected,
+            Errno::ETIMEDOUT => Fault::Timeout,
+            Errno::EPERM => Fault::NotPermitted,
+            _ => Fault::None,
+        }
+    }
+
+    fn stored(number: u8) -> Fault {
+        Fault::ALL[usize::from(number).min(Fault::ALL.len() - 1)]
+    }
+
+    fn trust(self) -> Trust {
+        match self {
+            Fault::None => Trust::Sound,
+            Fault::Stuck | Fault::Timeout | Fault::NotPermitted => Trust::Suspect,
+            Fault::Refused | Fault::NotConnected | Fault::Blocklisted => Trust::Broken,
+        }
+    }
+
+    /// What metrics call it.
+    fn label(self) -> &'static str {
+        match self {
+            Fault::None => "none",
+            Fault::Stuck => "stuck",
+            Fault::Timeout => "timeout",
+            Fault::NotPermitted => "not-permitted",
+            Fault::Refused => "refused",
+            Fault::NotConnected => "not-connected",
+            Fault::Blocklisted => "blocklisted",
+        }
+    }
+}
+
+impl Trust {
+    /// What metrics call it.
+    fn label(self) -> &'static str {
+        match self {
+            Trust::Sound => "sound",
+            Trust::Suspect => "suspect",
+            Trust::Broken => "broken",
+        }
+    }
+}
 
 /// A connected `rados_t`, shut down when dropped. Pools and images hold on to it.
 ///
@@ -92,7 +162,8 @@ pub(super) struct Connection {
     user: String,
     address: String,
     options: ConnectOptions,
-    trust: AtomicU8,
+    /// A [`Fault`].
+    fault: AtomicU8,
 }
 
 // SAFETY: librados' functions may be called with one `rados_t` from any thread, several at a time.
@@ -137,7 +208,7 @@ impl Connection {
             user,
             address: String::new(),
             options: options.clone(),
-            trust: AtomicU8::new(SOUND),
+            fault: AtomicU8::new(Fault::None as u8),
         };
         connection.configure(options)?;
         connection.set("librados_thread_count", &threads.to_string())?;
@@ -153,6 +224,7 @@ impl Connection {
         })?;
         connection.address = connection.own_address()?;
         own_addresses().insert(connection.address.clone());
+        metrics().connection_changes(None, Some(connection.trust().label()));
         Ok(connection)
     }
 
@@ -245,22 +317,46 @@ impl Connection {
 
     /// What the calls so far say about the next one.
     pub(super) fn trust(&self) -> Trust {
-        match self.trust.load(Ordering::Relaxed) {
-            SOUND => Trust::Sound,
-            SUSPECT => Trust::Suspect,
-            _ => Trust::Broken,
-        }
+        self.fault().trust()
     }
 
-    /// Begins to suspect it, as after a timeout.
+    fn fault(&self) -> Fault {
+        Fault::stored(self.fault.load(Ordering::Relaxed))
+    }
+
+    /// Why it is replaced, as metrics have it.
+    pub(super) fn reason(&self) -> &'static str {
+        self.fault().label()
+    }
+
+    /// Begins to suspect it, because a call on it is stuck.
     pub(super) fn suspect(&self) {
-        self.trust.fetch_max(SUSPECT, Ordering::Relaxed);
+        self.note(Fault::Stuck);
     }
 
     /// Takes back a suspicion, when a new connection would do no better.
     pub(super) fn trust_again(&self) {
         // Broken stays broken.
-        let _ = self.trust.compare_exchange(SUSPECT, SOUND, Ordering::Relaxed, Ordering::Relaxed);
+        let sound =
+            |fault| (Fault::stored(fault).trust() == Trust::Suspect).then_some(Fault::None as u8);
+        let before = self.fault.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sound);
+        if before.is_ok() {
+            self.tell(Trust::Suspect, Trust::Sound);
+        }
+    }
+
+    fn note(&self, fault: Fault) {
+        let before = Fault::stored(self.fault.fetch_max(fault as u8, Ordering::Relaxed));
+        if before.trust() != fault.trust() && before as u8 <= fault as u8 {
+            self.tell(before.trust(), fault.trust());
+        }
+    }
+
+    /// Tells the metrics that it is no more what it was. One that never came up is none of theirs.
+    fn tell(&self, before: Trust, now: Trust) {
+        if !self.address.is_empty() {
+            metrics().connection_changes(Some(before.label()), Some(now.label()));
+        }
     }
 
     /// The return value of `call` when it is none of C's errors, else the error, remembering what
@@ -275,12 +371,7 @@ impl Connection {
             return Ok(code);
         }
         let errno = errno(code);
-        let trust = match errno {
-            Errno::ESHUTDOWN | Errno::EACCES | Errno::ENOTCONN => BROKEN,
-            Errno::ETIMEDOUT | Errno::EPERM => SUSPECT,
-            _ => SOUND,
-        };
-        self.trust.fetch_max(trust, Ordering::Relaxed);
+        self.note(Fault::of(errno));
         Err(Error::new(errno, call, object()))
     }
 }
@@ -288,6 +379,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         own_addresses().remove(&self.address);
+        if !self.address.is_empty() {
+            metrics().connection_changes(Some(self.trust().label()), None);
+        }
         // SAFETY: every pool and image holds a reference to this connection, so none is left. The
         // handle also has to be shut down when connecting failed.
         unsafe { rados::rados_shutdown(self.rados) }
@@ -335,5 +429,22 @@ fn target(options: &ConnectOptions) -> String {
     match &options.ceph_conf {
         Some(path) if options.monitors.is_empty() => path.display().to_string(),
         _ => options.monitors.join(","),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{CONNECTION_STATES, RECONNECT_REASONS};
+
+    #[test]
+    fn faults_are_stored_in_their_order_and_metrics_have_them_all() {
+        for (number, fault) in (0..).zip(Fault::ALL) {
+            assert_eq!((fault as u8, Fault::stored(number)), (number, fault));
+        }
+        let reasons: Vec<_> = Fault::ALL[1..].iter().map(|fault| fault.label()).collect();
+        assert_eq!(reasons, RECONNECT_REASONS);
+        let states = [Trust::Sound, Trust::Suspect, Trust::Broken].map(Trust::label);
+        assert_eq!(states, CONNECTION_STATES);
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::cluster::CephCluster;
 use super::connection::{ConnectOptions, Connection, Timeouts, Trust};
+use crate::metrics::metrics;
 use crate::rbd::{Cluster, Errno, Error, Key, Result};
 
 /// How long callers wait for the successor of a suspect connection before they go on with the
@@ -199,6 +200,7 @@ impl Connections {
         if let Some(entry) = self.lock().get_mut(identity)
             && Arc::ptr_eq(&entry.attempt, attempt)
         {
+            metrics().reconnects(connection.reason());
             entry.attempt = Attempt::begin(options, suspect);
         }
     }
