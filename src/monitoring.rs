@@ -1,7 +1,7 @@
 //! The port for monitoring: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //!
-//! Each is answered out of memory, whatever becomes of a cluster: [`metrics`] are gathered while the
-//! driver works, and readiness is what Probe says.
+//! Each is answered out of memory, whatever becomes of a cluster: [`metrics`] are gathered while
+//! the driver works, and readiness is what Probe says.
 //!
 //! - `/healthz` is 200 while the process answers.
 //! - `/readyz` is 200 while the driver is ready, else 503.

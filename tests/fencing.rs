@@ -6,6 +6,7 @@
 //! Needs root, FUSE, loop devices, and the environment `lab/ceph env` prints.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(clippy::float_cmp, reason = "counts are whole")]
 
 mod common;
 
@@ -29,9 +30,13 @@ use cinderblock::csi::proto::{
 };
 use cinderblock::rbd::{ImageKey, OpenMode};
 use common::driver::{Class, Driver, MIB, block, filesystem, from_volume, lab_config};
-use common::{Lab, Namespace};
+use common::scrape::MONITORED;
+use common::{Lab, Namespace, wait_until};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+
+/// What is wrong, and where the port for monitoring is.
+const QUIET: &str = "warn,cinderblock::monitoring=info";
 
 /// A volume as a controller made it.
 struct Volume {
@@ -139,7 +144,9 @@ impl Node {
             state.to_str().unwrap(),
             "--enable-alpha",
             "--log-level",
-            "warn",
+            QUIET,
+            MONITORED[0],
+            MONITORED[1],
         ];
         Driver::start(&lab_config(lab), &arguments)
     }
@@ -295,7 +302,7 @@ struct Field {
     lab: &'static Lab,
     namespace: Namespace<'static>,
     _states: tempfile::TempDir,
-    _controller: Driver,
+    controller: Driver,
     first: Node,
     second: Node,
     volume: Volume,
@@ -310,7 +317,8 @@ impl Field {
         let lab: &Lab = Box::leak(Box::new(Lab::from_environment()));
         let namespace = Namespace::new(lab);
         let states = tempfile::tempdir().unwrap();
-        let arguments = [&["--role", "controller", "--log-level", "warn"], arguments].concat();
+        let own = ["--role", "controller", "--log-level", QUIET];
+        let arguments = [&own[..], &MONITORED, arguments].concat();
         let controller = Driver::start(&lab_config(lab), &arguments);
         let class = Class::new(lab, &namespace.name).with("mounter", "fuse");
         let class = parameters.iter().fold(class, |class, (key, value)| class.with(key, value));
@@ -328,7 +336,7 @@ impl Field {
         };
         let first = Node::start(lab, "first", states.path()).await;
         let second = Node::start(lab, "second", states.path()).await;
-        Field { lab, namespace, _states: states, _controller: controller, first, second, volume }
+        Field { lab, namespace, _states: states, controller, first, second, volume }
     }
 
     /// Those of the volume's clients that are fenced.
@@ -352,9 +360,18 @@ impl Field {
 /// the first.
 async fn lose_the_first_node(features: &[(&str, &str)], snapshot_while_idle: bool) {
     let mut field = Field::new(features, filesystem(), &[]).await;
-    let Field { first, second, volume, .. } = &mut field;
+    let Field { first, second, volume, controller, .. } = &mut field;
     first.attach(volume).await;
     write_durably(&first.path("target/kept"), b"written before").unwrap();
+    wait_until("the node counts the volume", || {
+        let staged = first.driver.scrape().sum("mapped_devices", &[("mounter", "fuse")]);
+        if staged >= 1.0 { Ok(()) } else { Err(staged) }
+    });
+    let fenced = |controller: &Driver| {
+        ["node", "controller"]
+            .map(|of| controller.scrape().sum("clients_fenced_total", &[("of", of)]))
+    };
+    assert_eq!(fenced(controller), [0.0, 0.0]);
     assert!(first.illnesses(volume).await.is_empty());
     assert_eq!(volume.publish("second").await.unwrap_err().code(), Code::FailedPrecondition);
     let [address] = <[String; 1]>::try_from(volume.watchers()).unwrap();
@@ -384,7 +401,10 @@ async fn lose_the_first_node(features: &[(&str, &str)], snapshot_while_idle: boo
     .await;
     tokio::time::sleep(Duration::from_secs(45).saturating_sub(froze.elapsed())).await;
     volume.unpublish("first").await;
+    assert_eq!(fenced(controller), [1.0, 0.0]);
     second.attach(volume).await;
+    let made = |node: &Node| node.driver.scrape().sum("mkfs_total", &[("result", "done")]);
+    assert_eq!((made(first), made(second)), (1.0, 0.0));
     assert_eq!(fs::read(second.path("target/kept")).unwrap(), b"written before");
     let data: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_le_bytes).take(8 << 20).collect();
     write_durably(&second.path("target/new"), &data).unwrap();
@@ -398,6 +418,8 @@ async fn lose_the_first_node(features: &[(&str, &str)], snapshot_while_idle: boo
     })
     .await;
     assert!(second.illnesses(volume).await.is_empty());
+    let ill = |node: &Node| node.driver.scrape().sum("volume_illnesses_seen_total", &[]);
+    assert!(ill(first) >= 1.0 && ill(second) < 1.0, "{} {}", ill(first), ill(second));
     first.detach(volume).await;
 
     // Nothing of the first node's is in what the second one reads from the image itself.

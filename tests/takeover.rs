@@ -17,6 +17,7 @@ use cinderblock::csi::proto::group_controller_client::GroupControllerClient;
 use cinderblock::csi::proto::*;
 use cinderblock::rbd::{ImageKey, OpenMode, Pool};
 use common::driver::{Class, Driver, MIB, from_volume, lab_config, lab_config_with_own_user};
+use common::scrape::MONITORED;
 use common::{Lab, Namespace, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -179,7 +180,7 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
     let namespace = Namespace::new(&lab);
     let pool = namespace.pool(&*lab.connect());
     let class = || Class::new(&lab, &namespace.name);
-    let arguments = ["--role", "controller", "--log-level", "trace"];
+    let arguments = [&["--role", "controller", "--log-level", "trace"][..], &MONITORED].concat();
     let second = Controller {
         driver: Driver::start(&lab_config_with_own_user(&lab, &namespace.name), &arguments),
         class: class(),
@@ -234,6 +235,11 @@ async fn taken_over(work: Work, method: &str, with_snapshot: bool) {
         insist(async || first.begin(work).await).await;
     }
     assert_eq!(picture(&*pool), before, "{work:?}: the first made another one");
+    let (silent, other) = (first.driver.scrape(), second.driver.scrape());
+    assert!(silent.sum("ceph_reconnects_total", &[("reason", "blocklisted")]) >= 1.0, "{work:?}");
+    assert!(other.sum("leases_taken_over_total", &[]) >= 1.0, "{work:?}");
+    assert!(other.sum("clients_fenced_total", &[("of", "controller")]) >= 1.0, "{work:?}");
+    assert!(other.sum("clients_fenced_total", &[("of", "node")]) < 1.0, "{work:?}");
 
     if let Some(id) = &snapshot {
         insist(async || second.delete_snapshot(id).await).await;

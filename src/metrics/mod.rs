@@ -126,15 +126,18 @@ impl Metrics {
             rpc_seconds: catalogue.family(
                 "rpc_duration_seconds",
                 ["method", "code"],
-                "How long RPCs took, by gRPC's name of the answer. Of a stream it is its opening. A caller that hung up counts as CANCELLED; the work goes on.",
+                "How long RPCs took, by gRPC's name of the answer. Of a stream it is its \
+                 opening. A caller that hung up counts as CANCELLED; the work goes on.",
                 seconds,
             ),
             operations: Arc::new(InFlight::new(
                 &mut catalogue,
                 "operations_in_flight",
                 "class",
-                "Operations at work, by the class of their permits. An operation outlives the RPC that began it.",
-                "For how long the oldest operation has been at work. One of the class heavy may take hours.",
+                "Operations at work, by the class of their permits. An operation outlives the \
+                 RPC that began it.",
+                "For how long the oldest operation has been at work. One of the class heavy \
+                 may take hours.",
             )),
             waiting: Arc::new(InFlight::new(
                 &mut catalogue,
@@ -148,49 +151,59 @@ impl Metrics {
                 "ceph_calls_in_flight",
                 "cluster",
                 "Calls to Ceph that have not returned.",
-                "For how long the oldest call has not returned. A flatten or the removal of a large image may take hours.",
+                "For how long the oldest call has not returned. A flatten or the removal of a \
+                 large image may take hours.",
             )),
             call_seconds: catalogue.family(
                 "ceph_call_duration_seconds",
                 ["cluster", "call"],
-                "How long calls to Ceph took, those that failed included. A call is one of the driver's on a pool or an image, and several operations of RADOS. The cluster is empty on a node plugin, which is told monitors and no name.",
+                "How long calls to Ceph took, those that failed included. A call is one of the \
+                 driver's on a pool or an image, and several operations of RADOS. The cluster \
+                 is empty on a node plugin, which is told monitors and no name.",
                 seconds,
             ),
             call_errors: catalogue.family(
                 "ceph_call_errors",
                 ["cluster", "call", "errno"],
-                "Calls to Ceph that failed, by errno. ENOENT, EEXIST, EBUSY and ECANCELED are answers that the driver reckons with.",
+                "Calls to Ceph that failed, by errno. ENOENT, EEXIST, EBUSY and ECANCELED are \
+                 answers that the driver reckons with.",
                 Counter::default,
             ),
             connections: catalogue.family(
                 "ceph_connections",
                 ["state"],
-                "Connections to clusters. A suspect one is replaced when a new one comes up, a broken one always.",
+                "Connections to clusters. A suspect one is replaced when a new one comes up, a \
+                 broken one always.",
                 Gauge::default,
             ),
             reconnects: catalogue.family(
                 "ceph_reconnects",
                 ["reason"],
-                "Attempts to replace a connection, by what was wrong with it: a call on it hung, or timed out, or was not permitted; the cluster refused its key, or it was not connected, or is on the blocklist.",
+                "Attempts to replace a connection, by what was wrong with it: a call on it \
+                 hung, or timed out, or was not permitted; the cluster refused its key, or it \
+                 was not connected, or is on the blocklist.",
                 Counter::default,
             ),
             cluster_up: catalogue.family(
                 "cluster_up",
                 ["cluster"],
-                "Whether a monitor of the cluster accepts connections, on a controller. A cluster that is known by its ceph.conf alone counts as up.",
+                "Whether a monitor of the cluster accepts connections, on a controller. A \
+                 cluster that is known by its ceph.conf alone counts as up.",
                 Gauge::default,
             ),
             sweeps: catalogue.family(
                 "sweeps",
                 ["cluster", "pool", "namespace", "outcome"],
-                "Runs of the sweeper, which finishes every minute what was left half-done. A place that the configuration does not name is `other`.",
+                "Runs of the sweeper, which finishes every minute what was left half-done. A \
+                 place that the configuration does not name is `other`.",
                 Counter::default,
             ),
             places: Places::new(&mut catalogue),
             pool_used: catalogue.family(
                 "pool_used_bytes",
                 ["cluster", "pool"],
-                "Bytes that clients have stored in a pool of the configuration, before replication.",
+                "Bytes that clients have stored in a pool of the configuration, before \
+                 replication.",
                 Gauge::default,
             ),
             pool_available: catalogue.family(
@@ -208,31 +221,35 @@ impl Metrics {
             leases_taken_over: catalogue.family(
                 "leases_taken_over",
                 [],
-                "Records whose lease was taken over from a controller, or an operation, that was dead, silent or hung.",
+                "Records whose lease was taken over from a controller, or an operation, that \
+                 was dead, silent or hung.",
                 Counter::default,
             ),
             clients_fenced: catalogue.family(
                 "clients_fenced",
                 ["of"],
-                "Clients put on Ceph's blocklist: of a node that may still have written to a volume that was taken from it, or of a controller whose work was taken over.",
+                "Clients put on Ceph's blocklist: of a node that may still have written to a \
+                 volume that was taken from it, or of a controller whose work was taken over.",
                 Counter::default,
             ),
             clone_depth: catalogue.family(
                 "clone_depth",
                 [],
-                "Ancestors of each clone when it was handed out; 0 when it was flattened.",
+                "Ancestors of each clone when it was made; 0 when it was flattened.",
                 depths,
             ),
             mkfs: catalogue.family(
                 "mkfs",
                 ["result"],
-                "Filesystems made on this node; volumes that were left alone for what is on them or might be; and runs of mkfs that failed.",
+                "Filesystems made on this node; volumes that were left alone for what is on \
+                 them or might be; and runs of mkfs that failed.",
                 Counter::default,
             ),
             illnesses: catalogue.family(
                 "volume_illnesses_seen",
                 ["illness"],
-                "Times that a volume on this node was found ill when its statistics or its health were asked for, which kubelet does about once a minute.",
+                "Times that a volume on this node was found ill when its statistics or its \
+                 health were asked for, which kubelet does about once a minute.",
                 Counter::default,
             ),
             mapped: catalogue.family(
@@ -381,7 +398,7 @@ impl Metrics {
         self.clients_fenced.with([of]).inc();
     }
 
-    /// A clone was handed out that has so many ancestors.
+    /// A clone was made that has so many ancestors.
     pub fn clone_made(&self, depth: u32) {
         self.clone_depth.with([]).observe(depth.into());
     }

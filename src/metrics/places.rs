@@ -55,13 +55,15 @@ impl Places {
             journal: catalogue.family(
                 "journal_entries",
                 LABELS,
-                "Entries of the journal: images and snapshots that may have lost their reason to exist, and are to be settled.",
+                "Entries of the journal: images and snapshots that may have lost their reason \
+                 to exist, and are to be settled.",
                 Gauge::default,
             ),
             oldest: catalogue.family(
                 "journal_oldest_entry_seconds",
                 LABELS,
-                "The age of the oldest entry of the journal, 0 when there is none. An entry of a version that wrote no time is as old as this process knows it to be.",
+                "The age of the oldest entry of the journal, 0 when there is none. An entry of \
+                 a version that wrote no time is as old as this process knows it to be.",
                 Gauge::default,
             ),
             trash: catalogue.family(
@@ -73,7 +75,9 @@ impl Places {
             swept: catalogue.family(
                 "sweep_last_success_timestamp_seconds",
                 LABELS,
-                "When the sweeper last came to the end of a place, in seconds since 1970; before that, since when it has tried. With a cluster that answers this is at most some minutes ago.",
+                "When the sweeper last came to the end of a place, in seconds since 1970; \
+                 before that, since when it has tried. With a cluster that answers this is at \
+                 most some minutes ago.",
                 Gauge::default,
             ),
         }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::{CreateVolumeRequest, DeleteVolumeRequest, GetSnapshotRequest};
-use cinderblock::rbd::ImageOptions;
+use cinderblock::rbd::{ImageKey, ImageOptions, OmapUpdate, OpenMode};
+use serde_json::json;
 use tonic::{Code, Request, Status};
 
 use crate::common::bytes::Bytes;
@@ -117,6 +118,56 @@ async fn what_the_sweeper_finds_is_told_of_the_places_that_the_configuration_nam
     pool.trash_remove(&entry.id, true).unwrap();
     other.assert_nothing_is_left();
     named.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_of_the_journal_is_as_old_as_it_says_for_every_driver() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let class = Class::new(&lab, &namespace.name);
+    let driver = controller(&lab, &namespace.name);
+    let mut rpcs = driver.controller().await;
+    let source = rpcs.create_volume(class.create_volume("source", MIB)).await.unwrap();
+    let source = source.into_inner().volume.unwrap().volume_id;
+    let clone = CreateVolumeRequest {
+        volume_content_source: Some(from_volume(&source)),
+        ..class.create_volume("clone", MIB)
+    };
+    let clone = rpcs.create_volume(clone).await.unwrap().into_inner().volume.unwrap().volume_id;
+    // That link is said to be about to be cut, an hour ago and more, and never was.
+    let pool = namespace.pool(&*lab.connect());
+    let id = |name: &str| pool.image_id(name).unwrap().unwrap();
+    let image = pool.open_image(ImageKey::Name("csi-clone"), OpenMode::ReadOnly).unwrap();
+    let parent = image.parent(None).unwrap().unwrap();
+    drop(image);
+    let place =
+        |image_id: &str| json!({"pool": POOL, "namespace": namespace.name, "image_id": image_id});
+    let mut child = place(&id("csi-clone"));
+    child["flattened"] = json!(false);
+    let mut entry = place(&parent.image_id);
+    let since = jiff::Timestamp::now().as_second() - 4000;
+    let of_entry = json!({"version": 1, "written": "by hand", "since": since, "image": "csi-source",
+               "snapshot": parent.snapshot_id, "child": child});
+    entry.as_object_mut().unwrap().extend(of_entry.as_object().unwrap().clone());
+    let key = format!("{}@{}#{}", parent.image_id, parent.snapshot_id, id("csi-clone"));
+    let update =
+        OmapUpdate { set: vec![(key, entry.to_string().into_bytes())], ..OmapUpdate::default() };
+    pool.omap_update("cinderblock.default.journal", &update).unwrap();
+
+    let another = controller(&lab, &namespace.name);
+    let here = [("pool", POOL), ("namespace", namespace.name.as_str())];
+    let age = wait_until("another driver has read the journal", || {
+        let scrape = another.scrape();
+        let found =
+            ["journal_entries", "journal_oldest_entry_seconds"].map(|name| scrape.sum(name, &here));
+        if found[0] == 1.0 { Ok(found[1]) } else { Err(scrape.text) }
+    });
+    assert!((4000.0..4600.0).contains(&age), "{age}");
+    drop(another);
+    for id in [clone, source] {
+        rpcs.delete_volume(class.delete_volume(&id)).await.unwrap();
+    }
+    namespace.assert_nothing_is_left();
 }
 
 /// Requests that name what does not exist, and methods that are none, with `mark` in all of them.

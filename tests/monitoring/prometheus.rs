@@ -49,7 +49,11 @@ impl Prometheus {
             .spawn()
             .unwrap_or_else(|error| panic!("prometheus, Debian's package of that name: {error}"));
         let prometheus = Prometheus { process, address: free, _folder: folder };
-        wait_until("Prometheus answers", || std::net::TcpStream::connect(free).map(drop));
+        wait_until("Prometheus is ready", || {
+            std::net::TcpStream::connect(free).map_err(|error| error.to_string())?;
+            let (status, body) = get(free, "/-/ready");
+            if status == 200 { Ok(()) } else { Err(body) }
+        });
         prometheus
     }
 
