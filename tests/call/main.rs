@@ -37,6 +37,13 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
+/// The text without the id of the request, which the server puts at the end of an error's message.
+fn without_id(text: &str) -> String {
+    let (message, rest) = text.split_once(" [request ").unwrap_or_else(|| panic!("{text}"));
+    let (_, rest) = rest.split_once(']').unwrap();
+    format!("{message}{rest}")
+}
+
 fn answering(answer: Value) -> FakeDriver {
     FakeDriver::start(&Behaviour::Answer(vec![answer]))
 }
@@ -47,15 +54,15 @@ fn an_error_of_the_driver_is_printed_with_its_code_and_exits_with_1() {
         FakeDriver::start(&Behaviour::Refuse(Code::FailedPrecondition, "published on node-2 (é)"));
     let output = call(&driver.endpoint(), &["delete-volume", "v"]);
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(stderr(&output), "FAILED_PRECONDITION: published on node-2 (é)\n");
+    assert_eq!(without_id(&stderr(&output)), "FAILED_PRECONDITION: published on node-2 (é)\n");
     assert_eq!(stdout(&output), "");
 
     let output = call(&driver.endpoint(), &["delete-volume", "v", "--output", "json"]);
     assert_eq!(output.status.code(), Some(1));
     let expected =
         json!({"error": {"code": "FAILED_PRECONDITION", "message": "published on node-2 (é)"}});
-    assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap(), expected);
-    assert_eq!(stderr(&output), "FAILED_PRECONDITION: published on node-2 (é)\n");
+    assert_eq!(serde_json::from_str::<Value>(&without_id(&stdout(&output))).unwrap(), expected);
+    assert_eq!(without_id(&stderr(&output)), "FAILED_PRECONDITION: published on node-2 (é)\n");
 }
 
 #[test]
@@ -64,7 +71,7 @@ fn the_drivers_own_unavailable_is_an_answer() {
         FakeDriver::start(&Behaviour::Refuse(Code::Unavailable, "the monitors do not answer"));
     let output = call(&driver.endpoint(), &["probe"]);
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(stderr(&output), "UNAVAILABLE: the monitors do not answer\n");
+    assert_eq!(without_id(&stderr(&output)), "UNAVAILABLE: the monitors do not answer\n");
 }
 
 #[test]
