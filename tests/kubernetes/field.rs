@@ -19,6 +19,9 @@ use super::metadata::Service;
 use super::nodes::{NODES, Nodes};
 use super::processes::{Container, Place};
 
+/// Sidecars of the controller, each of which has a port for its metrics.
+const SIDECARS: u16 = 5;
+
 /// What the driver's objects are called by.
 pub(crate) const DRIVER: &str = "rbd.csi.cinderblock.dev";
 
@@ -61,8 +64,9 @@ impl Field {
                 "pools": [format!("{POOL}/{rados_namespace}")],
                 "ownUser": {"userID": lab.user},
             }},
-            "controller": {"healthPort": health[0]},
-            "node": {"healthPort": health[1]},
+            "controller": {"healthPort": health[0], "metricsPort": free_port()},
+            "node": {"healthPort": health[1], "metricsPort": free_port()},
+            "metrics": {"port": free_ports(SIDECARS)},
             "snapshotMetadata": snapshot_metadata.values(),
         });
         let values = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kubernetes/values.yaml");
@@ -298,6 +302,19 @@ pub(crate) fn token(namespace: &str, account: &str) -> PathBuf {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
+/// The first of so many free ports in a row.
+fn free_ports(count: u16) -> u16 {
+    loop {
+        let first = free_port();
+        let are_free = (0..count).all(|more| {
+            first.checked_add(more).is_some_and(|port| TcpListener::bind(("0.0.0.0", port)).is_ok())
+        });
+        if are_free {
+            return first;
+        }
+    }
 }
 
 pub(crate) fn free_port() -> u16 {
