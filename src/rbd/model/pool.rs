@@ -55,6 +55,7 @@ impl Pool for ModelPool {
 
     fn create_image(&self, name: &str, size: u64, options: &ImageOptions) -> Result<()> {
         self.session.call("create_image", self.object(name), |call| {
+            call.may_write(&self.place)?;
             create::check_free(&mut call.state(), &self.place, name)?;
             let layout = Layout::new(options, Features::DEFAULT, create::DEFAULT_ORDER)?;
             create::create(call, &self.place, name, size, &layout).map(|_| ())
@@ -93,6 +94,9 @@ impl Pool for ModelPool {
     fn open_image(&self, key: ImageKey<'_>, mode: OpenMode) -> Result<Box<dyn Image>> {
         let (ImageKey::Name(name) | ImageKey::Id(name)) = key;
         let handle = self.session.call("open_image", self.object(name), |call| {
+            if mode == OpenMode::ReadWrite {
+                call.may_write(&self.place)?;
+            }
             let mut state = call.state();
             let id = match key {
                 ImageKey::Id(id) => id.to_owned(),
@@ -117,19 +121,23 @@ impl Pool for ModelPool {
 
     fn clone_image(&self, parent: &SnapshotSpec, name: &str, options: &ImageOptions) -> Result<()> {
         self.session.call("clone_image", self.object(name), |call| {
+            call.may_write(&self.place)?;
             cloning::clone(call, parent, &self.place, name, options)
         })
     }
 
     fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()> {
         self.session.call("remove_image", self.object(name), |call| {
+            call.may_write(&self.place)?;
             removal::remove(call, &self.place, name, progress)
         })
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
-        self.session
-            .call("rename_image", self.object(from), |call| rename(call, &self.place, from, to))
+        self.session.call("rename_image", self.object(from), |call| {
+            call.may_write(&self.place)?;
+            rename(call, &self.place, from, to)
+        })
     }
 
     fn has_timed_out(&self) -> bool {
@@ -189,12 +197,14 @@ impl Pool for ModelPool {
     fn trash_move(&self, name: &str, delay_seconds: u64) -> Result<()> {
         let delay = Duration::from_secs(delay_seconds);
         self.session.call("trash_move", self.object(name), |call| {
+            call.may_write(&self.place)?;
             removal::trash(call, &self.place, name, delay)
         })
     }
 
     fn trash_restore(&self, image_id: &str, name: &str) -> Result<()> {
         self.session.call("trash_restore", self.object(image_id), |call| {
+            call.may_write(&self.place)?;
             removal::restore(call, &self.place, image_id, name)
         })
     }
@@ -206,6 +216,7 @@ impl Pool for ModelPool {
         progress: Progress<'_>,
     ) -> Result<()> {
         self.session.call("trash_remove", self.object(image_id), |call| {
+            call.may_write(&self.place)?;
             removal::remove_from_trash(call, &self.place, image_id, force, progress)
         })
     }
@@ -218,6 +229,7 @@ impl Pool for ModelPool {
 
     fn omap_update(&self, object: &str, update: &OmapUpdate) -> Result<()> {
         self.session.call("omap_update", self.object(object), |call| {
+            call.may_write(&self.place)?;
             omap_update(&mut call.state(), &self.place, object, update)?;
             call.step()
         })
@@ -231,6 +243,7 @@ impl Pool for ModelPool {
 
     fn remove_object(&self, object: &str) -> Result<()> {
         self.session.call("remove_object", self.object(object), |call| {
+            call.may_write(&self.place)?;
             call.state().space(&self.place).objects.remove(object).ok_or(Errno::ENOENT)?;
             call.step()
         })

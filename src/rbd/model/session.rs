@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::cluster::ModelCluster;
-use super::state::{ImageRef, Outcome, State, Watch};
+use super::state::{ImageRef, Outcome, Place, State, Watch};
 use crate::rbd::{Cluster, Errno, Error, Result};
 
 /// What happens to one call.
@@ -86,6 +86,7 @@ struct Inner {
 struct Control {
     dead: bool,
     linger: bool,
+    read_only: Vec<Place>,
     timed_out: bool,
     calls: usize,
     faults: BTreeMap<usize, Fault>,
@@ -151,6 +152,12 @@ impl Session {
     /// minute.
     pub fn linger(&self) {
         self.control().linger = true;
+    }
+
+    /// From now on the user of this session may only read there, as with `profile rbd-read-only`:
+    /// what changes something is `EPERM`, but for the list of a snapshot's clones.
+    pub fn read_only(&self, pool: &str, namespace: &str) {
+        self.control().read_only.push(Place::new(pool, namespace));
     }
 
     /// Whether the session crashed.
@@ -315,6 +322,12 @@ impl<'a> Call<'a> {
     /// The cluster. The guard must be gone before anything the caller gave us runs.
     pub(super) fn state(&self) -> MutexGuard<'a, State> {
         self.session.state()
+    }
+
+    /// `EPERM` for a user who may only read at `place`.
+    pub(super) fn may_write(&self, place: &Place) -> Outcome<()> {
+        let may = !self.session.control().read_only.contains(place);
+        may.then_some(()).ok_or(Errno::EPERM)
     }
 
     /// Marks one write as done. `ESHUTDOWN` when the process dies right after it.
