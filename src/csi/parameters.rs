@@ -9,7 +9,7 @@ use super::config::{Cluster, Config};
 use super::ids::{self, Location};
 use crate::node::{self, MapOptions};
 use crate::rbd::{CloneFormat, Features, ImageOptions};
-use crate::volume::{DeleteWithSnapshots, FlattenTarget, Policy};
+use crate::volume::{DeleteWithSnapshots, FlattenTarget, ImageLocation, Policy};
 use std::collections::BTreeMap;
 use tonic::Status;
 
@@ -70,6 +70,13 @@ pub const VOLUME_PARAMETERS: &[Parameter] = &[
         "stripeCount",
         "none",
         "Objects striped over, from 1 to 65536; goes with `stripeUnit`.",
+    ),
+    parameter(
+        "sourceImage",
+        "none",
+        "A golden image that volumes are cloned from when the request names no source: `rbd://FSID/POOL/IMAGE/SNAPSHOT` or \
+         `rbd://FSID/POOL/NAMESPACE/IMAGE/SNAPSHOT`, each part percent-encoded. The user needs `profile rbd-read-only` on that pool. See \
+         [golden images](../golden-images.md).",
     ),
     parameter("mounter", "`rbd`", "How nodes attach: `rbd`, `rbd-nbd` or `fuse`."),
     parameter(
@@ -194,6 +201,8 @@ pub struct VolumeParameters {
     pub policy: Policy,
     /// What DeleteVolume does with a volume that has snapshots.
     pub delete_with_snapshots: DeleteWithSnapshots,
+    /// What volumes are made from whose request names no source.
+    pub source_image: Option<ImageLocation>,
     /// What nodes need to know, without the image's name.
     pub context: Parameters,
 }
@@ -311,6 +320,12 @@ impl VolumeParameters {
             )?
             .unwrap_or(cluster.delete_with_snapshots);
 
+        let source_image = left
+            .take("sourceImage")
+            .map(|text| ImageLocation::parse(&text))
+            .transpose()
+            .map_err(|why| Status::invalid_argument(format!("sourceImage {why}")))?;
+
         let mut context = Parameters::new();
         let mounter = left.take("mounter").unwrap_or_else(|| MOUNTERS[0].to_string());
         if !MOUNTERS.contains(&mounter.as_str()) {
@@ -344,7 +359,15 @@ impl VolumeParameters {
                 context.insert(key.to_string(), options);
             }
         }
-        Ok(VolumeParameters { location, prefix, options, policy, delete_with_snapshots, context })
+        Ok(VolumeParameters {
+            location,
+            prefix,
+            options,
+            policy,
+            delete_with_snapshots,
+            source_image,
+            context,
+        })
     }
 }
 
@@ -627,6 +650,7 @@ mod tests {
             (&[("cloneFormat", "3")], "from 1 to 2"),
             (&[("objectSize", "5000")], "power of two"),
             (&[("stripeUnit", "4096")], "go together"),
+            (&[("sourceImage", "rbd://image")], "sourceImage \"rbd://image\" is not a snapshot"),
             (&[("volumeNamePrefix", "-x")], "begins with a letter"),
             (&[("volumeNamePrefix", &"x".repeat(25))], "at most 24 bytes"),
         ] {

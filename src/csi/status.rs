@@ -39,6 +39,11 @@ impl Scope {
             Error::Conflict(_) => Status::aborted(message),
             Error::Rbd(cause) => Status::new(code(cause.errno), self.advise(cause, message)),
             Error::MayNotFence(cause) => Status::permission_denied(self.advise(cause, message)),
+            Error::MayNotClone { pool, namespace, is_begun, .. } => {
+                let code = if *is_begun { Code::Aborted } else { Code::PermissionDenied };
+                let remedy = self.user().may_not_clone(pool, namespace);
+                Status::new(code, format!("{message}; {remedy}"))
+            }
             Error::Unfinished(cause) => {
                 let code = match code(cause.errno) {
                     Code::Unavailable if cause.errno == Errno::ETIMEDOUT => Code::DeadlineExceeded,
@@ -52,8 +57,7 @@ impl Scope {
 
     /// The answer when librados does not connect, after it has read `ceph_conf`.
     pub fn unconnected_status(&self, cause: &rbd::Error, ceph_conf: Option<&Path>) -> Status {
-        let Location { pool, namespace, .. } = &self.location;
-        let user = User { name: &self.user, key: self.key, pool, namespace };
+        let user = self.user();
         match (cause.errno, ceph_conf) {
             (Errno::EINVAL, _) => {
                 let client = format!("the librados of this driver, Ceph {},", libraries().ceph);
@@ -73,9 +77,13 @@ impl Scope {
         Status::new(code(cause.errno), self.advise(cause, cause.to_string()))
     }
 
+    fn user(&self) -> User<'_> {
+        let Location { pool, namespace, .. } = &self.location;
+        User { name: &self.user, key: self.key, pool, namespace }
+    }
+
     fn advise(&self, cause: &rbd::Error, message: String) -> String {
-        let Location { cluster, pool, namespace } = &self.location;
-        let user = User { name: &self.user, key: self.key, pool, namespace };
+        let (Location { cluster, pool, .. }, user) = (&self.location, self.user());
         match cause.errno {
             Errno::EPERM => format!("{message}; {}", user.lacks_capabilities()),
             Errno::EACCES => format!("{message}; {}", user.refused()),

@@ -75,12 +75,28 @@ impl User<'_> {
         )
     }
 
+    /// What to do when it may not clone what is in another pool, or in a RADOS namespace of one. It
+    /// ends in a command.
+    pub(crate) fn may_not_clone(&self, pool: &str, namespace: &str) -> String {
+        let (own, other) = (limits(self.pool, self.namespace), limits(pool, namespace));
+        format!(
+            "the Ceph user needs the right to read it, and each image that it is itself a clone of, run: ceph auth caps client.{} mon 'profile \
+             rbd' osd 'profile rbd {own}, profile rbd-read-only {other}' mgr 'profile rbd {own}'",
+            self.name
+        )
+    }
+
     fn capabilities(&self) -> String {
-        let limits = match self.namespace {
-            "" => format!("pool={}", self.pool),
-            namespace => format!("pool={} namespace={namespace}", self.pool),
-        };
+        let limits = limits(self.pool, self.namespace);
         format!("mon 'profile rbd' osd 'profile rbd {limits}' mgr 'profile rbd {limits}'")
+    }
+}
+
+/// What limits capabilities to a pool, or to a RADOS namespace of it.
+fn limits(pool: &str, namespace: &str) -> String {
+    match namespace {
+        "" => format!("pool={pool}"),
+        namespace => format!("pool={pool} namespace={namespace}"),
     }
 }
 

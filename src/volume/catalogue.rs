@@ -30,6 +30,7 @@ use crate::rbd::{Guard, OmapUpdate, Pool};
 use nix::errno::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::sync::Arc;
 
 mod publications;
@@ -101,6 +102,16 @@ pub enum Source {
     Volume(String),
     /// A snapshot, by snapshot id.
     Snapshot(String),
+    /// A snapshot of a golden image, by its location.
+    Image(String),
+}
+
+/// Its id or location.
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Source::Volume(text) | Source::Snapshot(text) | Source::Image(text)) = self;
+        formatter.write_str(text)
+    }
 }
 
 /// A link to a parent snapshot, as the creation of a clone plans it.

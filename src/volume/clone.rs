@@ -6,6 +6,7 @@
 
 use super::catalogue::{Link, Stored, Volume};
 use super::create::{CreateVolume, describe};
+use super::golden::may_not_clone;
 use super::journal::Suspect;
 use super::modify::not_inherited;
 use super::snapshot::find;
@@ -35,6 +36,8 @@ pub(super) struct Parent {
     /// A childless snapshot that has the name of the one to cut: an older point in time, left by an
     /// earlier client.
     pub(super) stale: Option<Snapshot>,
+    /// Whether it is a golden image, of which nothing may be changed.
+    pub(super) is_golden: bool,
 }
 
 impl Volumes {
@@ -78,6 +81,10 @@ impl Volumes {
                 return Err(Error::Conflict(format!(
                     "the source changed while it was cloned: {error}"
                 )));
+            }
+            Err(error) if parent.is_golden && error.errno == Errno::EPERM => {
+                let image = format!("{}@{}", parent.home.spec(&spec.image), spec.snapshot);
+                return Err(may_not_clone(image, &spec.pool, &spec.namespace, error));
             }
             Err(error) => return Err(error.into()),
         }
@@ -136,7 +143,7 @@ impl Volumes {
         if policy.max_clone_depth == 0 {
             return Ok((0, Some("maxCloneDepth is 0 and every clone a full copy".to_string())));
         }
-        if parent.snapshot.is_some() && policy.flatten_on_restore {
+        if parent.snapshot.is_some() && !parent.is_golden && policy.flatten_on_restore {
             return Ok((0, Some("flattenOnRestore is on".to_string())));
         }
         let at = parent.snapshot.as_ref().map(|snapshot| snapshot.id);
@@ -148,6 +155,9 @@ impl Volumes {
             "its chain of clones is as long as maxCloneDepth ({}) allows",
             policy.max_clone_depth
         );
+        if parent.is_golden {
+            return Ok((0, Some(why)));
+        }
         // A snapshot keeps its own link, which only a deep flatten cuts.
         let helps = at.is_none() || parent.image.info()?.features.contains(Features::DEEP_FLATTEN);
         let wanted = match policy.flatten_target {
@@ -171,7 +181,7 @@ impl Volumes {
     fn snapshot_to_clone(&self, request: &CreateVolume, parent: &Parent) -> Result<Snapshot> {
         let protect = request.options.clone_format == CloneFormat::V1;
         if let Some(snapshot) = &parent.snapshot {
-            if protect && !snapshot.protected {
+            if protect && !snapshot.protected && !parent.is_golden {
                 let source = parent.open(OpenMode::ReadWrite)?;
                 source.protect_snapshot(&snapshot.name).tolerate(Errno::EBUSY)?;
             }
@@ -247,14 +257,18 @@ fn source_changed(error: &crate::rbd::Error, request: &CreateVolume) -> bool {
 }
 
 /// Both ends of a new link must be there: a clone without it reads as zeros, a parent without it
-/// can be removed.
+/// can be removed. librbd lists the clone at the parent before its call returns, and a look at that
+/// list takes the longer the more clones there are. A golden image may have thousands, so its list
+/// is not looked at.
 fn verify_link(image: &dyn Image, id: &str, parent: &Parent, snapshot: &Snapshot) -> Result<()> {
     let upwards = image
         .parent(None)?
         .is_some_and(|link| link.image_id == parent.image_id && link.snapshot_id == snapshot.id);
-    let clones = parent.home.clones(&*parent.image, &parent.image_id, snapshot.id)?;
-    let downwards = clones.iter().any(|child| child.image_id == id);
-    if upwards && downwards {
+    let is_listed = || -> Result<bool> {
+        let clones = parent.home.clones(&*parent.image, &parent.image_id, snapshot.id)?;
+        Ok(clones.iter().any(|child| child.image_id == id))
+    };
+    if upwards && (parent.is_golden || is_listed()?) {
         return Ok(());
     }
     let name = image.name()?;

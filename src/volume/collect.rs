@@ -41,8 +41,11 @@ impl Volumes {
     pub(super) fn suspect(&self, suspects: &[Suspect]) -> Result<()> {
         let mut places: BTreeMap<_, Vec<Entry>> = BTreeMap::new();
         for suspect in suspects {
-            let place = (suspect.pool.as_str(), suspect.namespace.as_str());
-            places.entry(place).or_default().push(Entry::new(suspect.clone()));
+            let is_flattened = suspect.child.as_ref().is_some_and(|child| child.flattened);
+            // Nothing foreign is collected.
+            if !suspect.is_foreign || is_flattened {
+                places.entry(suspect.home()).or_default().push(Entry::new(suspect.clone()));
+            }
         }
         for ((pool, namespace), entries) in places {
             // A pool that is gone has no suspects any more.
@@ -56,10 +59,10 @@ impl Volumes {
         Ok(())
     }
 
-    /// Forgets an entry that is settled, of an image here.
+    /// Forgets an entry that is settled and lives here.
     fn forget(&self, entry: &Entry) -> Result<()> {
         self.journal.forget(entry)?;
-        let Suspect { pool, namespace, .. } = &entry.suspect;
+        let (pool, namespace) = entry.suspect.home();
         if self.origin.is_of(pool, namespace) { Ok(()) } else { self.origin.forget(entry) }
     }
 
@@ -91,12 +94,23 @@ impl Volumes {
     /// Returns those that are busy or could not be settled.
     pub fn settle_some(&self, entries: Vec<Entry>) -> Vec<Entry> {
         let mut images = Group::new();
-        for entry in entries {
+        let (foreign, own): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| entry.suspect.is_foreign);
+        for entry in own {
             images.entry(entry.image()).or_default().push(entry);
         }
         let images: Vec<_> = images.into_iter().collect();
         let threads = (self.process.at_once / images.len().max(1)).max(1);
         let unsettled = Mutex::new(Vec::new());
+        in_parallel(&foreign, self.process.at_once, |entry| {
+            let settled = self.settle_foreign(entry).unwrap_or_else(|error| {
+                tracing::warn!(image = entry.suspect.image, %error, "a flatten stays in the journal");
+                false
+            });
+            if !settled {
+                unsettled.lock().unwrap_or_else(PoisonError::into_inner).push(entry.clone());
+            }
+        });
         in_parallel(&images, self.process.at_once, |((pool, namespace, id), entries)| {
             let settled = match self.elsewhere(pool, namespace) {
                 // A pool that is gone has no suspects any more.
@@ -113,6 +127,33 @@ impl Volumes {
             unsettled.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
         });
         unsettled.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finishes the flatten of a clone of a foreign image, and says whether it is finished. Of the
+    /// image itself nothing is changed.
+    fn settle_foreign(&self, entry: &Entry) -> Result<bool> {
+        let Suspect { pool, namespace, image_id, snapshot, child, .. } = &entry.suspect;
+        let (child_pool, child_namespace) = entry.suspect.home();
+        let Some(home) = self.elsewhere(child_pool, child_namespace)? else {
+            return self.origin.forget(entry).map(|()| true);
+        };
+        if let (Some(snapshot), Some(child)) = (snapshot, child) {
+            let children = match self.elsewhere(pool, namespace)? {
+                Some(place) => {
+                    match place.pool.open_image(ImageKey::Id(image_id), OpenMode::ReadOnly) {
+                        Ok(image) => place.clones(&*image, image_id, *snapshot)?,
+                        Err(error) if error.errno == Errno::ENOENT => Vec::new(),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                None => Vec::new(),
+            };
+            if children.iter().any(|listed| listed.image_id == child.image_id) {
+                return Ok(false);
+            }
+            home.finish_flatten(image_id, *snapshot, &entry.suspect)?;
+        }
+        home.forget(entry).map(|()| true)
     }
 
     /// Settles suspects about the image `id`, which is here: its snapshots first, so many at once,
@@ -348,7 +389,7 @@ impl Volumes {
         if let Some(parent) = parent
             && image.parent(None)?.as_ref() != Some(&parent)
         {
-            self.suspect(&[Suspect::link(parent, self.child(id))])?;
+            self.suspect(&[self.link_suspect(parent, id)?])?;
         }
         if snapshot.protected {
             image
@@ -391,16 +432,22 @@ impl Volumes {
     pub(super) fn is_any_ours(&self, clones: &[crate::rbd::Child]) -> Result<bool> {
         for clone in clones {
             let Some(home) = self.elsewhere(&clone.pool, &clone.namespace)? else { continue };
-            let volume = home.catalogue.volume(&clone.image)?;
-            let id = &clone.image_id;
-            let is_it = |record: &Volume| record.image_id.as_ref().is_none_or(|known| known == id);
-            if volume.is_some_and(|stored| is_it(&stored.record))
-                || home.silent_parent(&clone.image, id)?.is_some()
-            {
+            if home.is_ours(&clone.image, &clone.image_id)? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Whether this driver made the image `id` here, which is named `name`.
+    pub(super) fn is_ours(&self, name: &str, id: &str) -> Result<bool> {
+        if let Some(stored) = self.catalogue.volume(name)? {
+            match &stored.record.image_id {
+                Some(known) if known != id && !self.is_replaced_or_gone(known)? => {}
+                _ => return Ok(true),
+            }
+        }
+        Ok(self.silent_parent(name, id)?.is_some())
     }
 
     /// Whether any of these snapshots of the silent parent `id` is one whose removal has this

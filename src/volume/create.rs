@@ -1,4 +1,5 @@
-//! CreateVolume: empty, from a volume, from a snapshot. How a clone is made is in `clone`.
+//! CreateVolume: empty, from a volume, from a snapshot, from a golden image. How a source is looked
+//! at is in `source`, and how a clone is made in `clone`.
 //!
 //! Crash points. The record says `creating`, with the planned link to the source, before the first
 //! RBD call; an image whose record does not say `ready` is a leftover, also when it opens and has
@@ -9,17 +10,18 @@
 //! A final answer leaves nothing behind: what was begun, now or by an earlier attempt, is undone
 //! before it is given. A caller that hears one may never ask again, not even for a deletion.
 
-use super::catalogue::{Link, Source, State, Stored, Volume};
+use super::catalogue::{Source, State, Stored, Volume};
 use super::clone::Parent;
-use super::names;
-use super::snapshot::find;
+use super::source::VolumeSource;
 use super::{DeleteWithSnapshots, Error, Made, Policy, Result, Volumes, now};
-use crate::rbd::{CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode, Snapshot};
+use crate::rbd::{CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode};
 use std::collections::BTreeMap;
 
 /// Bytes of a volume when the request names no size and there is no source: the seed's.
 pub const DEFAULT_SIZE: u64 = 100 << 20;
 
+/// Bytes of a sector: block devices have a whole number of them.
+pub const SECTOR: u64 = 512;
 /// Objects an object map can describe.
 const OBJECT_MAP_OBJECTS: u64 = 256_000_000;
 /// log2 of the bytes of an object when the request does not say.
@@ -38,44 +40,6 @@ impl Sizes {
     /// Whether an existing size will do.
     pub fn allow(self, size: u64) -> bool {
         size >= self.required && (self.limit == 0 || size <= self.limit)
-    }
-}
-
-/// What a new volume is made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VolumeSource {
-    /// The head of another volume, as it is when the request is carried out.
-    Volume {
-        /// Its volume id.
-        id: String,
-        /// Pool of its image.
-        pool: String,
-        /// RADOS namespace of its image.
-        namespace: String,
-        /// Name of its image.
-        image: String,
-    },
-    /// A snapshot, whose volume may be deleted already.
-    Snapshot {
-        /// Its snapshot id.
-        id: String,
-        /// Pool of its image.
-        pool: String,
-        /// RADOS namespace of its image.
-        namespace: String,
-        /// Id of its image.
-        image_id: String,
-        /// Its RBD name.
-        snapshot: String,
-    },
-}
-
-impl VolumeSource {
-    fn recorded(&self) -> Source {
-        match self {
-            VolumeSource::Volume { id, .. } => Source::Volume(id.clone()),
-            VolumeSource::Snapshot { id, .. } => Source::Snapshot(id.clone()),
-        }
     }
 }
 
@@ -194,6 +158,19 @@ impl Volumes {
             Error::FailedPrecondition(_) | Error::InUse(_) | Error::HasSnapshots { .. } => {
                 Error::Conflict(format!("an unfinished volume of this name is in the way: {error}"))
             }
+            // To remove a clone takes the right to take it off the list of a golden image.
+            Error::Rbd(cause) | Error::Unfinished(cause) if cause.errno == Errno::EPERM => {
+                match (&stored.record.source, &stored.record.link) {
+                    (Some(Source::Image(image)), Some(link)) => Error::MayNotClone {
+                        image: image.clone(),
+                        pool: link.pool.clone(),
+                        namespace: link.namespace.clone(),
+                        cause: Box::new(cause),
+                        is_begun: true,
+                    },
+                    _ => Error::Unfinished(cause),
+                }
+            }
             other => other.after_a_change(),
         })
     }
@@ -217,98 +194,6 @@ impl Volumes {
             self.spec(image),
             self.instance
         ))
-    }
-
-    /// Looks at the source: it must be handed out, and not be on its way out.
-    fn parent(&self, source: &VolumeSource, request: &CreateVolume) -> Result<Parent> {
-        let (id, pool, namespace) = match source {
-            VolumeSource::Volume { id, pool, namespace, .. }
-            | VolumeSource::Snapshot { id, pool, namespace, .. } => (id, pool, namespace),
-        };
-        if request.options.clone_format == CloneFormat::V1 && namespace != self.pool.namespace() {
-            return Err(Error::Invalid(format!(
-                "the source {id} is in another RADOS namespace, which clones of format 1 cannot cross: use cloneFormat=2"
-            )));
-        }
-        let gone = || Error::NotFound(format!("the source {id} does not exist"));
-        let home = self.elsewhere(pool, namespace)?.ok_or_else(gone)?;
-        let mut cut = None;
-        let image = match source {
-            VolumeSource::Volume { image, .. } => {
-                let ready = |stored: &Stored<Volume>| stored.record.state == State::Ready;
-                home.catalogue.volume(image)?.filter(ready).ok_or_else(gone)?;
-                match home.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
-                    Ok(image) => image,
-                    Err(error) if error.errno == Errno::ENOENT => return Err(gone()),
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            VolumeSource::Snapshot { image_id, snapshot, .. } => {
-                let found = home.catalogue.snapshot(snapshot)?.map(|stored| stored.record);
-                let record = found
-                    .filter(|record| record.state == State::Ready && record.image_id == *image_id)
-                    .ok_or_else(gone)?;
-                let image =
-                    home.image_of(snapshot, &record, OpenMode::ReadOnly)?.ok_or_else(gone)?;
-                // The snapshots of a migrated image have new ids.
-                cut = (image.id()? == record.image_id).then_some(record.snapshot_id);
-                image
-            }
-        };
-        if matches!(source, VolumeSource::Volume { .. }) {
-            home.refuse_unchangeable(&*image)?;
-        }
-        let image_id = image.id()?;
-        let snapshots = image.snapshots()?;
-        let (snapshot, stale, name, size) = match source {
-            VolumeSource::Volume { .. } => {
-                let (name, stale) =
-                    home.clone_snapshot_name(&*image, &image_id, &snapshots, &request.image)?;
-                (None, stale, name, image.info()?.size)
-            }
-            VolumeSource::Snapshot { snapshot, .. } => {
-                // Another one of that name is not what was handed out.
-                let is_it = |found: &&Snapshot| cut.is_none_or(|id| id == found.id);
-                let found = find(&snapshots, snapshot).filter(is_it).ok_or_else(gone)?.clone();
-                let size = found.size;
-                (Some(found), None, snapshot.clone(), size)
-            }
-        };
-        let link = Link {
-            pool: pool.clone(),
-            namespace: namespace.clone(),
-            image_id: image_id.clone(),
-            snapshot: name,
-        };
-        Ok(Parent {
-            home,
-            image,
-            image_id,
-            size,
-            snapshots: snapshots.len(),
-            link,
-            snapshot,
-            stale,
-        })
-    }
-
-    /// The name of the snapshot to cut for `child`: one that no other clone, of an earlier volume
-    /// of that name, depends on. And the childless snapshot that has this name now, if one has.
-    fn clone_snapshot_name(
-        &self,
-        image: &dyn Image,
-        id: &str,
-        snapshots: &[Snapshot],
-        child: &str,
-    ) -> Result<(String, Option<Snapshot>)> {
-        let mut attempt = 0;
-        loop {
-            let name = names::clone_snapshot(child, attempt);
-            match find(snapshots, &name) {
-                Some(taken) if !self.clones(image, id, taken.id)?.is_empty() => attempt += 1,
-                stale => return Ok((name, stale.cloned())),
-            }
-        }
     }
 
     /// Makes the image. Returns the record as it is to be written when all is well; `stored` is
@@ -419,6 +304,7 @@ fn existing(spec: &str, record: &Volume, request: &CreateVolume) -> Result<Volum
             None => "it was made empty".to_string(),
             Some(Source::Volume(id)) => format!("it was made from the volume {id}"),
             Some(Source::Snapshot(id)) => format!("it was made from the snapshot {id}"),
+            Some(Source::Image(location)) => format!("it was made from the image {location}"),
         });
     }
     if record.digest != request.digest && record.digest != request.older_digest {

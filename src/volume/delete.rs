@@ -452,6 +452,7 @@ impl Volumes {
             image: image.to_string(),
             snapshot: None,
             child: None,
+            is_foreign: false,
         }
     }
 
@@ -468,16 +469,17 @@ impl Volumes {
             Err(error) if error.errno == Errno::ENOENT => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let planned =
-            super::snapshot::find(&parent.snapshots()?, &link.snapshot).map(|snapshot| snapshot.id);
-        Ok(match planned {
-            None => None,
-            planned => Some(Suspect {
-                snapshot: planned,
-                child,
-                ..home.as_suspect(&parent.name()?, &link.image_id)
-            }),
-        })
+        let Some(planned) = super::snapshot::find(&parent.snapshots()?, &link.snapshot).cloned()
+        else {
+            return Ok(None);
+        };
+        let name = parent.name()?;
+        Ok(Some(Suspect {
+            snapshot: Some(planned.id),
+            child,
+            is_foreign: self.is_foreign_link(link, &name)?,
+            ..home.as_suspect(&name, &link.image_id)
+        }))
     }
 }
 

@@ -49,6 +49,20 @@ pub enum Error {
     /// Ceph failed before anything was changed, or after everything begun was undone.
     #[error("{0}")]
     Rbd(#[from] rbd::Error),
+    /// The user may not read a golden image, or not add a clone to its list.
+    #[error("the user may not clone the image {image}: {cause}")]
+    MayNotClone {
+        /// Its spec, with its snapshot.
+        image: String,
+        /// Its pool.
+        pool: String,
+        /// Its RADOS namespace, "" for the default one.
+        namespace: String,
+        /// What Ceph said.
+        cause: Box<rbd::Error>,
+        /// Whether something was begun that could not be undone.
+        is_begun: bool,
+    },
     /// Another controller has begun the work and is gone, and the user may not fence it.
     #[error(
         "another controller that is gone has begun this, and to take its work over it is put on Ceph's blocklist: {0}"
@@ -78,6 +92,7 @@ impl Error {
         match self {
             Error::Conflict(_) | Error::Unfinished(_) | Error::MayNotFence(_) => false,
             Error::Rbd(cause) => !cause.class().may_pass(),
+            Error::MayNotClone { is_begun, .. } => !is_begun,
             _ => true,
         }
     }

@@ -6,9 +6,9 @@
 //! written for a drop that never happened is harmless: its link still stands, and it is settled
 //! when that link goes.
 //!
-//! Suspects live where their image does: entries are keys of one RADOS omap object
-//! (`cinderblock.<instance>.journal`) in that pool and namespace, so that a controller that is
-//! about to drop a snapshot finds all that is known of it.
+//! Suspects live where their image does, but for foreign ones: entries are keys of one RADOS omap
+//! object (`cinderblock.<instance>.journal`) in that pool and namespace, so that a controller that
+//! is about to drop a snapshot finds all that is known of it.
 
 use super::Result;
 use super::catalogue::Unreadable;
@@ -34,6 +34,10 @@ pub struct Suspect {
     pub snapshot: Option<SnapshotId>,
     /// The image that drops its link to the snapshot, if it is known.
     pub child: Option<Child>,
+    /// Whether the image is not the driver's to change. Then the entry is only there to finish the
+    /// flatten of `child`, and lives where that one does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_foreign: bool,
 }
 
 /// An image that drops its link to a suspect.
@@ -61,6 +65,15 @@ impl Suspect {
             image: parent.image,
             snapshot: Some(parent.snapshot_id),
             child: Some(child),
+            is_foreign: false,
+        }
+    }
+
+    /// The pool and the RADOS namespace that its entry lives in.
+    pub(super) fn home(&self) -> (&str, &str) {
+        match &self.child {
+            Some(child) if self.is_foreign => (&child.pool, &child.namespace),
+            _ => (&self.pool, &self.namespace),
         }
     }
 
@@ -152,6 +165,14 @@ impl Journal {
             suspect.key()
         } else {
             format!("{pool}/{namespace}/{}", suspect.key())
+        }
+    }
+
+    /// Whether the user may write here.
+    pub(super) fn is_writable(&self) -> Result<bool> {
+        match self.pool.omap_update(&self.object, &OmapUpdate::default()) {
+            Err(error) if error.errno == Errno::EPERM => Ok(false),
+            other => other.map(|()| true).map_err(Into::into),
         }
     }
 

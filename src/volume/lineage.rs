@@ -4,11 +4,11 @@
 //! Links are what librbd answers for the parent of the head and of every snapshot, keyed by ids.
 //! Names are never matched: renamed, restored and adopted images would be missed.
 
-use super::catalogue::State;
+use super::catalogue::{Link, State};
 use super::collect::is_collectable;
 use super::journal::{Child, Suspect};
-use super::{Error, Result, Volumes};
-use crate::rbd::{Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotId};
+use super::{Error, Result, Volumes, names};
+use crate::rbd::{Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId};
 
 /// Ancestors looked at before a chain is simply called too deep. More than the kernel opens.
 const DEPTH_BOUND: u32 = 64;
@@ -42,12 +42,39 @@ impl Volumes {
         let mut links = Vec::new();
         for at in std::iter::once(None).chain(snapshots.iter().map(|snapshot| Some(snapshot.id))) {
             if let Some(parent) = image.parent(at)? {
-                links.push(Suspect::link(parent, self.child(id)));
+                links.push(self.link_suspect(parent, id)?);
             }
         }
         links.sort();
         links.dedup();
         Ok(links)
+    }
+
+    /// The suspect that remains when the image `id` here drops its link to `parent`.
+    pub(super) fn link_suspect(&self, parent: Parent, id: &str) -> Result<Suspect> {
+        let link = Link {
+            pool: parent.pool.clone(),
+            namespace: parent.namespace.clone(),
+            image_id: parent.image_id.clone(),
+            snapshot: parent.snapshot.clone(),
+        };
+        let is_foreign = self.is_foreign_link(&link, &parent.image)?;
+        Ok(Suspect { is_foreign, ..Suspect::link(parent, self.child(id)) })
+    }
+
+    /// Whether the snapshot that `link` leads to, of an image named `image`, is not this driver's
+    /// to collect: a golden image's, or one in a pool where the user may not write the journal.
+    /// Those that were cut for clones are its own, whatever their image is named by now.
+    pub(super) fn is_foreign_link(&self, link: &Link, image: &str) -> Result<bool> {
+        let Link { pool, namespace, image_id, snapshot } = link;
+        if names::is_collectable_snapshot(snapshot) {
+            return Ok(false);
+        }
+        let Some(home) = self.elsewhere(pool, namespace)? else { return Ok(true) };
+        if !home.is_ours(image, image_id)? {
+            return Ok(true);
+        }
+        Ok(!self.journal.is_of(pool, namespace) && !home.journal.is_writable()?)
     }
 
     /// The image `id` here as one that drops a link.

@@ -31,7 +31,7 @@ impl Volumes {
 
     /// Whether no image has this id, in the trash either, or a migration has put another in its
     /// place.
-    fn is_replaced_or_gone(&self, id: &str) -> Result<bool> {
+    pub(super) fn is_replaced_or_gone(&self, id: &str) -> Result<bool> {
         Ok(self.open_unless_migrated(id, OpenMode::ReadOnly)?.is_none()
             && self.pool.trash_get(id)?.is_none_or(|entry| entry.migrating))
     }

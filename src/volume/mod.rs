@@ -39,6 +39,7 @@ mod delete;
 mod error;
 mod fence;
 mod flattens;
+mod golden;
 mod group;
 mod grow;
 pub mod journal;
@@ -46,17 +47,19 @@ pub(crate) mod lease;
 pub mod leftovers;
 mod lineage;
 mod migration;
+mod location;
 mod modify;
 pub mod names;
 mod obstacles;
 mod publish;
 mod snapshot;
+mod source;
 pub mod survey;
 mod sweep;
 
 pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
-pub use create::{CreateVolume, DEFAULT_SIZE, Sizes, VolumeSource, largest};
+pub use create::{CreateVolume, DEFAULT_SIZE, SECTOR, Sizes, largest};
 pub use delete::Retained;
 pub use error::{Error, Result};
 pub use fence::Leaving;
@@ -64,8 +67,10 @@ pub use flattens::Flattens;
 pub use group::{CreateGroup, GroupSource};
 pub use journal::{Entry, Journal, Suspect};
 pub use lease::Leases;
+pub use location::ImageLocation;
 pub use publish::PublishVolume;
 pub use snapshot::CreateSnapshot;
+pub use source::VolumeSource;
 
 /// The record of what a request asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -79,6 +79,30 @@ fn create_a_volume_from_a_snapshot() {
 }
 
 #[test]
+fn create_a_volume_from_a_golden_image() {
+    let lab = Lab::new();
+    lab.golden(RBD, "G");
+    let wanted = [
+        "omap_get",
+        "fsid",
+        "open_image",
+        "read_at",
+        "image_id",
+        "omap_update",
+        "parent",
+        "name",
+        "clone_image",
+        "metadata_list",
+        "open_image",
+        "parent",
+        "omap_update",
+    ];
+    let wish = lab.wish("a").of_image(&lab, RBD, "G", "v1");
+    assert_eq!(create(&lab, &wish), wanted);
+    assert_eq!(create(&lab, &wish), ["omap_get", "image_id"], "asked again");
+}
+
+#[test]
 fn create_a_volume_from_a_volume() {
     for (lab, protect) in
         [(Lab::new(), &[][..]), (Lab::format_1(), &["children", "protect_snapshot"])]

@@ -1,7 +1,7 @@
 //! A cluster in memory with one controller, and short ways to ask it for things.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cinderblock::notes::Place;
@@ -10,8 +10,8 @@ use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, Ope
 use cinderblock::volume::catalogue::{self, Publication};
 use cinderblock::volume::{
     Activity, CreateGroup, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget,
-    GroupSource, Leases, Made, Policy, Process, PublishVolume, Result, Sizes, VolumeSource,
-    Volumes, image_spec,
+    GroupSource, ImageLocation, Leases, Made, Policy, Process, PublishVolume, Result, Sizes,
+    VolumeSource, Volumes, image_spec,
 };
 
 /// Bytes in a block, and in an object of every image here: a flatten or a copy takes one step for
@@ -92,6 +92,18 @@ impl Wish {
             image_id: source.image_id.clone(),
             snapshot: source.name.clone(),
         };
+        Wish { source: Some(source), sizes: Sizes::default(), ..self }
+    }
+
+    /// Of the snapshot `snapshot` of a golden image.
+    pub(crate) fn of_image(self, lab: &Lab, home: Home, image: &str, snapshot: &str) -> Wish {
+        let namespace = match home.namespace {
+            "" => String::new(),
+            namespace => format!("{namespace}/"),
+        };
+        let (fsid, pool) = (lab.fsid(), home.pool);
+        let location = format!("rbd://{fsid}/{pool}/{namespace}{image}/{snapshot}");
+        let source = VolumeSource::Image(ImageLocation::parse(&location).unwrap());
         Wish { source: Some(source), sizes: Sizes::default(), ..self }
     }
 
@@ -370,6 +382,8 @@ pub(crate) struct Lab {
     pub(crate) outsider: Session,
     /// The wish that every volume of this lab begins as.
     pub(crate) plain: Wish,
+    /// The golden images that another client made.
+    pub(crate) golden: Mutex<Vec<(Home, String)>>,
 }
 
 impl Lab {
@@ -384,7 +398,7 @@ impl Lab {
         }
         let controller = Controller::new(&model);
         let outsider = model.connect();
-        Lab { model, controller, outsider, plain: Wish::new("") }
+        Lab { model, controller, outsider, plain: Wish::new(""), golden: Mutex::default() }
     }
 
     /// A lab whose volumes are cloned in format 1.
@@ -437,6 +451,39 @@ impl Lab {
         });
     }
 
+    pub(crate) fn fsid(&self) -> String {
+        self.outsider.cluster().fsid().unwrap()
+    }
+
+    /// Another client makes an image without the driver, fills each block with the image's name, and
+    /// cuts the snapshot "v1" of it.
+    pub(crate) fn golden(&self, home: Home, name: &str) {
+        let options = ImageOptions { order: Some(12), ..ImageOptions::default() };
+        self.pool(home).create_image(name, BLOCKS * BLOCK, &options).unwrap();
+        for block in 0..BLOCKS {
+            self.write(home, name, block, name);
+        }
+        self.open(home, name).create_snapshot("v1").unwrap();
+        self.golden.lock().unwrap().push((home, name.to_owned()));
+    }
+
+    /// The other client removes its golden images, on which nothing hangs any more.
+    pub(crate) fn remove_golden(&self) {
+        for (home, name) in self.golden.lock().unwrap().drain(..) {
+            let image = self.open(home, &name);
+            for snapshot in image.snapshots().unwrap() {
+                let children = image.children(Some(snapshot.id)).unwrap();
+                assert!(children.is_empty(), "{name} still has {children:?}");
+                if snapshot.protected {
+                    image.unprotect_snapshot(&snapshot.name).unwrap();
+                }
+                image.remove_snapshot_by_id(snapshot.id).unwrap();
+            }
+            drop(image);
+            self.pool(home).remove_image(&name).unwrap();
+        }
+    }
+
     pub(crate) fn graph(&self) -> Graph {
         self.model.graph()
     }
@@ -477,8 +524,13 @@ impl Lab {
     pub(crate) fn assert_empty(&self) {
         let graph = self.graph();
         assert!(graph.has_no_images(), "images are left:\n{graph}");
-        let mut keys = graph.pools.values().flat_map(|pool| pool.objects.values());
-        assert!(keys.all(BTreeMap::is_empty), "records are left:\n{graph}");
+        assert!(self.has_no_records(), "records are left:\n{graph}");
+    }
+
+    /// Whether nothing is written down anywhere.
+    pub(crate) fn has_no_records(&self) -> bool {
+        let graph = self.graph();
+        graph.pools.values().flat_map(|pool| pool.objects.values()).all(BTreeMap::is_empty)
     }
 
     /// Asks for something that must be refused, and checks that nothing changed by it.

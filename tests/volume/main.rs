@@ -18,6 +18,7 @@ mod defects;
 mod elsewhere;
 mod fence;
 mod foreign;
+mod golden;
 mod lab;
 mod leases;
 mod limits;

@@ -13,11 +13,8 @@ use crate::kube::Subject;
 use crate::node::MapOptions;
 use crate::rbd::CloneFormat;
 use crate::volume::catalogue::{self, Source};
-use crate::volume::{CreateVolume, DEFAULT_SIZE, Sizes, VolumeSource, names};
+use crate::volume::{CreateVolume, DEFAULT_SIZE, SECTOR, Sizes, VolumeSource, names};
 use tonic::{Request, Response, Status};
-
-/// Bytes of a sector: block devices have a whole number of them.
-const SECTOR: u64 = 512;
 
 impl ControllerService {
     /// CreateVolume: idempotent by name within a pool and namespace.
@@ -83,7 +80,10 @@ impl ControllerService {
             .volume_content_source
             .as_ref()
             .map(|source| self::source(source, &class))
-            .transpose()?;
+            .transpose()?
+            // What the request names wins: disks of a class with a golden image are copied and
+            // restored in the same class.
+            .or(class.source_image.map(VolumeSource::Image));
         let sizes = match source {
             None => with_room_for_filesystem(sizes, &request.volume_capabilities)?,
             Some(_) => sizes,
@@ -96,6 +96,7 @@ impl ControllerService {
             None => "none",
             Some(VolumeSource::Snapshot { .. }) => "snapshot",
             Some(VolumeSource::Volume { .. }) => "volume",
+            Some(VolumeSource::Image(_)) => "image",
         };
         context.insert("contentSource".to_string(), content_source.to_string());
         validate::map("the volume context made of the parameters", &context)?;
@@ -220,9 +221,8 @@ fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<Volu
             source.0, class.location.cluster
         )));
     }
-    let (VolumeSource::Volume { namespace, .. } | VolumeSource::Snapshot { namespace, .. }) =
-        &source.1;
-    if class.options.clone_format == CloneFormat::V1 && *namespace != class.location.namespace {
+    let (_, namespace) = source.1.place();
+    if class.options.clone_format == CloneFormat::V1 && namespace != class.location.namespace {
         return Err(Status::invalid_argument(format!(
             "the source is in the RADOS namespace {namespace:?}, the volume is to be in {:?}: clones of format 1 cannot cross \
              namespaces, use cloneFormat 2",
@@ -234,19 +234,19 @@ fn source(source: &VolumeContentSource, class: &VolumeParameters) -> Result<Volu
 
 /// A record as the wire has it.
 pub(super) fn volume(record: &catalogue::Volume) -> Volume {
-    let content_source = record.source.as_ref().map(|source| {
-        let kind = match source {
-            Source::Volume(id) => {
-                volume_content_source::Type::Volume(volume_content_source::VolumeSource {
-                    volume_id: id.clone(),
-                })
-            }
-            Source::Snapshot(id) => {
-                volume_content_source::Type::Snapshot(SnapshotSource { snapshot_id: id.clone() })
-            }
-        };
-        VolumeContentSource { r#type: Some(kind) }
-    });
+    let content_source = match &record.source {
+        Some(Source::Volume(id)) => {
+            Some(volume_content_source::Type::Volume(volume_content_source::VolumeSource {
+                volume_id: id.clone(),
+            }))
+        }
+        Some(Source::Snapshot(id)) => {
+            Some(volume_content_source::Type::Snapshot(SnapshotSource { snapshot_id: id.clone() }))
+        }
+        // The class names a golden image, and the request had no source.
+        Some(Source::Image(_)) | None => None,
+    };
+    let content_source = content_source.map(|kind| VolumeContentSource { r#type: Some(kind) });
     Volume {
         // Sizes that do not fit were refused when the volume was asked for.
         capacity_bytes: i64::try_from(record.size).unwrap_or(i64::MAX),

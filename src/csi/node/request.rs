@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn volumes_with_a_source_are_never_formatted() {
-        for source in ["snapshot", "volume", "something new", ""] {
+        for source in ["snapshot", "volume", "image", "something new", ""] {
             let mut request = complete();
             request.volume_context.insert("contentSource".into(), source.into());
             assert!(!read(&request).unwrap().created_empty, "{source}");

@@ -416,6 +416,7 @@ impl Known {
                     let known = self.cut(home, snapshot).image_id == *image_id;
                     self.snapshots.get(&key(&home, snapshot)).filter(|_| known)
                 }
+                Some(VolumeSource::Image(_)) => unreachable!("no request here names an image"),
             },
             Request::Snapshot { home, volume, .. } => self.volumes.get(&key(home, volume)),
             _ => None,
@@ -686,11 +687,10 @@ fn check_made(wish: &Wish, record: &catalogue::Volume, graph: &Graph, alone: boo
     let request = wish.request();
     assert_eq!(record.name, wish.name);
     assert!(wish.sizes.allow(record.size), "{record:?} is not of the size asked for");
-    let made_from = record.source.as_ref().map(|source| match source {
-        catalogue::Source::Volume(id) | catalogue::Source::Snapshot(id) => id.clone(),
-    });
+    let made_from = record.source.as_ref().map(ToString::to_string);
     let asked_from = request.source.map(|source| match source {
         VolumeSource::Volume { id, .. } | VolumeSource::Snapshot { id, .. } => id,
+        VolumeSource::Image(location) => location.to_string(),
     });
     assert_eq!(made_from, asked_from, "{record:?}");
     if !alone {

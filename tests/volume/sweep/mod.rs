@@ -19,7 +19,7 @@ use tonic::Code;
 
 use crate::lab::{Controller, Lab};
 use crate::picture::picture;
-use crate::rest::{Exempt, Notes};
+use crate::rest::Notes;
 
 /// One operation on one cluster.
 #[derive(Clone, Copy)]
@@ -152,7 +152,7 @@ impl Scenario {
             now == reference.undone || now == reference.before
         };
         assert!(right, "{}: {what}: not as without a fault: {now}\n{graph}", self.name);
-        let broken = crate::rest::broken(&graph, &Exempt::default());
+        let broken = crate::rest::broken(&graph, &lab.exempt());
         assert!(broken.is_empty(), "{}: {what}:\n  {}\n{graph}", self.name, broken.join("\n  "));
         if done {
             (self.done)(lab);
@@ -236,6 +236,7 @@ pub(crate) fn clear(lab: &Lab) {
         done(name, controller.delete_snapshot(&cut));
     }
     done("recovery", controller.recover());
+    lab.remove_golden();
     lab.assert_empty();
 }
 

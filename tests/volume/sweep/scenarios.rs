@@ -81,7 +81,84 @@ pub(super) fn all() -> Vec<Scenario> {
     all.extend(snapshots());
     all.extend(groups());
     all.extend(others());
+    all.extend(golden());
     all
+}
+
+/// A lab with a golden image in a pool that the user may only read, and volumes made of it.
+fn with_golden(format: CloneFormat, volumes: &[&str]) -> Lab {
+    let mut lab = Lab::new();
+    lab.plain.format = format;
+    lab.golden(OTHER_POOL, "G");
+    lab.open(OTHER_POOL, "G").protect_snapshot("v1").unwrap();
+    for name in volumes {
+        lab.make(&golden_wish(&lab, name, format));
+    }
+    lab
+}
+
+fn golden_wish(lab: &Lab, name: &str, format: CloneFormat) -> Wish {
+    wish(name, format).of_image(lab, OTHER_POOL, "G", "v1")
+}
+
+/// A controller whose user may only read the golden image's pool.
+fn reader(controller: &Controller) -> &Controller {
+    controller.session.read_only(OTHER_POOL.pool, OTHER_POOL.namespace);
+    controller
+}
+
+fn golden() -> Vec<Scenario> {
+    fn make_d(
+        lab: &Lab,
+        controller: &Controller,
+        format: CloneFormat,
+        depth: u32,
+    ) -> Result<String> {
+        make(reader(controller), &larger(golden_wish(lab, "d", format).depth(depth)))
+    }
+    let opposite: fn(&Lab, &Controller) -> Result<()> =
+        |_, controller| reader(controller).delete(RBD, "d");
+    let done: fn(&Lab) = |lab| holds("d", &["G", "G", "G", ""])(lab);
+    vec![
+        Scenario {
+            name: "from a golden image, format 2, larger",
+            before: || with_golden(V2, &[]),
+            ask: |lab, controller| make_d(lab, controller, V2, 5),
+            opposite: Some(opposite),
+            done,
+        },
+        Scenario {
+            name: "from a golden image, format 1, larger",
+            before: || with_golden(V1, &[]),
+            ask: |lab, controller| make_d(lab, controller, V1, 5),
+            opposite: Some(opposite),
+            done,
+        },
+        Scenario {
+            name: "from a golden image, full copy",
+            before: || with_golden(V2, &[]),
+            ask: |lab, controller| make_d(lab, controller, V2, 0),
+            opposite: Some(opposite),
+            done,
+        },
+        Scenario {
+            name: "clone at the depth limit of a clone of a golden image",
+            before: || with_golden(V2, &["b"]),
+            ask: |_, controller| {
+                let wish = wish("d", V2).of("b").depth(1).flatten(FlattenTarget::Source);
+                make(reader(controller), &wish)
+            },
+            opposite: Some(opposite),
+            done: |lab| holds("d", &["G", "G", "G"])(lab),
+        },
+        Scenario {
+            name: "delete a clone of a golden image",
+            before: || with_golden(V2, &["d", "b"]),
+            ask: |_, controller| delete(reader(controller), "d"),
+            opposite: None,
+            done: |lab| holds("b", &["G", "G", "G"])(lab),
+        },
+    ]
 }
 
 fn creations() -> Vec<Scenario> {
