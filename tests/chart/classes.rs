@@ -124,6 +124,17 @@ fn the_driver_takes_the_examples_and_they_fit_together() {
 }
 
 #[test]
+fn the_class_of_the_golden_images_page_is_one() {
+    let page = read("docs/golden-images.md");
+    let (_, class) = page.split_once("```yaml\n").unwrap();
+    let (class, _) = class.split_once("```").unwrap();
+    let mut objects = yaml(class);
+    objects.extend(yaml(&read("deploy/examples/clusters.yaml")));
+    check_with_the_driver(&objects, "docs/golden-images.md");
+    assert!(text(&objects[0], "/parameters/sourceImage").starts_with("rbd://"));
+}
+
+#[test]
 fn the_order_of_application_names_every_example_once_and_after_what_it_needs() {
     let order = read("deploy/README.md");
     let mut named: Vec<_> = order

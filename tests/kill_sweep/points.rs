@@ -174,6 +174,37 @@ fn create_from_a_snapshot_and_flatten() {
 }
 
 #[test]
+fn create_from_a_golden_image() {
+    sweep_lineage("CreateVolume from a golden image", &[], |tenant| {
+        tenant.have_golden();
+        tenant.of_golden("b")
+    });
+}
+
+#[test]
+fn delete_a_clone_of_a_golden_image() {
+    sweep("DeleteVolume, a clone of a golden image", &[FORMAT_2], |tenant| {
+        tenant.have_golden();
+        tenant.have_of_golden("b");
+        tenant.delete("b")
+    });
+}
+
+#[test]
+fn create_at_the_depth_limit_and_flatten_a_clone_of_a_golden_image() {
+    let parameters = [FORMAT_2, ("maxCloneDepth", "1"), ("flattenTarget", "source")];
+    sweep(
+        "CreateVolume at the depth limit, from a clone of a golden image",
+        &parameters,
+        |tenant| {
+            tenant.have_golden();
+            tenant.have_of_golden("b");
+            tenant.clone_larger("c", "b")
+        },
+    );
+}
+
+#[test]
 fn create_at_the_depth_limit_and_flatten_the_clone() {
     let parameters = [("maxCloneDepth", "1"), ("flattenTarget", "clone")];
     sweep_lineage("CreateVolume at the depth limit", &parameters, |tenant| {

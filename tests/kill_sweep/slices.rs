@@ -181,6 +181,14 @@ fn delete_the_last_clone_of_a_silent_parent() {
 }
 
 #[test]
+fn create_from_a_golden_image() {
+    sweep_lineage("CreateVolume from a golden image", &[], |tenant| {
+        tenant.have_golden();
+        tenant.of_golden("b")
+    });
+}
+
+#[test]
 fn create_a_snapshot() {
     // This format's has one step more.
     sweep("CreateSnapshot", &[FORMAT_1], |tenant| {

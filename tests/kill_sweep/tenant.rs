@@ -10,7 +10,7 @@ use cinderblock::csi::proto::{
     ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteSnapshotRequest,
     DeleteVolumeRequest,
 };
-use cinderblock::rbd::{Errno, ImageKey, OpenMode, Pool, Watcher};
+use cinderblock::rbd::{Errno, ImageKey, ImageOptions, OpenMode, Pool, Watcher};
 use cinderblock::volume::names;
 use tonic::Code;
 
@@ -23,6 +23,10 @@ use crate::rpc::{Answer, Controller, Rpc, is_transient};
 
 /// Bytes of a volume: both marks fit.
 pub const SIZE: i64 = 8 * MIB;
+
+/// The image that another tool made, and its snapshot.
+const GOLDEN: &str = "golden";
+const GOLDEN_SNAPSHOT: &str = "v1";
 
 /// Names of volumes that live in the tenant's second namespace begin so.
 const FAR: &str = "far-";
@@ -82,6 +86,15 @@ impl<'a> Tenant<'a> {
         })
     }
 
+    /// A request for a copy of a volume, with more room.
+    pub fn clone_larger(&self, name: &str, source: &str) -> Rpc {
+        let Rpc::CreateVolume(mut request) = self.clone_volume(name, source) else {
+            unreachable!()
+        };
+        request.capacity_range = self.class.create_volume(name, 2 * SIZE).capacity_range;
+        Rpc::CreateVolume(request)
+    }
+
     /// A request for a copy of a snapshot.
     pub fn restore(&self, name: &str, snapshot: &str) -> Rpc {
         Rpc::CreateVolume(self.restore_of_size(name, SIZE, snapshot))
@@ -97,6 +110,14 @@ impl<'a> Tenant<'a> {
             volume_content_source: Some(from_snapshot(&self.snapshot_id(snapshot))),
             ..self.class.create_volume(name, size)
         }
+    }
+
+    /// A request for a volume made of the golden image, with more room.
+    pub fn of_golden(&self, name: &str) -> Rpc {
+        let place = format!("{POOL}/{}", self.near.namespace());
+        let location = format!("rbd://{}/{place}/{GOLDEN}/{GOLDEN_SNAPSHOT}", self.lab.fsid);
+        let class = self.class.clone().with("sourceImage", &location);
+        Rpc::CreateVolume(class.create_volume(name, 2 * SIZE))
     }
 
     /// A request for the end of a volume.
@@ -204,6 +225,34 @@ impl<'a> Tenant<'a> {
     pub fn have_volume(&mut self, name: &str) {
         self.do_once(&self.create(name));
         self.mark(name);
+    }
+
+    /// Makes a golden image without the driver, and marks it.
+    pub fn have_golden(&self) {
+        let options = ImageOptions::default();
+        self.near.create_image(GOLDEN, SIZE.try_into().unwrap(), &options).unwrap();
+        let image = self.near.open_image(ImageKey::Name(GOLDEN), OpenMode::ReadWrite).unwrap();
+        image.write_at(MARKS[0], GOLDEN.as_bytes()).unwrap();
+        image.create_snapshot(GOLDEN_SNAPSHOT).unwrap();
+        image.protect_snapshot(GOLDEN_SNAPSHOT).unwrap();
+    }
+
+    /// Makes a volume of the golden image.
+    pub fn have_of_golden(&mut self, name: &str) {
+        self.do_once(&self.of_golden(name));
+    }
+
+    /// Removes the golden image, if there is one, as only one can who has no clones any more.
+    fn remove_golden(&self) {
+        let image = match self.near.open_image(ImageKey::Name(GOLDEN), OpenMode::ReadWrite) {
+            Err(error) if error.errno == Errno::ENOENT => return,
+            image => image.unwrap(),
+        };
+        assert!(image.children(None).unwrap().is_empty(), "the golden image has clones");
+        image.unprotect_snapshot(GOLDEN_SNAPSHOT).unwrap();
+        image.remove_snapshot(GOLDEN_SNAPSHOT).unwrap();
+        drop(image);
+        self.near.remove_image(GOLDEN).unwrap();
     }
 
     /// Makes a clone of a volume and marks it as well, beside its parent's mark.
@@ -415,6 +464,7 @@ impl<'a> Tenant<'a> {
         }
         self.volumes.clear();
         self.snapshots.clear();
+        self.remove_golden();
         assert_eq!(self.picture(), Vec::<String>::new(), "left behind");
     }
 
