@@ -7,7 +7,7 @@
 //! processes may settle one suspect at the same time: every step takes "already gone" for success,
 //! librbd refuses to remove what still has a child, and a removal is done under a lease.
 
-use super::catalogue::{State, Volume};
+use super::catalogue::State;
 use super::delete::is_large;
 use super::journal::{Child, Entry, Suspect};
 use super::names;

@@ -15,6 +15,7 @@ fn an_entry_that_does_not_say_when_it_was_written_is_as_old_as_it_is_known() {
         image: "i".into(),
         snapshot: None,
         child: None,
+        is_foreign: false,
     };
     let model = Model::new();
     model.create_pool("rbd");
