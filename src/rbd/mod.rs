@@ -28,20 +28,20 @@ pub mod ceph;
 mod error;
 pub mod io;
 mod key;
+pub(crate) mod keyed_mutex;
 #[cfg(debug_assertions)]
 mod kill;
 pub mod model;
 mod observed;
 mod release;
-pub(crate) mod turns;
 mod user;
 
 pub use error::{CLASSES, Class, Error, Result, Tolerate, class};
 pub use key::{Key, KeyType};
+pub use keyed_mutex::KeyedMutex;
 pub use nix::errno::Errno;
 pub use observed::observed;
 pub use release::Release;
-pub use turns::Turns;
 pub(crate) use user::User;
 
 /// A connection to one Ceph cluster as one user.

@@ -160,7 +160,7 @@ impl Volumes {
     /// then itself. Returns those that are busy.
     fn settle_image(&self, id: &str, entries: &[Entry], threads: usize) -> Result<Vec<Entry>> {
         // The image's own deletion waits for this, and the other way round.
-        let Some(_turn) = self.process.turns.take(&self.image_turn(id), self.process.patience)
+        let Some(_guard) = self.process.images.lock(&self.image_key(id), self.process.patience)
         else {
             return Ok(entries.to_vec());
         };
@@ -252,8 +252,8 @@ impl Volumes {
         Ok([all(Verdict::Busy, linked), all(verdict, unlinked)].concat())
     }
 
-    /// What the turn at the image `id` here is called, among all of this process.
-    pub(super) fn image_turn(&self, id: &str) -> String {
+    /// The key of the image `id` here, in all of this process.
+    pub(super) fn image_key(&self, id: &str) -> String {
         format!("{} {} {id}", self.pool.name(), self.pool.namespace())
     }
 

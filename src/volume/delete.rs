@@ -15,7 +15,7 @@ use super::collect::is_collectable;
 use super::journal::{Child, Suspect};
 use super::names;
 use super::{Error, Result, Volumes, now};
-use crate::rbd::turns::Turn;
+use crate::rbd::keyed_mutex::KeyGuard;
 use crate::rbd::{self, Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -49,8 +49,8 @@ enum Settled {
     Unmade,
 }
 
-/// An open image, its id, and the turn at it.
-type OpenInTurn = (Box<dyn Image>, String, Turn);
+/// An open image, its id, and the lock on it.
+type LockedImage = (Box<dyn Image>, String, KeyGuard);
 
 impl Volumes {
     /// Deletes the volume whose image is named `image`; fine when it is gone.
@@ -96,7 +96,7 @@ impl Volumes {
             &claimed
         };
         let known = stored.record.image_id.as_deref();
-        let Some((opened, id, _turn)) = self.open_in_turn(image, known)? else {
+        let Some((opened, id, _guard)) = self.open_locked(image, known)? else {
             self.refuse_if_published(image, &stored.record)?;
             if stored.record.state == State::Ready {
                 self.refuse_if_moved(image, stored)?;
@@ -142,10 +142,10 @@ impl Volumes {
         Ok(found)
     }
 
-    /// Opens the image of this name, with its id and the turn at it: what is suspect about it is
-    /// settled before it is opened, or after the turn. `known` is the id that the record has. None
+    /// Opens the image of this name, with its id and the lock on it: what is suspect about it is
+    /// settled before it is opened, or after the lock is released. `known` is the id that the record has. None
     /// when there is no such image.
-    fn open_in_turn(&self, image: &str, known: Option<&str>) -> Result<Option<OpenInTurn>> {
+    fn open_locked(&self, image: &str, known: Option<&str>) -> Result<Option<LockedImage>> {
         let open = || match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => Ok(Some(opened)),
             Err(error) if error.errno == Errno::ENOENT => Ok(None),
@@ -160,11 +160,11 @@ impl Volumes {
         };
         // Another image may have the name, or may get it meanwhile.
         for _ in 0..2 {
-            let turn = self.process.turns.take(&self.image_turn(&id), self.process.patience);
+            let guard = self.process.images.lock(&self.image_key(&id), self.process.patience);
             let Some(opened) = open()? else { return Ok(None) };
             let found = opened.id()?;
-            match turn {
-                Some(turn) if found == id => return Ok(Some((opened, id, turn))),
+            match guard {
+                Some(guard) if found == id => return Ok(Some((opened, id, guard))),
                 Some(_) => id = found,
                 None => break,
             }

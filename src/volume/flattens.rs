@@ -7,7 +7,7 @@ use crate::rbd::Image;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The images that are flattened, by [`Volumes::image_turn`]. Clones share it.
+/// The images that are flattened, by [`Volumes::image_key`]. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Flattens(Arc<Mutex<HashMap<String, Arc<Activity>>>>);
 
@@ -28,7 +28,7 @@ impl Volumes {
     /// Says that this operation flattens `image`, which is here. [`Error::Conflict`] when another
     /// one does.
     pub(super) fn begin_flatten(&self, image: &dyn Image) -> Result<Flattening> {
-        let id = self.image_turn(&image.id()?);
+        let id = self.image_key(&image.id()?);
         let mut flattens = self.process.flattens.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(activity) = flattens.get(&id) {
             return Err(conflict(activity));
@@ -39,7 +39,7 @@ impl Volumes {
 
     /// Refuses the image `id` here while it is flattened, with how far that is.
     pub(super) fn refuse_while_flattened(&self, id: &str) -> Result<()> {
-        let id = self.image_turn(id);
+        let id = self.image_key(id);
         let flattens = self.process.flattens.0.lock().unwrap_or_else(PoisonError::into_inner);
         flattens.get(&id).map_or(Ok(()), |activity| Err(conflict(activity)))
     }

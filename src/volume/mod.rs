@@ -26,7 +26,7 @@
 //!
 //! It knows no gRPC, no async runtime and no Kubernetes, so tests can stop it at every step.
 
-use crate::rbd::{self, Cluster, Errno, Pool, Turns};
+use crate::rbd::{self, Cluster, Errno, KeyedMutex, Pool};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -162,11 +162,11 @@ pub struct Volumes {
 pub struct Process {
     /// The leases it holds.
     pub leases: Leases,
-    /// The turns it takes.
-    pub turns: Turns,
+    /// The images that it settles or deletes.
+    pub images: KeyedMutex,
     /// The images they flatten.
     pub flattens: Flattens,
-    /// How long one of them waits for a turn.
+    /// How long one of them waits for such an image.
     pub patience: Duration,
     /// How many suspects are settled at the same time. Each takes a round of the monitors, which
     /// many can share.
@@ -177,7 +177,7 @@ impl Default for Process {
     fn default() -> Process {
         Process {
             leases: Leases::default(),
-            turns: Turns::default(),
+            images: KeyedMutex::default(),
             flattens: Flattens::default(),
             patience: Duration::from_secs(20),
             at_once: 24,

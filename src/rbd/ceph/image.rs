@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::call::{List, c_string, grow, owned, strings, text, with_progress};
 use super::cluster::CephCluster;
 use super::handle::Handle;
+use super::handle_cache::{self, SharedHandle};
 use super::ioctx::Ioctx;
 use super::pool::CephPool;
-use super::shared::{self, Share};
 use super::sys::{
     rados, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list,
     rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect,
@@ -33,7 +33,7 @@ use crate::rbd::{
 pub(super) struct CephImage {
     head: Arc<Handle>,
     /// Dropped after `head`: the last of its shares closes it.
-    share: Option<Share>,
+    share: Option<SharedHandle>,
     mode: OpenMode,
     /// The snapshot read last, to not open it again for every block. What a snapshot holds never
     /// changes.
@@ -49,7 +49,7 @@ impl CephImage {
         let (head, share) = match mode {
             OpenMode::ReadOnly => (Arc::new(Handle::open(ioctx, image, mode)?), None),
             OpenMode::ReadWrite => {
-                shared::open(ioctx, image).map(|(head, share)| (head, Some(share)))?
+                handle_cache::open(ioctx, image).map(|(head, share)| (head, Some(share)))?
             }
         };
         Ok(CephImage { head, share, mode, reader: Mutex::new(None) })
@@ -154,7 +154,7 @@ impl Image for CephImage {
     }
 
     fn parent(&self, at: Option<SnapshotId>) -> Result<Option<Parent>> {
-        if at.is_none() && self.share.as_ref().is_some_and(Share::joined) {
+        if at.is_none() && self.share.as_ref().is_some_and(SharedHandle::joined) {
             // librbd reads the names of parent and snapshot when it opens the image, and never
             // again.
             let id = ImageKey::Id(self.head.id());

@@ -20,6 +20,7 @@
 
 #![allow(unsafe_code)] // this is the door to C
 
+mod barrier;
 mod call;
 mod cloning;
 mod cluster;
@@ -28,21 +29,20 @@ mod connections;
 mod copy;
 mod directory;
 mod flatten;
+mod group_snapshot;
 mod handle;
+mod handle_cache;
 mod holds;
 mod image;
 mod ioctx;
 mod libraries;
-mod meeting;
 pub(crate) mod monmap;
 mod newer;
 mod omap;
 mod options;
 pub(crate) mod pool;
-mod shared;
 mod snapshot_removal;
 mod sys;
-mod together;
 mod trash;
 
 use std::sync::Arc;

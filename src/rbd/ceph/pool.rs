@@ -19,10 +19,10 @@ use super::sys::{
     rbd_trash_restore,
 };
 use super::trash;
-use crate::rbd::turns::Turn;
+use crate::rbd::keyed_mutex::{KeyGuard, KeyedMutex};
 use crate::rbd::{
     Cluster, Errno, Error, Image, ImageEntry, ImageKey, ImageOptions, NewSnapshot, OmapPage,
-    OmapUpdate, OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry, Turns,
+    OmapUpdate, OpenMode, Pool, PoolStats, Progress, Result, SnapshotSpec, TrashEntry,
 };
 
 /// For how long a removal waits for another of the same image.
@@ -47,14 +47,14 @@ impl CephPool {
         self.ioctx.check(code, call, || self.ioctx.spec(name)).map(drop)
     }
 
-    /// The turn at removing or renaming the image `name`, among all of this process: librbd does
+    /// The lock for removing or renaming the image `name`, in all of this process: librbd does
     /// not stand two removals of one image at once (one of them may never return, or leave the
     /// image's name in the directory). `EBUSY` when it does not come.
-    fn turn(&self, name: &str, call: &'static str) -> Result<Turn> {
-        static REMOVALS: LazyLock<Turns> = LazyLock::new(Turns::default);
+    fn lock_name(&self, name: &str, call: &'static str) -> Result<KeyGuard> {
+        static REMOVALS: LazyLock<KeyedMutex> = LazyLock::new(KeyedMutex::default);
         let image = format!("{} {}", self.cluster().fsid()?, self.ioctx.spec(name));
         REMOVALS
-            .take(&image, PATIENCE)
+            .lock(&image, PATIENCE)
             .ok_or_else(|| Error::new(Errno::EBUSY, call, self.ioctx.spec(name)))
     }
 
@@ -119,12 +119,12 @@ impl Pool for CephPool {
         snapshots: &[NewSnapshot],
         announce: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<()> {
-        super::together::create_snapshots(&self.ioctx, snapshots, announce)
+        super::group_snapshot::create_snapshots(&self.ioctx, snapshots, announce)
     }
 
     fn remove_image_with_progress(&self, name: &str, progress: Progress<'_>) -> Result<()> {
         let call = "rbd_remove_with_progress";
-        let _turn = self.turn(name, call)?;
+        let _guard = self.lock_name(name, call)?;
         self.remove(call, name, |io, name| {
             with_progress(&mut *progress, |callback, argument| {
                 // SAFETY: context and name are valid for the call, as are callback and argument.
@@ -134,7 +134,7 @@ impl Pool for CephPool {
     }
 
     fn rename_image(&self, from: &str, to: &str) -> Result<()> {
-        let _turn = self.turn(from, "rename")?;
+        let _guard = self.lock_name(from, "rename")?;
         directory::rename(&self.ioctx, from, to)
     }
 

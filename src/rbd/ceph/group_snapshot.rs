@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::barrier::Barrier;
 use super::call::{c_string, with_progress};
 use super::handle::Handle;
 use super::ioctx::Ioctx;
-use super::meeting::Meeting;
 use super::sys::{rbd_snap_create2, rbd_snap_remove};
 use crate::rbd::{Errno, Error, Features, ImageKey, NewSnapshot, OpenMode, Result};
 
@@ -50,19 +50,19 @@ pub(super) fn create_snapshots(
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let meeting = Meeting::of(snapshots.len());
+        let barrier = Barrier::of(snapshots.len());
         let outcomes: Vec<_> = thread::scope(|scope| {
             let cutting: Vec<_> = handles
                 .iter()
                 .zip(snapshots)
-                .map(|(handle, new)| scope.spawn(|| cut_with_the_others(handle, new, &meeting)))
+                .map(|(handle, new)| scope.spawn(|| cut_with_the_others(handle, new, &barrier)))
                 .collect();
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             cutting.into_iter().map(join).collect()
         });
-        let off = meeting.is_off();
+        let off = barrier.is_off();
         // What only the others' failure stopped is told last.
         let failures = outcomes.into_iter().filter_map(Result::err);
         match failures.min_by_key(|error| matches!(error.errno, Errno::EBUSY)) {
@@ -73,18 +73,18 @@ pub(super) fn create_snapshots(
     }
 }
 
-/// Cuts one snapshot when all who come to the meeting hold their image's writers off; else it is
+/// Cuts one snapshot when all who come to the barrier hold their image's writers off; else it is
 /// not there afterwards, and the error is `EBUSY`.
-fn cut_with_the_others(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<()> {
+fn cut_with_the_others(handle: &Handle, new: &NewSnapshot, barrier: &Barrier) -> Result<()> {
     let cut = loop {
-        match cut(handle, new, meeting) {
+        match cut(handle, new, barrier) {
             Ok(Some(ControlFlow::Continue(()))) => break Ok(()),
             Ok(other) => {
                 if let Err(error) = remove(handle, new) {
                     break Err(error);
                 }
                 // Another client got the lock first.
-                if other.is_none() && meeting.is_open() {
+                if other.is_none() && barrier.is_open() {
                     continue;
                 }
                 break Err(error(Errno::EBUSY, handle, new));
@@ -93,13 +93,13 @@ fn cut_with_the_others(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) ->
         }
     };
     if cut.is_err() {
-        meeting.call_off();
+        barrier.call_off();
     }
     cut
 }
 
-/// Cuts one snapshot, and says what came of the meeting if its writers were held off for that.
-fn cut(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<Option<ControlFlow<()>>> {
+/// Cuts one snapshot, and says what came of the barrier, if its writers were held off for that.
+fn cut(handle: &Handle, new: &NewSnapshot, barrier: &Barrier) -> Result<Option<ControlFlow<()>>> {
     let c_name = c_string(&new.name, CALL)?;
     loop {
         // A flush takes the lock, as a write would.
@@ -107,7 +107,7 @@ fn cut(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<Option<C
         if handle.owns_lock() {
             break;
         }
-        if !meeting.is_open() {
+        if !barrier.is_open() {
             return Err(error(Errno::EBUSY, handle, new));
         }
     }
@@ -116,7 +116,7 @@ fn cut(handle: &Handle, new: &NewSnapshot, meeting: &Meeting) -> Result<Option<C
     let mut report = |_, _| {
         // Reported again when a client is slow to quiesce; the lock was not lost since.
         if !reported && handle.owns_lock() {
-            met = Some(meeting.join(HOLD));
+            met = Some(barrier.join(HOLD));
         }
         reported = true;
         ControlFlow::Continue(())

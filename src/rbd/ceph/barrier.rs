@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Where a number of threads wait for each other. Once it was decided that they go on, or that they
 /// do not, that stands.
 #[derive(Debug)]
-pub(super) struct Meeting {
+pub(super) struct Barrier {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -18,16 +18,16 @@ struct State {
     decided: Option<ControlFlow<()>>,
 }
 
-impl Meeting {
-    /// A meeting of `expected` threads.
-    pub(super) fn of(expected: usize) -> Meeting {
-        Meeting {
+impl Barrier {
+    /// A barrier for `expected` threads.
+    pub(super) fn of(expected: usize) -> Barrier {
+        Barrier {
             state: Mutex::new(State { missing: expected, decided: None }),
             changed: Condvar::new(),
         }
     }
 
-    /// Comes to the meeting: `Continue` when all have come within `patience` of each other, `Break`
+    /// Comes to the barrier: `Continue` when all have come within `patience` of each other, `Break`
     /// when it was called off, or is now, because a thread is missing.
     pub(super) fn join(&self, patience: Duration) -> ControlFlow<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,30 +80,30 @@ mod tests {
 
     #[test]
     fn all_go_on_when_the_last_has_come() {
-        let meeting = Meeting::of(3);
+        let barrier = Barrier::of(3);
         let all = thread::scope(|scope| {
-            let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| meeting.join(LONG))).collect();
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| barrier.join(LONG))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
         });
         assert_eq!(all, [ControlFlow::Continue(()); 3]);
-        meeting.call_off();
-        assert!(!meeting.is_off());
+        barrier.call_off();
+        assert!(!barrier.is_off());
     }
 
     #[test]
-    fn nobody_goes_on_without_the_last() {
-        let meeting = Meeting::of(2);
-        assert_eq!(meeting.join(Duration::from_millis(1)), ControlFlow::Break(()));
-        assert_eq!(meeting.join(LONG), ControlFlow::Break(()));
-        assert!(meeting.is_off());
+    fn none_goes_on_without_the_last() {
+        let barrier = Barrier::of(2);
+        assert_eq!(barrier.join(Duration::from_millis(1)), ControlFlow::Break(()));
+        assert_eq!(barrier.join(LONG), ControlFlow::Break(()));
+        assert!(barrier.is_off());
     }
 
     #[test]
-    fn a_meeting_that_is_called_off_lets_everybody_go() {
-        let meeting = Meeting::of(2);
+    fn a_barrier_that_is_called_off_lets_all_go() {
+        let barrier = Barrier::of(2);
         let early = thread::scope(|scope| {
-            let early = scope.spawn(|| meeting.join(LONG));
-            meeting.call_off();
+            let early = scope.spawn(|| barrier.join(LONG));
+            barrier.call_off();
             early.join().unwrap()
         });
         assert_eq!(early, ControlFlow::Break(()));

@@ -17,21 +17,21 @@ use crate::rbd::{Errno, Error, ImageKey, OpenMode, Result};
 /// pool, namespace and image id.
 type Key = (usize, String, String, String);
 
-static PLACES: LazyLock<Mutex<HashMap<Key, Arc<Place>>>> = LazyLock::new(Mutex::default);
+static SLOTS: LazyLock<Mutex<HashMap<Key, Arc<Slot>>>> = LazyLock::new(Mutex::default);
 
 /// Where the handle of one image is. Locked while it is opened and closed, so that there are never
 /// two.
 #[derive(Debug, Default)]
-struct Place(Mutex<Option<(Arc<Handle>, usize)>>);
+struct Slot(Mutex<Option<(Arc<Handle>, usize)>>);
 
 /// A share in an open image. The last one closes it when dropped.
 #[derive(Debug)]
-pub(super) struct Share {
-    place: Arc<Place>,
+pub(super) struct SharedHandle {
+    slot: Arc<Slot>,
     joined: bool,
 }
 
-impl Share {
+impl SharedHandle {
     /// Whether another caller had opened the image before.
     pub(super) fn joined(&self) -> bool {
         self.joined
@@ -40,18 +40,18 @@ impl Share {
 
 /// Opens the image for writing, or takes a share in it where it is open already. The handle must be
 /// dropped before the share.
-pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>) -> Result<(Arc<Handle>, Share)> {
+pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>) -> Result<(Arc<Handle>, SharedHandle)> {
     let id = match image {
         ImageKey::Id(id) => id.to_owned(),
         ImageKey::Name(name) => directory::image_id(ioctx, name)?
             .ok_or_else(|| Error::new(Errno::ENOENT, "rbd_open", ioctx.spec(name)))?,
     };
-    let place = {
-        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
-        places.retain(|_, place| Arc::strong_count(place) > 1);
-        places.entry(ioctx.key(&id)).or_default().clone()
+    let slot = {
+        let mut slots = SLOTS.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        slots.entry(ioctx.key(&id)).or_default().clone()
     };
-    let mut open = place.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = slot.0.lock().unwrap_or_else(PoisonError::into_inner);
     let joined = open.is_some();
     let handle = if let Some((handle, users)) = &mut *open {
         *users += 1;
@@ -62,12 +62,12 @@ pub(super) fn open(ioctx: &Arc<Ioctx>, image: ImageKey<'_>) -> Result<(Arc<Handl
         handle
     };
     drop(open);
-    Ok((handle, Share { place, joined }))
+    Ok((handle, SharedHandle { slot, joined }))
 }
 
-impl Drop for Share {
+impl Drop for SharedHandle {
     fn drop(&mut self) {
-        let mut open = self.place.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.slot.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, users)) = &mut *open {
             *users -= 1;
             if *users == 0 {
