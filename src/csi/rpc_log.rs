@@ -39,9 +39,9 @@ impl RequestId {
         RequestId(format!("{}-{}", *PROCESS, NUMBER.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// The status with this id at the end of its message.
+    /// The status with this id before its message: a message may end in a command to be copied.
     pub(super) fn in_message_of(&self, status: &Status) -> Status {
-        Status::new(status.code(), format!("{} [request {self}]", status.message()))
+        Status::new(status.code(), format!("[request {self}] {}", status.message()))
     }
 }
 
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_of_an_error_ends_with_the_id_of_its_log_lines() {
+    fn the_message_of_an_error_begins_with_the_id_of_its_log_lines() {
         let future = |outcome| {
             let request = Request::builder()
                 .uri("http://localhost/csi.v1.Identity/Probe")
@@ -333,10 +333,10 @@ mod tests {
         };
         let status = |response: Response<()>| Status::from_header_map(response.headers());
         let told = status(future(Status::not_found("volume é is gone"))).unwrap();
-        let (message, id) = told.message().rsplit_once(" [request ").unwrap();
+        let (id, message) = told.message().split_once("] ").unwrap();
         assert_eq!((told.code(), message), (Code::NotFound, "volume é is gone"));
         let other = status(future(Status::not_found("volume é is gone"))).unwrap();
-        assert!(id.ends_with(']') && !other.message().ends_with(id), "{id}");
+        assert!(id.starts_with("[request ") && !other.message().starts_with(id), "{id}");
         assert!(status(future(Status::ok(""))).is_none());
     }
 

@@ -12,6 +12,7 @@
 
 use super::catalogue::{Source, State, Stored, Volume};
 use super::clone::Parent;
+use super::deletion::Deletion;
 use super::source::VolumeSource;
 use super::{DeleteWithSnapshots, Error, Made, Policy, Result, Volumes, now};
 use crate::rbd::{CloneFormat, Errno, Features, Image, ImageKey, ImageOptions, OpenMode};
@@ -232,7 +233,7 @@ impl Volumes {
                 self.spec(image)
             )));
         }
-        self.forget_unmade(image, stored)?;
+        Deletion::of_unmade(self, image, stored).forget()?;
         Ok(self.foreign(image))
     }
 }

@@ -1,22 +1,19 @@
 //! DeleteVolume, and the removal of what an unfinished creation left.
 //!
-//! Crash points: the record says `deleting` before anything is destroyed and goes last, so a retry
-//! finds it and goes on. Links are in the journal before they are cut. A volume whose snapshots are
-//! still needed becomes a silent parent: it is renamed, and the record's removal and the note of
-//! the silent parent are one atomic change.
+//! A volume is refused before anything of it is changed. What is done then is in `deletion`.
 //!
 //! Another client may have taken an unfinished volume's name since its record was written. The
 //! image there is the volume's own when its id is the recorded one; before that is known, when it
 //! hangs on the planned parent, or holds nothing at all: no parent, no snapshot, no data. Any other
 //! image is left alone.
 
-use super::catalogue::{DeleteWithSnapshots, Silent, State, Stored, Volume};
-use super::collect::is_collectable;
-use super::journal::{Child, Suspect};
+use super::catalogue::{DeleteWithSnapshots, State, Stored, Volume};
+use super::deletion::Deletion;
+use super::journal::Suspect;
 use super::names;
-use super::{Error, Result, Volumes, now};
+use super::{Error, Result, Volumes};
 use crate::rbd::keyed_mutex::KeyGuard;
-use crate::rbd::{self, Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
+use crate::rbd::{self, Diff, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -40,14 +37,6 @@ pub struct Retained {
 const OWN_WATCH: Duration = Duration::from_secs(1);
 /// How long before it looks again.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// What became of an image that does not have its volume's name.
-enum Settled {
-    /// It is a silent parent, and the record has gone.
-    Silent(Option<Retained>),
-    /// Nothing of it is left, or about to be.
-    Unmade,
-}
 
 /// An open image, its id, and the lock on it.
 type LockedImage = (Box<dyn Image>, String, KeyGuard);
@@ -101,11 +90,13 @@ impl Volumes {
             if stored.record.state == State::Ready {
                 self.refuse_if_moved(image, stored)?;
             }
-            return self.destroy_unopened(image, stored).map_err(Error::after_a_change);
+            return Deletion::begin(self, image, stored, None)?
+                .finish_by_id()
+                .map_err(Error::after_a_change);
         };
         let snapshots = opened.snapshots()?;
         if !is_its_image(&stored.record, &*opened, &id, &snapshots)? {
-            self.forget_unmade(image, stored).map_err(Error::after_a_change)?;
+            Deletion::of_unmade(self, image, stored).forget().map_err(Error::after_a_change)?;
             return Err(Error::FailedPrecondition(format!(
                 "the image {} is not the one of the unfinished volume of this name: another tool made it, and it is not \
                  deleted",
@@ -116,10 +107,8 @@ impl Volumes {
         // What the user may not look at is known before the record changes.
         let snapshots = self.with_clones(&*opened, &id, snapshots)?;
         let begun_before = stored.record.state == State::Deleting;
-        let stored = self.mark_deleting(image, stored, Some(id.clone()))?;
-        let silent_name = if begun_before { self.begun_silent_name(image, &id)? } else { None };
-        self.destroy_opened(image, &stored, opened, &id, &snapshots, silent_name)
-            .map_err(Error::after_a_change)
+        let deletion = Deletion::begin(self, image, stored, Some(&id))?;
+        deletion.finish(opened, &id, &snapshots, begun_before).map_err(Error::after_a_change)
     }
 
     /// The snapshots that librbd does not remove by itself along with the image, as it does those
@@ -260,188 +249,6 @@ impl Volumes {
         })
     }
 
-    /// From here on the volume is being destroyed. `id` is kept so that a retry finds the image
-    /// under its silent name.
-    fn mark_deleting(
-        &self,
-        image: &str,
-        stored: &Stored<Volume>,
-        id: Option<String>,
-    ) -> Result<Stored<Volume>> {
-        let image_id = id.or_else(|| stored.record.image_id.clone());
-        self.catalogue.replace(
-            image,
-            stored,
-            Volume { state: State::Deleting, image_id, ..stored.record.clone() },
-        )
-    }
-
-    /// The silent name that an interrupted rename of the image has given it beside its old one.
-    /// Such an image must not be removed by the old name: the new one would be left.
-    fn begun_silent_name(&self, image: &str, id: &str) -> Result<Option<String>> {
-        for name in [names::silent(image), names::silent_with_id(image, id)] {
-            if self.pool.image_id(&name)?.as_deref() == Some(id) {
-                return Ok(Some(name));
-            }
-        }
-        Ok(None)
-    }
-
-    fn destroy_opened(
-        &self,
-        image: &str,
-        stored: &Stored<Volume>,
-        opened: Box<dyn Image>,
-        id: &str,
-        snapshots: &[(Snapshot, Vec<rbd::Child>)],
-        silent_name: Option<String>,
-    ) -> Result<Option<Retained>> {
-        let mut unneeded = Vec::new();
-        for (snapshot, clones) in snapshots {
-            if is_kept(snapshot) {
-                continue;
-            }
-            if clones.is_empty() {
-                if !self.is_needed_by_a_creation(id, &snapshot.name)? {
-                    unneeded.push(snapshot);
-                }
-            } else if !self.is_any_ours(clones)? {
-                // Other tools' clones go without a word.
-                self.suspect(&[Suspect {
-                    snapshot: Some(snapshot.id),
-                    ..self.as_suspect(image, id)
-                }])?;
-            }
-        }
-        if !unneeded.is_empty() {
-            let writable = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite)?;
-            for snapshot in &unneeded {
-                self.drop_snapshot(&*writable, id, snapshot)?;
-            }
-        }
-        if unneeded.len() == snapshots.len() && silent_name.is_none() {
-            let mut suspects = self.links(&*opened, id, &[])?;
-            if suspects.is_empty() {
-                suspects.extend(self.planned_link(&stored.record, Some(self.child(id)))?);
-            }
-            self.suspect(&suspects)?;
-            if is_large(&*opened)? {
-                self.activity.begin_heavy();
-            }
-            drop(opened);
-            match self.remove_for_good(image, id) {
-                Ok(()) => return self.catalogue.remove(image, stored).map(|()| None),
-                // A snapshot came meanwhile.
-                Err(error) if error.errno == Errno::ENOTEMPTY => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        match self.pool.rename_image(image, &silent_name.unwrap_or_else(|| names::silent(image))) {
-            // An earlier volume of this name is silent still.
-            Err(error) if error.errno == Errno::EEXIST => {
-                self.pool.rename_image(image, &names::silent_with_id(image, id))?;
-            }
-            other => other?,
-        }
-        let renamed = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
-        self.note_silent(image, stored, &*renamed, id)
-    }
-
-    /// No image has the volume's name, or only remains of one: what a killed create, remove or
-    /// rename left, or nothing.
-    fn destroy_unopened(&self, image: &str, stored: &Stored<Volume>) -> Result<Option<Retained>> {
-        let stored = self.mark_deleting(image, stored, None)?;
-        if let Settled::Silent(retained) = self.settle_by_id(image, &stored)? {
-            return Ok(retained);
-        }
-        match &stored.record.image_id {
-            Some(id) => self.remove_for_good(image, id)?,
-            None => self.remove_image(image).tolerate(Errno::ENOENT)?,
-        }
-        self.catalogue.remove(image, &stored).map(|()| None)
-    }
-
-    /// Ends an unfinished volume whose name another client has: what it planned is a suspect, and
-    /// its record goes.
-    pub(super) fn forget_unmade(&self, image: &str, stored: &Stored<Volume>) -> Result<()> {
-        if let Settled::Silent(_) = self.settle_by_id(image, stored)? {
-            return Ok(());
-        }
-        self.catalogue.remove(image, stored)
-    }
-
-    /// Looks for the volume's image by its id, where it is known, since no image of ours has its
-    /// name. One that was made silent is noted as such in place of the record. Whatever else stands
-    /// of its links is in the journal then.
-    fn settle_by_id(&self, image: &str, stored: &Stored<Volume>) -> Result<Settled> {
-        if let Some(id) = &stored.record.image_id {
-            match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
-                Ok(opened) if opened.name()?.ends_with(names::SILENT_SUFFIX) => {
-                    let retained = self.note_silent(image, stored, &*opened, id)?;
-                    return Ok(Settled::Silent(retained));
-                }
-                // In the trash on its way out, links still standing.
-                Ok(opened) => {
-                    self.suspect(&self.links(&*opened, id, &[])?)?;
-                    self.drop_latecomers(&*opened, id)?;
-                }
-                Err(error) if error.errno == Errno::ENOENT => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let child = stored.record.image_id.as_deref().map(|id| self.child(id));
-        self.suspect(self.planned_link(&stored.record, child)?.as_slice())?;
-        Ok(Settled::Unmade)
-    }
-
-    /// Removes the snapshots that a creation has cut for its clone while the image was already on
-    /// its way out, too late to clone them. Nothing can make such an image a silent parent any
-    /// more, and they would keep it from going.
-    fn drop_latecomers(&self, image: &dyn Image, id: &str) -> Result<()> {
-        for snapshot in image.snapshots()? {
-            if is_collectable(&snapshot) && self.clones(image, id, snapshot.id)?.is_empty() {
-                let writable = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite)?;
-                self.drop_snapshot(&*writable, id, &snapshot)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts the note of a silent parent in place of the record. `renamed` was opened after the
-    /// rename: if its last snapshot went before that, the client that removed it saw no silent
-    /// parent, and the image is a suspect.
-    fn note_silent(
-        &self,
-        image: &str,
-        stored: &Stored<Volume>,
-        renamed: &dyn Image,
-        id: &str,
-    ) -> Result<Option<Retained>> {
-        let mut snapshots = renamed.snapshots()?;
-        snapshots.retain(|snapshot| snapshot.kind != SnapshotKind::Mirror);
-        let mut retained = Retained { image_id: id.to_string(), ..Retained::default() };
-        for snapshot in &snapshots {
-            if !is_kept(snapshot) {
-                retained.for_clones += 1;
-            } else if self.is_listed(id, snapshot)? {
-                retained.snapshots.push(snapshot.name.clone());
-            } else {
-                retained.by_others.push(format!(
-                    "{}@{}",
-                    self.spec(&renamed.name()?),
-                    snapshot.name
-                ));
-            }
-        }
-        if retained.snapshots.is_empty() && retained.for_clones == 0 {
-            // Other tools' snapshots go without a word, and one of the driver's may just have gone.
-            self.suspect(&[self.as_suspect(image, id)])?;
-        }
-        let silent = Silent { volume: stored.record.id.clone(), deleted: now() };
-        self.catalogue.silence(image, stored, id, silent)?;
-        Ok((!snapshots.is_empty()).then_some(retained))
-    }
-
     /// The image `id` itself as a suspect: it may turn out to be a silent parent that no snapshot
     /// needs.
     pub(super) fn as_suspect(&self, image: &str, id: &str) -> Suspect {
@@ -454,32 +261,6 @@ impl Volumes {
             child: None,
             is_foreign: false,
         }
-    }
-
-    /// The snapshot a creation planned to clone, if it stands: nothing else may remember it.
-    fn planned_link(&self, record: &Volume, child: Option<Child>) -> Result<Option<Suspect>> {
-        let Some(link) = &record.link else {
-            return Ok(None);
-        };
-        let Some(home) = self.elsewhere(&link.pool, &link.namespace)? else {
-            return Ok(None);
-        };
-        let parent = match home.pool.open_image(ImageKey::Id(&link.image_id), OpenMode::ReadOnly) {
-            Ok(parent) => parent,
-            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let Some(planned) = super::snapshot::find(&parent.snapshots()?, &link.snapshot).cloned()
-        else {
-            return Ok(None);
-        };
-        let name = parent.name()?;
-        Ok(Some(Suspect {
-            snapshot: Some(planned.id),
-            child,
-            is_foreign: self.is_foreign_link(link, &name)?,
-            ..home.as_suspect(&name, &link.image_id)
-        }))
     }
 }
 
@@ -534,7 +315,7 @@ pub(super) fn is_large(image: &dyn Image) -> Result<bool> {
 /// Whether a snapshot outlives its volume: a person made it, or this driver on a person's behalf,
 /// or librbd for a group or for what this driver does not know. Backups' and those cut for clones
 /// go as soon as they have no clone, a mirror's with the image.
-fn is_kept(snapshot: &Snapshot) -> bool {
+pub(super) fn is_kept(snapshot: &Snapshot) -> bool {
     match snapshot.kind {
         SnapshotKind::User => {
             !names::is_backup_snapshot(&snapshot.name)

@@ -36,6 +36,7 @@ mod clone;
 mod collect;
 mod create;
 mod delete;
+mod deletion;
 mod error;
 mod fence;
 mod flattens;

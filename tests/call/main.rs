@@ -37,11 +37,11 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The text without the id of the request, which the server puts at the end of an error's message.
+/// The text without the id of the request, which the server puts before an error's message.
 fn without_id(text: &str) -> String {
-    let (message, rest) = text.split_once(" [request ").unwrap_or_else(|| panic!("{text}"));
-    let (_, rest) = rest.split_once(']').unwrap();
-    format!("{message}{rest}")
+    let (before, rest) = text.split_once("[request ").unwrap_or_else(|| panic!("{text}"));
+    let (_, message) = rest.split_once("] ").unwrap();
+    format!("{before}{message}")
 }
 
 fn answering(answer: Value) -> FakeDriver {

@@ -24,11 +24,10 @@ fn answers(scrape: &Scrape, method: &str, code: &str) -> f64 {
     scrape.sum("rpc_duration_seconds_count", &[("method", method), ("code", code)])
 }
 
-/// The id of the request at the end of an error's message.
+/// The id of the request before an error's message.
 fn request_id(status: &Status) -> String {
-    let (_, id) =
-        status.message().rsplit_once(" [request ").unwrap_or_else(|| panic!("{status:?}"));
-    id.trim_end_matches(']').to_owned()
+    let rest = status.message().strip_prefix("[request ").unwrap_or_else(|| panic!("{status:?}"));
+    rest.split_once("] ").unwrap().0.to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
