@@ -26,7 +26,6 @@ use std::time::SystemTime;
 
 pub mod ceph;
 mod error;
-pub mod io;
 mod key;
 pub(crate) mod keyed_mutex;
 #[cfg(debug_assertions)]
@@ -257,18 +256,6 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// `ECANCELED` and leaves the link in place. A flatten that another client does for us, because
     /// it holds the exclusive lock, does not stop.
     fn flatten(&self, progress: Progress<'_>) -> Result<()>;
-
-    /// Copies the head, or the snapshot `at`, and the image metadata into a new image without a
-    /// parent, without snapshots. An unfinished copy leaves the destination behind. `EXDEV` when
-    /// `to` is in another cluster. `progress` as in [`Image::flatten`].
-    fn copy(
-        &self,
-        at: Option<SnapshotId>,
-        to: &dyn Pool,
-        name: &str,
-        options: &ImageOptions,
-        progress: Progress<'_>,
-    ) -> Result<()>;
 
     /// The value of an image metadata key, if set.
     fn metadata_get(&self, key: &str) -> Result<Option<String>>;

@@ -209,13 +209,6 @@ impl Image for ObservedImage {
         read parent(at: Option<SnapshotId>) -> Result<Option<Parent>>;
         read children(of: Option<SnapshotId>) -> Result<Vec<Child>>;
         change flatten(progress: Progress<'_>) -> Result<()>;
-        change copy(
-            at: Option<SnapshotId>,
-            to: &dyn Pool,
-            name: &str,
-            options: &ImageOptions,
-            progress: Progress<'_>
-        ) -> Result<()>;
         read metadata_get(key: &str) -> Result<Option<String>>;
         change metadata_set(key: &str, value: &str) -> Result<()>;
         change metadata_remove(key: &str) -> Result<()>;

@@ -62,7 +62,6 @@ fn while_full() -> Vec<Operation> {
         create("d"),
         clone("d", CloneFormat::V1),
         clone("d", CloneFormat::V2),
-        on("a", ImageAction::Copy { at: None, pool: 0, name: "d" }),
         operation(Action::Rename { from: "c", to: "d" }),
         on("a", ImageAction::CreateSnapshot { name: "t" }),
         on("a", ImageAction::RenameSnapshot { from: "t", to: "u" }),

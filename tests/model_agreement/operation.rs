@@ -109,7 +109,6 @@ pub(crate) enum ImageAction {
     Parent { at: At },
     Children { of: At },
     Flatten,
-    Copy { at: At, pool: usize, name: &'static str },
     Metadata { key: &'static str },
     MetadataSet { key: &'static str, value: &'static str },
     MetadataRemove { key: &'static str },
@@ -289,12 +288,7 @@ fn image_action(random: &mut Random, present: &Present, image: &str) -> ImageAct
         36 => ImageAction::RenameSnapshot { from: known(random), to: random.pick(&SNAPSHOTS) },
         37..40 => ImageAction::Parent { at: at(random) },
         40..43 => ImageAction::Children { of: at(random) },
-        43..48 => ImageAction::Flatten,
-        48..50 => ImageAction::Copy {
-            at: at(random),
-            pool: usize::from(random.once_in(4)),
-            name: random.pick(&NAMES),
-        },
+        43..50 => ImageAction::Flatten,
         50 => ImageAction::Metadata { key: "k" },
         51 => ImageAction::MetadataSet {
             key: random.pick(&["k", "l"]),

@@ -208,13 +208,6 @@ impl Side {
                 say(children.map(|children| self.names.children(&children)))
             }
             ImageAction::Flatten => say(image.flatten(&mut go_on)),
-            ImageAction::Copy { at, pool, name } => {
-                let pool = Arc::clone(&self.pools[*pool]);
-                let at = snapshot_at(image, *at);
-                let answer = image.copy(at, &*pool, name, &ImageOptions::default(), &mut go_on);
-                self.names.learn_image(&*pool, name);
-                say(answer)
-            }
             ImageAction::Metadata { key } => {
                 say(image.metadata_get(key).and_then(|value| Ok((value, image.metadata_list()?))))
             }

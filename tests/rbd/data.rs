@@ -1,10 +1,8 @@
 //! The bytes of an image: read, written, discarded, compared.
 
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::thread;
 
-use cinderblock::rbd::io::ImageIo;
 use cinderblock::rbd::{Diff, Errno, Extent};
 
 use crate::tools::{
@@ -213,27 +211,6 @@ pub(crate) fn a_walk_over_differences_can_be_stopped(place: &Place) {
     assert_eq!((errno(stopped), seen), (Errno::ECANCELED, 3));
     let missing = Diff { since: Some(1_000_000), ..everything() };
     assert_eq!(errno(image.diff(&missing, &mut |_| ControlFlow::Continue(()))), Errno::ENOENT);
-    drop(image);
-    remove_all(&place.pool, &["image"]);
-}
-
-pub(crate) fn images_are_files(place: &Place) {
-    let image = created(&place.pool, "image");
-    let mut file = ImageIo::new(&*image);
-    file.seek(SeekFrom::End(-4)).unwrap();
-    file.write_all(b"tail").unwrap();
-    assert_eq!(file.write(b"x").unwrap_err().kind(), ErrorKind::InvalidInput);
-    assert_eq!(file.read(&mut [0; 4]).unwrap(), 0);
-    assert_eq!(file.stream_position().unwrap(), END);
-    file.flush().unwrap();
-    file.seek(SeekFrom::Current(-6)).unwrap();
-    let mut tail = Vec::new();
-    assert_eq!(file.read_to_end(&mut tail).unwrap(), 6);
-    assert_eq!(tail, b"\0\0tail");
-    assert_eq!(file.seek(SeekFrom::End(10)).unwrap(), END + 10);
-    assert_eq!(file.read(&mut [0; 4]).unwrap(), 0);
-    assert!(file.seek(SeekFrom::Current(-i64::MAX)).is_err());
-    assert_eq!(file.stream_position().unwrap(), END + 10);
     drop(image);
     remove_all(&place.pool, &["image"]);
 }

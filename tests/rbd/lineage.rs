@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use cinderblock::rbd::{Child, CloneFormat, Errno, ImageKey, ImageOptions, OpenMode, Parent};
 
 use crate::tools::{
-    MIB, OBJECT, Place, clone, create, created, errno, flatten, format, image_names, layout, open,
-    read, remove_all, shallow, snapshot_id, spec,
+    MIB, OBJECT, Place, clone, create, created, errno, flatten, format, image_names, open, read,
+    remove_all, shallow, snapshot_id, spec,
 };
 
 /// `image` of 1 MiB with the byte 7 at the start of every object, and its snapshot `s`.
@@ -224,49 +224,6 @@ pub(crate) fn a_stopped_flatten_leaves_the_link(place: &Place) {
     image.remove_snapshot("s").unwrap();
     drop((image, child));
     remove_all(pool, &["image", "clone"]);
-}
-
-pub(crate) fn copies_stand_alone(place: &Place) {
-    let pool = &place.pool;
-    let image = parent(place);
-    clone(pool, "image", "s", "clone");
-    let child = open(pool, "clone");
-    child.write_at(0, &[1]).unwrap();
-    child.create_snapshot("k").unwrap();
-    child.write_at(0, &[2]).unwrap();
-    child.metadata_set("key", "value").unwrap();
-    let k = snapshot_id(&*child, "k");
-    let go = &mut |_, _| ControlFlow::Continue(());
-    child.copy(None, &**pool, "now", &ImageOptions::default(), go).unwrap();
-    let larger = ImageOptions { order: Some(20), ..layout() };
-    child.copy(Some(k), &*place.elsewhere, "then", &larger, go).unwrap();
-    for (copy, byte, order) in [(open(pool, "now"), 2, 16), (open(&place.elsewhere, "then"), 1, 20)]
-    {
-        assert_eq!((read(&*copy, 0, 1), read(&*copy, OBJECT, 1)), (vec![byte], vec![7]));
-        assert_eq!((copy.info().unwrap().size, copy.info().unwrap().order), (MIB, order));
-        assert_eq!((copy.parent(None).unwrap(), copy.snapshots().unwrap()), (None, vec![]));
-        assert_eq!(copy.metadata_get("key").unwrap().as_deref(), Some("value"));
-    }
-    assert_eq!(errno(child.copy(None, &**pool, "now", &layout(), go)), Errno::EEXIST);
-    assert_eq!(errno(child.copy(Some(1_000_000), &**pool, "new", &layout(), go)), Errno::ENOENT);
-    child.remove_snapshot("k").unwrap();
-    drop(child);
-    remove_all(pool, &["now", "clone"]);
-    remove_all(&place.elsewhere, &["then"]);
-    image.remove_snapshot("s").unwrap();
-    drop(image);
-    remove_all(pool, &["image"]);
-}
-
-pub(crate) fn a_stopped_copy_leaves_its_destination(place: &Place) {
-    let pool = &place.pool;
-    let image = parent(place);
-    let stopped = image.copy(None, &**pool, "copy", &layout(), &mut |_, _| ControlFlow::Break(()));
-    assert_eq!(errno(stopped), Errno::ECANCELED);
-    assert_eq!(open(pool, "copy").info().unwrap().size, MIB);
-    image.remove_snapshot("s").unwrap();
-    drop(image);
-    remove_all(pool, &["image", "copy"]);
 }
 
 pub(crate) fn a_panic_in_progress_reaches_the_caller(place: &Place) {

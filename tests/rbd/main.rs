@@ -95,8 +95,7 @@ behaviours! {
         differences_are_found
         differences_stay_in_their_range
         differences_count_the_parent_when_asked
-        a_walk_over_differences_can_be_stopped
-        images_are_files;
+        a_walk_over_differences_can_be_stopped;
     snapshots:
         snapshots_are_listed_oldest_first
         an_image_can_have_many_snapshots
@@ -120,8 +119,6 @@ behaviours! {
         without_deep_flatten_snapshots_keep_their_links
         flattening_copies_what_was_shared
         a_stopped_flatten_leaves_the_link
-        copies_stand_alone
-        a_stopped_copy_leaves_its_destination
         a_panic_in_progress_reaches_the_caller
         a_clone_of_a_clone_has_the_nearer_parent;
     trash:

@@ -5,21 +5,19 @@ use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::call::{List, c_string, grow, owned, strings, text, with_progress};
-use super::cluster::CephCluster;
 use super::handle::Handle;
 use super::handle_cache::{self, SharedHandle};
 use super::ioctx::Ioctx;
-use super::pool::CephPool;
 use super::sys::{
     rados, rbd_image_t, rbd_image_watcher_t, rbd_metadata_get, rbd_metadata_list,
     rbd_metadata_remove, rbd_metadata_set, rbd_resize2, rbd_snap_create, rbd_snap_protect,
     rbd_snap_remove, rbd_snap_rename, rbd_snap_unprotect, rbd_watchers_list,
     rbd_watchers_list_cleanup,
 };
-use super::{copy, directory, flatten, snapshot_removal};
+use super::{directory, flatten, snapshot_removal};
 use crate::rbd::{
-    Child, Cluster, Diff, Errno, Error, Extent, Hold, Image, ImageInfo, ImageKey, ImageOptions,
-    OpenMode, Parent, Pool, Progress, Result, Snapshot, SnapshotId, Watcher,
+    Child, Diff, Errno, Extent, Hold, Image, ImageInfo, ImageKey, OpenMode, Parent, Progress,
+    Result, Snapshot, SnapshotId, Watcher,
 };
 
 /// An [`Image`] over librbd.
@@ -169,37 +167,6 @@ impl Image for CephImage {
 
     fn flatten(&self, progress: Progress<'_>) -> Result<()> {
         flatten::flatten(&self.head, self.mode, progress)
-    }
-
-    /// The copy is made by this image's connection, which therefore needs to see the pool `to`:
-    /// `EXDEV` when that is in another cluster.
-    fn copy(
-        &self,
-        at: Option<SnapshotId>,
-        to: &dyn Pool,
-        name: &str,
-        options: &ImageOptions,
-        progress: Progress<'_>,
-    ) -> Result<()> {
-        let connection = self.head.ioctx().connection();
-        let ours = CephCluster { connection: Arc::clone(connection) };
-        if ours.fsid()? != to.cluster().fsid()? {
-            return Err(Error::new(
-                Errno::EXDEV,
-                "copy",
-                format!("{} to {name}", self.head.spec()),
-            ));
-        }
-        let source =
-            at.map_or_else(|| Ok(Arc::clone(&self.head)), |snapshot| self.reader(snapshot))?;
-        let pool =
-            CephPool { ioctx: Arc::new(Ioctx::open(connection, to.name(), to.namespace())?) };
-        pool.create_image(name, source.size()?, &copy::inherit(&source, options)?)?;
-        let copy = CephImage::open(&pool.ioctx, ImageKey::Name(name), OpenMode::ReadWrite)?;
-        for (key, value) in self.metadata_list()? {
-            copy.metadata_set(&key, &value)?;
-        }
-        copy::bytes(&source, &copy.head, progress)
     }
 
     fn metadata_get(&self, key: &str) -> Result<Option<String>> {

@@ -26,7 +26,6 @@ mod cloning;
 mod cluster;
 mod connection;
 mod connections;
-mod copy;
 mod directory;
 mod flatten;
 mod group_snapshot;
@@ -36,6 +35,7 @@ mod holds;
 mod image;
 mod ioctx;
 mod libraries;
+mod memory;
 pub(crate) mod monmap;
 mod newer;
 mod omap;
@@ -50,6 +50,7 @@ use std::sync::Arc;
 pub use connection::{ConnectOptions, Timeouts};
 pub use connections::Connections;
 pub use libraries::{Libraries, libraries};
+pub use memory::return_large_buffers;
 
 use super::{Cluster, Result};
 

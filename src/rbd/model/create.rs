@@ -29,17 +29,6 @@ pub(super) fn inherited(features: Features) -> Features {
     Features(features.0 & !implicit)
 }
 
-/// `options` with the layout of `source` where they say nothing, as for a copy.
-pub(super) fn like(source: &Header, options: &ImageOptions) -> Outcome<Layout> {
-    let mut options = options.clone();
-    if options.stripe_unit.is_none() && options.order.is_none() && source.stripe_count > 1 {
-        (options.stripe_unit, options.stripe_count) =
-            (Some(source.stripe_unit), Some(source.stripe_count));
-    }
-    options.data_pool = options.data_pool.or_else(|| source.data_pool.clone());
-    Layout::new(&options, Features(source.features.0 & 0x7f), source.order)
-}
-
 impl Layout {
     /// `options`, with `features` and `order` where it says nothing. `EDOM` for an order out of
     /// range, `ENOSYS` for unknown features, `EINVAL` for features without what they need and for a
@@ -148,7 +137,6 @@ pub(super) fn create(
         features,
         stripe_unit: layout.stripe_unit,
         stripe_count: layout.stripe_count,
-        data_pool: layout.data_pool.clone().filter(|pool| **pool != *place.pool),
         link: None,
         clone_child: false,
         snapshots: BTreeMap::new(),

@@ -96,11 +96,6 @@ impl Object {
         self.length = self.length.max(offset + part.length);
     }
 
-    /// The blocks that were written, by their offset in the object.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (u64, &Arc<Block>)> {
-        self.blocks.iter().map(|(block, bytes)| (block * BLOCK, bytes))
-    }
-
     /// Bytes up to the end of the last write.
     pub(super) fn length(&self) -> u64 {
         self.length

@@ -1,21 +1,19 @@
-//! An open image: the model's [`Image`]. Its bytes are in `bytes`, the long calls in `transfer`.
+//! An open image: the model's [`Image`]. Its bytes are in `bytes`, flattening in `flatten`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::ControlFlow;
 
 use super::bytes;
-use super::create;
+use super::flatten;
 use super::lineage;
 use super::session::Session;
 use super::state::{
-    Header, ImageRef, Link, Outcome, ParentRef, Place, Protection, SnapshotState, State, Version,
-    Watch,
+    Header, ImageRef, Link, Outcome, ParentRef, Protection, SnapshotState, State, Version, Watch,
 };
-use super::transfer::{self, Source};
 use crate::rbd::{
-    Child, Diff, Errno, Extent, Features, Hold, Image, ImageInfo, ImageOptions, Parent, Pool,
-    Progress, Result, Snapshot, SnapshotId, Watcher,
+    Child, Diff, Errno, Extent, Features, Hold, Image, ImageInfo, Parent, Progress, Result,
+    Snapshot, SnapshotId, Watcher,
 };
 
 /// An open image. Closing it takes its watch off.
@@ -316,33 +314,7 @@ impl Image for ModelImage {
     fn flatten(&self, progress: Progress<'_>) -> Result<()> {
         self.session.call("flatten", self.object(), |call| {
             self.changeable()?;
-            transfer::flatten(call, &self.image, progress)
-        })
-    }
-
-    fn copy(
-        &self,
-        at: Option<SnapshotId>,
-        to: &dyn Pool,
-        name: &str,
-        options: &ImageOptions,
-        progress: Progress<'_>,
-    ) -> Result<()> {
-        let place = Place::new(to.name(), to.namespace());
-        self.session.call("copy", self.object(), |call| {
-            let source = {
-                let mut state = call.state();
-                self.check_at(&state, at)?;
-                create::check_free(&mut state, &place, name)?;
-                let version = self.version(&state, at)?;
-                Source {
-                    size: version.size,
-                    layout: create::like(self.header(&state)?, options)?,
-                    metadata: state.header(&self.image)?.metadata.clone(),
-                    blocks: version.blocks()?,
-                }
-            };
-            transfer::copy(call, source, &place, name, progress)
+            flatten::flatten(call, &self.image, progress)
         })
     }
 

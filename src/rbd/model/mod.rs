@@ -16,6 +16,7 @@ mod cloning;
 mod cluster;
 mod create;
 mod data;
+mod flatten;
 mod image;
 mod inspect;
 mod lineage;
@@ -23,7 +24,6 @@ mod pool;
 mod removal;
 mod session;
 mod state;
-mod transfer;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::data::{Block, Content, Object, chunks};
+use super::data::{Content, Object, chunks};
 use crate::rbd::{Errno, Features, Hold, SnapshotId, SnapshotKind};
 
 /// What steps return inside the model; the call adds its name and object.
@@ -101,8 +101,6 @@ pub(super) struct Header {
     pub(super) features: Features,
     pub(super) stripe_unit: u64,
     pub(super) stripe_count: u64,
-    /// The pool of the data objects when it is not the image's own.
-    pub(super) data_pool: Option<String>,
     pub(super) link: Option<Link>,
     /// Whether the header is marked as a clone of format 2.
     pub(super) clone_child: bool,
@@ -433,20 +431,6 @@ impl<'a> Version<'a> {
     /// they hold only zeros there, which librbd does not copy.
     pub(super) fn copied_up(&self, number: u64) -> Outcome<Option<Object>> {
         Ok(self.shared(number)?.filter(|object| !object.is_zero()))
-    }
-
-    /// The blocks in which this version holds something other than zeros, by offset.
-    pub(super) fn blocks(&self) -> Outcome<BTreeMap<u64, Arc<Block>>> {
-        let mut blocks = BTreeMap::new();
-        for number in self.used_objects()? {
-            let start = number << self.order;
-            let gathered =
-                self.gather(start, (1 << self.order).min(self.size.saturating_sub(start)))?;
-            blocks
-                .extend(gathered.blocks().map(|(block, bytes)| (start + block, Arc::clone(bytes))));
-        }
-        blocks.retain(|_, bytes| bytes.iter().any(|byte| *byte != 0));
-        Ok(blocks)
     }
 
     /// The numbers of this version's objects in which it or its parents may hold bytes.

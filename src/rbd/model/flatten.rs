@@ -1,14 +1,10 @@
-//! The long calls: flatten and copy. What they write between two reports of progress is one step.
+//! Flattening. What it writes between two reports of progress is one step.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use super::bytes;
-use super::create::{self, Layout};
-use super::data::{Block, chunks};
 use super::lineage;
 use super::session::Call;
-use super::state::{ImageRef, Outcome, Place, State};
+use super::state::{ImageRef, Outcome, State};
 use crate::rbd::{Errno, Features, Progress, SnapshotId};
 
 /// Copies what the head shares into the image, then cuts the link; with deep-flatten what the
@@ -70,51 +66,4 @@ fn copy_up(
     };
     *content.object_mut(number) = object;
     Ok(true)
-}
-
-/// What a copy is made of.
-pub(super) struct Source {
-    pub(super) size: u64,
-    pub(super) layout: Layout,
-    pub(super) metadata: BTreeMap<String, String>,
-    /// The blocks that are not all zeros, by offset.
-    pub(super) blocks: BTreeMap<u64, Arc<Block>>,
-}
-
-/// log2 of the bytes that a copy writes between two reports of progress.
-const PORTION_ORDER: u8 = 22;
-
-/// Makes the new image `name` of `source`.
-pub(super) fn copy(
-    call: &mut Call<'_>,
-    source: Source,
-    place: &Place,
-    name: &str,
-    progress: Progress<'_>,
-) -> Outcome<()> {
-    let size = source.size;
-    let copy = create::create(call, place, name, size, &source.layout)?;
-    call.watch(&mut call.state(), &copy);
-    for (key, value) in source.metadata {
-        call.state().header_mut(&copy)?.metadata.insert(key, value);
-        call.step()?;
-    }
-    for (_, _, offset, length) in chunks(0, size, PORTION_ORDER) {
-        let mut state = call.state();
-        let mut blocks = source.blocks.range(offset..offset + length).peekable();
-        let wrote = blocks.peek().is_some();
-        for (at, bytes) in blocks {
-            let end = (size - at).min(bytes.len() as u64);
-            #[expect(clippy::cast_possible_truncation, reason = "at most a block")]
-            bytes::write(&mut state, &copy, *at, &bytes[..end as usize])?;
-        }
-        drop(state);
-        if wrote {
-            call.step()?;
-        }
-        if progress(offset + length, size).is_break() {
-            return Err(Errno::ECANCELED);
-        }
-    }
-    Ok(())
 }
