@@ -1,11 +1,11 @@
 # Debian's packages the lab runs on. Sourced, never run.
 # shellcheck shell=bash disable=SC2034 # the lists are for the scripts that source this
 
-# Ceph's daemons and tools, librbd and librados to build against, and what a node needs to attach
-# through FUSE.
+# Ceph's daemons and tools, librbd and librados to build against, what a node needs to attach
+# through FUSE, and what `cinderblock image` converts disks with.
 lab_packages=(
     ceph-mon ceph-mgr ceph-osd ceph-common librbd-dev librados-dev
-    qemu-system-common qemu-block-extra e2fsprogs xfsprogs util-linux
+    qemu-system-common qemu-block-extra qemu-utils e2fsprogs xfsprogs util-linux
 )
 
 # What lab/guest takes besides: an emulator, what its initramfs is made of, and what a guest

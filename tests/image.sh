@@ -87,6 +87,7 @@ every_program() {
     version=$(sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)
     says "cinderblock $version (librbd of Ceph ${ceph:?the lock lacks librbd1})" "${as_user[@]}" tini -- cinderblock --version
     says "ceph version $ceph " "${as_root[@]}" rbd-nbd --version
+    says 'qemu-img version' "${as_root[@]}" qemu-img --version
     says 'kmod version' "${as_root[@]}" modprobe --version
     for tool in blkid blockdev dumpe2fs e2fsck findmnt losetup lsblk mkfs.xfs mount umount xfs_growfs xfs_repair; do
         "${as_root[@]}" "$tool" -V >/dev/null 2>&1 || die "$tool does not run"
