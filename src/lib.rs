@@ -6,6 +6,8 @@
 //! - [`csi`]: the wire. Generated types, the socket, one file per CSI service, ids, parameters, one
 //!   error table.
 //! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
+//! - [`transfer`]: disks in files and object stores, into images and out of them, over [`volume`] and
+//!   [`rbd`].
 //! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
 //! - [`kube`]: Kubernetes, as a client, for those who have it.
 //! - [`notes`]: which clients may write to a volume, as `volume` and `node` tell each other.
@@ -23,4 +25,5 @@ pub mod node;
 pub mod notes;
 pub mod rbd;
 pub mod telemetry;
+pub mod transfer;
 pub mod volume;

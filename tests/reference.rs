@@ -250,16 +250,26 @@ fn help(words: &[&str]) -> String {
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
+/// The commands that a help lists.
+fn commands(help: &str) -> impl Iterator<Item = &str> {
+    let lines = help.split("Commands:\n").nth(1).unwrap_or_default().lines();
+    lines.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next())
+}
+
 #[test]
 fn command_line() {
     let top = help(&[]);
     let mut text = format!("# Command line\n\nThe program's own help.\n\n```\n{top}\n```\n");
-    let commands =
-        top.split("Commands:\n").nth(1).unwrap().lines().take_while(|line| !line.is_empty());
-    let names: Vec<_> = commands.map(|line| line.split_whitespace().next().unwrap()).collect();
+    let names: Vec<_> = commands(&top).collect();
     assert!(names.len() > 3, "{names:?}");
     for name in names.into_iter().filter(|name| *name != "help") {
-        text += &format!("\n## cinderblock {name}\n\n```\n{}\n```\n", help(&[name]));
+        let said = help(&[name]);
+        text += &format!("\n## cinderblock {name}\n\n```\n{said}\n```\n");
+        // What `call` has are CSI's own.
+        for part in commands(&said).filter(|part| name != "call" && *part != "help") {
+            text +=
+                &format!("\n## cinderblock {name} {part}\n\n```\n{}\n```\n", help(&[name, part]));
+        }
     }
     assert_is("command-line.md", &text);
 }

@@ -19,7 +19,8 @@ use super::pool::PoolArgs;
 #[derive(Debug, Args)]
 #[command(
     after_help = "What is found: entries of the journal, unfinished volumes, snapshots and group snapshots, snapshots made for clones that are gone,
-silent parents that nothing depends on or that only other tools' snapshots and clones keep, remains of interrupted removals. Images the
+silent parents that nothing depends on or that only other tools' snapshots and clones keep, remains of interrupted removals, images and
+snapshots of imports and exports that were killed. Other images the
 catalogue does not know are never touched; only --foreign looks at one kind of them: the volume-UUID.deleted chains that Cinder leaves
 in its pools.
 
@@ -196,6 +197,12 @@ fn describe(leftover: &Leftover) -> String {
             format!("{image}: a deleted volume kept by other tools' {}", by.join(", "))
         }
         Leftover::Remains { image, .. } => format!("{image}: remains of an interrupted removal"),
+        Leftover::UnfinishedTransfer { image } => {
+            format!("{image}: of an import or export that was killed")
+        }
+        Leftover::ExportSnapshot { image, snapshot, .. } => {
+            format!("{image}@{snapshot}: cut for an export that was killed")
+        }
         Leftover::Journal { entries: 1 } => "1 journal entry".to_string(),
         Leftover::Journal { entries } => format!("{entries} journal entries"),
         Leftover::Unreadable { object, key, why } => {

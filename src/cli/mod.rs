@@ -2,9 +2,11 @@
 //! driver.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a command line talks to its user")]
 
+mod bounded;
 mod call;
 mod find;
 mod gc;
+mod image;
 mod pool;
 mod serve;
 mod size;
@@ -38,7 +40,10 @@ enum Command {
     Call(call::CallArgs),
     Tree(tree::TreeArgs),
     Gc(gc::GcArgs),
+    Image(image::ImageArgs),
     Find(find::FindArgs),
+    #[command(hide = true)]
+    Bounded(bounded::BoundedArgs),
 }
 
 /// Runs the program. Bad arguments are reported by clap, which exits with 2.
@@ -53,7 +58,9 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Call(args)) => call::run(args),
         Some(Command::Tree(args)) => tree::run(&args),
         Some(Command::Gc(args)) => gc::run(&args),
+        Some(Command::Image(args)) => image::run(&args),
         Some(Command::Find(args)) => find::run(&args),
+        Some(Command::Bounded(args)) => bounded::run(&args),
         // Without any argument clap prints the help instead.
         None => {
             version::print();

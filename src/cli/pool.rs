@@ -1,18 +1,18 @@
-//! The pool a command works on: flags, and the way there.
+//! The cluster and the pool a command works on: flags, and the way there.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cinderblock::csi::config::{Cluster, Config};
-use cinderblock::rbd::Key;
+use cinderblock::csi::config::{self, Config};
 use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
+use cinderblock::rbd::{Cluster, Key, Pool};
 use cinderblock::volume::{Activity, Process, Volumes};
 use clap::Args;
 
-/// Which pool to look at, and as whom.
+/// Which cluster to work on, and as whom.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Pool")]
-pub(crate) struct PoolArgs {
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct ClusterArgs {
     /// The driver's configuration
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -20,14 +20,6 @@ pub(crate) struct PoolArgs {
     /// The cluster in it, by clusterID; may be left out when there is one
     #[arg(long, value_name = "ID")]
     cluster: Option<String>,
-
-    /// The pool
-    #[arg(long)]
-    pool: String,
-
-    /// The RADOS namespace in the pool; the default one when left out
-    #[arg(long, default_value = "", hide_default_value = true)]
-    namespace: String,
 
     /// The driver's --instance, whose catalogue is read
     #[arg(long, default_value = "default")]
@@ -42,11 +34,47 @@ pub(crate) struct PoolArgs {
     key_file: Option<PathBuf>,
 }
 
+/// Which pool to look at.
+#[derive(Debug, Args)]
+pub(crate) struct PoolArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+
+    /// The pool
+    #[arg(long, help_heading = "Cluster")]
+    pool: String,
+
+    /// The RADOS namespace in the pool; the default one when left out
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Cluster")]
+    namespace: String,
+}
+
 impl PoolArgs {
     /// Connects and opens the pool.
     pub(crate) fn open(&self) -> Result<Volumes, Box<dyn std::error::Error>> {
+        let cluster = self.cluster.connect(self.cluster.cluster.as_deref())?;
+        Ok(self.cluster.volumes(cluster.pool(&self.pool, &self.namespace)?))
+    }
+}
+
+impl ClusterArgs {
+    /// The clusterID on the command line.
+    pub(crate) fn chosen(&self) -> Option<&str> {
+        self.cluster.as_deref()
+    }
+
+    /// The clusterIDs that the configuration knows.
+    pub(crate) fn known(&self) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+        Ok(Config::read(&self.config)?.clusters.into_keys().collect())
+    }
+
+    /// Connects to the cluster of that clusterID, or to the only one.
+    pub(crate) fn connect(
+        &self,
+        id: Option<&str>,
+    ) -> Result<Arc<dyn Cluster>, Box<dyn std::error::Error>> {
         let config = Config::read(&self.config)?;
-        let cluster = self.choose(&config)?;
+        let cluster = choose(&config, id)?;
         let (Some(user), Some(key_file)) = (
             self.user.as_ref().or(cluster.user_id.as_ref()),
             self.key_file.as_ref().or(cluster.key_file.as_ref()),
@@ -64,20 +92,27 @@ impl PoolArgs {
             key: Some(Key::new(&key)),
             timeouts: Timeouts::default(),
         })?;
-        let pool = cluster.pool(&self.pool, &self.namespace)?;
-        Ok(Volumes::new(pool, &self.instance, Process::default(), Arc::new(Activity::default())))
+        #[cfg(debug_assertions)]
+        let cluster = cinderblock::rbd::kill::wired(cluster);
+        Ok(cluster)
     }
 
-    fn choose<'a>(&self, config: &'a Config) -> Result<&'a Cluster, String> {
-        let known = || config.clusters.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        match &self.cluster {
-            Some(id) => config.clusters.get(id).ok_or_else(|| {
-                format!("the configuration knows {}, and no cluster {id:?}", known())
-            }),
-            None if config.clusters.len() == 1 => {
-                config.clusters.values().next().ok_or_else(|| "no cluster".to_string())
-            }
-            None => Err(format!("the configuration knows {}: choose one with --cluster", known())),
+    /// The volumes in `pool`, as the driver of that instance has them.
+    pub(crate) fn volumes(&self, pool: Arc<dyn Pool>) -> Volumes {
+        Volumes::new(pool, &self.instance, Process::default(), Arc::new(Activity::default()))
+    }
+}
+
+fn choose<'a>(config: &'a Config, id: Option<&str>) -> Result<&'a config::Cluster, String> {
+    let known = || config.clusters.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    match id {
+        Some(id) => config
+            .clusters
+            .get(id)
+            .ok_or_else(|| format!("the configuration knows {}, and no cluster {id:?}", known())),
+        None if config.clusters.len() == 1 => {
+            config.clusters.values().next().ok_or_else(|| "no cluster".to_string())
         }
+        None => Err(format!("the configuration knows {}: choose one with --cluster", known())),
     }
 }

@@ -9,6 +9,7 @@ use super::catalogue::{State, Unreadable, Volume};
 use super::journal::Suspect;
 use super::names;
 use super::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
+use super::temporary;
 use super::{Error, Result, Volumes, now};
 use crate::rbd::{Errno, ImageKey, OpenMode, SnapshotId, Tolerate};
 use serde::Serialize;
@@ -78,6 +79,20 @@ pub enum Leftover {
         image: String,
         /// Its id.
         image_id: String,
+    },
+    /// An image of an import or export that was killed.
+    UnfinishedTransfer {
+        /// Its name.
+        image: String,
+    },
+    /// A snapshot of an image that is no volume, cut for an export that was killed.
+    ExportSnapshot {
+        /// Name of its image.
+        image: String,
+        /// Id of its image.
+        image_id: String,
+        /// Its name.
+        snapshot: String,
     },
     /// Entries of the journal, which the next operation would settle too.
     Journal {
@@ -187,7 +202,27 @@ impl Volumes {
                     }
                 }
             }
-            ImageKind::Creating | ImageKind::Deleting | ImageKind::Foreign => {}
+            ImageKind::Foreign if temporary::is_temporary(&name) => {
+                // A transfer that goes on has it open.
+                let live = match self.pool.open_image(ImageKey::Id(&image_id), OpenMode::ReadOnly) {
+                    Ok(opened) => !opened.watchers()?.is_empty(),
+                    Err(error) if error.errno == Errno::ENOENT => true,
+                    Err(error) => return Err(error.into()),
+                };
+                if !live {
+                    found.push(Leftover::UnfinishedTransfer { image: name });
+                }
+            }
+            ImageKind::Foreign => {
+                for SurveyedSnapshot { name: snapshot, children, .. } in &image.snapshots {
+                    if temporary::is_export_snapshot(snapshot) && children.is_empty() {
+                        let (image, image_id) = (name.clone(), image_id.clone());
+                        let snapshot = snapshot.clone();
+                        found.push(Leftover::ExportSnapshot { image, image_id, snapshot });
+                    }
+                }
+            }
+            ImageKind::Creating | ImageKind::Deleting => {}
         }
         Ok(())
     }
@@ -283,6 +318,15 @@ impl Volumes {
                     ))),
                     Err(error) if error.errno == Errno::ENOENT => Ok(()),
                     Err(error) => Err(error.into()),
+                }
+            }
+            Leftover::UnfinishedTransfer { image } => {
+                temporary::clear(&*self.pool, image).map(drop)
+            }
+            Leftover::ExportSnapshot { image_id, snapshot, .. } => {
+                match self.pool.open_image(ImageKey::Id(image_id), OpenMode::ReadWrite) {
+                    Ok(image) => temporary::drop_export_snapshot(&*image, snapshot),
+                    Err(error) => Ok(Err(error).tolerate(Errno::ENOENT)?),
                 }
             }
             Leftover::Journal { .. } => {

@@ -57,6 +57,7 @@ mod snapshot;
 mod source;
 pub mod survey;
 mod sweep;
+pub mod temporary;
 
 pub use activity::Activity;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};

@@ -6,6 +6,8 @@
 
 use sha2::{Digest, Sha256};
 
+use super::temporary::is_temporary;
+
 /// Ends the name of a silent parent, and of a format 1 snapshot that is deleted but still has
 /// clones.
 pub const SILENT_SUFFIX: &str = ".deleted";
@@ -30,6 +32,7 @@ pub fn rbd_name(prefix: &str, name: &str, room: usize) -> String {
     let reserved = plain.ends_with(SILENT_SUFFIX)
         || plain.ends_with(CLONE_SNAPSHOT_SUFFIX)
         || plain.starts_with(BACKUP_SNAPSHOT_PREFIX)
+        || is_temporary(&plain)
         || looks_hashed(name);
     if grammatical && !reserved && plain.len() <= room.min(NAME_BYTES) {
         return plain;
@@ -121,6 +124,8 @@ mod tests {
             "a b",
             "x.deleted",
             "x.clone_snap",
+            "x.importing",
+            "x.exporting",
             &"n".repeat(128),
             "a\u{0}b",
         ] {

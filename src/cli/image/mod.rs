@@ -1,0 +1,150 @@
+//! `cinderblock image`: disks into RBD images and out of them.
+
+mod export;
+mod golden;
+mod import;
+mod name;
+mod watch;
+
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cinderblock::transfer::{Error, Place, Tools};
+use clap::{Args, Subcommand};
+
+/// The arguments are wrong, as clap has it.
+const EXIT_USAGE: u8 = 2;
+/// What was asked for cannot be done as things are.
+const EXIT_REFUSED: u8 = 3;
+/// A checksum differs.
+const EXIT_CHECKSUM: u8 = 4;
+
+/// Bring disks into RBD images and out of them, and keep golden images
+///
+/// A disk is a file, a stream or an object of an object store. It is imported to an image under
+/// another name, which gets its own when it is whole.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status of all of them: 0 when it is done, 1 when it failed, 2 when arguments are wrong,
+3 when it was refused and nothing was changed, 4 when a checksum differs, 130 or 143 when it was stopped by SIGINT or SIGTERM.
+Whatever failed, was refused or was stopped has left nothing behind."
+)]
+pub(crate) struct ImageArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Import(import::ImportArgs),
+    Export(export::ExportArgs),
+    Snapshot(golden::SnapshotArgs),
+    Ls(golden::ListArgs),
+    Rm(golden::RemoveArgs),
+}
+
+/// Why a command did not end well.
+#[derive(Debug)]
+enum Failure {
+    Transfer(Error),
+    /// The arguments are wrong.
+    Usage(String),
+    Other(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Transfer(error)
+    }
+}
+
+impl From<cinderblock::rbd::Error> for Failure {
+    fn from(error: cinderblock::rbd::Error) -> Failure {
+        Failure::Transfer(error.into())
+    }
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Failure {
+        Failure::Other(why)
+    }
+}
+
+impl From<Box<dyn std::error::Error>> for Failure {
+    fn from(error: Box<dyn std::error::Error>) -> Failure {
+        Failure::Other(error.to_string())
+    }
+}
+
+/// Runs one of them.
+pub(crate) fn run(args: &ImageArgs) -> ExitCode {
+    let (name, outcome) = match &args.command {
+        Command::Import(args) => ("import", import::run(args)),
+        Command::Export(args) => ("export", export::run(args)),
+        Command::Snapshot(args) => ("snapshot", golden::snapshot(args)),
+        Command::Ls(args) => ("ls", golden::list(args)),
+        Command::Rm(args) => ("rm", golden::remove(args)),
+    };
+    let say = |what: &dyn Display| eprintln!("cinderblock image {name}: {what}");
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(why)) => {
+            say(&why);
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(Failure::Other(why)) => {
+            say(&why);
+            ExitCode::FAILURE
+        }
+        Err(Failure::Transfer(error)) => {
+            say(&error);
+            match error {
+                Error::Refused(_) => ExitCode::from(EXIT_REFUSED),
+                Error::Checksum { .. } => ExitCode::from(EXIT_CHECKSUM),
+                Error::Cancelled => ExitCode::from(watch::exit_code()),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// Lines for people
+    Text,
+    /// JSON
+    Json,
+}
+
+/// What converting disks takes.
+#[derive(Debug, Args)]
+struct ToolArgs {
+    /// A folder with room for a whole disk, for formats other than raw
+    #[arg(long, env = "TMPDIR", default_value = "/var/tmp", value_name = "FOLDER")]
+    tmp_dir: PathBuf,
+}
+
+impl ToolArgs {
+    fn tools(&self) -> Result<Tools, Failure> {
+        let launcher = std::env::current_exe()
+            .map_err(|error| Failure::Other(format!("cannot find this program: {error}")))?;
+        Ok(Tools { launcher, folder: self.tmp_dir.clone() })
+    }
+}
+
+/// Reads a place. Not by clap, which repeats what it refuses: a URL may have a password in it.
+fn place(text: &str) -> Result<Place, Failure> {
+    text.parse().map_err(Failure::Usage)
+}
+
+/// A result for programs.
+fn json(result: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(result).map_err(|error| Failure::Other(error.to_string()))
+}
+
+/// A size for people.
+fn shown(bytes: u64) -> String {
+    i64::try_from(bytes).map_or_else(|_| bytes.to_string(), super::size::show)
+}
