@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What krbd's volumes go through with their nodes: the node plugin killed under load, the plug
-# pulled, a node that is frozen, fenced by the controller and wakes up. Two guests, a controller and
-# a Ceph beside them. Needs root. GUEST_KERNEL is the guests' kernel, as `lab/guest up --kernel`
+# pulled, a node that is frozen or cut off, fenced by the controller and comes back. Two guests, a
+# controller and a Ceph beside them. Needs root. GUEST_KERNEL is the guests' kernel, as `lab/guest up --kernel`
 # takes it.
 set -euo pipefail
 umask 077
@@ -153,7 +153,9 @@ lose() {
     wait "$writer" && die "the first node writes on"
     writer=
     expect "$(durable)" "$before" "files the first node took for durable"
-    wait_until 300 "the first node to tell that it was fenced" is_told "csi-$volume"
+    # A client that was cut off connects anew only when the kernel's TCP has given up the old
+    # connections, which takes minutes.
+    wait_until 900 "the first node to tell that it was fenced" is_told "csi-$volume"
     on 1 health "csi-$volume" >&2
     write_in_background 1 csi-kept
     more_durable 5
