@@ -17,11 +17,12 @@ use std::thread;
 use super::checksum::{Checksum, Tally, Wanted};
 use super::{Error, Job, Result};
 
-/// Bytes that are read and written at a time: RBD's usual object. A power of two.
-pub(super) const BLOCK: u64 = 4 << 20;
+/// Bytes that are read and written at a time: half of RBD's usual object. A power of two.
+pub(super) const BLOCK: u64 = 2 << 20;
 
-/// How many blocks are on their way at once. librbd holds another copy of each.
-const WORKERS: u64 = 5;
+/// How many blocks are on their way at once. Each takes almost four times its size, in librbd for
+/// the most part, so memory sets the limit.
+const WORKERS: u64 = 4;
 
 /// A run of this many zero bytes is not written.
 const GRAIN: usize = 4096;

@@ -85,6 +85,14 @@ pub fn disk(seed: u64, size: u64) -> Vec<u8> {
     bytes
 }
 
+/// A disk of whole blocks of data and one hole: a write for each block.
+pub fn solid(size: u64) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (1..=251).cycle().take(usize::try_from(size).unwrap()).collect();
+    let block = usize::try_from(4 * MIB).unwrap();
+    bytes[block..2 * block].fill(0);
+    bytes
+}
+
 fn byte_of(random: &mut Random) -> u8 {
     u8::try_from(random.below(256)).unwrap()
 }

@@ -11,7 +11,7 @@ use cinderblock::transfer::{Error, Result};
 
 use crate::common::{OwnLab, POOL};
 use crate::disk::{
-    Disks, MIB, assert_same, disk, export_file, images, import_file, read, snapshots,
+    Disks, MIB, assert_same, export_file, images, import_file, read, snapshots, solid,
 };
 use crate::program::configuration;
 
@@ -56,7 +56,7 @@ fn at_every_point(
 #[test]
 fn an_import_that_dies_or_fails_leaves_nothing_half() {
     let disks = Disks::new();
-    let bytes = disk(11, SIZE);
+    let bytes = solid(SIZE);
     let path = disks.sparse("disk", &bytes);
     let work = |pool: &Arc<dyn Pool>| import_file(pool, &path, "image").map(drop);
     at_every_point(&|_| {}, &work, &|model, outcome, point| {
@@ -84,7 +84,7 @@ fn an_import_that_dies_or_fails_leaves_nothing_half() {
 #[test]
 fn an_export_that_dies_or_fails_leaves_nothing_half() {
     let disks = Disks::new();
-    let bytes = disk(12, SIZE);
+    let bytes = solid(SIZE);
     let path = disks.sparse("disk", &bytes);
     let back = disks.path("back");
     let prepare = |pool: &Arc<dyn Pool>| drop(import_file(pool, &path, "image").unwrap());
@@ -109,7 +109,7 @@ fn an_export_that_dies_or_fails_leaves_nothing_half() {
 #[test]
 fn two_imports_to_one_name_do_not_meet() {
     let disks = Disks::new();
-    let bytes = disk(13, SIZE);
+    let bytes = solid(SIZE);
     let path = disks.sparse("disk", &bytes);
     let model = model();
     let session = model.connect();
@@ -158,7 +158,7 @@ fn what_sigkill_leaves_on_ceph_goes_with_the_next_run_or_gc() {
     // A watch outlives its client by that many seconds: 30, unless said otherwise.
     lab.run("ceph", &["config", "set", "osd", "osd_client_watch_timeout", "2"]);
     let disks = Disks::new();
-    let bytes = disk(14, SIZE);
+    let bytes = solid(SIZE);
     let path = disks.sparse("disk", &bytes).display().to_string();
     let config = configuration(&disks, &lab);
     let pool = lab.connect().pool(POOL, "").unwrap();
@@ -198,7 +198,11 @@ fn what_sigkill_leaves_on_ceph_goes_with_the_next_run_or_gc() {
         assert!(again.status.success() || whole, "killed at {at}: {again:?}");
         assert_same(&read(&*pool, "image"), &bytes, &format!("killed at {at}"));
         assert_eq!(images(&*pool), ["image"], "killed at {at}");
-        run(&["rm", "rbd/image"]);
+        // The killed one's watch may be on it still.
+        crate::common::wait_until("it is removed", || {
+            let output = killed(&lab, usize::MAX, &["rm", "rbd/image"], &config);
+            if output.status.success() { Ok(()) } else { Err(output) }
+        });
         assert!(images(&*pool).is_empty());
         at += 1;
     }

@@ -50,7 +50,7 @@ use std::sync::Arc;
 pub use connection::{ConnectOptions, Timeouts};
 pub use connections::Connections;
 pub use libraries::{Libraries, libraries};
-pub use memory::return_large_buffers;
+pub use memory::keep_little_memory;
 
 use super::{Cluster, Result};
 
