@@ -6,6 +6,7 @@
 //! - [`csi`]: the wire. Generated types, the socket, one file per CSI service, ids, parameters, one
 //!   error table.
 //! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
+//! - [`backup`]: restore points of volumes in folders and object stores, and volumes made of them.
 //! - [`transfer`]: disks in files and object stores, into images and out of them, over [`volume`] and
 //!   [`rbd`].
 //! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
@@ -15,6 +16,7 @@
 //! - [`metrics`]: what all of these measure; it uses none of them. [`monitoring`]: the port on which
 //!   Prometheus reads it.
 
+pub mod backup;
 pub mod csi;
 #[cfg(debug_assertions)]
 pub mod fuzz;

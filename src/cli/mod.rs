@@ -2,6 +2,7 @@
 //! driver.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a command line talks to its user")]
 
+mod backup;
 mod bounded;
 mod call;
 mod find;
@@ -41,6 +42,7 @@ enum Command {
     Tree(tree::TreeArgs),
     Gc(gc::GcArgs),
     Image(image::ImageArgs),
+    Backup(backup::BackupArgs),
     Find(find::FindArgs),
     #[command(hide = true)]
     Bounded(bounded::BoundedArgs),
@@ -58,6 +60,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Call(args)) => call::run(args),
         Some(Command::Tree(args)) => tree::run(&args),
         Some(Command::Gc(args)) => gc::run(&args),
+        Some(Command::Backup(args)) => backup::run(&args),
         Some(Command::Image(args)) => image::run(&args),
         Some(Command::Find(args)) => find::run(&args),
         Some(Command::Bounded(args)) => bounded::run(&args),

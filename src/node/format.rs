@@ -202,7 +202,7 @@ fn make_on_nothing(device: &Device, format: &Format<'_>, mark: Option<Mark>) -> 
         return refuse(format!(
             "no filesystem is found on it, but the image's metadata say that it held data ({}: {mark}), so it is left as it \
              is. If what it held is worth nothing, create the volume anew",
-            mark::KEY
+            mark::CONTENT_KEY
         ));
     }
     let fs_type = format.fs_type.unwrap_or(FsType::Ext4);
@@ -283,7 +283,7 @@ fn interpret(finished: &Finished) -> Result<Contents> {
         Some(8) => Err(unknown(&format!(
             "signatures of several kinds were found. If it held a filesystem of this driver, name that in the image's \
              metadata as FILESYSTEM,UUID with the key {}",
-            mark::KEY
+            mark::CONTENT_KEY
         ))),
         _ => Err(unexamined()),
     }

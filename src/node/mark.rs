@@ -1,7 +1,7 @@
 //! What is remembered in an image's own metadata of what was written to it, so that no later probe
 //! of its device, however wrong, has it formatted over.
 //!
-//! The key [`KEY`] holds one of
+//! The key [`CONTENT_KEY`] holds one of
 //!
 //! - `mkfs FS,UUID`: a filesystem with this UUID was about to be made on a device proven to be
 //!   blank. It was never mounted: that comes after the next one is written.
@@ -25,7 +25,7 @@ use crate::rbd::ceph::libraries;
 use crate::rbd::{self, Cluster, Errno, Features, ImageKey, KeyType, OpenMode, Pool, Watcher};
 
 /// The metadata key.
-pub(super) const KEY: &str = "cinderblock.content";
+pub const CONTENT_KEY: &str = "cinderblock.content";
 
 /// How long one reading or writing may take, connecting included. A connection and each operation
 /// have timeouts of their own; this is for the waits inside librados that know none.
@@ -93,11 +93,11 @@ impl Marks {
     /// `Unavailable`, `NotFound`, `Unauthenticated`, or `FailedPrecondition` with the command that
     /// gives the user its rights, when it cannot be read.
     pub(super) fn read(&self) -> Result<Option<Mark>> {
-        let text = self.with_image(OpenMode::ReadOnly, |image| image.metadata_get(KEY))?;
+        let text = self.with_image(OpenMode::ReadOnly, |image| image.metadata_get(CONTENT_KEY))?;
         text.map(|text| {
             text.parse().map_err(|()| {
                 Error::FailedPrecondition(format!(
-                    "the metadata of the image {} has {KEY} {text:?}, which this version of the driver does not know; the \
+                    "the metadata of the image {} has {CONTENT_KEY} {text:?}, which this version of the driver does not know; the \
                      image is left alone",
                     self.image
                 ))
@@ -109,7 +109,7 @@ impl Marks {
     /// Sets the image's mark. Errors as [`Marks::read`]; the mark may have been set then.
     pub(super) fn write(&self, mark: &Mark) -> Result<()> {
         let text = mark.to_string();
-        self.with_image(OpenMode::ReadWrite, move |image| image.metadata_set(KEY, &text))?;
+        self.with_image(OpenMode::ReadWrite, move |image| image.metadata_set(CONTENT_KEY, &text))?;
         kill::step("image marked");
         Ok(())
     }

@@ -71,6 +71,7 @@ use crate::rbd::ceph::{ConnectOptions, Connections, Timeouts};
 use crate::rbd::{self, Key};
 use attach::{Device, Image, Mounter};
 use bounded::Looks;
+pub use mark::CONTENT_KEY;
 use mark::Marks;
 use mount::{Mount, MountTable};
 use notes::Ledger;

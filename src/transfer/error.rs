@@ -37,7 +37,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// For `map_err`: an error of a file or stream, said with what was done to which one.
-pub(super) fn failed<E: std::fmt::Display>(
+pub(crate) fn failed<E: std::fmt::Display>(
     what: impl std::fmt::Display,
 ) -> impl FnOnce(E) -> Error {
     move |error| Error::Failed(format!("{what}: {error}"))

@@ -299,7 +299,7 @@ fn clear_earlier(pool: &dyn Pool, spec: &str, temporary: &str, job: &Job) -> Res
 }
 
 /// Image names that are plain, short enough, and no kind of the driver's own.
-pub(super) fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let begins = name.chars().next().is_some_and(|first| first.is_ascii_alphanumeric());
     if !begins || !name.chars().all(plain) || name.len() > temporary::IMPORT_NAME_BYTES {

@@ -29,13 +29,13 @@ impl Job {
     }
 
     /// A step of `total` bytes begins.
-    pub(super) fn begin(&self, step: impl Into<String>, total: u64) {
+    pub(crate) fn begin(&self, step: impl Into<String>, total: u64) {
         *self.step.lock().unwrap_or_else(PoisonError::into_inner) = step.into();
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
     }
 
-    pub(super) fn advance(&self, bytes: u64) {
+    pub(crate) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -48,7 +48,7 @@ impl Job {
     }
 
     /// [`Error::Cancelled`] once it should stop.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }

@@ -33,11 +33,14 @@ mod qemu;
 mod stream;
 
 pub use checksum::{Algorithm, Checksum, Wanted};
+pub(crate) use error::failed;
 pub use error::{Error, Result};
 pub use export::{Export, Exported, Which, export};
 pub use format::Format;
+pub(crate) use import::check_name;
 pub use import::{Import, Imported, import};
 pub use job::Job;
 pub use object::Object;
+pub(crate) use object::{chain, s3};
 pub use place::{Opener, Place};
 pub use qemu::Tools;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::http::HttpBuilder;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
@@ -57,35 +57,17 @@ impl Object {
     /// The object of that URL: `s3://BUCKET/KEY`, with what else is needed in the environment
     /// (`AWS_…`), or `http://` and `https://` to read one.
     pub(super) fn open(url: &Url) -> Result<Object> {
-        // Which provider TLS uses is one decision of a process. It may have been made.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let options = ClientOptions::new()
-            .with_timeout(REQUEST)
-            .with_connect_timeout(CONNECT)
-            .with_read_timeout(SILENCE);
-        let retry = RetryConfig {
-            retry_timeout: RETRIES.0,
-            max_retries: RETRIES.1,
-            ..RetryConfig::default()
-        };
         let unusable = format!("cannot use {url}");
         let path = Path::from_url_path(url.path()).map_err(failed(&unusable))?;
         if path.as_ref().is_empty() {
             return Err(Error::Refused(format!("{url} names no object")));
         }
         if url.scheme() == "s3" {
-            let store = AmazonS3Builder::from_env()
-                .with_url(format!("s3://{}", url.host_str().unwrap_or_default()))
-                .with_client_options(
-                    options.with_allow_http(std::env::var_os("AWS_ALLOW_HTTP").is_some()),
-                )
-                .with_retry(retry)
-                .build()
-                .map_err(failed(&unusable))?;
-            let store = Arc::new(store);
+            let store = s3(url)?;
             return Object::new(store.clone(), Some(store), path, url.to_string());
         }
         let base = Url::parse(&url[..url::Position::BeforePath]).map_err(failed(&unusable))?;
+        let (options, retry) = client();
         let store = HttpBuilder::new()
             .with_url(base)
             .with_client_options(options.with_allow_http(true))
@@ -132,8 +114,33 @@ impl Object {
     }
 }
 
+/// How requests are made.
+fn client() -> (ClientOptions, RetryConfig) {
+    // Which provider TLS uses is one decision of a process. It may have been made.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let options = ClientOptions::new()
+        .with_timeout(REQUEST)
+        .with_connect_timeout(CONNECT)
+        .with_read_timeout(SILENCE);
+    let retry =
+        RetryConfig { retry_timeout: RETRIES.0, max_retries: RETRIES.1, ..RetryConfig::default() };
+    (options, retry)
+}
+
+/// The bucket of an `s3://` URL, with what else is needed in the environment (`AWS_…`).
+pub(crate) fn s3(url: &Url) -> Result<Arc<AmazonS3>> {
+    let (options, retry) = client();
+    let store = AmazonS3Builder::from_env()
+        .with_url(format!("s3://{}", url.host_str().unwrap_or_default()))
+        .with_client_options(options.with_allow_http(std::env::var_os("AWS_ALLOW_HTTP").is_some()))
+        .with_retry(retry)
+        .build()
+        .map_err(failed(format!("cannot use {url}")))?;
+    Ok(Arc::new(store))
+}
+
 /// An error with what caused it: the client's own messages leave that out.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -12,7 +12,9 @@
 //!   its source;
 //! - `ready` is written after the last one: an image without it was never handed out;
 //! - `deleting` is written before the first call that destroys;
-//! - the record is removed after the last one.
+//! - the record is removed after the last one;
+//! - `restoring` is written before a restore changes the image's bytes, and `ready` again after they
+//!   were compared.
 //!
 //! A record that says `creating` or `deleting` has a [lease](super::lease) while a controller is at
 //! work on it. The writes that change the record take the lease and give it back. Another request
@@ -55,6 +57,9 @@ pub enum State {
     Ready,
     /// Being destroyed.
     Deleting,
+    /// Being filled from a backup. It is not handed out until all of it is there, and nothing but a
+    /// restore or a deletion ends it.
+    Restoring,
 }
 
 /// A volume's record. Its key is the image's name.
@@ -311,6 +316,11 @@ impl<R> Stored<R> {
     }
 }
 
+/// The key of the lease that a backup of the image holds, beside its record.
+fn backup_key(image: &str) -> String {
+    format!("{}backup/{image}", lease::KIND)
+}
+
 fn shard_of(name: &str) -> u8 {
     // Two hexadecimal digits always parse.
     u8::from_str_radix(&names::digest(name)[..2], 16).unwrap_or(0) % SHARDS
@@ -402,6 +412,54 @@ impl Catalogue {
         let (mut found, _) = self.list(&Cursor::default(), 0)?;
         found.retain(|(_, stored)| is_its(&stored.record));
         Ok(found)
+    }
+
+    /// [`Catalogue::volume`], and whether a [backup](super::backup) holds it or did so when it was
+    /// killed. One read.
+    pub(super) fn volume_and_backup(&self, image: &str) -> Result<(Option<Stored<Volume>>, bool)> {
+        let object = self.home(image);
+        let (key, backup) = (format!("{}{image}", Volume::KIND), backup_key(image));
+        let mut found = self.pool.omap_get(&object, &[&key, &backup])?;
+        let is_backed_up = found.contains_key(&backup);
+        let stored = found.remove(&key).map(|bytes| parse(&object, key, bytes)).transpose()?;
+        Ok((stored, is_backed_up))
+    }
+
+    /// Takes the lease of a backup of the image, whose record must still be as it was read.
+    /// [`Error::Conflict`] when another backup holds it, or the record has changed.
+    pub(super) fn hold_for_backup(
+        &self,
+        image: &str,
+        stored: Option<&Stored<Volume>>,
+    ) -> Result<Arc<Lease>> {
+        let key = format!("{}{image}", Volume::KIND);
+        let as_read = match stored {
+            Some(stored) => Guard::Equals(key.clone(), stored.bytes.clone()),
+            None => Guard::Absent(key.clone()),
+        };
+        // Who changes what a volume is has the lease of its record.
+        let idle = Guard::Absent(format!("{}{key}", lease::KIND));
+        let update = OmapUpdate { guards: vec![as_read, idle], ..OmapUpdate::default() };
+        let taken = self.leases.take(&self.pool, &self.home(image), &backup_key(image), &update)?;
+        taken.ok_or_else(|| self.conflict(image, &key))
+    }
+
+    /// Takes over what a killed backup of the image holds, and gives it back. [`Error::Conflict`]
+    /// when that backup lives.
+    pub(super) fn end_dead_backup(&self, image: &str) -> Result<()> {
+        let (object, key) = (self.home(image), backup_key(image));
+        self.leases.take(&self.pool, &object, &key, &OmapUpdate::default()).map(drop)
+    }
+
+    /// [`Catalogue::replace`] of a record that changes, unless a backup holds the volume.
+    pub(super) fn replace_unless_backed_up(
+        &self,
+        image: &str,
+        old: &Stored<Volume>,
+        record: Volume,
+    ) -> Result<Stored<Volume>> {
+        let guards = vec![Guard::Absent(backup_key(image))];
+        self.replace_with(image, old, record, OmapUpdate { guards, ..OmapUpdate::default() })
     }
 
     fn get<R: Record>(&self, home: &str, key: &str) -> Result<Option<Stored<R>>> {

@@ -98,6 +98,7 @@ impl Volumes {
                 return existing(&self.spec(&request.image), &stored.record, request)
                     .map(Made::Existing);
             }
+            self.refuse_if_restoring(&request.image, &stored.record)?;
             // Never handed out, or on its way out: gone with it, and a fresh start.
             self.clear_away(&request.image, &stored)?;
         }

@@ -44,12 +44,17 @@ type LockedImage = (Box<dyn Image>, String, KeyGuard);
 impl Volumes {
     /// Deletes the volume whose image is named `image`; fine when it is gone.
     ///
-    /// Returns what its data stay for, if they do. Nothing is changed with [`Error::InUse`] when it
-    /// is attached, [`Error::HasSnapshots`] when it may not be deleted with them,
+    /// Returns what its data stay for, if they do. Nothing is changed with [`Error::Conflict`] while
+    /// it is backed up, [`Error::InUse`] when it is attached, [`Error::HasSnapshots`] when it may not
+    /// be deleted with them,
     /// [`Error::FailedPrecondition`] when an image of that name exists which the catalogue does not
     /// know.
     pub fn delete(&self, image: &str) -> Result<Option<Retained>> {
-        match self.catalogue.volume(image)? {
+        let (stored, is_backed_up) = self.catalogue.volume_and_backup(image)?;
+        if is_backed_up {
+            self.refuse_if_backed_up(image)?;
+        }
+        match stored {
             Some(stored) if stored.record.state == State::Ready => {
                 self.destroy(image, &stored).map_err(|error| match error {
                     // Its record is read before its image.

@@ -38,7 +38,12 @@ impl<'a> Deletion<'a> {
     ) -> Result<Deletion<'a>> {
         let image_id = id.map(str::to_string).or_else(|| stored.record.image_id.clone());
         let deleting = Volume { state: State::Deleting, image_id, ..stored.record.clone() };
-        let stored = volumes.catalogue.replace(image, stored, deleting)?;
+        // Only what was handed out can be backed up.
+        let stored = if stored.record.state == State::Ready {
+            volumes.catalogue.replace_unless_backed_up(image, stored, deleting)?
+        } else {
+            volumes.catalogue.replace(image, stored, deleting)?
+        };
         Ok(Deletion { volumes, image, stored })
     }
 

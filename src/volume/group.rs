@@ -123,11 +123,7 @@ impl Volumes {
     /// snapshot of this name.
     fn source(&self, request: &CreateGroup, source: &GroupSource) -> Result<Source> {
         let gone = || Error::NotFound(format!("the volume {} does not exist", source.volume_id));
-        let volume = self
-            .catalogue
-            .volume(&source.image)?
-            .filter(|stored| stored.record.state == State::Ready)
-            .ok_or_else(gone)?;
+        let volume = self.ready(&source.image)?.ok_or_else(gone)?;
         let image = match self.pool.open_image(ImageKey::Name(&source.image), OpenMode::ReadOnly) {
             Ok(image) => image,
             Err(error) if error.errno == Errno::ENOENT => return Err(gone()),

@@ -3,7 +3,7 @@
 //! Crash points: the image grows before its record says so; a retry finds the image large enough
 //! and writes the record.
 
-use super::catalogue::{State, Volume};
+use super::catalogue::Volume;
 use super::{Error, Result, Sizes, Volumes};
 use crate::rbd::{Errno, ImageKey, OpenMode};
 
@@ -14,11 +14,7 @@ impl Volumes {
     /// than `sizes.limit` already.
     pub fn grow(&self, image: &str, sizes: Sizes) -> Result<u64> {
         let gone = || Error::NotFound(format!("the volume {} does not exist", self.spec(image)));
-        let stored = self
-            .catalogue
-            .volume(image)?
-            .filter(|stored| stored.record.state == State::Ready)
-            .ok_or_else(gone)?;
+        let stored = self.ready(image)?.ok_or_else(gone)?;
         let record = &stored.record;
         let too_large = |size: u64| {
             Error::OutOfRange(format!(

@@ -135,7 +135,7 @@ impl Volumes {
                 State::Creating if is_old(age_seconds) => {
                     found.push(Leftover::UnfinishedCreation { image, age_seconds });
                 }
-                State::Creating | State::Ready => {}
+                State::Creating | State::Restoring | State::Ready => {}
             }
         }
         let mut groups: BTreeMap<_, _> = unfinished.groups.into_iter().collect();
@@ -358,7 +358,9 @@ impl Volumes {
         match stored.record.state {
             State::Ready => self.finish_group(group, &stored.record),
             State::Creating if now() - stored.record.created < age_seconds => Ok(()),
-            State::Creating | State::Deleting => self.delete_recorded_group(group, &stored),
+            State::Creating | State::Deleting | State::Restoring => {
+                self.delete_recorded_group(group, &stored)
+            }
         }
     }
 

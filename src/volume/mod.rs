@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 mod activity;
+mod backup;
 pub mod catalogue;
 mod clone;
 mod collect;
@@ -53,6 +54,7 @@ mod modify;
 pub mod names;
 mod obstacles;
 mod publish;
+mod restore;
 mod snapshot;
 mod source;
 pub mod survey;
@@ -60,6 +62,7 @@ mod sweep;
 pub mod temporary;
 
 pub use activity::Activity;
+pub use backup::BackupHold;
 pub use catalogue::{Catalogue, DeleteWithSnapshots, State};
 pub use create::{CreateVolume, DEFAULT_SIZE, SECTOR, Sizes, largest};
 pub use delete::Retained;
@@ -71,6 +74,7 @@ pub use journal::{Entry, Journal, Suspect};
 pub use lease::Leases;
 pub use location::ImageLocation;
 pub use publish::PublishVolume;
+pub use restore::{RestoreVolume, Restoring};
 pub use snapshot::CreateSnapshot;
 pub use source::VolumeSource;
 

@@ -3,7 +3,6 @@
 //! Crash points: settings are written one by one; the same request, sent again, writes the rest.
 //! The record is not touched: what an image is set to is read from the image.
 
-use super::catalogue::State;
 use super::create::NAME_KEY;
 use super::{Error, Result, Volumes};
 use crate::rbd::{Errno, Image, ImageKey, OpenMode};
@@ -20,10 +19,7 @@ impl Volumes {
         check: impl Fn(&BTreeMap<String, String>) -> std::result::Result<(), String>,
     ) -> Result<()> {
         let gone = || Error::NotFound(format!("the volume {} does not exist", self.spec(image)));
-        self.catalogue
-            .volume(image)?
-            .filter(|stored| stored.record.state == State::Ready)
-            .ok_or_else(gone)?;
+        self.ready(image)?.ok_or_else(gone)?;
         let opened = match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadWrite) {
             Ok(opened) => opened,
             Err(error) if error.errno == Errno::ENOENT => return Err(gone()),

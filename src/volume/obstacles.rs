@@ -12,15 +12,31 @@ impl Volumes {
     /// The record of a volume that was handed out and has its image; else [`Error::NotFound`], with
     /// what became of the image, if that can be told.
     pub fn handed_out(&self, image: &str) -> Result<Stored<Volume>> {
-        let stored = self
-            .catalogue
-            .volume(image)?
-            .filter(|stored| stored.record.state == State::Ready)
-            .ok_or_else(|| {
-                Error::NotFound(format!("the volume {} does not exist", self.spec(image)))
-            })?;
+        let stored = self.ready(image)?.ok_or_else(|| {
+            Error::NotFound(format!("the volume {} does not exist", self.spec(image)))
+        })?;
         self.require_image(image, &stored.record)?;
         Ok(stored)
+    }
+
+    /// The record of a volume that was handed out, if there is one. [`Error::FailedPrecondition`] for
+    /// one that is being restored.
+    pub(super) fn ready(&self, image: &str) -> Result<Option<Stored<Volume>>> {
+        let Some(stored) = self.catalogue.volume(image)? else { return Ok(None) };
+        self.refuse_if_restoring(image, &stored.record)?;
+        Ok(Some(stored).filter(|stored| stored.record.state == State::Ready))
+    }
+
+    /// [`Error::FailedPrecondition`] for a volume that is being restored.
+    pub(super) fn refuse_if_restoring(&self, image: &str, record: &Volume) -> Result<()> {
+        if record.state != State::Restoring {
+            return Ok(());
+        }
+        Err(Error::FailedPrecondition(format!(
+            "the volume {} is being restored from a backup, and cannot be used until all of it is there. If the restore was \
+             killed, run the same cinderblock backup restore again, or delete the volume",
+            self.spec(image)
+        )))
     }
 
     /// Refuses a volume whose record is there and whose image is not: [`Error::NotFound`] with what

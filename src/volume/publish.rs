@@ -95,7 +95,7 @@ impl Volumes {
 
     /// The notes of nodes that the volume is not published to, with their clients fenced. A version
     /// before notes leaves them when it unpublishes a volume that this one published.
-    fn left_behind(
+    pub(super) fn left_behind(
         &self,
         image: &str,
         published: &[Publication],

@@ -50,18 +50,14 @@ impl Volumes {
                     )));
                 }
                 // Never handed out, or on its way out: gone with it, and a fresh start.
-                State::Creating | State::Deleting => {
+                State::Creating | State::Deleting | State::Restoring => {
                     self.delete_recorded_snapshot(&request.snapshot, stored)?;
                     return self.create_snapshot(request);
                 }
             }
         }
         let gone = || Error::NotFound(format!("the volume {} does not exist", request.volume_id));
-        let volume = self
-            .catalogue
-            .volume(&request.image)?
-            .filter(|stored| stored.record.state == State::Ready)
-            .ok_or_else(gone)?;
+        let volume = self.ready(&request.image)?.ok_or_else(gone)?;
         let image = match self.pool.open_image(ImageKey::Name(&request.image), OpenMode::ReadWrite)
         {
             Ok(image) => image,

@@ -179,7 +179,7 @@ impl Volumes {
     ) -> Result<SurveyedImage> {
         let kind = match known.volumes.get(&name).map(|stored| stored.record.state) {
             Some(State::Ready) => ImageKind::Volume,
-            Some(State::Creating) => ImageKind::Creating,
+            Some(State::Creating | State::Restoring) => ImageKind::Creating,
             Some(State::Deleting) => ImageKind::Deleting,
             None if known.silent.contains(&id) => ImageKind::SilentParent,
             None if self.silent_parent(&name, &id)?.is_some() => ImageKind::SilentParent,

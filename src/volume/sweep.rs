@@ -25,8 +25,10 @@ impl Volumes {
     pub fn sweep(&self, patience: Duration) -> Result<Vec<Entry>> {
         let unfinished = self.catalogue.unfinished()?;
         let is_due = |state: State, created: i64| {
+            // A restore that was killed is run again, or its volume deleted.
             state == State::Deleting
-                || u64::try_from(now() - created).is_ok_and(|age| age >= patience.as_secs())
+                || state != State::Restoring
+                    && u64::try_from(now() - created).is_ok_and(|age| age >= patience.as_secs())
         };
         for (image, stored) in &unfinished.volumes {
             if is_due(stored.record.state, stored.record.created) {

@@ -57,17 +57,17 @@ pub(crate) struct ExportArgs {
 
 /// What is exported, and from where.
 #[derive(Debug, PartialEq, Eq)]
-struct What {
+pub(in crate::cli) struct What {
     /// `None`: what the command line says, or the only one.
-    cluster: Option<String>,
-    pool: String,
-    namespace: String,
-    image: Which,
-    snapshot: Option<String>,
+    pub(in crate::cli) cluster: Option<String>,
+    pub(in crate::cli) pool: String,
+    pub(in crate::cli) namespace: String,
+    pub(in crate::cli) image: Which,
+    pub(in crate::cli) snapshot: Option<String>,
 }
 
 /// Reads what is to be exported; `clusters` are the clusterIDs that ids can begin with.
-fn what(text: &str, clusters: &[String]) -> Result<What, String> {
+pub(in crate::cli) fn what(text: &str, clusters: &[String]) -> Result<What, String> {
     let is_id = text.split_once('/').is_some_and(|(first, rest)| {
         rest.contains('/') && clusters.iter().any(|cluster| cluster == first)
     });

@@ -1,10 +1,10 @@
 //! `cinderblock image`: disks into RBD images and out of them.
 
-mod export;
+pub(super) mod export;
 mod golden;
 mod import;
 mod name;
-mod watch;
+pub(super) mod watch;
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -14,11 +14,11 @@ use cinderblock::transfer::{Error, Place, Tools};
 use clap::{Args, Subcommand};
 
 /// The arguments are wrong, as clap has it.
-const EXIT_USAGE: u8 = 2;
+pub(super) const EXIT_USAGE: u8 = 2;
 /// What was asked for cannot be done as things are.
-const EXIT_REFUSED: u8 = 3;
+pub(super) const EXIT_REFUSED: u8 = 3;
 /// A checksum differs.
-const EXIT_CHECKSUM: u8 = 4;
+pub(super) const EXIT_CHECKSUM: u8 = 4;
 
 /// Bring disks into RBD images and out of them, and keep golden images
 ///
@@ -46,7 +46,7 @@ enum Command {
 
 /// Why a command did not end well.
 #[derive(Debug)]
-enum Failure {
+pub(super) enum Failure {
     Transfer(Error),
     /// The arguments are wrong.
     Usage(String),
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &ImageArgs) -> ExitCode {
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+pub(super) enum Output {
     /// Lines for people
     Text,
     /// JSON
@@ -135,16 +135,16 @@ impl ToolArgs {
 }
 
 /// Reads a place. Not by clap, which repeats what it refuses: a URL may have a password in it.
-fn place(text: &str) -> Result<Place, Failure> {
+pub(super) fn place(text: &str) -> Result<Place, Failure> {
     text.parse().map_err(Failure::Usage)
 }
 
 /// A result for programs.
-fn json(result: &impl serde::Serialize) -> Result<String, Failure> {
+pub(super) fn json(result: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(result).map_err(|error| Failure::Other(error.to_string()))
 }
 
 /// A size for people.
-fn shown(bytes: u64) -> String {
+pub(super) fn shown(bytes: u64) -> String {
     i64::try_from(bytes).map_or_else(|_| bytes.to_string(), super::size::show)
 }

@@ -24,12 +24,12 @@ static CODE: AtomicU8 = AtomicU8::new(INTERRUPTED);
 const TICK: Duration = Duration::from_millis(100);
 
 /// The exit code of a transfer that a signal has stopped.
-pub(super) fn exit_code() -> u8 {
+pub(in crate::cli) fn exit_code() -> u8 {
     CODE.load(Ordering::Relaxed)
 }
 
 /// Runs `work` with a job that SIGINT and SIGTERM cancel. A second signal ends the process at once.
-pub(super) fn watched<T>(work: impl FnOnce(&Job) -> T) -> Result<T, String> {
+pub(in crate::cli) fn watched<T>(work: impl FnOnce(&Job) -> T) -> Result<T, String> {
     keep_little_memory();
     let job = Arc::new(Job::default());
     listen(Arc::clone(&job))?;
@@ -91,9 +91,7 @@ fn listen(job: Arc<Job>) -> Result<(), String> {
             };
             CODE.store(next().await, Ordering::Relaxed);
             job.cancel();
-            eprintln!(
-                "cinderblock image: stopping, and removing what was made; once more stops at once"
-            );
+            eprintln!("cinderblock: stopping, and tidying up; once more stops at once");
             end_process(next().await.into());
         });
     });

@@ -209,14 +209,14 @@ impl Bench {
     }
 
     fn mark(&self) -> Option<String> {
-        self.image(OpenMode::ReadOnly).metadata_get(mark::KEY).unwrap()
+        self.image(OpenMode::ReadOnly).metadata_get(mark::CONTENT_KEY).unwrap()
     }
 
     fn set_mark(&self, text: Option<&str>) {
         let image = self.image(OpenMode::ReadWrite);
         match text {
-            Some(text) => image.metadata_set(mark::KEY, text).unwrap(),
-            None => image.metadata_remove(mark::KEY).unwrap(),
+            Some(text) => image.metadata_set(mark::CONTENT_KEY, text).unwrap(),
+            None => image.metadata_remove(mark::CONTENT_KEY).unwrap(),
         }
     }
 
