@@ -202,6 +202,11 @@ async fn an_image_somebody_moved_is_told_of_and_one_somebody_removed_is_gone() {
 
 /// One step of `rbd migration` of the image `spec`, to a new image of the same name.
 fn migrate(family: &Family<'_>, step: &str, spec: &str) {
+    // The driver closes what it tidied up after an answer.
+    wait_until("the image is closed", || {
+        let status = family.rbd(&["status", spec]);
+        if status.contains("Watchers: none") { Ok(()) } else { Err(status) }
+    });
     let more: &[&str] = match step {
         "prepare" => &[spec],
         // Also when it has clones.
