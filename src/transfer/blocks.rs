@@ -17,8 +17,9 @@ use std::thread;
 use super::checksum::{Checksum, Tally, Wanted};
 use super::{Error, Job, Result};
 
-/// Bytes that are read and written at a time: half of RBD's usual object. A power of two.
-pub(super) const BLOCK: u64 = 2 << 20;
+/// Bytes that are read and written at a time. A power of two. Larger ones are no quicker, and leave
+/// more holes in the heap.
+pub(super) const BLOCK: u64 = 1 << 20;
 
 /// How many blocks are on their way at once. Each takes almost four times its size, in librbd for
 /// the most part, so memory sets the limit.

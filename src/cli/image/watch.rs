@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use cinderblock::rbd::ceph::{end_process, keep_little_memory};
+use cinderblock::rbd::ceph::{end_process, share_one_heap};
 use cinderblock::transfer::Job;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,7 +30,7 @@ pub(in crate::cli) fn exit_code() -> u8 {
 
 /// Runs `work` with a job that SIGINT and SIGTERM cancel. A second signal ends the process at once.
 pub(in crate::cli) fn watched<T>(work: impl FnOnce(&Job) -> T) -> Result<T, String> {
-    keep_little_memory();
+    share_one_heap();
     let job = Arc::new(Job::default());
     listen(Arc::clone(&job))?;
     let (done, is_done) = channel::<()>();

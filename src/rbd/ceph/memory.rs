@@ -1,15 +1,21 @@
 use std::ffi::c_int;
 
-/// Bytes from which on a buffer is a mapping of its own, and goes back to the system when it is
-/// freed.
-const LARGE: c_int = 1 << 20;
+/// Bytes below which a buffer comes from the heap: more than any has. The most that glibc takes.
+const LARGE: c_int = 32 << 20;
 
-/// From now on this process, librbd's threads among it, keeps little memory that it does not use:
-/// all threads take small buffers from one heap, and large ones are given back. glibc would have a
-/// heap for each thread, and each would keep several large buffers. For processes that move much
-/// data.
-pub fn keep_little_memory() {
-    for (parameter, value) in [(nix::libc::M_ARENA_MAX, 1), (nix::libc::M_MMAP_THRESHOLD, LARGE)] {
+/// Bytes at the end of the heap that the process keeps when they are free.
+const KEPT: c_int = 128 << 20;
+
+/// From now on all threads of this process, librbd's among them, take memory from one heap, and what
+/// one frees another one takes. glibc would have a heap for each thread, and each would keep several
+/// large buffers; giving those back to the system each time costs as much as moving the bytes, in
+/// page faults. For processes that move much data.
+pub fn share_one_heap() {
+    for (parameter, value) in [
+        (nix::libc::M_ARENA_MAX, 1),
+        (nix::libc::M_MMAP_THRESHOLD, LARGE),
+        (nix::libc::M_TRIM_THRESHOLD, KEPT),
+    ] {
         // SAFETY: mallopt takes numbers alone, and locks what it changes.
         unsafe { nix::libc::mallopt(parameter, value) };
     }

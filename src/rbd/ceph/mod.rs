@@ -50,7 +50,7 @@ use std::sync::Arc;
 pub use connection::{ConnectOptions, Timeouts};
 pub use connections::Connections;
 pub use libraries::{Libraries, libraries};
-pub use memory::keep_little_memory;
+pub use memory::share_one_heap;
 
 use super::{Cluster, Result};
 
