@@ -7,8 +7,9 @@ use cinderblock::kube::volumes::{self, Attachment, Volume};
 use cinderblock::kube::{connect, words};
 use cinderblock::volume::image_spec;
 use clap::{Args, ValueEnum};
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
+
+use super::table;
 
 /// Kubernetes knows nothing of that name.
 const EXIT_NOT_FOUND: u8 = 3;
@@ -169,21 +170,12 @@ impl Found {
 fn write(found: &[Found], output: Output) -> Result<String, String> {
     match output {
         Output::Json => serde_json::to_string_pretty(found).map_err(|error| error.to_string()),
-        Output::Text => Ok(found.iter().map(table).collect::<Vec<_>>().join("\n\n")),
+        Output::Text => Ok(found
+            .iter()
+            .map(|found| table::of_pairs(found.rows()))
+            .collect::<Vec<_>>()
+            .join("\n\n")),
     }
-}
-
-/// Names and values. Nothing is wrapped: ids are there to be copied.
-fn table(found: &Found) -> String {
-    let mut table = Table::new();
-    for (name, value) in found.rows() {
-        table.add_row([Cell::new(name).add_attribute(Attribute::Bold), Cell::new(value)]);
-    }
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
 }
 
 #[cfg(test)]
@@ -222,7 +214,7 @@ mod tests {
     #[test]
     fn people_read_the_whole_chain() {
         assert_eq!(
-            table(&found("prod/rbd/csi-pvc-1")),
+            table::of_pairs(found("prod/rbd/csi-pvc-1").rows()),
             "claim          shop/data
 storage class  fast
 volume         pvc-1

@@ -11,6 +11,7 @@ mod image;
 mod pool;
 mod serve;
 mod size;
+mod table;
 mod tree;
 mod version;
 

@@ -26,6 +26,11 @@ pub(crate) fn parse(text: &str) -> Result<i64, String> {
         .ok_or_else(|| "a size is between 0 and 2^63-1 bytes".to_owned())
 }
 
+/// [`show`] of a size that is never negative.
+pub(crate) fn show_unsigned(bytes: u64) -> String {
+    i64::try_from(bytes).map_or_else(|_| bytes.to_string(), show)
+}
+
 /// Writes a size: exactly in the largest unit that divides it, else in bytes with an approximation
 /// beside it.
 pub(crate) fn show(bytes: i64) -> String {

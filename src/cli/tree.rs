@@ -141,7 +141,7 @@ fn draw_image<'a>(
 
 fn about_image(family: &Family<'_>, image: &SurveyedImage) -> String {
     let mut words = Vec::new();
-    words.extend(image.size.map(show));
+    words.extend(image.size.map(size::show_unsigned));
     words.push(
         match image.kind {
             ImageKind::Volume => "volume",
@@ -193,10 +193,6 @@ fn about_snapshot(snapshot: &SurveyedSnapshot) -> String {
         words.push("its clone is gone".to_string());
     }
     words.join(", ")
-}
-
-fn show(bytes: u64) -> String {
-    i64::try_from(bytes).map_or_else(|_| bytes.to_string(), size::show)
 }
 
 fn dot(survey: &Survey) -> String {

@@ -404,16 +404,6 @@ impl Catalogue {
         self.get(image, image_id)
     }
 
-    /// The silent parents that images named `image` have become, with their ids. Those that cannot
-    /// be read are left out.
-    pub fn silent_parents_of(&self, image: &str) -> Result<Vec<(String, Stored<Silent>)>> {
-        // Volume ids end in the image's name.
-        let is_its = |silent: &Silent| silent.volume.rsplit('/').next() == Some(image);
-        let (mut found, _) = self.list(&Cursor::default(), 0)?;
-        found.retain(|(_, stored)| is_its(&stored.record));
-        Ok(found)
-    }
-
     /// [`Catalogue::volume`], and whether a [backup](super::backup) holds it or did so when it was
     /// killed. One read.
     pub(super) fn volume_and_backup(&self, image: &str) -> Result<(Option<Stored<Volume>>, bool)> {

@@ -6,11 +6,12 @@
 //! `execute` copies; `commit` removes the old one. Records and journal entries keep the old ids.
 //! From `prepare` on, the new image is what a record or an entry is about.
 
-use super::catalogue::{self, Silent, State, Stored};
+use super::catalogue::{self, Cursor, Silent, State, Stored};
 use super::collect::is_collectable;
 use super::journal::Suspect;
 use super::{Result, Volumes, names};
 use crate::rbd::{Errno, Features, Image, ImageKey, OpenMode};
+use std::collections::BTreeMap;
 
 impl Volumes {
     /// Opens the image `id`. `None` when it is gone, or a migration has put another in its place.
@@ -49,20 +50,32 @@ impl Volumes {
         name: &str,
         id: &str,
     ) -> Result<Option<(String, Stored<Silent>)>> {
-        let Some(base) = name.strip_suffix(names::SILENT_SUFFIX) else { return Ok(None) };
+        if !name.ends_with(names::SILENT_SUFFIX) {
+            return Ok(None);
+        }
         let volume = names::before_silence(name, id);
         if let Some(silent) = self.catalogue.silent(volume, id)? {
             return Ok(Some((volume.to_string(), silent)));
         }
-        // The old id may be in the name.
-        let volumes = [Some(base), base.rsplit_once('.').map(|(volume, _)| volume)];
-        for volume in volumes.into_iter().flatten() {
-            for (known, silent) in self.catalogue.silent_parents_of(volume)? {
-                let was_its =
-                    name == names::silent(volume) || name == names::silent_with_id(volume, &known);
-                if was_its && self.is_replaced_or_gone(&known)? {
-                    return Ok(Some((volume.to_string(), silent)));
-                }
+        let all = self.catalogue.list(&Cursor::default(), 0)?.0.into_iter().collect();
+        self.migrated_silent_parent(name, &all)
+    }
+
+    /// [`Volumes::silent_parent`] of an image whose id has no record: among `all` that the catalogue
+    /// knows by their ids, the one in whose place it is.
+    pub(super) fn migrated_silent_parent(
+        &self,
+        name: &str,
+        all: &BTreeMap<String, Stored<Silent>>,
+    ) -> Result<Option<(String, Stored<Silent>)>> {
+        if !name.ends_with(names::SILENT_SUFFIX) {
+            return Ok(None);
+        }
+        for (old_id, silent) in all {
+            // Volume ids end in the image's name.
+            let volume = silent.record.volume.rsplit('/').next().unwrap_or_default();
+            if names::before_silence(name, old_id) == volume && self.is_replaced_or_gone(old_id)? {
+                return Ok(Some((volume.to_string(), silent.clone())));
             }
         }
         Ok(None)

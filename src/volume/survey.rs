@@ -9,7 +9,7 @@ use super::catalogue::{self, Cursor, Record, State, Stored};
 use super::{Result, Volumes, names};
 use crate::rbd::{Child, Errno, Image, ImageKey, OpenMode, Parent, SnapshotId, SnapshotKind};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A pool's lineage.
 #[derive(Debug, Clone, Serialize)]
@@ -128,7 +128,7 @@ impl From<Parent> for SurveyedLink {
 pub(super) struct Known {
     pub(super) volumes: BTreeMap<String, Stored<catalogue::Volume>>,
     pub(super) snapshots: BTreeMap<String, Stored<catalogue::Snapshot>>,
-    silent: BTreeSet<String>,
+    silent: BTreeMap<String, Stored<catalogue::Silent>>,
 }
 
 impl Volumes {
@@ -166,7 +166,7 @@ impl Volumes {
         Ok(Known {
             volumes: all(&self.catalogue)?,
             snapshots: all(&self.catalogue)?,
-            silent: all::<catalogue::Silent>(&self.catalogue)?.into_keys().collect(),
+            silent: all(&self.catalogue)?,
         })
     }
 
@@ -181,8 +181,10 @@ impl Volumes {
             Some(State::Ready) => ImageKind::Volume,
             Some(State::Creating | State::Restoring) => ImageKind::Creating,
             Some(State::Deleting) => ImageKind::Deleting,
-            None if known.silent.contains(&id) => ImageKind::SilentParent,
-            None if self.silent_parent(&name, &id)?.is_some() => ImageKind::SilentParent,
+            None if known.silent.contains_key(&id) => ImageKind::SilentParent,
+            None if self.migrated_silent_parent(&name, &known.silent)?.is_some() => {
+                ImageKind::SilentParent
+            }
             None => ImageKind::Foreign,
         };
         let mut snapshots = Vec::new();

@@ -4,8 +4,9 @@ use cinderblock::backup::{Create, Created, Store, create};
 use clap::Args;
 
 use super::super::image::export::what;
-use super::super::image::{Failure, Output, json, place, shown, watch};
+use super::super::image::{Failure, Output, json, place, watch};
 use super::super::pool::ClusterArgs;
+use super::super::size::show_unsigned;
 
 /// Back up a volume or a snapshot
 ///
@@ -86,8 +87,8 @@ fn text(created: &Created) -> String {
     let finished = finished.as_ref().map(|point| format!("\nfinished  {point}, of an earlier run"));
     format!(
         "point     {point}\nimage     {image}\nkind      {kind}\nsize      {}\nstored    {}{existing}{}",
-        shown(*size),
-        shown(*stored),
+        show_unsigned(*size),
+        show_unsigned(*stored),
         finished.unwrap_or_default()
     )
 }

@@ -89,18 +89,3 @@ fn code(error: &Error) -> u8 {
 fn store(target: &str) -> Result<Store, Failure> {
     Ok(Store::open(&super::image::place(target)?, false)?)
 }
-
-/// A table without lines, whose first row is its heading.
-fn table(heading: &[&str], rows: Vec<Vec<String>>) -> String {
-    use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(heading.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
-    for row in rows {
-        table.add_row(row);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
-}

@@ -3,7 +3,8 @@
 use cinderblock::backup::{Keep, Removed, delete as remove, prune as forget};
 use clap::Args;
 
-use super::super::image::{Failure, Output, json, shown, watch};
+use super::super::image::{Failure, Output, json, watch};
+use super::super::size::show_unsigned;
 
 /// Delete a restore point
 ///
@@ -115,6 +116,9 @@ fn tell(removed: &Removed, verb: &str, output: Output) -> Result<(), Failure> {
         super::super::print_line(line);
     }
     let count = removed.points.len();
-    super::super::print_line(format!("{verb} {count} restore points, {}", shown(removed.stored)));
+    super::super::print_line(format!(
+        "{verb} {count} restore points, {}",
+        show_unsigned(removed.stored)
+    ));
     Ok(())
 }

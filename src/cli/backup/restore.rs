@@ -4,8 +4,9 @@ use cinderblock::backup::{Restore, Restored, restore};
 use cinderblock::csi::ids::VolumeId;
 use clap::Args;
 
-use super::super::image::{Failure, Output, json, shown, watch};
+use super::super::image::{Failure, Output, json, watch};
 use super::super::pool::ClusterArgs;
+use super::super::size::show_unsigned;
 
 /// Make a volume of a restore point
 ///
@@ -85,6 +86,6 @@ fn text(restored: &Restored) -> String {
     let attributes = attributes.concat();
     format!(
         "point     {point}\nvolume    {volume}\nimage     {image}\nsize      {}\ncontent   {content}\ncontext{attributes}",
-        shown(*size)
+        show_unsigned(*size)
     )
 }

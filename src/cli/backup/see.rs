@@ -6,7 +6,9 @@ use cinderblock::backup::{
 use cinderblock::transfer::Error;
 use clap::Args;
 
-use super::super::image::{Failure, Output, json, shown, watch};
+use super::super::image::{Failure, Output, json, watch};
+use super::super::size::show_unsigned;
+use super::super::table;
 
 /// List the restore points in a target
 #[derive(Debug, Args)]
@@ -73,28 +75,28 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
             eprintln!("cinderblock backup list: {} holds no restore points", store.name());
             return Ok(());
         }
-        Output::Text => super::table(
+        Output::Text => table::of_rows(
             &["POINT", "CUT", "KIND", "SIZE", "STORED", "VOLUME"],
-            found.iter().map(row).collect(),
+            found.iter().map(row),
         ),
     };
     super::super::print_line(text);
     Ok(())
 }
 
-fn row(listing: &Listing) -> Vec<String> {
+fn row(listing: &Listing) -> [String; 6] {
     let kind = match (&listing.wrong, &listing.parent) {
         (Some(_), _) => "broken",
         (None, Some(_)) => "increment",
         (None, None) => "full",
     };
     let cut = jiff::Timestamp::from_second(listing.cut).map(|cut| cut.to_string());
-    vec![
+    [
         listing.point.clone(),
         cut.unwrap_or_default(),
         kind.to_owned(),
-        shown(listing.size),
-        shown(listing.stored),
+        show_unsigned(listing.size),
+        show_unsigned(listing.stored),
         listing.volume.clone().unwrap_or_else(|| listing.image.clone()),
     ]
 }
@@ -120,8 +122,8 @@ fn text(manifest: &Manifest) -> String {
         ("image", image),
         ("snapshot", source.snapshot.clone()),
         ("cut", cut.unwrap_or_default()),
-        ("size", shown(*size)),
-        ("stored", format!("{} in {} objects", shown(manifest.stored()), chunks.len())),
+        ("size", show_unsigned(*size)),
+        ("stored", format!("{} in {} objects", show_unsigned(manifest.stored()), chunks.len())),
         ("content", content.clone().unwrap_or_else(none)),
         ("volume", volume.as_ref().map_or_else(none, |volume| volume.id.clone())),
     ]
@@ -134,15 +136,12 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let found = watch::watched(|job| verified(&store, args.point.as_deref(), job))??;
     let text = match args.output {
         Output::Json => json(&found)?,
-        Output::Text => super::table(
+        Output::Text => table::of_rows(
             &["POINT", "STORED", "STATE"],
-            found
-                .iter()
-                .map(|point| {
-                    let state = point.wrong.clone().unwrap_or_else(|| "whole".to_owned());
-                    vec![point.point.clone(), shown(point.stored), state]
-                })
-                .collect(),
+            found.iter().map(|point| {
+                let state = point.wrong.clone().unwrap_or_else(|| "whole".to_owned());
+                [point.point.clone(), show_unsigned(point.stored), state]
+            }),
         ),
     };
     super::super::print_line(text);

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use prost::{Message, Name};
 use prost_reflect::{
     DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage,
@@ -15,7 +14,7 @@ use tonic::Response;
 
 use cinderblock::csi::proto::FILE_DESCRIPTOR_SET;
 
-use crate::cli::size;
+use crate::cli::{size, table};
 
 /// Fields that only wrap what matters: their names say nothing the fields in them do not say.
 const WRAPPERS: [&str; 5] = ["volume", "snapshot", "status", "group_snapshot", "volume_health"];
@@ -69,7 +68,7 @@ impl Answer {
             let items = self.0.get_field(&list);
             match items.as_list().unwrap_or_default() {
                 [] => blocks.push(format!("no {}", list.name())),
-                items => blocks.push(table(items)),
+                items => blocks.push(table_of(items)),
             }
         }
         let mut entries = Vec::new();
@@ -82,7 +81,7 @@ impl Answer {
         }
         if !entries.is_empty() {
             ids_first(&mut entries);
-            blocks.push(aligned(entries));
+            blocks.push(table::of_pairs(entries));
         }
         blocks.join("\n")
     }
@@ -97,17 +96,8 @@ fn is_value(message: &DynamicMessage) -> bool {
     message.descriptor().package_name() == "google.protobuf"
 }
 
-/// Two columns, the second of which may have several lines.
-fn aligned(entries: Vec<Entry>) -> String {
-    let mut table = Table::new();
-    for (name, value) in entries {
-        table.add_row([Cell::new(name).add_attribute(Attribute::Bold), Cell::new(value)]);
-    }
-    formatted(table)
-}
-
 /// One row per item and one column per field that any item has.
-fn table(items: &[Value]) -> String {
+fn table_of(items: &[Value]) -> String {
     let rows: Vec<Vec<Entry>> =
         items.iter().filter_map(Value::as_message).map(entries_of).collect();
     let mut columns: Vec<&str> = Vec::new();
@@ -116,32 +106,19 @@ fn table(items: &[Value]) -> String {
             columns.push(name);
         }
     }
-    let mut table = Table::new();
     // Items of one field, such as capabilities, differ in which field that is: each is a line of
     // its own.
     if rows.iter().all(|row| row.len() == 1) {
-        for (name, value) in rows.iter().flatten() {
-            table.add_row([name.trim_end_matches(".type"), value]);
-        }
-        return formatted(table);
+        let lines =
+            rows.iter().flatten().map(|(name, value)| [name.trim_end_matches(".type"), value]);
+        return table::of_rows(&[], lines);
     }
-    table.set_header(columns.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
-    for row in &rows {
+    let cells = rows.iter().map(|row| {
         let value =
             |column| row.iter().find(|(name, _)| name == column).map_or("", |(_, value)| value);
-        table.add_row(columns.iter().map(|column| value(*column)));
-    }
-    formatted(table)
-}
-
-/// The table without lines. Styles are only written to a terminal. Nothing is wrapped: ids are
-/// there to be copied.
-fn formatted(mut table: Table) -> String {
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+        columns.iter().map(|column| value(*column)).collect::<Vec<_>>()
+    });
+    table::of_rows(&columns, cells)
 }
 
 fn entries_of(message: &DynamicMessage) -> Vec<Entry> {

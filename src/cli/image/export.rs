@@ -5,6 +5,7 @@ use cinderblock::transfer::{Export, Exported, Format, Place, Wanted, Which, expo
 use clap::Args;
 
 use super::super::pool::ClusterArgs;
+use super::super::size::show_unsigned;
 use super::name::ImageName;
 use super::{Failure, Output, watch};
 
@@ -125,7 +126,7 @@ fn text(Exported { image, target, size, format, checksum }: &Exported) -> String
     let checksum = checksum.as_ref().map(|checksum| format!("\nchecksum  {checksum}"));
     format!(
         "image     {image}\ntarget    {target}\nsize      {}\nformat    {format}{}",
-        super::shown(*size),
+        show_unsigned(*size),
         checksum.unwrap_or_default()
     )
 }

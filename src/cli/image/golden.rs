@@ -3,10 +3,11 @@
 use cinderblock::transfer::golden::{self, GoldenImage};
 use cinderblock::volume::Volumes;
 use clap::Args;
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::super::pool::ClusterArgs;
+use super::super::size::show_unsigned;
+use super::super::table;
 use super::name::{ImageName, PoolName};
 use super::{Failure, Output, watch};
 
@@ -99,7 +100,7 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
         Output::Text if images.is_empty() => {
             "no images; `cinderblock image import` makes one".into()
         }
-        Output::Text => table(&images),
+        Output::Text => table_of(&images),
     });
     Ok(())
 }
@@ -110,24 +111,19 @@ pub(super) fn remove(args: &RemoveArgs) -> Result<(), Failure> {
     Ok(watch::watched(|job| golden::remove(&volumes, name, job))??)
 }
 
-/// A line for each snapshot. Nothing is wrapped: locations are there to be copied.
-fn table(images: &[GoldenImage]) -> String {
-    let mut table = Table::new();
-    let bold = |name| Cell::new(name).add_attribute(Attribute::Bold);
-    table.set_header(["IMAGE", "SIZE", "CLONES", "LOCATION"].map(bold));
+/// A line for each snapshot.
+fn table_of(images: &[GoldenImage]) -> String {
+    let mut rows = Vec::new();
     for image in images {
-        let size = super::shown(image.size);
+        let row = |clones: String, location: &str| {
+            [image.image.clone(), show_unsigned(image.size), clones, location.to_owned()]
+        };
         if image.snapshots.is_empty() {
-            table.add_row([&image.image, &size, "", "none; `image snapshot` makes one"]);
+            rows.push(row(String::new(), "none; `image snapshot` makes one"));
         }
         for snapshot in &image.snapshots {
-            let clones = snapshot.clones.to_string();
-            table.add_row([&image.image, &size, &clones, &snapshot.location]);
+            rows.push(row(snapshot.clones.to_string(), &snapshot.location));
         }
     }
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+    table::of_rows(&["IMAGE", "SIZE", "CLONES", "LOCATION"], rows)
 }

@@ -4,6 +4,7 @@ use cinderblock::transfer::{Format, Import, Imported, Wanted, import};
 use clap::Args;
 
 use super::super::pool::ClusterArgs;
+use super::super::size::show_unsigned;
 use super::name::ImageName;
 use super::{Failure, Output, watch};
 
@@ -85,7 +86,7 @@ fn text(Imported { image, size, format, checksum }: &Imported) -> String {
     let checksum = checksum.as_ref().map(|checksum| format!("\nchecksum  {checksum}"));
     format!(
         "image     {image}\nsize      {}\nformat    {format}{}",
-        super::shown(*size),
+        show_unsigned(*size),
         checksum.unwrap_or_default()
     )
 }

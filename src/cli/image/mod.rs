@@ -143,8 +143,3 @@ pub(super) fn place(text: &str) -> Result<Place, Failure> {
 pub(super) fn json(result: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(result).map_err(|error| Failure::Other(error.to_string()))
 }
-
-/// A size for people.
-pub(super) fn shown(bytes: u64) -> String {
-    i64::try_from(bytes).map_or_else(|_| bytes.to_string(), super::size::show)
-}
