@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::failed;
 use super::{Error, Job, Result};
 use crate::rbd::{Child, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
-use crate::volume::{Volumes, image_spec, names, temporary};
+use crate::volume::{ImageLocation, Volumes, image_spec, names, temporary};
 
 /// The key of an image's metadata that makes it one.
 const KEY: &str = "cinderblock.image";
@@ -269,25 +269,8 @@ fn spec(volumes: &Volumes, name: &str) -> String {
     image_spec(pool.name(), pool.namespace(), name)
 }
 
-/// `rbd://FSID/POOL[/NAMESPACE]/IMAGE/SNAPSHOT`, with other characters than plain ones encoded.
 fn location(volumes: &Volumes, image: &str, snapshot: &str) -> Result<String> {
     let pool = volumes.pool();
     let fsid = pool.cluster().fsid()?;
-    let parts = [&fsid, pool.name(), pool.namespace(), image, snapshot];
-    let parts = parts.into_iter().filter(|part| !part.is_empty()).map(encoded);
-    Ok(format!("rbd://{}", parts.collect::<Vec<_>>().join("/")))
-}
-
-fn encoded(part: &str) -> String {
-    part.bytes().fold(String::new(), |mut text, byte| {
-        use std::fmt::Write;
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                text.push(byte.into());
-            }
-            // Writing to a String cannot fail.
-            _ => drop(write!(text, "%{byte:02X}")),
-        }
-        text
-    })
+    Ok(ImageLocation::write(&fsid, pool.name(), pool.namespace(), image, snapshot))
 }

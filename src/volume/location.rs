@@ -5,10 +5,12 @@
 //! `rbd` and the ids of volumes have a namespace between pool and image. Each part is
 //! percent-encoded, so that it may hold any character.
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::fmt;
 
 const SCHEME: &str = "rbd://";
+/// What is encoded: all but what RFC 3986 calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// What a location looks like.
 const FORM: &str =
     "a location is rbd://FSID/POOL/IMAGE/SNAPSHOT or rbd://FSID/POOL/NAMESPACE/IMAGE/SNAPSHOT";
@@ -67,6 +69,15 @@ impl ImageLocation {
         })
     }
 
+    /// Writes the location of a snapshot: what [`ImageLocation::parse`] reads.
+    pub fn write(fsid: &str, pool: &str, namespace: &str, image: &str, snapshot: &str) -> String {
+        let parts = [fsid, pool, namespace, image, snapshot].into_iter();
+        let parts = parts.filter(|part| !part.is_empty());
+        let encoded: Vec<_> =
+            parts.map(|part| utf8_percent_encode(part, RESERVED).to_string()).collect();
+        format!("{SCHEME}{}", encoded.join("/"))
+    }
+
     /// The snapshot's spec, as `rbd` writes it.
     pub fn spec(&self) -> String {
         format!("{}@{}", super::image_spec(&self.pool, &self.namespace, &self.image), self.snapshot)
@@ -107,6 +118,18 @@ mod tests {
         let ImageLocation { fsid, pool, namespace, image, snapshot, .. } =
             ImageLocation::parse(text).unwrap();
         [fsid, pool, namespace, image, snapshot]
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for wanted in [["f-1", "p", "", "i", "s"], ["f", "p/q", "n s", "debian~13.2_é%", "a+b@c"]]
+        {
+            let [fsid, pool, namespace, image, snapshot] = wanted;
+            let text = ImageLocation::write(fsid, pool, namespace, image, snapshot);
+            assert_eq!(parts(&text), wanted, "{text}");
+        }
+        let text = ImageLocation::write("f", "p q", "", "é", "s-1");
+        assert_eq!(text, "rbd://f/p%20q/%C3%A9/s-1");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a new volume is made from, looked at before anything is changed.
 
-use super::catalogue::{Link, Source, State, Stored, Volume};
+use super::catalogue::{Link, Source, State};
 use super::clone::Parent;
 use super::create::CreateVolume;
 use super::snapshot::find;
@@ -88,8 +88,7 @@ impl Volumes {
         request: &CreateVolume,
         gone: &dyn Fn() -> Error,
     ) -> Result<Parent> {
-        let ready = |stored: &Stored<Volume>| stored.record.state == State::Ready;
-        self.catalogue.volume(name)?.filter(ready).ok_or_else(gone)?;
+        self.ready(name)?.ok_or_else(gone)?;
         let image = match self.pool.open_image(ImageKey::Name(name), OpenMode::ReadOnly) {
             Ok(image) => image,
             Err(error) if error.errno == Errno::ENOENT => return Err(gone()),

@@ -6,7 +6,9 @@ use std::sync::mpsc::channel;
 use cinderblock::rbd::model::Model;
 use cinderblock::transfer::Error;
 use cinderblock::volume::catalogue::Publication;
-use cinderblock::volume::{self, CreateSnapshot, Process, PublishVolume, Sizes, State, Volumes};
+use cinderblock::volume::{
+    self, CreateSnapshot, CreateVolume, Process, PublishVolume, Sizes, State, VolumeSource, Volumes,
+};
 
 use crate::field::{
     Folder, MIB, back_up, backup_snapshots, bring_back, model, pool, try_back_up, volume, volumes,
@@ -154,10 +156,18 @@ fn a_volume_being_restored_is_neither_published_nor_made_anew() {
     });
     crate::field::try_bring_back(&volumes_of(pool(&session)), &target, &made.point, "back")
         .unwrap_err();
+    let source = VolumeSource::Volume {
+        id: "back".to_owned(),
+        pool: next.pool().name().to_owned(),
+        namespace: next.pool().namespace().to_owned(),
+        image: "back".to_owned(),
+    };
     for refused in [
         publish(&next, "back").unwrap_err(),
         next.grow("back", Sizes { required: 4 * MIB, limit: 0 }).unwrap_err(),
         next.create(&crate::field::request("back", MIB)).unwrap_err(),
+        next.create(&CreateVolume { source: Some(source), ..crate::field::request("copy", MIB) })
+            .unwrap_err(),
     ] {
         assert!(refused.to_string().contains("is being restored from a backup"), "{refused}");
     }
