@@ -7,7 +7,6 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -266,14 +265,7 @@ async fn a_missing_right_to_read_is_mended_by_the_command_in_the_message() {
             assert!(status.message().contains(&right), "{status:?}");
         }
         let status = create(&driver, of_size(&class, "a", 0)).await.unwrap_err();
-        let (_, command) = status.message().split_once("run: ").unwrap();
-        let output = Command::new("sh")
-            .args(["-c", command])
-            .env("CEPH_CONF", &lab.ceph_conf)
-            .env("CEPH_ARGS", format!("--id {}", lab.user))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        lab.run_from_message(status.message(), "run: ").unwrap();
         let made = create(&driver, of_size(&class, "a", 0)).await.unwrap();
         assert_holds(&lab, &namespace, &made, CONTENT);
         delete(&driver, &class, &made).await;

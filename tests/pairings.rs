@@ -9,8 +9,6 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::process::Command;
-
 use cinderblock::rbd::Key;
 use cinderblock::rbd::ceph::libraries;
 use tonic::{Code, Status};
@@ -54,21 +52,7 @@ fn user(lab: &Lab, name: &str, key_type: &str) -> (String, Key) {
 
 /// Runs the command at the end of a message as it is, as the lab's administrator.
 fn run_what_it_says(lab: &Lab, message: &str, before: &str) {
-    let (_, command) =
-        message.split_once(before).unwrap_or_else(|| panic!("no command in {message:?}"));
-    wait_until("the command in the message succeeds", || {
-        let output = Command::new("sh")
-            .args(["-c", command])
-            .env("CEPH_CONF", &lab.ceph_conf)
-            .env("CEPH_ARGS", format!("--id {}", lab.user))
-            .output()
-            .unwrap();
-        if output.status.success() {
-            Ok(())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
-    });
+    wait_until("the command in the message succeeds", || lab.run_from_message(message, before));
 }
 
 fn shown(what: &str, status: &Status) {

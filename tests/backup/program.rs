@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::driver::{Class, Driver, lab_config_with_own_user};
+use crate::common::driver::OneVolume;
 use crate::common::random::Random;
 use crate::common::{Lab, Namespace, OwnLab, POOL, wait_until};
 use crate::field::{MIB, assert_same, backup_snapshots, read, volume, volumes_of, write};
@@ -86,16 +86,9 @@ fn bytes(pool: &Arc<dyn Pool>, name: &str) -> Vec<u8> {
 async fn a_volume_is_backed_up_deleted_and_restored() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
-    let driver = Driver::start(
-        &lab_config_with_own_user(&lab, &namespace.name),
-        &["--role", "controller", "--log-level", "trace"],
-    );
-    let mut controller = driver.controller().await;
-    let class = Class::new(&lab, &namespace.name);
-    let made = controller.create_volume(class.create_volume("vm", 24 << 20)).await.unwrap();
-    let id = made.into_inner().volume.unwrap().volume_id;
+    let OneVolume { driver: _driver, mut controller, class, id, image: name } =
+        OneVolume::new(&lab, &namespace.name, 24 << 20).await;
     let pool = namespace.pool(&*lab.connect());
-    let name = id.rsplit('/').next().unwrap().to_owned();
     let place = Place::new(&lab);
     let (config, target) = (text(&place.config()), text(&place.target()));
     let create = ["create", "--config", &config, &id, &target, "--output", "json"];

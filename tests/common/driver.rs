@@ -184,6 +184,32 @@ impl Drop for Driver {
     }
 }
 
+/// A controller of a namespace, and one volume there.
+pub struct OneVolume {
+    pub driver: Driver,
+    pub controller: ControllerClient<Channel>,
+    pub class: Class,
+    /// The volume's id, and its image's name.
+    pub id: String,
+    pub image: String,
+}
+
+impl OneVolume {
+    /// With a new volume of so many bytes.
+    pub async fn new(lab: &Lab, namespace: &str, bytes: i64) -> OneVolume {
+        let driver = Driver::start(
+            &lab_config_with_own_user(lab, namespace),
+            &["--role", "controller", "--log-level", "trace"],
+        );
+        let mut controller = driver.controller().await;
+        let class = Class::new(lab, namespace);
+        let made = controller.create_volume(class.create_volume("vm", bytes)).await.unwrap();
+        let id = made.into_inner().volume.unwrap().volume_id;
+        let image = id.rsplit('/').next().unwrap().to_owned();
+        OneVolume { driver, controller, class, id, image }
+    }
+}
+
 /// A configuration that names the lab's cluster `lab`.
 pub fn lab_config(lab: &Lab) -> String {
     cluster_config("lab", lab)

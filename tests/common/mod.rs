@@ -86,6 +86,21 @@ impl Lab {
         connect(&self.options()).unwrap()
     }
 
+    /// Runs the command that follows `before` in a message, as it is, as the lab's administrator. What
+    /// it says when it fails.
+    pub fn run_from_message(&self, message: &str, before: &str) -> Result<(), String> {
+        let (_, command) =
+            message.split_once(before).unwrap_or_else(|| panic!("no command in {message:?}"));
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .env("CEPH_CONF", &self.ceph_conf)
+            .env("CEPH_ARGS", format!("--id {}", self.user))
+            .output()
+            .unwrap();
+        let said = || format!("{command}: {}", String::from_utf8_lossy(&output.stderr));
+        if output.status.success() { Ok(()) } else { Err(said()) }
+    }
+
     /// Runs one of Ceph's programs and gives its output. Fails the test when the program fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
         self.try_run(program, arguments)

@@ -25,19 +25,6 @@ async fn delete(driver: &Driver, class: &Class, id: &str) -> Result<(), Status> 
     driver.controller().await.delete_volume(within(30, class.delete_volume(id))).await.map(drop)
 }
 
-/// The command at the end of a message, run as it is by the lab's administrator.
-fn run_what_it_says(lab: &Lab, message: &str) {
-    let (_, command) =
-        message.split_once("run: ").unwrap_or_else(|| panic!("no command in {message:?}"));
-    let output = Command::new("sh")
-        .args(["-c", command])
-        .env("CEPH_CONF", &lab.ceph_conf)
-        .env("CEPH_ARGS", format!("--id {}", lab.user))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_capabilities_are_mended_by_the_command_in_the_message() {
     let lab = Lab::from_environment();
@@ -51,7 +38,7 @@ async fn missing_capabilities_are_mended_by_the_command_in_the_message() {
         let status = create(&driver, &class, "v").await.unwrap_err();
         assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
         assert!(!status.message().contains(key.expose()));
-        run_what_it_says(&lab, status.message());
+        lab.run_from_message(status.message(), "run: ").unwrap();
         // Without a restart, and at once: a connection keeps the capabilities it got when it was
         // made.
         let id = create(&driver, &class, "v").await.unwrap();

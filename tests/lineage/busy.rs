@@ -2,17 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use cinderblock::csi::proto::volume_capability::access_mode::Mode;
-use cinderblock::csi::proto::{
-    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest,
-};
 use cinderblock::rbd::OpenMode;
 use tonic::Code;
 
 use crate::common::Lab;
-use crate::common::driver::{MIB, block};
+use crate::common::driver::MIB;
 use crate::family::{Family, From};
+use crate::rounds::timed;
 
 /// Restores at once: more than a pool has permits for changes.
 const RESTORES: usize = 40;
@@ -24,40 +20,12 @@ fn objects() -> usize {
     std::env::var("BUSY_OBJECTS").map_or(200, |objects| objects.parse().unwrap())
 }
 
-/// How long each of three RPCs on a volume takes.
-async fn attach_grow_and_detach(family: &Family<'_>, name: &str, size: i64) -> Duration {
-    let mut controller = family.controller.clone();
-    let secrets = || family.class.secrets.clone();
-    let mut longest = Duration::ZERO;
-    let mut timed = |began: Instant| longest = longest.max(began.elapsed());
-    let began = Instant::now();
-    let publish = ControllerPublishVolumeRequest {
-        volume_id: family.volume_id(name),
-        node_id: "node-1".to_owned(),
-        volume_capability: Some(block(Mode::SingleNodeWriter)),
-        secrets: secrets(),
-        ..ControllerPublishVolumeRequest::default()
-    };
-    controller.controller_publish_volume(publish).await.unwrap();
-    timed(began);
-    let began = Instant::now();
-    let expand = ControllerExpandVolumeRequest {
-        volume_id: family.volume_id(name),
-        capacity_range: Some(CapacityRange { required_bytes: size, limit_bytes: 0 }),
-        secrets: secrets(),
-        ..ControllerExpandVolumeRequest::default()
-    };
-    controller.controller_expand_volume(expand).await.unwrap();
-    timed(began);
-    let began = Instant::now();
-    let unpublish = ControllerUnpublishVolumeRequest {
-        volume_id: family.volume_id(name),
-        node_id: "node-1".to_owned(),
-        secrets: secrets(),
-    };
-    controller.controller_unpublish_volume(unpublish).await.unwrap();
-    timed(began);
-    longest
+/// How long the longest of three RPCs on a volume takes.
+async fn attach_grow_and_detach(family: &Family<'_>, name: &str, bytes: i64) -> Duration {
+    let published = timed(async { family.publish(name).await.unwrap() }).await;
+    let grown = timed(async { family.expand(name, bytes).await.unwrap() }).await;
+    let unpublished = timed(family.unpublish(name)).await;
+    published.max(grown).max(unpublished)
 }
 
 #[tokio::test(flavor = "multi_thread")]

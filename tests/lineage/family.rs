@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use cinderblock::csi::proto::controller_client::ControllerClient;
 use cinderblock::csi::proto::volume_capability::access_mode::Mode;
 use cinderblock::csi::proto::volume_content_source::{SnapshotSource, Type, VolumeSource};
-use cinderblock::csi::proto::{CreateVolumeRequest, Volume, VolumeContentSource};
+use cinderblock::csi::proto::{
+    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerUnpublishVolumeRequest, CreateVolumeRequest, Volume, VolumeContentSource,
+};
 use cinderblock::rbd::{Cluster, Image, ImageKey, OpenMode, Pool};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::common::driver::{Class, Driver, block, lab_config};
+use crate::common::driver::{Class, Driver, block, filesystem, lab_config};
 use crate::common::{Lab, Namespace, POOL, unsettled, wait_until_settled};
 use crate::picture::picture;
 
@@ -248,6 +251,39 @@ impl<'a> Family<'a> {
     pub(crate) async fn try_delete(&mut self, name: &str) -> Result<(), Status> {
         let request = self.class.delete_volume(&self.volume_id(name));
         self.controller.delete_volume(request).await.map(drop)
+    }
+
+    /// Publishes a volume to a node.
+    pub(crate) async fn publish(&self, name: &str) -> Result<(), Status> {
+        let publish = ControllerPublishVolumeRequest {
+            volume_id: self.volume_id(name),
+            node_id: "node-1".to_owned(),
+            volume_capability: Some(filesystem()),
+            secrets: self.class.secrets.clone(),
+            ..ControllerPublishVolumeRequest::default()
+        };
+        self.controller.clone().controller_publish_volume(publish).await.map(drop)
+    }
+
+    /// Unpublishes it again.
+    pub(crate) async fn unpublish(&self, name: &str) {
+        let unpublish = ControllerUnpublishVolumeRequest {
+            volume_id: self.volume_id(name),
+            node_id: "node-1".to_owned(),
+            secrets: self.class.secrets.clone(),
+        };
+        self.controller.clone().controller_unpublish_volume(unpublish).await.unwrap();
+    }
+
+    /// Grows a volume to so many bytes.
+    pub(crate) async fn expand(&self, name: &str, bytes: i64) -> Result<(), Status> {
+        let expand = ControllerExpandVolumeRequest {
+            volume_id: self.volume_id(name),
+            capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+            secrets: self.class.secrets.clone(),
+            ..ControllerExpandVolumeRequest::default()
+        };
+        self.controller.clone().controller_expand_volume(expand).await.map(drop)
     }
 
     /// Takes a snapshot.

@@ -3,10 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use cinderblock::csi::proto::{
-    CapacityRange, ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
-    ControllerUnpublishVolumeRequest, ValidateVolumeCapabilitiesRequest,
-};
+use cinderblock::csi::proto::ValidateVolumeCapabilitiesRequest;
 use tonic::{Code, Status};
 
 use crate::common::driver::{Class, Driver, MIB, filesystem, within};
@@ -19,17 +16,6 @@ fn assert_refused(answer: Result<(), Status>, words: &str) {
     assert!(message.contains(words), "{words:?} is not in {message:?}");
 }
 
-async fn publish(family: &Family<'_>, name: &str) -> Result<(), Status> {
-    let publish = ControllerPublishVolumeRequest {
-        volume_id: family.volume_id(name),
-        node_id: "node-1".to_owned(),
-        volume_capability: Some(filesystem()),
-        secrets: family.class.secrets.clone(),
-        ..ControllerPublishVolumeRequest::default()
-    };
-    family.controller.clone().controller_publish_volume(publish).await.map(drop)
-}
-
 async fn validate(family: &Family<'_>, name: &str) -> Result<(), Status> {
     let validate = ValidateVolumeCapabilitiesRequest {
         volume_id: family.volume_id(name),
@@ -38,25 +24,6 @@ async fn validate(family: &Family<'_>, name: &str) -> Result<(), Status> {
         ..ValidateVolumeCapabilitiesRequest::default()
     };
     family.controller.clone().validate_volume_capabilities(validate).await.map(drop)
-}
-
-async fn unpublish(family: &Family<'_>, name: &str) {
-    let unpublish = ControllerUnpublishVolumeRequest {
-        volume_id: family.volume_id(name),
-        node_id: "node-1".to_owned(),
-        secrets: family.class.secrets.clone(),
-    };
-    family.controller.clone().controller_unpublish_volume(unpublish).await.unwrap();
-}
-
-async fn expand(family: &Family<'_>, name: &str) -> Result<(), Status> {
-    let expand = ControllerExpandVolumeRequest {
-        volume_id: family.volume_id(name),
-        capacity_range: Some(CapacityRange { required_bytes: MIB, limit_bytes: 0 }),
-        secrets: family.class.secrets.clone(),
-        ..ControllerExpandVolumeRequest::default()
-    };
-    family.controller.clone().controller_expand_volume(expand).await.map(drop)
 }
 
 /// Deletes a volume, and asks again while told to, as sidecars do.
@@ -110,15 +77,15 @@ async fn a_lock_of_another_tool_refuses_changes_at_once_and_leaves_the_volume_us
     let words = format!("rbd lock remove {spec} \"back up\" client.");
     let began = Instant::now();
     assert_refused(family.try_delete("A").await, &words);
-    assert_refused(expand(&family, "A").await, &words);
+    assert_refused(family.expand("A", MIB).await, &words);
     assert_refused(family.try_snapshot("A", "s2").await, &words);
     assert_refused(family.make("B", Some(From::Volume("A")), 0).await.map(drop), &words);
     let request = family.class.delete_snapshot(&family.snapshot_id("s1"));
     assert_refused(family.controller.delete_snapshot(request).await.map(drop), &words);
     // Waiting for the lock would take for ever.
     assert!(began.elapsed() < Duration::from_mins(1), "{:?}", began.elapsed());
-    publish(&family, "A").await.unwrap();
-    unpublish(&family, "A").await;
+    family.publish("A").await.unwrap();
+    family.unpublish("A").await;
     family.assert("A [snap-s1]");
     let owner = family.rbd(&["lock", "ls", &spec, "--format", "json"]);
     let owner = owner.split('"').find(|word| word.starts_with("client.")).unwrap().to_owned();
@@ -145,8 +112,8 @@ async fn an_image_in_a_group_is_not_deleted() {
     family.rbd(&["group", "create", &group]);
     family.rbd(&["group", "image", "add", &group, &spec]);
     assert_refused(family.try_delete("A").await, &format!("rbd group image remove {group} {spec}"));
-    publish(&family, "A").await.unwrap();
-    unpublish(&family, "A").await;
+    family.publish("A").await.unwrap();
+    family.unpublish("A").await;
     family.rbd(&["group", "image", "rm", &group, &spec]);
     family.rbd(&["group", "rm", &group]);
     family.delete("A").await;
@@ -173,7 +140,7 @@ async fn an_image_somebody_moved_is_told_of_and_one_somebody_removed_is_gone() {
     let not_found = async |family: &Family<'_>, words: &str| {
         let again = family.request("A", None, 3);
         let created = family.controller.clone().create_volume(again).await.map(drop);
-        for answer in [publish(family, "A").await, validate(family, "A").await, created] {
+        for answer in [family.publish("A").await, validate(family, "A").await, created] {
             let (code, message) = refusal(answer);
             assert_eq!(code, Code::NotFound, "{message}");
             assert!(message.contains(words), "{words:?} is not in {message:?}");
@@ -255,8 +222,8 @@ async fn an_image_under_migration_is_used_and_not_deleted() {
             let before = family.everything();
             assert_refused(family.try_delete("A").await, &format!("rbd migration commit {spec}"));
             family.assert_unchanged(&before);
-            publish(&family, "A").await.unwrap();
-            unpublish(&family, "A").await;
+            family.publish("A").await.unwrap();
+            family.unpublish("A").await;
             if snapshot {
                 family.restore("s1", step).await;
                 family.delete(step).await;

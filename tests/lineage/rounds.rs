@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::common::OwnLab;
 use crate::family::Family;
 
-async fn time(work: impl Future<Output = ()>) -> Duration {
+pub(crate) async fn timed(work: impl Future<Output = ()>) -> Duration {
     let began = Instant::now();
     work.await;
     began.elapsed()
@@ -23,8 +23,8 @@ async fn ten_snapshots_of_ten_volumes_at_once_take_about_one_monitor_round_and_n
     // The first comes in the middle of a round; one right after another takes a whole round, unless
     // a busy machine has it come when a round ends.
     family.snapshot("B", "first").await;
-    let one = time(family.snapshot_all(&["B".to_owned()])).await;
-    let ten = time(family.snapshot_all(&volumes)).await;
+    let one = timed(family.snapshot_all(&["B".to_owned()])).await;
+    let ten = timed(family.snapshot_all(&volumes)).await;
     println!("one snapshot {one:.2?}, ten at once {ten:.2?}");
     let round = one.max(Duration::from_secs(1));
     assert!(ten < 4 * round, "one snapshot took {one:?}, ten at once {ten:?}");

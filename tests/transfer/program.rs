@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::common::driver::{Class, Driver, lab_config_with_own_user};
+use crate::common::driver::OneVolume;
 use crate::common::{Lab, Namespace, POOL, wait_until};
 use crate::disk::{Disks, MIB, assert_same, disk, images, read, snapshots};
 
@@ -180,16 +180,9 @@ fn golden_images_are_marked_listed_and_kept_while_they_have_clones() {
 async fn a_volume_is_exported_by_its_id_and_an_image_is_no_volume() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
-    let driver = Driver::start(
-        &lab_config_with_own_user(&lab, &namespace.name),
-        &["--role", "controller", "--log-level", "trace"],
-    );
-    let mut controller = driver.controller().await;
-    let class = Class::new(&lab, &namespace.name);
-    let made = controller.create_volume(class.create_volume("vm", 16 << 20)).await.unwrap();
-    let id = made.into_inner().volume.unwrap().volume_id;
+    let OneVolume { driver: _driver, mut controller, class, id, image: name } =
+        OneVolume::new(&lab, &namespace.name, 16 << 20).await;
     let pool = namespace.pool(&*lab.connect());
-    let name = id.rsplit('/').next().unwrap().to_owned();
     let bytes = disk(23, 16 * MIB);
     // Open as a node has it, during the export.
     let in_use = pool.open_image(ImageKey::Name(&name), OpenMode::ReadWrite).unwrap();
@@ -225,16 +218,9 @@ async fn a_volume_is_exported_by_its_id_and_an_image_is_no_volume() {
 async fn a_volume_may_be_deleted_while_it_is_exported() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);
-    let driver = Driver::start(
-        &lab_config_with_own_user(&lab, &namespace.name),
-        &["--role", "controller", "--log-level", "trace"],
-    );
-    let mut controller = driver.controller().await;
-    let class = Class::new(&lab, &namespace.name);
-    let made = controller.create_volume(class.create_volume("vm", 64 << 20)).await.unwrap();
-    let id = made.into_inner().volume.unwrap().volume_id;
+    let OneVolume { driver: _driver, mut controller, class, id, image: name } =
+        OneVolume::new(&lab, &namespace.name, 64 << 20).await;
     let pool = namespace.pool(&*lab.connect());
-    let name = id.rsplit('/').next().unwrap().to_owned();
     let bytes = disk(24, 64 * MIB);
     let image = pool.open_image(ImageKey::Name(&name), OpenMode::ReadWrite).unwrap();
     image.write_at(0, &bytes).unwrap();
