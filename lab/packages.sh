@@ -59,9 +59,9 @@ install_packages() {
     stop_packaged_services "${missing[@]}"
 }
 
-# stop_packaged_services NAME…: where systemd runs, the packages of Ceph and Prometheus start units of
-# their own. The lab and the tests start their daemons themselves, in folders of their own, so units
-# that came with packages just installed are stopped and stay off.
+# stop_packaged_services NAME…: where systemd runs, the packages of Ceph and Prometheus start units
+# of their own. The lab and the tests start their daemons themselves, in folders of their own, so
+# units that came with packages just installed are stopped and stay off.
 stop_packaged_services() {
     local units=()
     [[ -d /run/systemd/system ]] || return 0

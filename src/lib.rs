@@ -7,14 +7,14 @@
 //!   error table.
 //! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
 //! - [`backup`]: restore points of volumes in folders and object stores, and volumes made of them.
-//! - [`transfer`]: disks in files and object stores, into images and out of them, over [`volume`] and
-//!   [`rbd`].
+//! - [`transfer`]: disks in files and object stores, into images and out of them, over [`volume`]
+//!   and [`rbd`].
 //! - [`node`]: what a node does: attach, filesystems, mounts, statistics.
 //! - [`kube`]: Kubernetes, as a client, for those who have it.
 //! - [`notes`]: which clients may write to a volume, as `volume` and `node` tell each other.
 //! - [`rbd`]: what RBD is: three traits and one error, over librbd and over an in-memory model.
-//! - [`metrics`]: what all of these measure; it uses none of them. [`monitoring`]: the port on which
-//!   Prometheus reads it.
+//! - [`metrics`]: what all of these measure; it uses none of them. [`monitoring`]: the port on
+//!   which Prometheus reads it.
 
 pub mod backup;
 pub mod csi;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What krbd's volumes go through with their nodes: the node plugin killed under load, the plug
 # pulled, a node that is frozen or cut off, fenced by the controller and comes back. Two guests, a
-# controller and a Ceph beside them. Needs root. GUEST_KERNEL is the guests' kernel, as `lab/guest up --kernel`
-# takes it.
+# controller and a Ceph beside them. Needs root. GUEST_KERNEL is the guests' kernel, as `lab/guest
+# up --kernel` takes it.
 set -euo pipefail
 umask 077
 

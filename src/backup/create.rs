@@ -242,8 +242,8 @@ impl Run<'_> {
         Ok((chain.len() <= self.request.increments).then_some(newest))
     }
 
-    /// Uploads what differs in the snapshot from that of `base`, and makes the restore point. `None`
-    /// when `draft` is of another plan, or when there is a manifest already.
+    /// Uploads what differs in the snapshot from that of `base`, and makes the restore point.
+    /// `None` when `draft` is of another plan, or when there is a manifest already.
     #[expect(clippy::too_many_arguments, reason = "all that one restore point is")]
     fn fill(
         &self,

@@ -1,6 +1,7 @@
 //! The stream that `rbd export-diff` writes and `rbd import-diff` reads, version 1.
 //!
-//! After the line `rbd diff v1` come records: a letter, and what it takes. Numbers are little-endian.
+//! After the line `rbd diff v1` come records: a letter, and what it takes. Numbers are
+//! little-endian.
 //!
 //! | letter | what follows |
 //! |---|---|
@@ -95,8 +96,8 @@ fn extent(stream: &mut Vec<u8>, letter: u8, offset: u64, length: u64) {
     stream.extend_from_slice(&length.to_le_bytes());
 }
 
-/// Reads records, of which `stream` has whole ones; `first` says whether it begins with the line. An
-/// error says what is wrong, and at which byte.
+/// Reads records, of which `stream` has whole ones; `first` says whether it begins with the line.
+/// An error says what is wrong, and at which byte.
 pub(super) fn records(stream: &[u8], first: bool) -> Result<Vec<Record<'_>>, String> {
     let mut reader = Reader { stream, position: 0 };
     if first && reader.take(BEGINNING.len() as u64)? != BEGINNING {

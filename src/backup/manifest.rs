@@ -1,8 +1,8 @@
 //! What is told of a restore point: its manifest, which makes it one, and the note of one in the
 //! making.
 //!
-//! `SERIES/POINT/manifest.json` lists the objects beside it. It is written last, unless it is there,
-//! so a folder without one is no restore point.
+//! `SERIES/POINT/manifest.json` lists the objects beside it. It is written last, unless it is
+//! there, so a folder without one is no restore point.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,8 @@ pub struct Manifest {
     format: String,
     version: u32,
     /// The restore point's id: the moment its snapshot was cut, if the backup cut it; else the
-    /// moment the backup began. It is unique in its series, and later ones sort behind earlier ones.
+    /// moment the backup began. It is unique in its series, and later ones sort behind earlier
+    /// ones.
     pub id: String,
     /// The restore point that it is an increment to; a full one has none.
     pub parent: Option<Parent>,

@@ -8,8 +8,8 @@
 //! - A restore point is there when its manifest is. A kill at any point leaves all earlier ones as
 //!   they are, and the next run goes on with what was uploaded.
 //! - A target needs no catalogue and no other place: what is in it is all there is to know.
-//! - An increment is based on the snapshot that its parent was made of, known by its id and name. If
-//!   that is gone, or is the younger one, the restore point is full.
+//! - An increment is based on the snapshot that its parent was made of, known by its id and name.
+//!   If that is gone, or is the younger one, the restore point is full.
 //! - A chain goes as a whole. One that is broken is not restored.
 //! - A restored volume has exactly the bytes of the restore point, was compared with it, and is
 //!   never formatted.

@@ -1,7 +1,7 @@
 //! Which restore points stay, and removing the others.
 //!
-//! A chain goes as a whole: the full restore point and all that are based on it, directly or not. It
-//! stays as long as one of them is kept, so room becomes free when new full ones are made.
+//! A chain goes as a whole: the full restore point and all that are based on it, directly or not.
+//! It stays as long as one of them is kept, so room becomes free when new full ones are made.
 //!
 //! Crash points: manifests go first, those of increments before what they are based on; so whatever
 //! has a manifest can be restored. Then the objects go. Killed here, they have neither manifest nor
@@ -85,8 +85,8 @@ impl Keep {
     }
 }
 
-/// Removes the restore points that `keep` does not keep, chain by chain, and what is left of others;
-/// of one series, or of all. Without `apply` nothing is removed.
+/// Removes the restore points that `keep` does not keep, chain by chain, and what is left of
+/// others; of one series, or of all. Without `apply` nothing is removed.
 ///
 /// [`Error::Refused`] when `keep` keeps nothing.
 pub fn prune(
@@ -124,8 +124,8 @@ pub fn prune(
     Ok(removed)
 }
 
-/// Removes the chain of the restore point SERIES/ID. [`Error::Refused`] when it has others in it and
-/// `chain` does not say that they go as well.
+/// Removes the chain of the restore point SERIES/ID. [`Error::Refused`] when it has others in it
+/// and `chain` does not say that they go as well.
 pub fn delete(store: &Store, point: &str, chain: bool, job: &Job) -> Result<Removed> {
     if !point.contains('/') {
         return Err(Error::Refused(format!(

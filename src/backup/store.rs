@@ -1,7 +1,7 @@
 //! The objects of a backup target: a folder, or a prefix of a bucket.
 //!
-//! An object is there whole or not at all: a folder's is renamed to its place after its bytes are on
-//! the disk, and a bucket's is there when its upload has ended.
+//! An object is there whole or not at all: a folder's is renamed to its place after its bytes are
+//! on the disk, and a bucket's is there when its upload has ended.
 
 use std::future::Future;
 use std::path::{Path as FilePath, PathBuf};
@@ -159,7 +159,7 @@ impl Store {
         Ok(names)
     }
 
-    /// Removes what killed writers have left in a folder that nobody writes to.
+    /// Removes what killed writers have left in a folder that no writer uses now.
     pub(super) fn tidy(&self, folder: &str) {
         let Some(root) = &self.folder else { return };
         let place = root.join(folder);

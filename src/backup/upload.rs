@@ -26,9 +26,9 @@ const WINDOW: u64 = 64 << 30;
 /// How hard zstd tries: its own default.
 const LEVEL: i32 = 3;
 
-/// What the snapshot `since` of a clone has, in `window`, and the snapshot `at` has not. A clone that
-/// shrinks loses what it shares with its parent there, also when it grows again; librbd compares
-/// the clone's own objects, and tells nothing of that.
+/// What the snapshot `since` of a clone has, in `window`, and the snapshot `at` has not. A clone
+/// that shrinks loses what it shares with its parent there, also when it grows again; librbd
+/// compares the clone's own objects, and tells nothing of that.
 fn lost(
     image: &dyn Image,
     since: SnapshotId,

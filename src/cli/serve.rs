@@ -108,7 +108,7 @@ pub(crate) struct ServeArgs {
     topology: Vec<(String, String)>,
 
     /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP there: :PORT for every address
-    /// of this host, or ADDRESS:PORT. Whoever reaches it may read them. Without this there is no
+    /// of this host, or ADDRESS:PORT. All who reach it can read them. Without this there is no
     /// such port.
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<monitoring::Address>,

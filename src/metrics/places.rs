@@ -69,7 +69,7 @@ impl Places {
             trash: catalogue.family(
                 "trash_images",
                 LABELS,
-                "Images in the trash, whoever moved them there; removals in progress are left out.",
+                "Images in the trash, other tools' ones too; removals in progress are left out.",
                 Gauge::default,
             ),
             swept: catalogue.family(

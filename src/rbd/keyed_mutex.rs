@@ -23,8 +23,8 @@ struct Slot {
 pub(crate) struct KeyGuard(Arc<Slot>);
 
 impl KeyedMutex {
-    /// Locks `key`. `None` when it stays locked for as long as `timeout`: an operation must not hang
-    /// on a call of another one that hangs.
+    /// Locks `key`. `None` when it stays locked for as long as `timeout`: an operation must not
+    /// hang on a call of another one that hangs.
     pub(crate) fn lock(&self, key: &str, timeout: Duration) -> Option<KeyGuard> {
         let slot = self.slot(key);
         let locked = slot.locked.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,9 @@
 //! A process that dies or stands still on demand between two calls to Ceph, for the tests of what
 //! such a driver leaves.
 //!
-//! [`observed`](super::observed) tells it of each call to a cluster, its pools and their images, and
-//! it counts them. `CINDERBLOCK_KILL_AT` says after which one the process gets SIGKILL from itself,
-//! with no destructor run and nothing flushed:
+//! [`observed`](super::observed) tells it of each call to a cluster, its pools and their images,
+//! and it counts them. `CINDERBLOCK_KILL_AT` says after which one the process gets SIGKILL from
+//! itself, with no destructor run and nothing flushed:
 //!
 //! - `call:N`: the N-th call of the process into Ceph;
 //! - `change:N`: the N-th call that may change something there. An image opened for writing is one,

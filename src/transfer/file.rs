@@ -110,8 +110,8 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Begins the file that is to be at `place`. [`Error::Refused`] when there is something already,
-    /// or another run is writing to it.
+    /// Begins the file that is to be at `place`. [`Error::Refused`] when there is something
+    /// already, or another run is writing to it.
     pub(super) fn create(place: &Path) -> Result<Partial> {
         let shown = place.display();
         let Some(name) = place.file_name() else {

@@ -1,5 +1,5 @@
-//! Formats of disks, told by how a file begins, and what is wrong with a file before another program
-//! looks at it.
+//! Formats of disks, told by how a file begins, and what is wrong with a file before another
+//! program looks at it.
 
 use std::fmt;
 use std::io;

@@ -1,8 +1,8 @@
 //! Golden images: images that volumes are cloned from, by their location in a StorageClass.
 //!
 //! An image is one when its metadata says so ([`KEY`]): those that were imported, and those whose
-//! snapshot was cut here. No volume is one. Each step may be done twice, so a run that was killed is
-//! finished by the same run again.
+//! snapshot was cut here. No volume is one. Each step may be done twice, so a run that was killed
+//! is finished by the same run again.
 
 use serde::{Deserialize, Serialize};
 
@@ -74,8 +74,8 @@ pub struct GoldenSnapshot {
     pub clones: usize,
 }
 
-/// Cuts the snapshot `snapshot` of an image and protects it, so that volumes can be cloned from it in
-/// either format. Fine when that was done before. Returns its location.
+/// Cuts the snapshot `snapshot` of an image and protects it, so that volumes can be cloned from it
+/// in either format. Fine when that was done before. Returns its location.
 pub fn snapshot(volumes: &Volumes, name: &str, snapshot: &str) -> Result<String> {
     check_snapshot_name(snapshot)?;
     let spec = spec(volumes, name);

@@ -90,7 +90,8 @@ impl Hold {
         remove(&*self.pool, &self.clone_name, &self.image_id, &self.snapshot)
     }
 
-    /// Removes what exports of the image that were killed have left. Returns whether some may go on.
+    /// Removes what exports of the image that were killed have left. Returns whether some may go
+    /// on.
     pub(super) fn clear_earlier(pool: &dyn Pool, image_id: &str) -> Result<bool> {
         let image = pool.open_image(ImageKey::Id(image_id), OpenMode::ReadOnly)?;
         let mut live = false;

@@ -23,7 +23,8 @@ impl Job {
         self.step.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Bytes that are done of this step, holes included, and bytes that there are; 0 when not known.
+    /// Bytes that are done of this step, holes included, and bytes that there are; 0 when not
+    /// known.
     pub fn progress(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }

@@ -12,8 +12,8 @@
 //! - An export reads a snapshot: of the moment it began, if none is named.
 //!
 //! The bytes go through `blocks`, whose `Source` and `Target` are what each kind of side
-//! implements. It is plain blocking Rust over the [`rbd`](crate::rbd) traits, and works on the model
-//! as well; the async code of the object store's client stays in `object`.
+//! implements. It is plain blocking Rust over the [`rbd`](crate::rbd) traits, and works on the
+//! model as well; the async code of the object store's client stays in `object`.
 
 mod blocks;
 pub mod bounded;

@@ -136,8 +136,8 @@ impl Volumes {
     }
 
     /// Makes the chain short enough for one more clone, by flattening the source if the policy has
-    /// it so. Answers how many ancestors the clone is to have, and why it must be flattened instead,
-    /// or anyhow, if it must. A depth of 0 is a full copy: a clone that is flattened.
+    /// it so. Answers how many ancestors the clone is to have, and why it must be flattened
+    /// instead, or anyhow, if it must. A depth of 0 is a full copy: a clone that is flattened.
     fn shorten(&self, request: &CreateVolume, parent: &Parent) -> Result<(u32, Option<String>)> {
         let policy = &request.policy;
         if policy.max_clone_depth == 0 {

@@ -524,8 +524,8 @@ impl Volumes {
     }
 
     /// The suspect's image does not open: it is gone, or migrated, or a removal of it was
-    /// interrupted. Finishes the removal, of silent parents by the names they may have; a volume's own is its
-    /// DeleteVolume's to finish.
+    /// interrupted. Finishes the removal, of silent parents by the names they may have; a volume's
+    /// own is its DeleteVolume's to finish.
     fn finish_removal(&self, suspect: &Suspect) -> Result<()> {
         let id = suspect.image_id.as_str();
         let volume = names::before_silence(&suspect.image, id);

@@ -44,11 +44,10 @@ type LockedImage = (Box<dyn Image>, String, KeyGuard);
 impl Volumes {
     /// Deletes the volume whose image is named `image`; fine when it is gone.
     ///
-    /// Returns what its data stay for, if they do. Nothing is changed with [`Error::Conflict`] while
-    /// it is backed up, [`Error::InUse`] when it is attached, [`Error::HasSnapshots`] when it may not
-    /// be deleted with them,
-    /// [`Error::FailedPrecondition`] when an image of that name exists which the catalogue does not
-    /// know.
+    /// Returns what its data stay for, if they do. Nothing is changed with [`Error::Conflict`]
+    /// while it is backed up, [`Error::InUse`] when it is attached, [`Error::HasSnapshots`] when it
+    /// may not be deleted with them, [`Error::FailedPrecondition`] when an image of that name
+    /// exists which the catalogue does not know.
     pub fn delete(&self, image: &str) -> Result<Option<Retained>> {
         let (stored, is_backed_up) = self.catalogue.volume_and_backup(image)?;
         if is_backed_up {
@@ -137,8 +136,8 @@ impl Volumes {
     }
 
     /// Opens the image of this name, with its id and the lock on it: what is suspect about it is
-    /// settled before it is opened, or after the lock is released. `known` is the id that the record has. None
-    /// when there is no such image.
+    /// settled before it is opened, or after the lock is released. `known` is the id that the
+    /// record has. None when there is no such image.
     fn open_locked(&self, image: &str, known: Option<&str>) -> Result<Option<LockedImage>> {
         let open = || match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
             Ok(opened) => Ok(Some(opened)),

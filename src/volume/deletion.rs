@@ -105,7 +105,8 @@ impl<'a> Deletion<'a> {
     }
 
     /// Destroys what there is when no image has the volume's name, or only remains of one: what a
-    /// killed create, remove or rename left, or nothing. Returns what its data stay for, if they do.
+    /// killed create, remove or rename left, or nothing. Returns what its data stay for, if they
+    /// do.
     pub(super) fn finish_by_id(&self) -> Result<Option<Retained>> {
         if let Settled::Silent(retained) = self.settle_by_id()? {
             return Ok(retained);

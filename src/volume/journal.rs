@@ -99,8 +99,8 @@ impl Entry {
         Entry { bytes: written(&suspect), suspect }
     }
 
-    /// When it was written, in seconds since 1970 by the clock of that controller. `None` for one of
-    /// a version that wrote no time.
+    /// When it was written, in seconds since 1970 by the clock of that controller. `None` for one
+    /// of a version that wrote no time.
     pub fn since(&self) -> Option<i64> {
         serde_json::from_slice::<Versioned>(&self.bytes).ok().and_then(|versioned| versioned.since)
     }

@@ -61,8 +61,8 @@ impl Volumes {
         self.migrated_silent_parent(name, &all)
     }
 
-    /// [`Volumes::silent_parent`] of an image whose id has no record: among `all` that the catalogue
-    /// knows by their ids, the one in whose place it is.
+    /// [`Volumes::silent_parent`] of an image whose id has no record: among `all` that the
+    /// catalogue knows by their ids, the one in whose place it is.
     pub(super) fn migrated_silent_parent(
         &self,
         name: &str,
@@ -82,8 +82,8 @@ impl Volumes {
     }
 
     /// Whether the image of a suspect, which was of `volume` and does not open, was migrated. Then
-    /// the image in its place is suspect, with all of its snapshots that are made for clones: theirs
-    /// have new ids.
+    /// the image in its place is suspect, with all of its snapshots that are made for clones:
+    /// theirs have new ids.
     pub(super) fn is_followed(
         &self,
         suspect: &Suspect,

@@ -19,8 +19,8 @@ impl Volumes {
         Ok(stored)
     }
 
-    /// The record of a volume that was handed out, if there is one. [`Error::FailedPrecondition`] for
-    /// one that is being restored.
+    /// The record of a volume that was handed out, if there is one. [`Error::FailedPrecondition`]
+    /// for one that is being restored.
     pub(super) fn ready(&self, image: &str) -> Result<Option<Stored<Volume>>> {
         let Some(stored) = self.catalogue.volume(image)? else { return Ok(None) };
         self.refuse_if_restoring(image, &stored.record)?;

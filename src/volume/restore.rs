@@ -49,8 +49,8 @@ impl Volumes {
     /// Makes the volume, or begins to overwrite it. Its image is all zeros then.
     ///
     /// [`Error::AlreadyExists`] when it is there and may not be overwritten, [`Error::InUse`] when
-    /// it is published or a client has it open, [`Error::Conflict`] when another restore or a backup
-    /// is at work on it; nothing was changed then.
+    /// it is published or a client has it open, [`Error::Conflict`] when another restore or a
+    /// backup is at work on it; nothing was changed then.
     pub fn begin_restore(&self, request: &RestoreVolume) -> Result<Restoring> {
         let name = &request.image;
         let spec = self.spec(name);
@@ -104,7 +104,7 @@ impl Volumes {
         Ok(Restoring { volumes, name: name.clone(), stored, image: opened, size, is_new: false })
     }
 
-    /// Marks a volume that is in nobody's hands.
+    /// Marks a volume that no node and no client has.
     fn begin_overwriting(&self, name: &str, stored: &Stored<Volume>) -> Result<Stored<Volume>> {
         let spec = self.spec(name);
         if let Some(publication) = stored.record.published.first() {

@@ -2,13 +2,13 @@
 //! holds the snapshot an export reads.
 //!
 //! - `<name>.importing` becomes `<name>` when it is whole.
-//! - `<image>.<random>.exporting` is a clone of the snapshot that an export has cut. Nothing is read
-//!   from it. While it is there the snapshot has a clone, so nothing takes the snapshot for a
+//! - `<image>.<random>.exporting` is a clone of the snapshot that an export has cut. Nothing is
+//!   read from it. While it is there the snapshot has a clone, so nothing takes the snapshot for a
 //!   leftover.
 //!
-//! Whoever makes one has it open for writing until it is renamed or removed. So one without a
-//! watcher is left by a process that was killed (its watch ends half a minute later), and goes when
-//! [`clear`] finds it: called by the next run and by `cinderblock gc`.
+//! The transfer that makes one has it open for writing until it is renamed or removed. So one
+//! without a watcher is left by a process that was killed (its watch ends half a minute later), and
+//! goes when [`clear`] finds it: called by the next run and by `cinderblock gc`.
 
 use super::names;
 use super::{Result, image_spec};

@@ -86,8 +86,8 @@ impl Lab {
         connect(&self.options()).unwrap()
     }
 
-    /// Runs the command that follows `before` in a message, as it is, as the lab's administrator. What
-    /// it says when it fails.
+    /// Runs the command that follows `before` in a message, as it is, as the lab's administrator.
+    /// What it says when it fails.
     pub fn run_from_message(&self, message: &str, before: &str) -> Result<(), String> {
         let (_, command) =
             message.split_once(before).unwrap_or_else(|| panic!("no command in {message:?}"));

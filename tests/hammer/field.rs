@@ -103,8 +103,8 @@ impl Field {
     }
 
     /// Starts drivers anew that librbd has aborted: one handle of an image is closed while it works
-    /// for one of the other driver, see `src/rbd/ceph/handle_cache.rs`. No other end is forgiven, and
-    /// none of a driver that works alone.
+    /// for one of the other driver, see `src/rbd/ceph/handle_cache.rs`. No other end is forgiven,
+    /// and none of a driver that works alone.
     pub async fn keep_alive(&self) {
         loop {
             for number in 0..self.count() {

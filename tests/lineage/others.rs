@@ -243,8 +243,8 @@ async fn an_image_under_migration_is_used_and_not_deleted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_migrated_silent_parent_goes_with_the_last_that_needs_it() {
     let lab = Lab::from_environment();
-    // What goes before the migration, and what after it. Ceph migrates no image with a snapshot that
-    // was removed and has clones.
+    // What goes before the migration, and what after it. Ceph migrates no image with a snapshot
+    // that was removed and has clones.
     for (before, after) in [("", "B s1"), ("", "s1 B"), ("B", "s1")] {
         let mut family = Family::new(&lab, "").await;
         family.create("A").await;

@@ -285,7 +285,7 @@ fn a_signal_stops_a_transfer_and_leaves_nothing() {
 
     let path = disks.sparse("disk", &bytes).display().to_string();
     assert!(run(&config, &["import", &path, &spec]).status.success());
-    // Nobody reads its standard output to the end.
+    // The test does not read its standard output to the end.
     let mut export = export_to_a_pipe(&config, &spec);
     let mut out = export.stdout.take().unwrap();
     out.read_exact(&mut [0; 4096]).unwrap();

@@ -455,8 +455,8 @@ impl Lab {
         self.outsider.cluster().fsid().unwrap()
     }
 
-    /// Another client makes an image without the driver, fills each block with the image's name, and
-    /// cuts the snapshot "v1" of it.
+    /// Another client makes an image without the driver, fills each block with the image's name,
+    /// and cuts the snapshot "v1" of it.
     pub(crate) fn golden(&self, home: Home, name: &str) {
         let options = ImageOptions { order: Some(12), ..ImageOptions::default() };
         self.pool(home).create_image(name, BLOCKS * BLOCK, &options).unwrap();

@@ -11,9 +11,9 @@ use super::super::size::show_unsigned;
 /// Back up a volume or a snapshot
 ///
 /// A volume may be in use: a snapshot of it is cut and read. That snapshot stays until the next
-/// backup to the same target, which stores what differs from it. When it is gone, when it is younger
-/// than the snapshot to back up, or when there are --increments increments, the restore point is
-/// full.
+/// backup to the same target, which stores what differs from it. When it is gone, when it is
+/// younger than the snapshot to back up, or when there are --increments increments, the restore
+/// point is full.
 ///
 /// Meanwhile the volume cannot be deleted, nor backed up a second time. It can be published, grown
 /// and snapshotted. Run again after it was stopped or killed, it first finishes the restore point

@@ -10,9 +10,10 @@ use super::super::size::show_unsigned;
 
 /// Make a volume of a restore point
 ///
-/// The volume is new, of the same size or larger, in any pool of any cluster. It cannot be published
-/// until all of it was written, read back and compared. It is never formatted. A restore that was
-/// killed begins again when it is run again; it can be run with another restore point, too.
+/// The volume is new, of the same size or larger, in any pool of any cluster. It cannot be
+/// published until all of it was written, read back and compared. It is never formatted. A restore
+/// that was killed begins again when it is run again; it can be run with another restore point,
+/// too.
 ///
 /// With --overwrite it can be a volume that is there and that no node has. It gets the bytes of the
 /// restore point, and zeros behind them if it is larger. Its snapshots stay. Until it is done the

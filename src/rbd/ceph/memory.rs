@@ -6,10 +6,10 @@ const LARGE: c_int = 32 << 20;
 /// Bytes at the end of the heap that the process keeps when they are free.
 const KEPT: c_int = 128 << 20;
 
-/// From now on all threads of this process, librbd's among them, take memory from one heap, and what
-/// one frees another one takes. glibc would have a heap for each thread, and each would keep several
-/// large buffers; giving those back to the system each time costs as much as moving the bytes, in
-/// page faults. For processes that move much data.
+/// From now on all threads of this process, librbd's among them, take memory from one heap, and
+/// what one frees another one takes. glibc would have a heap for each thread, and each would keep
+/// several large buffers; giving those back to the system each time costs as much as moving the
+/// bytes, in page faults. For processes that move much data.
 pub fn share_one_heap() {
     for (parameter, value) in [
         (nix::libc::M_ARENA_MAX, 1),
