@@ -20,11 +20,6 @@ impl Ranges {
         }
     }
 
-    /// All of them, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Range<u64>> {
-        self.0.iter()
-    }
-
     /// The parts of `range` that are not in here, in order.
     pub(super) fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut parts = Vec::new();

@@ -4,12 +4,11 @@
 //! the same snapshots give the same plan. A run that goes on after a killed one takes the objects
 //! that are there for done, as long as the plan has the digest that the draft has.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use super::diff;
 use super::manifest::{Chunk, digest};
 use super::parallel;
-use super::ranges::Ranges;
 use super::store::{Listed, Store};
 use crate::rbd::{Diff, Extent, Features, Image, SnapshotId};
 use crate::transfer::{Error, Job, Result, failed};
@@ -25,41 +24,6 @@ const WINDOW: u64 = 64 << 30;
 
 /// How hard zstd tries: its own default.
 const LEVEL: i32 = 3;
-
-/// What the snapshot `since` of a clone has, in `window`, and the snapshot `at` has not. A clone
-/// that shrinks loses what it shares with its parent there, also when it grows again; librbd
-/// compares the clone's own objects, and tells nothing of that.
-fn lost(
-    image: &dyn Image,
-    since: SnapshotId,
-    at: SnapshotId,
-    window: Range<u64>,
-) -> Result<Vec<Range<u64>>> {
-    let holds = |at: SnapshotId| -> Result<Vec<Range<u64>>> {
-        let query = Diff {
-            at: Some(at),
-            since: None,
-            offset: window.start,
-            length: window.end - window.start,
-            include_parent: true,
-            whole_object: false,
-        };
-        let mut ranges = Vec::new();
-        image.diff(&query, &mut |Extent { offset, length, exists }| {
-            let range = offset.max(window.start)..(offset + length).min(window.end);
-            if exists && range.start < range.end {
-                ranges.push(range);
-            }
-            ControlFlow::Continue(())
-        })?;
-        Ok(ranges)
-    };
-    let mut now = Ranges::default();
-    now.add(holds(at)?);
-    let mut then = Ranges::default();
-    then.add(holds(since)?);
-    Ok(then.iter().flat_map(|range| now.missing(range.clone())).collect())
-}
 
 /// Extents of an image, in order.
 type Extents = Vec<Extent>;
@@ -87,10 +51,6 @@ impl<'a> Plan<'a> {
         let whole_object = image.info()?.features.contains(Features::FAST_DIFF);
         // Below a clone's hole its parent may show: what is said to be gone is read all the same.
         let is_clone = image.parent(Some(at))?.is_some();
-        let was_clone = match since {
-            Some((id, _)) => image.parent(Some(id))?.is_some(),
-            None => false,
-        };
         let mut objects = Objects::default();
         let mut offset = 0;
         while offset < size {
@@ -121,20 +81,6 @@ impl<'a> Plan<'a> {
                 }
                 ControlFlow::Continue(())
             })?;
-            if let Some((since, _)) = since
-                && was_clone
-            {
-                let lost = lost(image, since, at, offset..end)?;
-                let mut told = Ranges::default();
-                told.add(found.iter().map(|one| one.offset..one.offset + one.length).collect());
-                let lost = lost.into_iter().flat_map(|range| told.missing(range));
-                found.extend(lost.map(|range| Extent {
-                    offset: range.start,
-                    length: range.end - range.start,
-                    exists: true,
-                }));
-                found.sort_by_key(|extent| extent.offset);
-            }
             for extent in found {
                 objects.add(extent);
             }

@@ -218,8 +218,8 @@ fn seed() -> u64 {
 
 #[test]
 fn every_point_comes_back_on_the_model() {
-    // The first has a clone that shrinks and grows between two backups: what it shared with its
-    // parent there is gone, and librbd's comparison tells nothing of it.
+    // The first has a clone that shrinks and grows between two backups, and loses what it shared with
+    // its parent there.
     for seed in [26_050_713_809_985, seed(), seed(), seed(), seed()] {
         for is_clone in [false, true] {
             let model = crate::field::model();

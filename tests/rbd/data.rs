@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::thread;
 
-use cinderblock::rbd::{Diff, Errno, Extent};
+use cinderblock::rbd::{Diff, Errno, Extent, Image};
 
 use crate::tools::{
     MIB, OBJECT, Place, clone, created, diff, errno, everything, open, read, read_at, remove_all,
@@ -193,6 +193,71 @@ pub(crate) fn differences_count_the_parent_when_asked(place: &Place) {
     child.remove_snapshot("k").unwrap();
     drop(child);
     remove_all(pool, &["child"]);
+    parent.remove_snapshot("s").unwrap();
+    drop(parent);
+    remove_all(pool, &["parent"]);
+}
+
+/// How a clone loses what it shares with its parent; takes half of an object's bytes.
+type Loss = fn(&dyn Image, u64);
+
+/// What a clone shared with its parent when the older snapshot was cut, and has lost since.
+pub(crate) fn differences_tell_what_a_clone_has_lost(place: &Place) {
+    let pool = &place.pool;
+    let parent = created(pool, "parent");
+    let whole = usize::try_from(END).unwrap();
+    parent.write_at(0, &vec![1; whole]).unwrap();
+    parent.create_snapshot("s").unwrap();
+    let half = OBJECT / 2;
+    let losses: [(&str, Loss); 6] = [
+        ("shrunk to an object and grown", |child, _| {
+            child.resize(3 * OBJECT, true).unwrap();
+            child.resize(END, false).unwrap();
+        }),
+        ("shrunk into an object and grown", |child, half| {
+            child.resize(3 * OBJECT + half, true).unwrap();
+            child.resize(END, false).unwrap();
+        }),
+        ("shrunk to nothing and grown", |child, _| {
+            child.resize(0, true).unwrap();
+            child.resize(END, false).unwrap();
+        }),
+        ("an object discarded", |child, _| child.discard(2 * OBJECT, OBJECT).unwrap()),
+        ("half an object discarded, up to its end", |child, half| {
+            child.discard(2 * OBJECT + half, half).unwrap();
+        }),
+        ("half an object discarded", |child, half| child.discard(2 * OBJECT, half).unwrap()),
+    ];
+    for (what, lose) in losses {
+        for written in [false, true] {
+            clone(pool, "parent", "s", "child");
+            let child = open(pool, "child");
+            if written {
+                child.write_at(3 * OBJECT, &[2; 100]).unwrap();
+            }
+            child.create_snapshot("older").unwrap();
+            lose(&*child, half);
+            child.create_snapshot("newer").unwrap();
+            let [older, newer] = ["older", "newer"].map(|name| snapshot_id(&*child, name));
+            let now = read_at(&*child, Some(newer), 0, whole);
+            for whole_object in [false, true] {
+                let mut bytes = read_at(&*child, Some(older), 0, whole);
+                let query =
+                    Diff { at: Some(newer), since: Some(older), whole_object, ..everything() };
+                for extent in diff(&*child, &query) {
+                    let start = usize::try_from(extent.offset).unwrap();
+                    let end = start + usize::try_from(extent.length).unwrap();
+                    bytes[start..end].copy_from_slice(&now[start..end]);
+                }
+                assert!(bytes == now, "{what}, written {written}, whole objects {whole_object}");
+            }
+            for name in ["older", "newer"] {
+                child.remove_snapshot(name).unwrap();
+            }
+            drop(child);
+            remove_all(pool, &["child"]);
+        }
+    }
     parent.remove_snapshot("s").unwrap();
     drop(parent);
     remove_all(pool, &["parent"]);

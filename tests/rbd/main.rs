@@ -95,6 +95,7 @@ behaviours! {
         differences_are_found
         differences_stay_in_their_range
         differences_count_the_parent_when_asked
+        differences_tell_what_a_clone_has_lost
         a_walk_over_differences_can_be_stopped;
     snapshots:
         snapshots_are_listed_oldest_first

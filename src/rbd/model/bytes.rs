@@ -124,7 +124,7 @@ pub(super) fn diff(
         newer.content.objects().map(|(number, _)| number).collect()
     };
     if let Some(older) = &older {
-        numbers.extend(older.content.objects().map(|(number, _)| number));
+        numbers.extend(older.used_objects()?);
     }
     let mut extents = Vec::new();
     for number in numbers {
@@ -152,6 +152,16 @@ fn changed(
     let base = number << newer.order;
     let now = newer.content.object(number);
     let before = older.and_then(|older| older.content.object(number));
+    // librbd copies an object up for the snapshots, too, before it changes or discards it, or cuts
+    // off what the head shares there.
+    let shared_before = match older {
+        Some(older) if before.is_none() => older.shared(number)?,
+        _ => None,
+    };
+    let was_copied_up = now.is_some() || newer.shared(number)? != shared_before;
+    let before = before
+        .map(std::convert::AsRef::as_ref)
+        .or(shared_before.as_ref().filter(|_| was_copied_up));
     let copied = match now {
         None if through => newer.shared(number)?,
         _ => None,
@@ -160,7 +170,7 @@ fn changed(
     let whole = |exists| vec![(base, 1 << newer.order, exists)];
     Ok(match (now, before) {
         (None, None) => Vec::new(),
-        (Some(now), Some(before)) if now == &**before => Vec::new(),
+        (Some(now), Some(before)) if now == before => Vec::new(),
         (now, _) if whole_object => whole(now.is_some()),
         (None, Some(before)) => vec![(base, before.length(), false)],
         (Some(now), None) => vec![(base, now.length(), true)],
