@@ -54,7 +54,7 @@ const SETTLING: Duration = Duration::from_secs(3);
 Exit status: 0 after SIGTERM, 1 when serving fails, 2 when arguments or the configuration are wrong.")]
 pub(crate) struct ServeArgs {
     /// The socket to serve: unix:///absolute/path.sock
-    #[arg(long, env = "CSI_ENDPOINT", value_name = "URL")]
+    #[arg(long, env = "CSI_ENDPOINT", hide_env_values = true, value_name = "URL")]
     endpoint: Endpoint,
 
     /// Which services to serve.

@@ -224,19 +224,21 @@ pub trait Image: Send + Sync + std::fmt::Debug {
     /// Cuts a user snapshot. Waits for a round of the monitors. `EEXIST` when the name is taken.
     fn create_snapshot(&self, name: &str) -> Result<()>;
 
-    /// Removes a user snapshot. `EBUSY` when protected. With children of format 2 it moves to
-    /// librbd's trash namespace and goes with its last child.
+    /// Removes a user snapshot. `EBUSY` when protected, and between the first and the last step of
+    /// `rbd migration`. With children of format 2 it moves to librbd's trash namespace and goes
+    /// with its last child.
     fn remove_snapshot(&self, name: &str) -> Result<()>;
 
     /// Removes a snapshot of any namespace by id; meant for snapshots parked in librbd's trash
-    /// namespace whose last child is gone. `EBUSY` while it has children there.
+    /// namespace whose last child is gone. `EBUSY` while it has children there, and between the
+    /// first and the last step of `rbd migration`.
     fn remove_snapshot_by_id(&self, id: SnapshotId) -> Result<()>;
 
     /// Protects a user snapshot, which format 1 clones need. `EBUSY` when it is protected already.
     fn protect_snapshot(&self, name: &str) -> Result<()>;
 
     /// Takes protection off. `EINVAL` when it is not protected, `EBUSY` when it has children of
-    /// format 1.
+    /// format 1, and between the first and the last step of `rbd migration`.
     fn unprotect_snapshot(&self, name: &str) -> Result<()>;
 
     /// Renames a user snapshot. `EEXIST` when `to` is taken.

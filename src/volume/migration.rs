@@ -23,11 +23,18 @@ impl Volumes {
         let image = match self.pool.open_image(ImageKey::Id(id), mode) {
             Ok(image) => image,
             Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+            // An image under migration opens for reading alone.
+            Err(error) if error.errno == Errno::EROFS && self.is_migrating(id)? => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let replaced = image.info()?.features.contains(Features::MIGRATING)
-            && self.pool.trash_get(id)?.is_some_and(|entry| entry.migrating);
+        let replaced =
+            image.info()?.features.contains(Features::MIGRATING) && self.is_migrating(id)?;
         Ok((!replaced).then_some(image))
+    }
+
+    /// Whether a migration reads the image `id`, and has put another in its place.
+    fn is_migrating(&self, id: &str) -> Result<bool> {
+        Ok(self.pool.trash_get(id)?.is_some_and(|entry| entry.migrating))
     }
 
     /// Whether no image has this id, in the trash either, or a migration has put another in its

@@ -269,21 +269,28 @@ async fn a_migrated_silent_parent_goes_with_the_last_that_needs_it() {
     }
 }
 
-/// The snapshot of the source that was cut for the clone goes with it.
+/// `rbd migration execute` aborts, for ever, when a snapshot is gone that it has to copy. So one
+/// that loses its reason to exist meanwhile loses its name at once, and goes after the last step.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clone_is_deleted_at_every_step_of_the_migration_of_its_source() {
+async fn what_is_deleted_at_any_step_of_a_migration_goes_after_its_last() {
     let lab = Lab::from_environment();
+    // Ceph migrates no image with a clone of format 1.
     for deleted_after in ["prepare", "execute", "commit"] {
         let mut family = Family::new(&lab, "").await;
         family.create("A").await;
+        family.snapshot("A", "s1").await;
         family.clone_volume("A", "B").await;
         let spec = family.spec("A");
         for step in ["prepare", "execute", "commit"] {
             migrate(&family, step, &spec);
             if step == deleted_after {
                 family.delete("B").await;
+                family.delete_snapshot("s1").await;
+                family.snapshot("A", "s1").await;
+                family.delete_snapshot("s1").await;
             }
         }
+        family.gc("", &["--apply"]);
         family.assert("A");
         family.delete("A").await;
         family.end();

@@ -68,6 +68,7 @@ pub(crate) struct CallArgs {
     #[arg(
         long,
         env = "CSI_ENDPOINT",
+        hide_env_values = true,
         global = true,
         value_name = "ENDPOINT",
         help_heading = "Connection"

@@ -122,7 +122,13 @@ pub(super) enum Output {
 #[derive(Debug, Args)]
 struct ToolArgs {
     /// A folder with room for a whole disk, for formats other than raw
-    #[arg(long, env = "TMPDIR", default_value = "/var/tmp", value_name = "FOLDER")]
+    #[arg(
+        long,
+        env = "TMPDIR",
+        hide_env_values = true,
+        default_value = "/var/tmp",
+        value_name = "FOLDER"
+    )]
     tmp_dir: PathBuf,
 }
 

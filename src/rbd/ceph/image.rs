@@ -16,8 +16,8 @@ use super::sys::{
 };
 use super::{directory, flatten, snapshot_removal};
 use crate::rbd::{
-    Child, Diff, Errno, Extent, Hold, Image, ImageInfo, ImageKey, OpenMode, Parent, Progress,
-    Result, Snapshot, SnapshotId, Watcher,
+    Child, Diff, Errno, Error, Extent, Features, Hold, Image, ImageInfo, ImageKey, OpenMode,
+    Parent, Progress, Result, Snapshot, SnapshotId, Watcher,
 };
 
 /// An [`Image`] over librbd.
@@ -84,6 +84,16 @@ impl CephImage {
         let code = function(self.head.raw(), c_name.as_ptr());
         self.head.check_at(code, call, name).map(drop)
     }
+
+    /// Keeps the snapshots of an image under migration until its last step: `rbd migration execute`
+    /// of librbd 16.2 to 20.2 aborts for ever when one that it has to copy is gone.
+    fn refuse_under_migration(&self, call: &'static str, snapshot: &str) -> Result<()> {
+        if !self.info()?.features.contains(Features::MIGRATING) {
+            return Ok(());
+        }
+        let object = format!("{}@{snapshot}, while `rbd migration` moves it", self.head.spec());
+        Err(Error::new(Errno::EBUSY, call, object))
+    }
 }
 
 impl Image for CephImage {
@@ -119,6 +129,7 @@ impl Image for CephImage {
     }
 
     fn remove_snapshot(&self, name: &str) -> Result<()> {
+        self.refuse_under_migration("rbd_snap_remove", name)?;
         // SAFETY: the image is open, the name NUL-terminated.
         self.snapshot_call("rbd_snap_remove", name, |image, name| unsafe {
             rbd_snap_remove(image, name)
@@ -126,6 +137,7 @@ impl Image for CephImage {
     }
 
     fn remove_snapshot_by_id(&self, id: SnapshotId) -> Result<()> {
+        self.refuse_under_migration("rbd_snap_remove_by_id", &id.to_string())?;
         snapshot_removal::remove(&self.head, id)
     }
 
@@ -137,6 +149,7 @@ impl Image for CephImage {
     }
 
     fn unprotect_snapshot(&self, name: &str) -> Result<()> {
+        self.refuse_under_migration("rbd_snap_unprotect", name)?;
         // SAFETY: the image is open, the name NUL-terminated.
         self.snapshot_call("rbd_snap_unprotect", name, |image, name| unsafe {
             rbd_snap_unprotect(image, name)
