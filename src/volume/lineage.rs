@@ -111,19 +111,26 @@ impl Volumes {
         }
     }
 
-    /// Sees to it that one more snapshot fits on the image `id`: when it has `most` or more, its
-    /// oldest clones are flattened until it has fewer. [`Error::Exhausted`] when that cannot help.
+    /// Sees to it that one more snapshot fits on the image `id`: when it has `most` or more, those
+    /// that wait for their removal are removed, and then its oldest clones flattened, until it has
+    /// fewer. [`Error::Exhausted`] when that cannot help.
     pub(super) fn make_room(&self, id: &str, spec: &str, most: usize) -> Result<()> {
         let image = self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly)?;
         let name = image.name()?;
         let snapshots = image.snapshots()?;
         let mut count = snapshots.len();
-        for snapshot in snapshots {
+        if count < most {
+            return Ok(());
+        }
+        let (mut candidates, mut cloned) = (Vec::new(), Vec::new());
+        for snapshot in snapshots.into_iter().filter(is_collectable) {
+            let has_clones = !self.clones(&*image, id, snapshot.id)?.is_empty();
+            if has_clones { &mut cloned } else { &mut candidates }.push(snapshot);
+        }
+        candidates.extend(cloned);
+        for snapshot in candidates {
             if count < most {
                 break;
-            }
-            if !is_collectable(&snapshot) {
-                continue;
             }
             self.suspect(&[Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&name, id) }])?;
             let why = format!(

@@ -266,69 +266,35 @@ impl Volumes {
                     is_recorded(&stored.record, name, found)
                 }
             };
-            let ours: Vec<_> = snapshots.iter().filter(is_ours).collect();
-            for snapshot in &ours {
-                self.drop_or_park(&*image, id, name, snapshot)?;
-            }
             let image_name = image.name()?;
-            if image_name.ends_with(names::SILENT_SUFFIX) {
-                let mut suspects = vec![self.as_suspect(&image_name, id)];
-                let left = image.snapshots()?;
-                for snapshot in
-                    left.iter().filter(|left| ours.iter().any(|ours| ours.id == left.id))
-                {
-                    // Other tools' clones go without a word.
-                    if !self.is_any_ours(&self.clones(&*image, id, snapshot.id)?)? {
-                        let snapshot = Some(snapshot.id);
-                        suspects.push(Suspect { snapshot, ..self.as_suspect(&image_name, id) });
-                    }
-                }
-                self.suspect(&suspects)?;
+            let image_as_suspect = self.as_suspect(&image_name, id);
+            let mut suspects = Vec::new();
+            for snapshot in snapshots.iter().filter(is_ours) {
+                Self::park(&*image, name, snapshot)?;
+                suspects.push(Suspect { snapshot: Some(snapshot.id), ..image_as_suspect.clone() });
             }
+            if suspects.is_empty() && image_name.ends_with(names::SILENT_SUFFIX) {
+                suspects.push(image_as_suspect);
+            }
+            self.suspect(&suspects)?;
         }
         self.catalogue.remove(name, stored)
     }
 
-    /// Removes a user snapshot. One that must stay is renamed out of the way, and collected with
-    /// its last clone: with clones of format 1 it cannot be removed, and with clones and a parent
-    /// of its own librbd would let go of that parent when the snapshot is the last of the image to
-    /// link to it, although the clones still read through.
-    fn drop_or_park(
-        &self,
-        image: &dyn Image,
-        id: &str,
-        name: &str,
-        snapshot: &Snapshot,
-    ) -> Result<()> {
-        let has_clones = || self.clones(image, id, snapshot.id).map(|clones| !clones.is_empty());
-        if snapshot.name != name && has_clones()? {
-            // An earlier attempt has renamed it, or librbd parked it.
+    /// Takes its name from a user snapshot, which costs no round of the monitors and leaves all
+    /// that is cloned from it as it is. An earlier attempt may have done so, or librbd, which
+    /// parks those with clones itself.
+    fn park(image: &dyn Image, name: &str, snapshot: &Snapshot) -> Result<()> {
+        if snapshot.name != name {
             return Ok(());
-        }
-        let parent = Self::parent_of(image, snapshot)?;
-        if parent.is_none() || !has_clones()? {
-            match self.drop_linked(image, id, snapshot, parent) {
-                Err(error) if error.is(Errno::EBUSY) => {}
-                other => return other,
-            }
         }
         match image.rename_snapshot(name, &names::silent(name)) {
             Err(error) if error.errno == Errno::EEXIST => {
-                image.rename_snapshot(
-                    name,
-                    &names::silent_with_id(name, &snapshot.id.to_string()),
-                )?;
+                let other_name = names::silent_with_id(name, &snapshot.id.to_string());
+                Ok(image.rename_snapshot(name, &other_name)?)
             }
-            other => other.tolerate(Errno::ENOENT)?,
+            other => Ok(other.tolerate(Errno::ENOENT)?),
         }
-        // Who took the last clone away before the rename saw a user's snapshot. And other tools'
-        // clones go without a word.
-        if !self.is_any_ours(&self.clones(image, id, snapshot.id)?)? {
-            let parked =
-                Suspect { snapshot: Some(snapshot.id), ..self.as_suspect(&image.name()?, id) };
-            self.suspect(&[parked])?;
-        }
-        Ok(())
     }
 }
 

@@ -57,7 +57,7 @@ async fn a_clone_in_another_namespace_is_like_any_other() {
     family.delete("B").await;
     family.assert("A.deleted [snap-s1] ; far/C <- A.deleted@snap-s1");
     family.delete_snapshot("s1").await;
-    family.assert("A.deleted [(snap-s1)] ; far/C <- A.deleted@(snap-s1)");
+    family.assert("A.deleted [snap-s1.deleted] ; far/C <- A.deleted@snap-s1.deleted");
     family.delete("C").await;
     family.assert("");
 

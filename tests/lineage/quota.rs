@@ -74,7 +74,7 @@ async fn in_a_pool_at_its_quota_nothing_is_made_and_everything_can_be_deleted() 
             "A.deleted [snap-s1*, B.clone_snap*] ; B <- A.deleted@B.clone_snap ; C <- A.deleted@snap-s1",
         );
         family.delete_snapshot("s1").await;
-        let s1 = if family.is_format_1() { "snap-s1.deleted" } else { "(snap-s1)" };
+        let s1 = "snap-s1.deleted";
         family.assert(&format!(
             "A.deleted [{s1}*, B.clone_snap*] ; B <- A.deleted@B.clone_snap ; C <- A.deleted@{s1}"
         ));

@@ -4,10 +4,8 @@ use tonic::Code;
 
 use crate::family::{Family, From, in_both_formats, refusal};
 
-/// What a deleted snapshot with clones is called until the last of them goes.
-fn parked(family: &Family<'_>, name: &str) -> String {
-    if family.is_format_1() { format!("{name}.deleted") } else { format!("({name})") }
-}
+/// What the snapshot s1 is called once it is deleted, until the last of its clones goes.
+const S1: &str = "snap-s1.deleted";
 
 /// A, its snapshot s1, a volume B restored from that.
 async fn restored(family: &mut Family<'_>) {
@@ -39,12 +37,11 @@ async fn a_snapshot_of_a_deleted_volume_is_still_listed_and_still_restores() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_deleted_before_its_clone_and_its_volume() {
     in_both_formats(async |family| {
-        let s1 = parked(family, "snap-s1");
         restored(family).await;
         family.delete_snapshot("s1").await;
-        family.assert(&format!("A [{s1}*] ; B <- A@{s1}"));
+        family.assert(&format!("A [{S1}*] ; B <- A@{S1}"));
         family.delete("A").await;
-        family.assert(&format!("A.deleted [{s1}*] ; B <- A.deleted@{s1}"));
+        family.assert(&format!("A.deleted [{S1}*] ; B <- A.deleted@{S1}"));
         family.delete("B").await;
         family.assert("");
     })
@@ -54,11 +51,10 @@ async fn a_snapshot_deleted_before_its_clone_and_its_volume() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_deleted_after_its_volume_and_before_its_clone() {
     in_both_formats(async |family| {
-        let s1 = parked(family, "snap-s1");
         restored(family).await;
         family.delete("A").await;
         family.delete_snapshot("s1").await;
-        family.assert(&format!("A.deleted [{s1}*] ; B <- A.deleted@{s1}"));
+        family.assert(&format!("A.deleted [{S1}*] ; B <- A.deleted@{S1}"));
         family.delete("B").await;
         family.assert("");
     })
@@ -68,7 +64,6 @@ async fn a_snapshot_deleted_after_its_volume_and_before_its_clone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_deleted_before_its_snapshot_and_its_volume() {
     in_both_formats(async |family| {
-        let s1 = parked(family, "snap-s1");
         restored(family).await;
         family.delete("B").await;
         family.assert("A [snap-s1*]");
@@ -80,7 +75,7 @@ async fn a_clone_deleted_before_its_snapshot_and_its_volume() {
         family.restore("s1", "B").await;
         family.delete_snapshot("s1").await;
         family.snapshot("A", "s1").await;
-        family.assert(&format!("A [{s1}*, snap-s1*] ; B <- A@{s1}"));
+        family.assert(&format!("A [{S1}*, snap-s1*] ; B <- A@{S1}"));
         family.delete("B").await;
         family.assert("A [snap-s1*]");
         family.delete("A").await;

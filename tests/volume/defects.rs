@@ -490,7 +490,7 @@ fn d06_clones_of_a_parked_snapshot_do_not_block_the_delete() {
     lab.restore(&s, "B");
     lab.delete_snapshot(&s);
     lab.delete("A");
-    assert_eq!(lab.picture(), "A.deleted [(s)] ; B <- A.deleted@(s)");
+    assert_eq!(lab.picture(), "A.deleted [s.deleted] ; B <- A.deleted@s.deleted");
     lab.assert_at_rest();
     lab.delete("B");
     lab.assert_empty();
@@ -593,7 +593,7 @@ fn d11_a_parked_snapshot_is_not_taken_for_a_users() {
     lab.restore(&s, "B");
     lab.delete_snapshot(&s);
     lab.delete("A");
-    assert_eq!(lab.picture(), "A.deleted [(s)] ; B <- A.deleted@(s)");
+    assert_eq!(lab.picture(), "A.deleted [s.deleted] ; B <- A.deleted@s.deleted");
     lab.assert_at_rest();
 }
 

@@ -58,7 +58,7 @@ fn a_snapshot_restores_into_another_namespace() {
     assert_eq!(lab.picture(), "A.deleted [s] ; rbd/tenant/B <- A.deleted@s");
     lab.assert_at_rest();
     lab.delete_snapshot(&s);
-    assert_eq!(lab.picture(), "A.deleted [(s)] ; rbd/tenant/B <- A.deleted@(s)");
+    assert_eq!(lab.picture(), "A.deleted [s.deleted] ; rbd/tenant/B <- A.deleted@s.deleted");
     lab.assert_at_rest();
     lab.assert_holds(OTHER_NAMESPACE, "B", AAA);
     lab.controller.delete(OTHER_NAMESPACE, "B").unwrap();

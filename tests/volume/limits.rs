@@ -1,5 +1,6 @@
 //! Depth and number: what is flattened, when, and what that leaves.
 
+use cinderblock::rbd::{ImageKey, OpenMode};
 use cinderblock::volume::{Error, FlattenTarget};
 
 use crate::lab::{Controller, Lab, RBD};
@@ -251,11 +252,29 @@ fn snapshots_parked_by_librbd_count_and_make_room() {
     lab.create("A");
     let s = lab.snapshot("A", "s");
     lab.restore(&s, "B");
+    let image = lab.pool(RBD).open_image(ImageKey::Name("A"), OpenMode::ReadWrite).unwrap();
+    image.remove_snapshot("s").unwrap();
+    drop(image);
     lab.delete_snapshot(&s);
     assert_eq!(lab.picture(), "A [(s)] ; B <- A@(s)");
     lab.assert_at_rest();
     lab.make(&lab.wish("C").of("A").max_snapshots(1));
     assert_eq!(lab.picture(), "A [C.clone_snap] ; B ; C <- A@C.clone_snap");
+    lab.assert_at_rest();
+}
+
+#[test]
+fn a_deleted_snapshot_makes_room_before_a_clone_is_flattened() {
+    let lab = Lab::new();
+    lab.create("A");
+    lab.clone("A", "B");
+    let s = lab.snapshot("A", "s");
+    // Its removal goes on after the answer, and is not waited for.
+    let controller = Controller::new(&lab.model);
+    controller.volumes(RBD).unwrap().delete_snapshot(&s.image_id, &s.name).unwrap();
+    assert_eq!(lab.picture(), "A [B.clone_snap, s.deleted] ; B <- A@B.clone_snap");
+    controller.snapshot(RBD, "A", "t", 2).unwrap();
+    assert_eq!(lab.picture(), "A [B.clone_snap, t] ; B <- A@B.clone_snap");
     lab.assert_at_rest();
 }
 

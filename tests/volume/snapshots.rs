@@ -50,12 +50,10 @@ fn a_users_snapshot_beside_a_clone_keeps_the_silent_parent() {
         lab.restore(&s, "C");
         lab.assert_holds(RBD, "C", AAA);
         lab.delete_snapshot(&s);
-        let parked = if protected.is_empty() {
-            "A.deleted [(s)] ; C <- A.deleted@(s)"
-        } else {
-            "A.deleted [s.deleted*] ; C <- A.deleted@s.deleted"
-        };
-        assert_eq!(lab.picture(), parked);
+        assert_eq!(
+            lab.picture(),
+            "A.deleted [s.deleted*] ; C <- A.deleted@s.deleted".replace('*', protected)
+        );
         lab.assert_at_rest();
         lab.assert_holds(RBD, "C", AAA);
         lab.delete("C");
