@@ -239,13 +239,16 @@ impl Mounter {
         }
     }
 
-    /// Takes up the image's present size. `image_size` asks the cluster for it, where the mounter
-    /// cannot; `admit` is asked before a new client of the image may write. `Unavailable` when the
-    /// cluster or the device's server does not answer.
+    /// Takes up the image's present size. `key` is the one that the image's user has now, if it is
+    /// known; `image_size` asks the cluster for the size, where the mounter cannot; `admit` is
+    /// asked before a new client of the image may write. `Unavailable` when the cluster or the
+    /// device's server does not answer.
+    #[allow(clippy::too_many_arguments, reason = "what the three mounters need, together")]
     pub(super) fn refresh(
         self,
         directory: &Path,
         image: &Image,
+        key: Option<&Key>,
         read_only: bool,
         device: &Device,
         image_size: impl FnOnce() -> Result<u64>,
@@ -254,7 +257,7 @@ impl Mounter {
         match self {
             Mounter::Rbd => krbd::refresh(directory, image, device),
             Mounter::RbdNbd => nbd::refresh(directory, image, read_only, device, image_size),
-            Mounter::Fuse => fuse::refresh(directory, image, read_only, device, admit),
+            Mounter::Fuse => fuse::refresh(directory, image, key, read_only, device, admit),
         }
     }
 

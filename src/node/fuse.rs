@@ -167,11 +167,16 @@ fn opened_image(node: &Value) -> Option<String> {
 pub(super) fn refresh(
     directory: &Path,
     image: &Image,
+    key: Option<&Key>,
     read_only: bool,
     device: &Device,
     admit: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let mut qmp = Qmp::connect(&socket(directory))?;
+    // The one it has may be older than a rotation.
+    if let Some(key) = key {
+        qmp.set_secret("key", key)?;
+    }
     let size = reopen_image(&mut qmp, directory, image, read_only, admit)?;
     loop_device(directory).grow(device, size)
 }
@@ -236,7 +241,7 @@ fn open_image(
     step("place of the export made");
 
     if let Some(key) = key {
-        qmp.add_secret("key", key)?;
+        qmp.set_secret("key", key)?;
     }
     qmp.execute("blockdev-add", &image_options(directory, image, read_only, 0))?
         .map_err(|refusal| open_error(image, key.and_then(Key::key_type), &refusal))?;

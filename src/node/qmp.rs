@@ -66,9 +66,10 @@ impl Qmp {
         })
     }
 
-    /// Gives the daemon a Ceph key as its secret `id`. The key goes over the socket into the
-    /// daemon's memory. `InvalidArgument`, without repeating it, when it cannot be a key.
-    pub(super) fn add_secret(&mut self, id: &str, key: &Key) -> Result<()> {
+    /// Gives the daemon a Ceph key as its secret `id`, in place of one it may have. The key goes
+    /// over the socket into the daemon's memory. What is open has no need of it any more.
+    /// `InvalidArgument`, without repeating it, when it cannot be a key.
+    pub(super) fn set_secret(&mut self, id: &str, key: &Key) -> Result<()> {
         let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
         let not_a_key = || {
             Error::InvalidArgument(
@@ -78,6 +79,7 @@ impl Qmp {
         if !key.expose().bytes().all(is_base64) {
             return Err(not_a_key());
         }
+        let _there_was_none = self.execute("object-del", &json!({"id": id}))?;
         let line = Zeroizing::new(format!(
             r#"{{"execute":"object-add","arguments":{{"qom-type":"secret","id":"{id}","format":"base64","data":"{}"}}}}"#,
             key.expose()
@@ -188,12 +190,16 @@ mod tests {
         let socket = folder.path().join("s");
         let daemon = daemon(
             &socket,
-            &["{\"return\": {}}\n", "{\"error\": {\"desc\": \"bad data AQBcanary==\"}}\n"],
+            &[
+                "{\"return\": {}}\n",
+                "{\"error\": {\"desc\": \"object 'key' not found\"}}\n",
+                "{\"error\": {\"desc\": \"bad data AQBcanary==\"}}\n",
+            ],
         );
         let error =
-            Qmp::connect(&socket).unwrap().add_secret("key", &Key::new("AQBcanary==")).unwrap_err();
+            Qmp::connect(&socket).unwrap().set_secret("key", &Key::new("AQBcanary==")).unwrap_err();
         assert!(!error.to_string().contains("canary"), "{error}");
-        let sent: Value = serde_json::from_str(&daemon.join().unwrap()[1]).unwrap();
+        let sent: Value = serde_json::from_str(&daemon.join().unwrap()[2]).unwrap();
         assert_eq!(sent["arguments"]["data"], "AQBcanary==");
     }
 
@@ -203,7 +209,7 @@ mod tests {
         let socket = folder.path().join("s");
         let daemon = daemon(&socket, &["{\"return\": {}}\n"]);
         let key = Key::new("x\"}}\n{\"execute\":\"quit\"}");
-        let error = Qmp::connect(&socket).unwrap().add_secret("key", &key).unwrap_err();
+        let error = Qmp::connect(&socket).unwrap().set_secret("key", &key).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
         assert_eq!(daemon.join().unwrap().len(), 1);
     }

@@ -60,7 +60,7 @@ pub struct Expand {
     pub required: u64,
     /// The largest size in bytes; 0 for any.
     pub limit: u64,
-    /// A Ceph user and its key, which the mounter `rbd-nbd` needs.
+    /// A Ceph user and its key, which the mounter `rbd-nbd` needs, and `fuse` after a rotation.
     pub user: Option<(String, Key)>,
     /// The cluster's monitors now, in the form of ceph.conf's `mon_host`: those that the volume was
     /// staged with may be gone. "" when they are not known.
@@ -91,7 +91,19 @@ impl Node {
                 admitted = record.noted.is_some();
                 admit(&directory, &mut record, &device, notes.as_deref())
             };
-            mounter.refresh(directory.path(), &image, read_only, &device, image_size, admit)?;
+            let key = request
+                .user
+                .as_ref()
+                .and_then(|(user, key)| (image.user.as_ref() == Some(user)).then_some(key));
+            mounter.refresh(
+                directory.path(),
+                &image,
+                key,
+                read_only,
+                &device,
+                image_size,
+                admit,
+            )?;
             if admitted
                 && let Err(error) = dismiss(&directory, &mut record, &device, notes.as_deref())
             {

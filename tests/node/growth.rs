@@ -10,7 +10,7 @@ use cinderblock::node::{Access, AccessMode, Error, Expand, Usage};
 use cinderblock::rbd::Key;
 
 use crate::lab::{
-    MIB, StopOnDrop, Volume, ext4, key, mounter, pattern, rbd, run, variable, write, xfs,
+    MIB, StopOnDrop, Volume, ceph, ext4, key, mounter, pattern, rbd, run, variable, write, xfs,
 };
 use crate::safety::with_raw_device;
 
@@ -236,6 +236,49 @@ fn a_volume_grows_although_the_monitors_it_was_staged_with_are_gone() {
     assert_eq!(volume.node.expand(&volume.id(), &volume.staging(), &expand).unwrap(), 32 * MIB);
     volume.unstage().unwrap();
     volume.finish();
+}
+
+/// Clients that are at work go on with the tickets they have.
+#[test]
+fn a_volume_whose_key_was_rotated_is_used_grown_and_unstaged() {
+    let mut volume = Volume::new(16, Access::Block);
+    let user = format!("rotated-{}", volume.image.name);
+    let entity = format!("client.{user}");
+    let new_key = || {
+        _ = ceph(&["auth", "rm", &entity]);
+        let caps = ["mon", "profile rbd", "osd", "profile rbd"];
+        ceph(&[&["auth", "get-or-create-key", &entity][..], &caps[..]].concat()).unwrap()
+    };
+    volume.image.user = Some(user.clone());
+    let old = new_key();
+    volume.stage_with_key(&old).unwrap();
+    volume.publish("target", false).unwrap();
+    let new = new_key();
+    assert_ne!(old, new);
+    let target = volume.path("target");
+    let open = || OpenOptions::new().read(true).write(true).open(&target).unwrap();
+    let device = open();
+    device.write_all_at(&pattern(7, 4096), 0).unwrap();
+    device.sync_all().unwrap();
+    drop(device);
+    volume.grow_image(32);
+    let expand = Expand { user: Some((user, Key::new(&new))), ..Expand::default() };
+    assert_eq!(volume.node.expand(&volume.id(), &volume.staging(), &expand).unwrap(), 32 * MIB);
+    // Kubelet asks again, with the secret of now.
+    volume.stage_with_key(&new).unwrap();
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    let stale = volume.stage_with_key(&old);
+    assert!(matches!(stale, Err(Error::Unauthenticated(_))), "{stale:?}");
+    volume.stage_with_key(&new).unwrap();
+    volume.publish("target", false).unwrap();
+    let mut block = [0; 4096];
+    open().read_exact_at(&mut block, 0).unwrap();
+    assert_eq!(block, *pattern(7, 4096));
+    volume.unpublish("target").unwrap();
+    volume.unstage().unwrap();
+    volume.finish();
+    ceph(&["auth", "rm", &entity]).unwrap();
 }
 
 #[test]

@@ -83,9 +83,18 @@ fn bytes_of(dump: &str) -> Vec<u8> {
 /// Runs `rados` in the pool rbd: what it prints, or its errors. In a guest it runs on the machine
 /// outside, whose files are others.
 pub(crate) fn rados(arguments: &[&str]) -> std::result::Result<String, String> {
+    ask("rados", &[&["--pool", "rbd"], arguments].concat())
+}
+
+/// Runs `ceph` in the same way.
+pub(crate) fn ceph(arguments: &[&str]) -> std::result::Result<String, String> {
+    ask("ceph", arguments)
+}
+
+fn ask(program: &str, arguments: &[&str]) -> std::result::Result<String, String> {
     let user = variable("LAB_USER");
-    let output = Command::new("rados")
-        .args(["--id", &user, "--pool", "rbd"])
+    let output = Command::new(program)
+        .args(["--id", &user])
         .args(arguments)
         .stdin(Stdio::null())
         .output()
