@@ -54,6 +54,11 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_parser = super::super::size::parse)]
     size: Option<i64>,
 
+    /// The pool for the data of a new volume, as an erasure-coded one; the image's pool when left
+    /// out
+    #[arg(long, value_name = "POOL", conflicts_with = "overwrite")]
+    data_pool: Option<String>,
+
     /// Overwrite the volume if it is there
     #[arg(long)]
     overwrite: bool,
@@ -86,6 +91,7 @@ pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
         id: volume,
         size: args.size.and_then(|size| u64::try_from(size).ok()),
         overwrite: args.overwrite,
+        data_pool: args.data_pool.clone(),
     };
     let restored = watch::watched(|job| restore(&volumes, &store, &request, job))??;
     super::super::print_line(match args.output {
