@@ -85,9 +85,12 @@ fn golden_image_is_there(field: &Field) {
     let file = back.display().to_string();
     field.lab.run("rbd", &["export", "--no-progress", "rbd/debian-13@golden", &file]);
     assert!(fs::read(back).unwrap() == pattern(5, 3 << 20), "the image has other bytes");
-    let program = env!("CARGO_BIN_EXE_cinderblock");
-    let configuration = field.configuration().display().to_string();
-    field.lab.run(program, &["image", "rm", "--config", &configuration, "rbd/debian-13"]);
+    let removed = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .args(["image", "rm", "rbd/debian-13", "--config"])
+        .arg(field.configuration())
+        .output()
+        .unwrap();
+    assert!(removed.status.success(), "{removed:?}");
 }
 
 /// The newest restore point in the folder that `backup.yaml` names.

@@ -49,7 +49,9 @@ impl<'a> Desk<'a> {
         assert!(!blocks.is_empty(), "{page} has no commands");
         for block in blocks {
             let lines = block.lines().filter(|line| !line.contains(" wait job/"));
-            self.run(&lines.collect::<Vec<_>>().join("\n"));
+            let commands = lines.collect::<Vec<_>>().join("\n");
+            // This machine's kernel has no rbd.
+            self.run(&commands.replace("\n  pool: rbd\n", "\n  pool: rbd\n  mounter: fuse\n"));
             for job in self.space.api().list("Job", NAMESPACE) {
                 jobs::run(self.space.field, NAMESPACE, text(&job, "/metadata/name"));
             }
