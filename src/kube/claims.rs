@@ -74,7 +74,7 @@ pub async fn with_labels(
     listed.dedup_by_key(|claim| name(claim));
     let mut found = Vec::new();
     for claim in listed {
-        found.push(behind(client, driver, claim).await?);
+        found.push(Box::pin(behind(client, driver, claim)).await?);
     }
     Ok(found)
 }
@@ -88,7 +88,7 @@ pub async fn named(
 ) -> Result<Option<Found>, Error> {
     let api = Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace);
     match api.get_opt(name).await? {
-        Some(claim) => Ok(Some(behind(client, driver, claim).await?)),
+        Some(claim) => Ok(Some(Box::pin(behind(client, driver, claim)).await?)),
         None => Ok(None),
     }
 }
@@ -96,7 +96,7 @@ pub async fn named(
 /// What is known of the volume with this id, if Kubernetes has one.
 pub async fn of_volume(client: &Client, driver: &str, id: &str) -> Result<Option<Known>, Error> {
     match with_id(client, driver, id).await? {
-        Some(volume) => Ok(Some(known(client, id.to_owned(), volume).await?)),
+        Some(volume) => Ok(Some(Box::pin(known(client, id.to_owned(), volume)).await?)),
         None => Ok(None),
     }
 }

@@ -117,7 +117,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<(), Failure> {
 /// What Kubernetes knows of the volume with this id.
 fn known(args: &CreateArgs, id: &str) -> Result<Option<Kubernetes>, Failure> {
     let driver = &args.kubernetes.driver.driver_name;
-    let known = ask(async |client| of_volume(&client, driver, id).await)?;
+    let known = ask(async |client| Box::pin(of_volume(&client, driver, id)).await)?;
     if known.is_none() {
         eprintln!("cinderblock backup create: Kubernetes has no PersistentVolume with the id {id}");
     }
