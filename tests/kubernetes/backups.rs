@@ -64,6 +64,8 @@ pub(crate) fn labelled_claims_are_backed_up_by_night_and_restored_into_others() 
     }
     known_of_the_volume(&space, &points[1]);
 
+    one_that_fails_keeps_no_other_from_it(&space);
+
     // The claim and its volume go; a new claim gets what they held.
     space.remove_claim("data");
     space.claim("again", "immediate", "1Gi", &json!({}));
@@ -98,6 +100,51 @@ pub(crate) fn labelled_claims_are_backed_up_by_night_and_restored_into_others() 
     }
     space.finish();
     field.uninstall();
+}
+
+/// By hand, with the rights of the CronJob's account: the image of one claim is not where it was.
+fn one_that_fails_keeps_no_other_from_it(space: &Space<'_>) {
+    let field = space.field;
+    let (other, data) = (space.bound("other"), space.bound("data"));
+    let image = text(&other, "/spec/csi/volumeHandle").strip_prefix("prod/").unwrap().to_owned();
+    let away = format!("{image}-away");
+    let kubeconfig = super::field::token(NAMESPACE, "cinderblock-backup");
+    let create = |what: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cinderblock"));
+        command.args(["backup", "create", "--output", "json", "--config"]);
+        command.arg(field.configuration()).args(what);
+        command.arg(jobs::volume(field, "target").join("by-hand"));
+        command
+    };
+    field.lab.run("rbd", &["rename", &image, &away]);
+    let all = ["--claims", "backup=nightly", "--claim-namespace", "backed-up"];
+    let output = create(&all).env("KUBECONFIG", &kubeconfig).output().unwrap();
+    field.lab.run("rbd", &["rename", &away, &image]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("1 of 2 claims were not backed up: backed-up/other"), "{said}");
+    let made: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(made.as_array().unwrap().len(), 1, "{made}");
+    assert_eq!(made[0]["claim"], "backed-up/data");
+
+    // Without the right to look into other namespaces nothing is backed up.
+    let output = create(&all[..2]).env("KUBECONFIG", &kubeconfig).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("forbidden"), "{said}");
+
+    // One volume by its id, by somebody who may ask.
+    let id = text(&data, "/spec/csi/volumeHandle");
+    let output = create(&["--kubernetes", id]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let made: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let shown = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .args(["backup", "show"])
+        .arg(jobs::volume(field, "target").join("by-hand"))
+        .arg(text(&made, "/point"))
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("backed-up/data") && shown.contains("clusterID=prod"), "{shown}");
 }
 
 /// Makes a Job of the CronJob, as an administrator does, and runs it. Returns what it said.
