@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cinderblock::csi::proto::*;
-use common::driver::{Class, Driver, MIB, filesystem, from_snapshot, from_volume, within};
+use common::driver::{
+    Class, Driver, MIB, filesystem, from_snapshot, from_volume, lab_config, within,
+};
 use common::{Lab, Namespace, POOL};
 use tonic::{Code, Status};
 
@@ -388,6 +390,79 @@ async fn a_volume_that_is_open_somewhere_is_not_deleted() {
     assert!(status.message().contains(&address), "{address} is not in {:?}", status.message());
     drop(image);
     controller.delete_volume(class.delete_volume(&volume.volume_id)).await.unwrap();
+    namespace.assert_nothing_is_recorded();
+    namespace.assert_empty();
+}
+
+#[tokio::test]
+async fn a_volume_without_a_size_has_100_mebibytes() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let driver = Driver::controller_for(&lab);
+    let mut controller = driver.controller().await;
+    let class = Class::new(&lab, &namespace.name);
+    let request = CreateVolumeRequest { capacity_range: None, ..class.create_volume("any", MIB) };
+    let volume = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap();
+    assert_eq!(volume.capacity_bytes, 100 * MIB);
+    let info = lab.run("rbd", &["info", &format!("{POOL}/{}/csi-any", namespace.name)]);
+    assert!(info.contains("size 100 MiB"), "{info}");
+    controller.delete_volume(class.delete_volume(&volume.volume_id)).await.unwrap();
+    namespace.assert_nothing_is_recorded();
+    namespace.assert_empty();
+}
+
+/// What Cinder's connections have, for a hypervisor that attaches the image itself.
+#[tokio::test]
+async fn a_published_volume_tells_what_a_hypervisor_needs() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let uuid = "5f1c2f0a-7a0e-4d0b-9f7a-0a6f5d6f3b11";
+    let config = format!("{}  secretUUID: {uuid}\n", lab_config(&lab));
+    let driver = Driver::start(&config, &["--role", "controller"]);
+    let mut controller = driver.controller().await;
+    let class = Class::new(&lab, &namespace.name);
+    let made = controller.create_volume(class.create_volume("vm", MIB)).await.unwrap();
+    let volume_id = made.into_inner().volume.unwrap().volume_id;
+    let publish = ControllerPublishVolumeRequest {
+        volume_id: volume_id.clone(),
+        node_id: "node-1".to_string(),
+        volume_capability: Some(filesystem()),
+        secrets: class.secrets.clone(),
+        ..ControllerPublishVolumeRequest::default()
+    };
+    let context =
+        controller.controller_publish_volume(publish).await.unwrap().into_inner().publish_context;
+
+    let dump = lab.run("ceph", &["mon", "dump", "--format", "json"]);
+    let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    let monitors = dump["mons"].as_array().unwrap();
+    // "addr" is the address for clients of the old protocol, with a nonce behind it.
+    let address = |monitor: &serde_json::Value| {
+        let text = monitor["addr"].as_str().unwrap().split('/').next().unwrap();
+        text.parse::<std::net::SocketAddr>().unwrap()
+    };
+    let addresses: Vec<_> = monitors.iter().map(address).collect();
+    let hosts: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    let ports: Vec<_> = addresses.iter().map(|address| address.port().to_string()).collect();
+    for (key, value) in [
+        ("image", format!("{POOL}/{}/csi-vm", namespace.name)),
+        ("hosts", hosts.join(",")),
+        ("ports", ports.join(",")),
+        ("auth_enabled", "true".to_string()),
+        ("auth_username", lab.user.clone()),
+        ("secret_type", "ceph".to_string()),
+        ("secret_uuid", uuid.to_string()),
+    ] {
+        assert_eq!(context.get(key), Some(&value), "{key}");
+    }
+
+    let unpublish = ControllerUnpublishVolumeRequest {
+        volume_id: volume_id.clone(),
+        node_id: "node-1".to_string(),
+        secrets: class.secrets.clone(),
+    };
+    controller.controller_unpublish_volume(unpublish).await.unwrap();
+    controller.delete_volume(class.delete_volume(&volume_id)).await.unwrap();
     namespace.assert_nothing_is_recorded();
     namespace.assert_empty();
 }

@@ -53,12 +53,18 @@ rm -rf --one-file-system "$work/root"
 
 cat >"$work/values.yaml" <<VALUES
 clusters:
-  lab: {monitors: ["$LAB_MONITORS"], secret: {name: ceph}, pools: [rbd]}
+  lab: {monitors: ["$LAB_MONITORS"], secret: {name: ceph}, ownUser: {userID: "$LAB_USER", secret: ceph}, pools: [rbd]}
 storageClasses:
   rbd: {cluster: lab, pool: rbd, mounter: fuse}
 volumeSnapshotClasses:
   rbd: {cluster: lab}
+backup:
+  enabled: true
+  suspend: true
+  target: /backup
+  volume: {hostPath: {path: /var/lib/backup}}
 VALUES
+in_node mkdir --mode 777 /var/lib/backup
 kubectl create namespace cinderblock
 kubectl create secret generic ceph --namespace cinderblock --from-literal=userID="$LAB_USER" --from-file=userKey="$LAB_KEY_FILE"
 helm() { command helm --namespace cinderblock "$@"; }
@@ -181,6 +187,37 @@ check "its volume is detached" wait_until 60 "it to be detached" detached
 # shellcheck disable=SC2016 # for the pod's shell
 pod reads-on first '[ "$(cat /volume/counter)" -ge '"$last"' ] && [ "$(sha256sum </volume/data)" = "$(cat /volume/sum)" ]'
 check "the next pod finds all that was synced" ran reads-on
+
+# --- a backup, and its restore into another claim -------------------------------------------------
+
+# completed JOB: whether it has done well. What it said is printed when it has not.
+completed() {
+    kubectl wait "job/$1" --namespace cinderblock --for=condition=Complete --timeout=180s && return
+    kubectl describe job "$1" --namespace cinderblock
+    kubectl logs "job/$1" --namespace cinderblock --all-containers
+    return 1
+}
+
+# job NAME FILTER: a Job of the chart's CronJob, changed by this filter of jq.
+job() {
+    kubectl create job "$1" --namespace cinderblock --from cronjob/cinderblock-backup --dry-run=client --output json |
+        jq "$2" | kubectl create --filename -
+}
+
+kubectl delete pod reads-on
+kubectl label persistentvolumeclaim first backup=nightly
+job night .
+check "a Job of the chart's CronJob backs up the claim with the label" completed night
+point=$(kubectl logs job/night --namespace cinderblock --container backup | sed -n 's/^point *//p')
+claim again
+kubectl wait persistentvolumeclaim again --for=jsonpath='{.status.phase}'=Bound --timeout=60s
+arguments='["backup", "restore", "--config=/etc/cinderblock/clusters/clusters.yaml", "--overwrite", "--claim=default/again", "/backup"]'
+job restore ".spec.template.spec |= (.containers = [.initContainers[0] | .args = $arguments + [\"$point\"]] | del(.initContainers))"
+check "another restores it into a new claim" completed restore
+# shellcheck disable=SC2016 # for the pod's shell
+pod reads-again again '[ "$(cat /volume/counter)" -ge '"$last"' ] && [ "$(sha256sum </volume/data)" = "$(cat /volume/sum)" ]'
+check "whose pod finds all that was backed up" ran reads-again
+kubectl delete job night restore --namespace cinderblock
 
 # --- nothing is left ------------------------------------------------------------------------------
 

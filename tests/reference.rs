@@ -273,3 +273,59 @@ fn command_line() {
     }
     assert_is("command-line.md", &text);
 }
+
+/// The functions of Cinder's driver that `docs/from-cinder.md` tells of, by section.
+const CINDERS: &str = "
+    ascii_str RBDImageMetadata.__init__ RBDImageIOWrapper.__init__ RBDImageIOWrapper._inc_offset
+    RBDImageIOWrapper.rbd_image RBDImageIOWrapper.rbd_user RBDImageIOWrapper.rbd_pool
+    RBDImageIOWrapper.rbd_conf RBDImageIOWrapper.read RBDImageIOWrapper.write
+    RBDImageIOWrapper.seekable RBDImageIOWrapper.seek RBDImageIOWrapper.tell
+    RBDImageIOWrapper.flush RBDImageIOWrapper.fileno RBDImageIOWrapper.close
+    RBDVolumeProxy.__init__ RBDVolumeProxy.__enter__ RBDVolumeProxy.__exit__
+    RBDVolumeProxy.__getattr__ RADOSClient.__init__ RADOSClient.__enter__ RADOSClient.__exit__
+    RBDDriver.__init__ check_for_setup_error _ceph_args _connect_to_rados _disconnect_from_rados
+    _get_mon_addrs _get_fsid _supports_layering _update_volume_stats get_volume_stats
+    create_volume _resize extend_volume _get_clone_depth create_cloned_volume _clone _flatten
+    create_volume_from_snapshot delete_volume _get_clone_info _delete_clone_parent_refs
+    _get_backup_snaps _delete_backup_snaps create_snapshot delete_snapshot
+    ensure_export create_export remove_export initialize_connection terminate_connection
+    _parse_location _is_cloneable clone_image _ensure_tmp_exists copy_image_to_volume
+    copy_volume_to_image backup_volume restore_backup
+    rbd_pool rbd_user rbd_ceph_conf rbd_flatten_volume_from_snapshot rbd_secret_uuid
+    volume_tmp_dir rbd_max_clone_depth";
+
+/// The words of a cell that are code.
+fn code(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn each_function_of_cinders_driver_has_its_place_and_its_tests() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/from-cinder.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let rows: Vec<Vec<_>> = rows.map(|row| row.trim_matches('|').split(" | ").collect()).collect();
+    let names: Vec<_> = rows.iter().filter_map(|row| code(row[0]).next()).collect();
+    assert_eq!(names, CINDERS.split_whitespace().collect::<Vec<_>>());
+    for row in &rows {
+        let [there, here, shown] = row[..] else { panic!("{row:?} has not three cells") };
+        let files: Vec<_> = code(here).filter(|word| word.starts_with("src/")).collect();
+        assert!(!files.is_empty(), "{there} has no place");
+        for file in files {
+            assert!(root.join(file).is_file(), "{there} names {file}, which is not there");
+        }
+        let (mut file, mut tests) = (String::new(), 0);
+        for word in code(shown) {
+            if word.starts_with("tests/") {
+                file = std::fs::read_to_string(root.join(word)).unwrap_or_default();
+                assert!(!file.is_empty(), "{there} names {word}, which is not there");
+            } else {
+                let is_test = [format!("fn {word}("), format!("check!({word}")];
+                let found = is_test.iter().any(|test| file.contains(test));
+                assert!(found, "{there} names the test {word}, which is not in that file");
+                tests += 1;
+            }
+        }
+        assert!(tests > 0, "{there} has no test");
+    }
+}

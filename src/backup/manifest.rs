@@ -147,6 +147,9 @@ pub struct Kubernetes {
     pub storage_class: Option<String>,
     /// The StorageClass's parameters.
     pub parameters: BTreeMap<String, String>,
+    /// The PersistentVolume as it can be created again.
+    #[serde(default)]
+    pub object: serde_json::Value,
 }
 
 /// A restore point in the making.

@@ -42,6 +42,8 @@ pub struct Restore {
     pub size: Option<u64>,
     /// Whether a volume that is there may be overwritten.
     pub overwrite: bool,
+    /// Pool for the data objects of a new image; that of the image when `None`.
+    pub data_pool: Option<String>,
 }
 
 /// What was restored.
@@ -98,6 +100,7 @@ pub fn restore(volumes: &Volumes, store: &Store, request: &Restore, job: &Job) -
             order: Some(layout.order),
             stripe_unit: striped.then_some(layout.stripe_unit),
             stripe_count: striped.then_some(layout.stripe_count),
+            data_pool: request.data_pool.clone(),
             ..ImageOptions::default()
         },
         overwrite: request.overwrite,

@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
+use ::kube::{Client, Error};
 use cinderblock::csi::ids::VolumeId;
 use cinderblock::kube::volumes::{self, Attachment, Volume};
-use cinderblock::kube::{connect, words};
 use cinderblock::volume::image_spec;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::kubernetes::{DriverArgs, ask};
 use super::table;
 
 /// Kubernetes knows nothing of that name.
@@ -36,9 +37,8 @@ pub(crate) struct FindArgs {
     #[arg(value_name = "NAME")]
     name: String,
 
-    /// The CSI driver's name, as in CSIDriver and StorageClass objects
-    #[arg(long, default_value = "rbd.csi.cinderblock.dev", value_name = "NAME")]
-    driver_name: String,
+    #[command(flatten)]
+    driver: DriverArgs,
 
     /// How what was found is written
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
@@ -67,16 +67,12 @@ struct Found {
 
 /// Finds and writes.
 pub(crate) fn run(args: &FindArgs) -> ExitCode {
-    let found = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("no runtime: {error}"))
-        .and_then(|runtime| runtime.block_on(find(args)));
+    let found = ask(async |client| find(args, &client).await);
     let text = match found {
         Ok(found) if found.is_empty() => {
             eprintln!(
                 "cinderblock find: Kubernetes has no PersistentVolume of {} that belongs to {:?}",
-                args.driver_name, args.name
+                args.driver.driver_name, args.name
             );
             return ExitCode::from(EXIT_NOT_FOUND);
         }
@@ -95,22 +91,21 @@ pub(crate) fn run(args: &FindArgs) -> ExitCode {
     }
 }
 
-async fn find(args: &FindArgs) -> Result<Vec<Found>, String> {
-    let client = connect().await?;
-    let refused = |error: ::kube::Error| format!("Kubernetes does not say: {}", words(&error));
-    let all = volumes::all(&client, &args.driver_name).await.map_err(refused)?;
+async fn find(args: &FindArgs, client: &Client) -> Result<Vec<Found>, Error> {
+    let driver = &args.driver.driver_name;
+    let all = volumes::all(client, driver).await?;
     let found: Vec<_> =
         all.into_iter().map(Found::new).filter(|found| found.is(&args.name)).collect();
     if found.is_empty()
         && let Some((namespace, name)) =
             args.name.split_once('/').filter(|(_, name)| !name.contains('/'))
-        && let Some(claim) = volumes::claim(&client, namespace, name).await.map_err(refused)?
+        && let Some(claim) = volumes::claim(client, namespace, name).await?
     {
         eprintln!(
             "cinderblock find: the claim {} is {} and has no volume of {}; its StorageClass is {}",
             args.name,
             claim.phase,
-            args.driver_name,
+            driver,
             claim.storage_class.as_deref().unwrap_or("not said")
         );
     }

@@ -20,7 +20,8 @@ use super::pool::PoolArgs;
 #[command(
     after_help = "What is found: entries of the journal, unfinished volumes, snapshots and group snapshots, snapshots made for clones that are gone,
 silent parents that nothing depends on or that only other tools' snapshots and clones keep, remains of interrupted removals, images and
-snapshots of imports and exports that were killed. Other images the
+snapshots of imports and exports that were killed, volumes whose restore from a backup was killed or failed. These last stay with
+--apply, unless --give-up names them. Other images the
 catalogue does not know are never touched; only --foreign looks at one kind of them: the volume-UUID.deleted chains that Cinder leaves
 in its pools.
 
@@ -43,6 +44,10 @@ pub(crate) struct GcArgs {
     /// Look for the .deleted chains of Cinder instead of this driver's leftovers
     #[arg(long)]
     foreign: bool,
+
+    /// Remove this volume, whose restore from a backup was not finished; as often as need be
+    #[arg(long, requires = "apply", value_name = "IMAGE")]
+    give_up: Vec<String>,
 
     /// Seconds after which an unfinished creation counts as abandoned; younger ones may be in
     /// progress
@@ -123,19 +128,25 @@ fn work(args: &GcArgs, volumes: &Volumes) -> Result<Report, Box<dyn std::error::
         if !args.apply {
             return Ok(report);
         }
-        clear(volumes, new, &mut report);
+        clear(volumes, new, &args.give_up, &mut report);
     }
 }
 
 /// Clears what was found. What other operations are at work on is tried again until they, or the
 /// leases of dead controllers, have had their time.
-fn clear(volumes: &Volumes, found: Vec<Leftover>, report: &mut Report) {
+fn clear(volumes: &Volumes, found: Vec<Leftover>, give_up: &[String], report: &mut Report) {
     let deadline = Instant::now() + OTHERS;
     let mut todo = found;
     loop {
         let mut conflicts = Vec::new();
         for leftover in todo {
-            match volumes.clear(&leftover) {
+            let cleared = match &leftover {
+                Leftover::UnfinishedRestore { image, .. } if give_up.contains(image) => {
+                    volumes.give_up_restore(image)
+                }
+                leftover => volumes.clear(leftover),
+            };
+            match cleared {
                 Ok(()) => report.cleared.push(leftover),
                 Err(error @ Error::Conflict(_)) => conflicts.push((leftover, error.to_string())),
                 Err(error) => report.failed.push(Failure { leftover, why: error.to_string() }),
@@ -180,6 +191,11 @@ fn describe(leftover: &Leftover) -> String {
         Leftover::UnfinishedDeletion { image } => format!("{image}: its deletion was begun"),
         Leftover::UnfinishedCreation { image, age_seconds } => {
             format!("{image}: its creation was begun {age_seconds} s ago and never finished")
+        }
+        Leftover::UnfinishedRestore { image, id } => {
+            format!(
+                "{image}: the restore to {id} was not finished; `cinderblock backup restore` goes on, --apply --give-up {image} removes the volume"
+            )
         }
         Leftover::UnfinishedSnapshot { image_id, snapshot } => {
             format!("snapshot {snapshot} of image {image_id}: begun, or half deleted")

@@ -8,6 +8,7 @@ mod call;
 mod find;
 mod gc;
 mod image;
+mod kubernetes;
 mod pool;
 mod serve;
 mod size;

@@ -4,10 +4,12 @@
 //! - [`events`]: what is worth telling, on the objects people look at.
 //! - [`nodes`]: whether a node uses a volume, in good health.
 //! - [`volumes`]: which claim, PersistentVolume and nodes belong to a volume id.
+//! - [`claims`]: what is known of the volumes behind claims.
 //!
 //! What happens here never decides over an RPC, with one exception that [`nodes`] tells of. It
 //! knows volumes by their ids alone, and nothing of RBD.
 
+pub mod claims;
 pub mod events;
 pub mod nodes;
 pub mod volumes;
@@ -91,15 +93,18 @@ fn code(error: &Error) -> Option<u16> {
     }
 }
 
-/// Shows `visit` every object, page by page, until it breaks with what it was looking for.
+/// Shows `visit` every object, or every one with these labels, page by page, until it breaks with
+/// what it was looking for.
 async fn walk<K, T>(
     api: &Api<K>,
+    labels: Option<&str>,
     mut visit: impl FnMut(K) -> ControlFlow<T>,
 ) -> Result<Option<T>, Error>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned,
 {
     let mut parameters = ListParams::default().limit(PAGE);
+    parameters.label_selector = labels.map(str::to_owned);
     loop {
         let page = api.list(&parameters).await?;
         for object in page.items {

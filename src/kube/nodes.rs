@@ -85,7 +85,7 @@ pub(super) async fn node_name(
     if nodes.get_opt(node_id).await?.is_some_and(|node| has_the_id(&node)) {
         return Ok(node_id.to_string());
     }
-    let name = walk(&nodes, |node| match node.metadata.name {
+    let name = walk(&nodes, None, |node| match node.metadata.name {
         Some(ref name) if has_the_id(&node) => ControlFlow::Break(name.clone()),
         _ => ControlFlow::Continue(()),
     });

@@ -62,7 +62,7 @@ pub struct Waiting {
 pub async fn all(client: &Client, driver: &str) -> Result<Vec<Volume>, Error> {
     let mut attachments: BTreeMap<String, Vec<Attachment>> = BTreeMap::new();
     let api = Api::<VolumeAttachment>::all(client.clone());
-    walk(&api, |found| {
+    walk(&api, None, |found| {
         if let Some(volume) = found.spec.source.persistent_volume_name {
             let attached = found.status.is_some_and(|status| status.attached);
             attachments
@@ -75,7 +75,7 @@ pub async fn all(client: &Client, driver: &str) -> Result<Vec<Volume>, Error> {
     .await?;
     let mut volumes = Vec::new();
     let api = Api::<PersistentVolume>::all(client.clone());
-    walk(&api, |found| {
+    walk(&api, None, |found| {
         if let Some(id) = handle(&found, driver) {
             let id = id.to_string();
             volumes.push(volume(id, found, &mut attachments));
@@ -137,11 +137,11 @@ pub(super) async fn with_id(
     let look = |volume| {
         if is_it(&volume) { ControlFlow::Break(volume) } else { ControlFlow::Continue(()) }
     };
-    walk(&volumes, look).await
+    walk(&volumes, None, look).await
 }
 
 /// The volume id, where it is one of the driver's.
-fn handle<'a>(volume: &'a PersistentVolume, driver: &str) -> Option<&'a str> {
+pub(super) fn handle<'a>(volume: &'a PersistentVolume, driver: &str) -> Option<&'a str> {
     let source = volume.spec.as_ref()?.csi.as_ref()?;
     (source.driver == driver).then_some(source.volume_handle.as_str())
 }

@@ -199,7 +199,13 @@ impl Catalogue {
     /// when that backup lives.
     pub(super) fn end_dead_backup(&self, image: &str) -> Result<()> {
         let (object, key) = (self.home(image), backup_key(image));
-        self.leases.take(&self.pool, &object, &key, &OmapUpdate::default()).map(drop)
+        let taken = self.leases.take(&self.pool, &object, &key, &OmapUpdate::default())?;
+        // Not by dropping it: a thread that renews it just now would give it back, some time.
+        match taken.map(|lease| lease.change(&OmapUpdate::default(), true)) {
+            Some(Err(error)) if error.errno == Errno::ECANCELED => Err(self.conflict(image, &key)),
+            Some(given_back) => Ok(given_back?),
+            None => Ok(()),
+        }
     }
 
     /// [`Catalogue::replace`] of a record that changes, unless a backup holds the volume.

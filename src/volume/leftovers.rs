@@ -32,6 +32,14 @@ pub enum Leftover {
         /// How many seconds ago.
         age_seconds: i64,
     },
+    /// A volume whose restore from a backup was begun, and which no client has open. Only whoever
+    /// restores can tell whether that goes on or is given up.
+    UnfinishedRestore {
+        /// Its image's name.
+        image: String,
+        /// Its volume id.
+        id: String,
+    },
     /// A snapshot whose creation or deletion was begun.
     UnfinishedSnapshot {
         /// Id of its image.
@@ -135,6 +143,9 @@ impl Volumes {
                 State::Creating if is_old(age_seconds) => {
                     found.push(Leftover::UnfinishedCreation { image, age_seconds });
                 }
+                State::Restoring if !self.is_open(&image)? => {
+                    found.push(Leftover::UnfinishedRestore { image, id: stored.record.id.clone() });
+                }
                 State::Creating | State::Restoring | State::Ready => {}
             }
         }
@@ -178,6 +189,15 @@ impl Volumes {
             found.push(Leftover::Journal { entries });
         }
         Ok(found)
+    }
+
+    /// Whether a client has the image open for writing, as a restore that goes on has.
+    fn is_open(&self, image: &str) -> Result<bool> {
+        match self.pool.open_image(ImageKey::Name(image), OpenMode::ReadOnly) {
+            Ok(opened) => Ok(!opened.watchers()?.is_empty()),
+            Err(error) if error.errno == Errno::ENOENT => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn leftovers_of(&self, image: &SurveyedImage, found: &mut Vec<Leftover>) -> Result<()> {
@@ -285,6 +305,9 @@ impl Volumes {
                 .clear_volume(image, |record| {
                     record.state == State::Creating && now() - record.created >= *age_seconds
                 }),
+            Leftover::UnfinishedRestore { image, id } => Err(Error::FailedPrecondition(format!(
+                "run `cinderblock backup restore` to {id} again, or remove the volume with `cinderblock gc --apply --give-up {image}`"
+            ))),
             Leftover::UnfinishedSnapshot { image_id, snapshot } => {
                 match self.catalogue.snapshot(snapshot)? {
                     Some(stored)

@@ -104,6 +104,20 @@ impl Volumes {
         Ok(Restoring { volumes, name: name.clone(), stored, image: opened, size, is_new: false })
     }
 
+    /// Removes a volume whose restore was begun and not finished. [`Error::Conflict`] while the
+    /// restore is at work, [`Error::FailedPrecondition`] when the volume is none that is being
+    /// restored; nothing was changed then.
+    pub fn give_up_restore(&self, image: &str) -> Result<()> {
+        match self.catalogue.volume(image)? {
+            Some(stored) if stored.record.state == State::Restoring => self.delete(image).map(drop),
+            Some(_) => Err(Error::FailedPrecondition(format!(
+                "{} is not being restored, and stays",
+                self.spec(image)
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Marks a volume that no node and no client has.
     fn begin_overwriting(&self, name: &str, stored: &Stored<Volume>) -> Result<Stored<Volume>> {
         let spec = self.spec(name);
@@ -149,6 +163,11 @@ impl Volumes {
 
     fn make_restored(&self, request: &RestoreVolume) -> Result<Restoring> {
         let name = &request.image;
+        if let Some(data_pool) = &request.options.data_pool
+            && self.elsewhere(data_pool, "")?.is_none()
+        {
+            return Err(Error::Invalid(format!("the data pool {data_pool} does not exist")));
+        }
         // Before the record is written: a retry that finds the record takes the image to be its
         // own.
         if self.is_foreign(name)? {

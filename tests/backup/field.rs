@@ -133,6 +133,7 @@ pub fn to(point: &str, name: &str) -> Restore {
         id: format!("lab/{POOL}/{name}"),
         size: None,
         overwrite: false,
+        data_pool: None,
     }
 }
 

@@ -313,3 +313,85 @@ fn what_sigkill_leaves_is_gone_on_with() {
     }
     assert!(volumes.pool().list_images().unwrap().is_empty());
 }
+
+#[test]
+fn gc_tells_of_a_killed_restore_and_how_it_goes_on_or_is_given_up() {
+    let lab = OwnLab::up();
+    lab.run("ceph", &["config", "set", "osd", "osd_client_watch_timeout", "2"]);
+    let place = Place::new(&lab);
+    let (config, target) = (text(&place.config()), text(&place.target()));
+    let volumes: Volumes = volumes_of(lab.connect().pool(POOL, "").unwrap());
+    volume(&volumes, "vm", 12 * MIB);
+    scribble(volumes.pool(), "vm", 1);
+    let all = usize::MAX;
+    let create = ["create", "--config", &config, &format!("lab/{POOL}/vm"), &target];
+    assert!(killed(&lab, all, &create).status.success());
+    let series = series_in(&target);
+    let gc = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+            .args(["gc", "--config", &config, "--pool", POOL])
+            .args(arguments)
+            .env("CEPH_CONF", &lab.ceph_conf)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let kill = |name: &str| {
+        let id = format!("lab/{POOL}/{name}");
+        let output = killed(&lab, 6, &["restore", "--config", &config, &target, &series, &id]);
+        assert_eq!(output.status.signal(), Some(9), "{output:?}");
+        // While the killed one's watch lasts, it may be at work.
+        wait_until("the killed one's watch has ended", || match gc(&[]) {
+            (Some(3), told) if told.contains(name) => Ok(()),
+            other => Err(other),
+        });
+    };
+
+    kill("back");
+    let (_, told) = gc(&[]);
+    assert!(told.contains("the restore to lab/rbd/back was not finished"), "{told}");
+    let (code, told) = gc(&["--apply"]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("cinderblock backup restore"), "{told}");
+    let back = format!("lab/{POOL}/back");
+    let restore = ["restore", "--config", &config, &target, &series, &back];
+    assert!(killed(&lab, all, &restore).status.success());
+    assert_same(&read(&volumes, "back"), &read(&volumes, "vm"), "back");
+
+    kill("again");
+    // One that is whole is not given up.
+    let (code, told) = gc(&["--apply", "--give-up", "again", "--give-up", "back"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("cleared  again"), "{told}");
+    let images = volumes.pool().list_images().unwrap();
+    let names: Vec<_> = images.into_iter().map(|image| image.name).collect();
+    assert!(names.contains(&"back".to_owned()) && !names.contains(&"again".to_owned()));
+
+    // Its data go to another pool.
+    lab.run("ceph", &["osd", "pool", "create", "data", "1"]);
+    let id = format!("lab/{POOL}/apart");
+    let apart = |pool| {
+        let arguments =
+            ["restore", "--config", &config, "--data-pool", pool, &target, &series, &id];
+        killed(&lab, all, &arguments)
+    };
+    let refused = apart("absent");
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the data pool absent"));
+    assert!(apart("data").status.success());
+    assert!(lab.run("rbd", &["info", "rbd/apart"]).contains("data_pool: data"));
+    assert_same(&read(&volumes, "apart"), &read(&volumes, "vm"), "apart");
+
+    for name in ["apart", "back", "vm"] {
+        volumes.delete(name).unwrap();
+    }
+    assert!(volumes.pool().list_images().unwrap().is_empty());
+    assert_eq!(gc(&[]).0, Some(0));
+}
+
+/// The one series in a target.
+fn series_in(target: &str) -> String {
+    let listed = json(&run(&["list", target, "--output", "json"]));
+    let point = listed[0]["point"].as_str().unwrap();
+    point.split('/').next().unwrap().to_owned()
+}

@@ -151,6 +151,9 @@ fn the_order_of_application_names_every_example_once_and_after_what_it_needs() {
         ("pvc.yaml", "snapshot-and-restore.yaml"),
         ("pvc.yaml", "clone.yaml"),
         ("pvc.yaml", "group-snapshot.yaml"),
+        ("pvc.yaml", "backup.yaml"),
+        ("backup.yaml", "restore.yaml"),
+        ("restore-claim.yaml", "restore.yaml"),
         ("golden-image.yaml", "golden-image-snapshot.yaml"),
         ("golden-image-snapshot.yaml", "golden-image-use.yaml"),
     ] {

@@ -60,6 +60,13 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("one", "node.restartable=true,node.hostNetwork=false", "node.hostNetwork"),
     ("one", "global.imageRegistry=a b", "imageRegistry"),
     ("one", "openshift.enable=true", "enable"),
+    ("one", "backup.enabled=true", "no ownUser"),
+    ("available", "backup.enabled=true,backup.target=", "backup.target"),
+    ("available", "backup.enabled=true,backup.target=/backup", "backup.volume"),
+    ("available", "backup.enabled=true,backup.target=ftp://host", "backup/target"),
+    ("everything", "backup.retention=null", "backup.retention"),
+    ("available", "backup.environment.AWS_SECRET_ACCESS_KEY=a", "AWS_SECRET_ACCESS_KEY"),
+    ("available", "backup.retentions.last=3", "retentions"),
 ];
 
 /// One rendering of the matrix: what it was made with, the versions of Kubernetes it comes out the
@@ -282,6 +289,7 @@ fn with_everything_on_every_part_is_there_and_with_everything_off_nothing_is() {
     assert_eq!(kinds(&["available"]), always);
     assert_eq!(kinds(&["available", "since-1.34"]), with(&["VolumeAttributesClass"]));
     let asked_for = [
+        "CronJob",
         "PodMonitor",
         "PrometheusRule",
         "ServiceMonitor",

@@ -38,6 +38,7 @@ fn pods() -> impl Iterator<Item = (&'static Rendering, &'static str, &'static Va
     objects().filter_map(|(rendering, object)| {
         let spec = match text(object, "/kind") {
             "Deployment" | "DaemonSet" => object.pointer("/spec/template/spec")?,
+            "CronJob" => object.pointer("/spec/jobTemplate/spec/template/spec")?,
             "Pod" => object.pointer("/spec")?,
             _ => return None,
         };
@@ -47,7 +48,8 @@ fn pods() -> impl Iterator<Item = (&'static Rendering, &'static str, &'static Va
 
 fn containers() -> impl Iterator<Item = (&'static Rendering, &'static str, &'static Value)> {
     pods().flat_map(|(rendering, kind, pod)| {
-        list(pod, "/containers").iter().map(move |container| (rendering, kind, container))
+        let all = list(pod, "/initContainers").iter().chain(list(pod, "/containers"));
+        all.map(move |container| (rendering, kind, container))
     })
 }
 
@@ -116,11 +118,10 @@ fn every_image_may_come_from_one_registry() {
     let objects = super::yaml(&String::from_utf8(output.stdout).unwrap());
     let mut images = BTreeSet::new();
     for object in &objects {
-        for pod in ["/spec/template/spec", "/spec"] {
-            for container in
-                object.pointer(pod).map(|pod| list(pod, "/containers")).unwrap_or_default()
-            {
-                images.insert(text(container, "/image"));
+        for pod in ["/spec/jobTemplate/spec/template/spec", "/spec/template/spec", "/spec"] {
+            for kind in ["/initContainers", "/containers"] {
+                let containers = object.pointer(pod).map(|pod| list(pod, kind));
+                images.extend(containers.unwrap_or_default().iter().map(|one| text(one, "/image")));
             }
         }
     }
@@ -137,7 +138,8 @@ fn tokens_reach_only_those_who_talk_to_kubernetes() {
         let token =
             list(container, "/volumeMounts").iter().any(|mount| text(mount, "/name") == "token");
         let talks = match text(container, "/name") {
-            "provisioner" | "attacher" | "resizer" | "snapshotter" | "snapshot-metadata" => true,
+            "provisioner" | "attacher" | "resizer" | "snapshotter" | "snapshot-metadata"
+            | "backup" => true,
             "driver" => {
                 strings(container, "/args").iter().any(|argument| argument == "--kubernetes")
             }
@@ -167,8 +169,9 @@ fn expanded(container: &Value, pointer: &str) -> Vec<String> {
 #[test]
 fn the_binary_takes_every_argument() {
     let mut tried = BTreeSet::new();
+    let ours = ["driver", "backup", "prune"];
     for (_, _, container) in
-        containers().filter(|(_, _, container)| text(container, "/name") == "driver")
+        containers().filter(|(_, _, container)| ours.contains(&text(container, "/name")))
     {
         tried.insert(expanded(container, "/args"));
         if container.get("livenessProbe").is_some() {

@@ -70,6 +70,9 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     ("leader-election", "coordination.k8s.io/leases", "get create update"),
     ("leader-election", "/events", "create patch"),
     ("secrets", "/secrets", "get"),
+    ("backup", "/persistentvolumes", "get"),
+    ("backup", "/persistentvolumeclaims", "get list"),
+    ("backup", "storage.k8s.io/storageclasses", "get"),
 ];
 
 #[test]
@@ -122,14 +125,45 @@ fn sidecars_may_do_what_is_allowed_here_and_no_more() {
     for (rendering, object) in
         objects().filter(|(_, object)| text(object, "/kind").ends_with("RoleBinding"))
     {
-        let of_nodes = text(object, "/roleRef/name") == "system:openshift:scc:privileged";
-        let account = if of_nodes { "cinderblock-node" } else { "cinderblock-controller" };
+        let account = match text(object, "/metadata/name") {
+            "cinderblock-backup" | "cinderblock-backup-nonroot-v2" => "cinderblock-backup",
+            "cinderblock-node-privileged" => "cinderblock-node",
+            _ => "cinderblock-controller",
+        };
         for subject in list(object, "/subjects") {
             let subject =
                 (text(subject, "/kind"), text(subject, "/name"), text(subject, "/namespace"));
             assert_eq!(subject, ("ServiceAccount", account, NAMESPACE), "{:?}", rendering.values);
         }
     }
+}
+
+/// One who may make pods in a namespace of claims must not become one who reads all claims.
+#[test]
+fn a_backup_sees_claims_of_the_namespaces_that_are_named_and_of_no_others() {
+    let mut seen = BTreeSet::new();
+    for rendering in RENDERINGS.iter().filter(|rendering| !rendering.has("rbac.create=false")) {
+        let named = |object: &&serde_json::Value, kind: &str| {
+            text(object, "/kind") == kind && text(object, "/metadata/name") == "cinderblock-backup"
+        };
+        let of = |kind: &str| {
+            rendering.objects.iter().filter(|object| named(object, kind)).collect::<Vec<_>>()
+        };
+        let jobs = of("CronJob");
+        let [job] = jobs[..] else { continue };
+        let arguments = strings(job, "/spec/jobTemplate/spec/template/spec/initContainers/0/args");
+        let asked: BTreeSet<_> = arguments
+            .iter()
+            .filter_map(|argument| argument.strip_prefix("--claim-namespace="))
+            .collect();
+        let allowed: BTreeSet<_> =
+            of("Role").into_iter().map(|role| text(role, "/metadata/namespace")).collect();
+        assert_eq!(asked, allowed, "{:?}", rendering.values);
+        let everywhere = of("ClusterRole")[0].to_string().contains("persistentvolumeclaims");
+        assert_eq!(everywhere, asked.is_empty(), "{:?}", rendering.values);
+        seen.insert(everywhere);
+    }
+    assert_eq!(seen.len(), 2, "both kinds are rendered");
 }
 
 #[test]

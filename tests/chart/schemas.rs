@@ -119,6 +119,8 @@ fn typed(object: &Value) -> Value {
         ("v1", "ServiceAccount") => through::<api::core::v1::ServiceAccount>(object),
         ("apps/v1", "DaemonSet") => through::<api::apps::v1::DaemonSet>(object),
         ("apps/v1", "Deployment") => through::<api::apps::v1::Deployment>(object),
+        ("batch/v1", "CronJob") => through::<api::batch::v1::CronJob>(object),
+        ("batch/v1", "Job") => through::<api::batch::v1::Job>(object),
         ("networking.k8s.io/v1", "NetworkPolicy") => {
             through::<api::networking::v1::NetworkPolicy>(object)
         }

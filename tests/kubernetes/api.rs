@@ -29,6 +29,8 @@ const KINDS: &[(&str, &str, &str, bool)] = &[
     ("ServiceAccount", "", "v1", true),
     ("DaemonSet", "apps", "v1", true),
     ("Deployment", "apps", "v1", true),
+    ("CronJob", "batch", "v1", true),
+    ("Job", "batch", "v1", true),
     ("Lease", "coordination.k8s.io", "v1", true),
     ("NetworkPolicy", "networking.k8s.io", "v1", true),
     ("PodDisruptionBudget", "policy", "v1", true),

@@ -8,8 +8,11 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::api::{list, text};
-use super::chart;
+use super::chart::{self, NAMESPACE};
 use super::field::Field;
+use super::jobs;
+use super::kubelet::pattern;
+use super::shell;
 use super::space::{Space, conditions, is};
 
 struct Example {
@@ -22,7 +25,8 @@ struct Example {
 
 pub(crate) fn every_example_works(field: &Field) {
     let space = Space::new(field, "examples");
-    let examples = in_order();
+    make_disk(field);
+    let (examples, root) = (in_order(), Path::new(env!("CARGO_MANIFEST_DIR")));
     for example in &examples {
         println!("    {}", example.path.display());
         // Some are applied by their commands, with a word put in.
@@ -30,9 +34,16 @@ pub(crate) fn every_example_works(field: &Field) {
             chart::apply(space.api(), &example.objects, &space.name);
             wait_for(&space, &example.objects);
         }
-        run(&example.commands.join("\n"), &space);
+        let point = newest_point(field);
+        shell::run(&space, root, &[("point", &point)], &example.commands.join("\n"));
         wait_for(&space, &example.objects);
+        for job in space.api().list("Job", NAMESPACE) {
+            let name = text(&job, "/metadata/name");
+            let said = jobs::run(field, NAMESPACE, name);
+            println!("    {name}: {}", said.last().unwrap().trim().replace('\n', "; "));
+        }
     }
+    golden_image_is_there(field);
 
     // Snapshots that their class keeps in Ceph are of no use any more.
     for content in space.api().list("VolumeSnapshotContent", "") {
@@ -54,6 +65,44 @@ pub(crate) fn every_example_works(field: &Field) {
         there.gone(kind, name);
     }
     space.finish();
+}
+
+/// The disk that `image-import.yaml` finds on its server.
+fn make_disk(field: &Field) {
+    let (disk, raw) = (jobs::volume(field, "disks"), jobs::volume(field, "scratch").join("raw"));
+    fs::write(&raw, pattern(5, 3 << 20)).unwrap();
+    let made = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .args([&raw, &disk.join("debian-13.qcow2")])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+}
+
+/// What became of that disk; it is removed.
+fn golden_image_is_there(field: &Field) {
+    let back = jobs::volume(field, "scratch").join("back");
+    let file = back.display().to_string();
+    field.lab.run("rbd", &["export", "--no-progress", "rbd/debian-13@golden", &file]);
+    assert!(fs::read(back).unwrap() == pattern(5, 3 << 20), "the image has other bytes");
+    let removed = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .args(["image", "rm", "rbd/debian-13", "--config"])
+        .arg(field.configuration())
+        .output()
+        .unwrap();
+    assert!(removed.status.success(), "{removed:?}");
+}
+
+/// The newest restore point in the folder that `backup.yaml` names.
+fn newest_point(field: &Field) -> String {
+    let listed = Command::new(env!("CARGO_BIN_EXE_cinderblock"))
+        .args(["backup", "list", "--output", "json"])
+        .arg(jobs::volume(field, "target"))
+        .output()
+        .unwrap();
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap_or_default();
+    let newest = listed.as_array().and_then(|points| points.last());
+    newest.map_or("none", |point| text(point, "/point")).to_owned()
 }
 
 /// The examples in the README's order. Fails when it does not list them all.
@@ -128,30 +177,4 @@ fn wait_for_claim(space: &Space<'_>, name: &str) {
         }
         is(claim, "/status/capacity/storage", text(claim, "/spec/resources/requests/storage"))
     });
-}
-
-/// Runs commands as a person would whose namespace this is.
-fn run(commands: &str, space: &Space<'_>) {
-    let script = format!(
-        r#"set -euo pipefail
-        program=$PWD/.tools/bin/kubectl
-        kubectl() {{
-            local more=()
-            # No kubelet says that a pod has ended.
-            [[ " $* " != *" delete pod "* ]] || more=(--grace-period=0 --force)
-            "$program" --kubeconfig "$folder/kubeconfig" "$@" "${{more[@]}}"
-        }}
-        folder=$(mktemp -d)
-        trap 'rm -r "$folder"' EXIT
-        cp "$KUBECONFIG" "$folder/kubeconfig"
-        kubectl config set-context --current --namespace '{}' >/dev/null
-        {commands}"#,
-        space.name
-    );
-    let output = Command::new("bash")
-        .args(["-c", &script])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{commands}: {}", String::from_utf8_lossy(&output.stderr));
 }

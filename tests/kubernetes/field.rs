@@ -47,6 +47,11 @@ impl Field {
     /// Installs the chart with tests/kubernetes/values.yaml and `more` over it, on nodes in these
     /// zones.
     pub(crate) fn install(more: &Value, zones: Option<[&str; 2]>) -> Field {
+        Field::install_in(&[], more, zones)
+    }
+
+    /// The same, where the chart has objects in these namespaces, too.
+    pub(crate) fn install_in(namespaces: &[&str], more: &Value, zones: Option<[&str; 2]>) -> Field {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let lab = Lab::from_environment();
         let api = Arc::new(Api::from_environment());
@@ -77,7 +82,9 @@ impl Field {
         let mut rendered = chart::render(&[&values, &files[0], &files[1]]);
         snapshot_metadata.put_address(&mut rendered);
 
-        api.make_namespace(NAMESPACE);
+        for namespace in [&[NAMESPACE][..], namespaces].concat() {
+            api.make_namespace(namespace);
+        }
         let mut objects = vec![secret("ceph-prod", &lab.user, lab.key.expose())];
         objects.extend(chart::with_rights_apart(&rendered));
         let nodes = Nodes::make(&api, DRIVER, zones);
@@ -203,6 +210,18 @@ impl Field {
             self.lab.run("rados", &[&place[..], &["rm", object]].concat());
         }
         self.lab.run("rbd", &[&["namespace", "remove"][..], &place[..]].concat());
+    }
+}
+
+impl Field {
+    /// The folder of the pods' volumes.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The driver's configuration, as the chart makes it for the lab.
+    pub(crate) fn configuration(&self) -> PathBuf {
+        self.folder().join("Deployment/clusters/clusters.yaml")
     }
 }
 

@@ -17,12 +17,14 @@
 mod common;
 
 mod api;
+mod backups;
 mod chart;
 mod claims;
 mod deletion;
 mod events;
 mod examples;
 mod field;
+mod jobs;
 mod kills;
 mod kubelet;
 mod many;
@@ -30,8 +32,10 @@ mod metadata;
 mod mistakes;
 mod modes;
 mod nodes;
+mod pages;
 mod probes;
 mod processes;
+mod shell;
 mod snapshots;
 mod space;
 mod topology;
@@ -86,8 +90,11 @@ const TESTS: &[(&str, Test)] = tests![
 ];
 
 /// Those that install the chart with other values.
-const APART: &[(&str, fn())] =
-    tests![topology::volumes_and_the_room_are_where_their_cluster_is_reached,];
+const APART: &[(&str, fn())] = tests![
+    topology::volumes_and_the_room_are_where_their_cluster_is_reached,
+    backups::labelled_claims_are_backed_up_by_night_and_restored_into_others,
+    pages::how_to_pages_do_what_they_say,
+];
 
 /// The installation, made by the first test that runs. A test has it for itself.
 static FIELD: Mutex<Option<Field>> = Mutex::new(None);

@@ -139,7 +139,10 @@ pub(crate) fn program(image: &str) -> PathBuf {
 
 /// Arguments and environment as kubelet would make them of the container, with folders of this
 /// machine for what it mounts.
-fn words(container: &Value, place: &Place<'_>) -> (Vec<String>, BTreeMap<String, String>) {
+pub(crate) fn words(
+    container: &Value,
+    place: &Place<'_>,
+) -> (Vec<String>, BTreeMap<String, String>) {
     let here = |word: &str| {
         for mount in list(container, "/volumeMounts") {
             let inside = text(mount, "/mountPath");

@@ -207,7 +207,8 @@ impl Api {
 }
 
 /// What can be listed.
-const KINDS: [&str; 3] = ["persistentvolumes", "csinodes", "volumeattachments"];
+const KINDS: [&str; 4] =
+    ["persistentvolumes", "persistentvolumeclaims", "csinodes", "volumeattachments"];
 
 impl State {
     fn list(&self, path: &str, query: &str) -> Response<Body> {
@@ -220,11 +221,14 @@ impl State {
         };
         let limit: usize = parameter("limit").expect("a list without a limit").parse().unwrap();
         let from: usize = parameter("continue").map_or(0, |token| token.parse().unwrap());
-        let prefix = format!("{path}/");
+        let label = parameter("labelSelector").and_then(|label| label.split_once("%3D"));
+        let has = |object: &Value| {
+            label.is_none_or(|(name, value)| object["metadata"]["labels"][name] == value)
+        };
         let mut items: Vec<_> = self
             .objects
             .iter()
-            .filter(|(path, _)| path.starts_with(&prefix))
+            .filter(|(of, object)| is_listed(path, of) && has(object))
             .map(|(_, object)| object)
             .collect();
         let rest = items.split_off(from.min(items.len()));
@@ -260,6 +264,15 @@ impl State {
         self.objects.insert(format!("{path}/{name}"), event.clone());
         found(201, &event)
     }
+}
+
+/// Whether the list at `path` has the object `of`: claims are in namespaces, and listed in all.
+fn is_listed(path: &str, of: &str) -> bool {
+    let (before, _) = of.rsplit_once('/').unwrap();
+    let everywhere = "/api/v1/persistentvolumeclaims";
+    let is_claim =
+        before.starts_with("/api/v1/namespaces/") && before.ends_with("/persistentvolumeclaims");
+    before == path || (path == everywhere && is_claim)
 }
 
 fn found(code: u16, object: &Value) -> Response<Body> {

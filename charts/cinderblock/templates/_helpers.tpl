@@ -154,3 +154,42 @@ capabilities:
 {{- define "cinderblock.parameter" -}}
 {{- if kindIs "float64" . }}{{ int64 . | toString | quote }}{{ else }}{{ toString . | quote }}{{ end -}}
 {{- end }}
+
+{{/* The ServiceAccount's token, for the containers that talk to Kubernetes alone. */}}
+{{- define "cinderblock.tokenVolume" -}}
+# Of those who talk to Kubernetes alone.
+- name: token
+  projected:
+    defaultMode: 288 # 0440, as every reader of YAML has it
+    sources:
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: 3607
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - key: ca.crt
+              path: ca.crt
+      - downwardAPI:
+          items:
+            - path: namespace
+              fieldRef:
+                fieldPath: metadata.namespace
+{{- end }}
+
+{{/* The keys of the clusters' own users, in files that the configuration names. */}}
+{{- define "cinderblock.keysVolume" -}}
+- name: keys
+  projected:
+    defaultMode: 288 # 0440, as every reader of YAML has it
+    sources:
+      {{- range $id, $cluster := .Values.clusters }}
+      {{- with $cluster.ownUser }}
+      - secret:
+          name: {{ .secret }}
+          items:
+            - key: userKey
+              path: {{ $id | quote }}
+      {{- end }}
+      {{- end }}
+{{- end }}

@@ -1,5 +1,6 @@
 //! `cinderblock backup`: restore points of volumes, and volumes made of them.
 
+mod claims;
 mod create;
 mod remove;
 mod restore;

@@ -1,7 +1,7 @@
 //! `cinderblock backup list`, `show` and `verify`.
 
 use cinderblock::backup::{
-    Listing, Manifest, list as listing, show as manifest, verify as verified,
+    Kubernetes, Listing, Manifest, list as listing, show as manifest, verify as verified,
 };
 use cinderblock::transfer::Error;
 use clap::Args;
@@ -111,11 +111,11 @@ pub(super) fn show(args: &ShowArgs) -> Result<(), Failure> {
 }
 
 fn text(manifest: &Manifest) -> String {
-    let Manifest { id, parent, source, size, chunks, content, volume, .. } = manifest;
+    let Manifest { id, parent, source, size, chunks, content, volume, kubernetes, .. } = manifest;
     let image = cinderblock::volume::image_spec(&source.pool, &source.namespace, &source.image);
     let none = || "none".to_owned();
     let cut = jiff::Timestamp::from_second(source.cut).map(|cut| cut.to_string());
-    [
+    let mut rows = vec![
         ("point", id.clone()),
         ("based on", parent.as_ref().map_or_else(none, |parent| parent.id.clone())),
         ("cluster", source.fsid.clone()),
@@ -126,9 +126,19 @@ fn text(manifest: &Manifest) -> String {
         ("stored", format!("{} in {} objects", show_unsigned(manifest.stored()), chunks.len())),
         ("content", content.clone().unwrap_or_else(none)),
         ("volume", volume.as_ref().map_or_else(none, |volume| volume.id.clone())),
-    ]
-    .map(|(name, value)| format!("{name:<10}{value}"))
-    .join("\n")
+    ];
+    if let Some(Kubernetes { persistent_volume, claim, storage_class, parameters, .. }) = kubernetes
+    {
+        let parameters: Vec<_> =
+            parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        rows.extend([
+            ("claim", claim.clone().unwrap_or_else(none)),
+            ("persistent volume", persistent_volume.clone()),
+            ("storage class", storage_class.clone().unwrap_or_else(none)),
+            ("class parameters", parameters.join(" ")),
+        ]);
+    }
+    table::of_pairs(rows)
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ mod import;
 mod name;
 pub(super) mod watch;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -51,6 +51,15 @@ pub(super) enum Failure {
     /// The arguments are wrong.
     Usage(String),
     Other(String),
+}
+
+impl Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Transfer(error) => error.fmt(formatter),
+            Failure::Usage(why) | Failure::Other(why) => formatter.write_str(why),
+        }
+    }
 }
 
 impl From<Error> for Failure {
