@@ -8,8 +8,10 @@ mod call;
 mod find;
 mod gc;
 mod image;
+mod list;
 mod pool;
 mod serve;
+mod show;
 mod size;
 mod table;
 mod tree;
@@ -19,9 +21,18 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
+use serde::Serialize;
+
+/// What was asked for could not be done.
+const EXIT_FAILURE: u8 = 1;
+/// The arguments or the configuration are wrong, as clap has it.
+const EXIT_USAGE: u8 = 2;
+/// There is no such thing, or it was refused and nothing was changed, or something was found that
+/// wants to be looked after.
+const EXIT_REFUSED: u8 = 3;
 
 /// A CSI driver for Ceph RBD: bounded clone depth, silent parents, nothing leaked.
 #[derive(Debug, Parser)]
@@ -40,6 +51,8 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Call(call::CallArgs),
+    List(list::ListArgs),
+    Show(show::ShowArgs),
     Tree(tree::TreeArgs),
     Gc(gc::GcArgs),
     Image(image::ImageArgs),
@@ -59,6 +72,8 @@ pub(crate) fn run() -> ExitCode {
     match cli.command.filter(|_| !cli.version) {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Call(args)) => call::run(args),
+        Some(Command::List(args)) => list::run(&args),
+        Some(Command::Show(args)) => show::run(&args),
         Some(Command::Tree(args)) => tree::run(&args),
         Some(Command::Gc(args)) => gc::run(&args),
         Some(Command::Backup(args)) => backup::run(&args),
@@ -82,6 +97,23 @@ fn print_line(text: impl Display) {
             std::process::exit(1);
         }
         _ => {}
+    }
+}
+
+/// How what was found is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Tables for people
+    Text,
+    /// JSON for programs
+    Json,
+}
+
+/// Writes a value as JSON.
+fn print_json(value: &impl Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(json) => print_line(json),
+        Err(error) => eprintln!("cinderblock: this cannot be written as JSON: {error}"),
     }
 }
 

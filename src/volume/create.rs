@@ -71,6 +71,8 @@ pub struct CreateVolume {
     pub context: BTreeMap<String, String>,
     /// Image metadata to set, such as librbd configuration.
     pub settings: BTreeMap<String, String>,
+    /// The claim it is made for, as `namespace/name`, where the request says so.
+    pub claim: Option<String>,
 }
 
 impl CreateVolume {
@@ -124,6 +126,7 @@ impl Volumes {
             clone_format: if request.options.clone_format == CloneFormat::V1 { 1 } else { 2 },
             context: request.context.clone(),
             published: Vec::new(),
+            claim: request.claim.clone(),
         };
         // Before the record is written: a retry that finds the record takes the image to be its
         // own.

@@ -53,6 +53,7 @@ mod migration;
 mod modify;
 pub mod names;
 mod obstacles;
+pub mod overview;
 mod publish;
 mod restore;
 mod snapshot;

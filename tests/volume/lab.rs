@@ -161,6 +161,7 @@ impl Wish {
             delete_with_snapshots: self.delete_with_snapshots,
             context: BTreeMap::new(),
             settings: BTreeMap::new(),
+            claim: None,
         }
     }
 }

@@ -55,6 +55,10 @@ pub struct Volume {
     pub context: std::collections::BTreeMap<String, String>,
     /// Where it is attached.
     pub published: Vec<Publication>,
+    /// The claim it was made for, as `namespace/name`, where the request said so. For people to
+    /// read; a driver that does not know it may drop it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
 }
 
 /// What a volume was made from, as asked for.
