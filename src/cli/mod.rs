@@ -5,6 +5,7 @@
 mod backup;
 mod bounded;
 mod call;
+mod check;
 mod find;
 mod gc;
 mod image;
@@ -51,6 +52,7 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Call(call::CallArgs),
+    Check(check::CheckArgs),
     List(list::ListArgs),
     Show(show::ShowArgs),
     Tree(tree::TreeArgs),
@@ -72,6 +74,7 @@ pub(crate) fn run() -> ExitCode {
     match cli.command.filter(|_| !cli.version) {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Call(args)) => call::run(args),
+        Some(Command::Check(args)) => check::run(&args),
         Some(Command::List(args)) => list::run(&args),
         Some(Command::Show(args)) => show::run(&args),
         Some(Command::Tree(args)) => tree::run(&args),

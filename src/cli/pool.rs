@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -174,12 +174,22 @@ impl ClusterArgs {
         self.cluster.as_deref()
     }
 
+    /// The configuration's path.
+    pub(crate) fn file(&self) -> &Path {
+        &self.config
+    }
+
+    /// The driver's instance.
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// The clusterIDs that the configuration knows.
     pub(crate) fn known(&self) -> Result<Vec<String>, NoPool> {
         Ok(self.read()?.clusters.into_keys().collect())
     }
 
-    fn read(&self) -> Result<Config, NoPool> {
+    pub(crate) fn read(&self) -> Result<Config, NoPool> {
         Config::read(&self.config).map_err(|error| NoPool::Arguments(error.to_string()))
     }
 
@@ -200,7 +210,7 @@ impl ClusterArgs {
     }
 
     /// The user to work as: the one on the command line, else the configuration's.
-    fn user_and_key(&self, cluster: &config::Cluster) -> Result<(String, Key), NoPool> {
+    pub(crate) fn user_and_key(&self, cluster: &config::Cluster) -> Result<(String, Key), NoPool> {
         let (Some(user), Some(key_file)) = (
             self.user.as_ref().or(cluster.user_id.as_ref()),
             self.key_file.as_ref().or(cluster.key_file.as_ref()),
