@@ -105,7 +105,9 @@ fn room(place: &str, pool: &str, stats: &PoolStats) -> Finding {
         let (why, remedy) = match stats.quota {
             Some(quota) if quota <= stats.stored => (
                 format!("the pool {pool} is at its quota of {quota} bytes"),
-                format!("delete volumes, or run: ceph osd pool set-quota {pool} max_bytes BYTES"),
+                format!(
+                    "delete volumes, see `cinderblock trash purge`, or run: ceph osd pool set-quota {pool} max_bytes BYTES"
+                ),
             ),
             _ => (format!("the pool {pool} is full"), full()),
         };
@@ -118,7 +120,7 @@ fn room(place: &str, pool: &str, stats: &PoolStats) -> Finding {
 }
 
 fn full() -> String {
-    "look at `ceph df`; add disks, raise the quota, or delete volumes".to_owned()
+    "look at `ceph df`; add disks, raise the quota, delete volumes, or see `cinderblock trash purge`".to_owned()
 }
 
 fn leftovers(volumes: &Volumes, place: &str, location: &Location) -> Finding {

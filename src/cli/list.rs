@@ -66,6 +66,8 @@ enum StateName {
     Deleting,
     /// Being filled from a backup
     Restoring,
+    /// Being brought back from the trash
+    Returning,
     /// Handed out, and its image is gone
     ImageMissing,
 }
@@ -109,6 +111,7 @@ impl StateName {
             VolumeState::Ready => StateName::Ready,
             VolumeState::Deleting => StateName::Deleting,
             VolumeState::Restoring => StateName::Restoring,
+            VolumeState::Returning => StateName::Returning,
             VolumeState::ImageMissing => StateName::ImageMissing,
         }
     }
@@ -121,6 +124,7 @@ pub(super) fn state(state: VolumeState) -> Cell {
         VolumeState::Creating => table::coloured("creating", Color::Yellow),
         VolumeState::Deleting => table::coloured("deleting", Color::Yellow),
         VolumeState::Restoring => table::coloured("restoring", Color::Yellow),
+        VolumeState::Returning => table::coloured("returning", Color::Yellow),
         VolumeState::ImageMissing => table::coloured("image missing", Color::Red),
     }
 }

@@ -7,14 +7,17 @@ mod bounded;
 mod call;
 mod check;
 mod find;
+mod flatten;
 mod gc;
 mod image;
+mod install;
 mod list;
 mod pool;
 mod serve;
 mod show;
 mod size;
 mod table;
+mod trash;
 mod tree;
 mod version;
 
@@ -56,10 +59,14 @@ enum Command {
     List(list::ListArgs),
     Show(show::ShowArgs),
     Tree(tree::TreeArgs),
+    Trash(trash::TrashArgs),
+    Flatten(flatten::FlattenArgs),
     Gc(gc::GcArgs),
     Image(image::ImageArgs),
     Backup(backup::BackupArgs),
     Find(find::FindArgs),
+    Completions(install::CompletionsArgs),
+    Man(install::ManArgs),
     #[command(hide = true)]
     Bounded(bounded::BoundedArgs),
 }
@@ -78,10 +85,14 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::List(args)) => list::run(&args),
         Some(Command::Show(args)) => show::run(&args),
         Some(Command::Tree(args)) => tree::run(&args),
+        Some(Command::Trash(args)) => trash::run(&args),
+        Some(Command::Flatten(args)) => flatten::run(&args),
         Some(Command::Gc(args)) => gc::run(&args),
         Some(Command::Backup(args)) => backup::run(&args),
         Some(Command::Image(args)) => image::run(&args),
         Some(Command::Find(args)) => find::run(&args),
+        Some(Command::Completions(args)) => install::completions(&args),
+        Some(Command::Man(args)) => install::man(&args),
         Some(Command::Bounded(args)) => bounded::run(&args),
         // Without any argument clap prints the help instead.
         None => {

@@ -146,6 +146,7 @@ fn about_image(family: &Family<'_>, image: &SurveyedImage) -> String {
             ImageKind::Creating => "volume, creation unfinished",
             ImageKind::Deleting => "volume, deletion unfinished",
             ImageKind::SilentParent => "silent parent",
+            ImageKind::Parked => "in the trash",
             ImageKind::Foreign => "foreign",
             ImageKind::Remains => "remains of an interrupted creation or removal",
         }

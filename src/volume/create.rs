@@ -73,6 +73,8 @@ pub struct CreateVolume {
     pub settings: BTreeMap<String, String>,
     /// The claim it is made for, as `namespace/name`, where the request says so.
     pub claim: Option<String>,
+    /// For how many seconds DeleteVolume parks it in the trash; `None` deletes it.
+    pub trash_retention: Option<u64>,
 }
 
 impl CreateVolume {
@@ -95,6 +97,7 @@ impl Volumes {
     /// [`Error::Exhausted`] when there is no room.
     pub fn create(&self, request: &CreateVolume) -> Result<Made<Volume>> {
         if let Some(stored) = self.catalogue.volume(&request.image)? {
+            let stored = self.returned(&request.image, stored)?;
             if stored.record.state == State::Ready {
                 self.require_image(&request.image, &stored.record)?;
                 return existing(&self.spec(&request.image), &stored.record, request)
@@ -127,6 +130,7 @@ impl Volumes {
             context: request.context.clone(),
             published: Vec::new(),
             claim: request.claim.clone(),
+            trash_retention: request.trash_retention,
         };
         // Before the record is written: a retry that finds the record takes the image to be its
         // own.

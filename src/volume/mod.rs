@@ -61,6 +61,7 @@ mod source;
 pub mod survey;
 mod sweep;
 pub mod temporary;
+pub mod trash;
 
 pub use activity::Activity;
 pub use backup::BackupHold;
@@ -244,6 +245,11 @@ impl Volumes {
     /// The journal of suspects among these images.
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// What the operation is doing.
+    pub fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     fn cluster(&self) -> Arc<dyn Cluster> {

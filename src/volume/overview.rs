@@ -57,6 +57,8 @@ pub enum VolumeState {
     Deleting,
     /// Being filled from a backup.
     Restoring,
+    /// Being brought back from the trash.
+    Returning,
     /// Handed out, and its image is not there.
     ImageMissing,
 }
@@ -162,6 +164,7 @@ impl Volumes {
             (State::Creating, _) => VolumeState::Creating,
             (State::Deleting, _) => VolumeState::Deleting,
             (State::Restoring, _) => VolumeState::Restoring,
+            (State::Returning, _) => VolumeState::Returning,
             (State::Ready, Some(_)) => VolumeState::Ready,
             (State::Ready, None) => VolumeState::ImageMissing,
         };

@@ -50,7 +50,7 @@ impl Volumes {
                     )));
                 }
                 // Never handed out, or on its way out: gone with it, and a fresh start.
-                State::Creating | State::Deleting | State::Restoring => {
+                State::Creating | State::Deleting | State::Restoring | State::Returning => {
                     self.delete_recorded_snapshot(&request.snapshot, stored)?;
                     return self.create_snapshot(request);
                 }

@@ -61,6 +61,8 @@ pub enum ImageKind {
     Deleting,
     /// A deleted volume that stays for its snapshots.
     SilentParent,
+    /// A deleted volume in the trash, which can be brought back.
+    Parked,
     /// Made by another client.
     Foreign,
     /// What an interrupted creation or removal left.
@@ -187,8 +189,11 @@ impl Volumes {
     ) -> Result<SurveyedImage> {
         let kind = match known.volumes.get(&name).map(|stored| stored.record.state) {
             Some(State::Ready) => ImageKind::Volume,
-            Some(State::Creating | State::Restoring) => ImageKind::Creating,
+            Some(State::Creating | State::Restoring | State::Returning) => ImageKind::Creating,
             Some(State::Deleting) => ImageKind::Deleting,
+            None if known.silent.get(&id).is_some_and(|silent| silent.record.trash.is_some()) => {
+                ImageKind::Parked
+            }
             None if known.silent.contains_key(&id) => ImageKind::SilentParent,
             None if self.migrated_silent_parent(&name, &known.silent)?.is_some() => {
                 ImageKind::SilentParent

@@ -77,6 +77,7 @@ pub fn request(name: &str, size: u64) -> CreateVolume {
         context: BTreeMap::from([("imageName".to_owned(), name.to_owned())]),
         settings: BTreeMap::new(),
         claim: None,
+        trash_retention: None,
     }
 }
 

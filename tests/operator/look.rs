@@ -153,3 +153,93 @@ async fn a_list_is_repeated_until_it_is_stopped() {
     controller.delete_volume(class.delete_volume(&id)).await.unwrap();
     namespace.assert_nothing_is_left();
 }
+
+#[test]
+fn the_plugin_runs_the_tool_in_the_controllers_pod() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let kubectl = folder.path().join("kubectl");
+    std::fs::write(&kubectl, "#!/bin/sh\nprintf '%s\\n' \"$@\"\n").unwrap();
+    std::fs::set_permissions(&kubectl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let plugin = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/kubectl-cinderblock");
+    let output = std::process::Command::new(plugin)
+        .args(["show", "shop/my data"])
+        .env("PATH", path)
+        .env("CINDERBLOCK_NAMESPACE", "storage")
+        .output()
+        .unwrap();
+    assert_eq!(
+        text(&output.stdout).lines().collect::<Vec<_>>(),
+        [
+            "--namespace",
+            "storage",
+            "exec",
+            "--stdin",
+            "--tty=false",
+            "deploy/cinderblock-controller",
+            "--container",
+            "driver",
+            "--",
+            "cinderblock",
+            "show",
+            "shop/my data",
+        ],
+        "{output:?}"
+    );
+}
+
+#[test]
+fn shells_and_man_know_every_command() {
+    let tool = Tool::new("");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = tool.says(&["completions", shell]);
+        for words in ["trash", "restore", "kubelet-dir"] {
+            assert!(script.contains(words), "{shell}: {words}");
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    tool.says(&["man", folder.path().to_str().unwrap()]);
+    let page = std::fs::read_to_string(folder.path().join("cinderblock-trash-restore.1")).unwrap();
+    assert!(page.contains("PersistentVolume"), "{page}");
+    assert_eq!(tool.run(&["man", "/no/such/folder"]).status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flattened_volume_holds_what_it_shared() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let OneVolume { driver, mut controller, class, id, image } =
+        OneVolume::new(&lab, &namespace.name, 8 * MIB).await;
+    let pool = namespace.pool(&*lab.connect());
+    let source = pool.open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
+    source.write_at(0, &[7; 4096]).unwrap();
+    drop(source);
+    let request = CreateVolumeRequest {
+        volume_content_source: Some(from_volume(&id)),
+        ..class.create_volume("copy", 8 * MIB)
+    };
+    let copy = controller.create_volume(request).await.unwrap().into_inner().volume.unwrap();
+    controller.delete_volume(class.delete_volume(&id)).await.unwrap();
+    let tool = Tool::new(&lab_config_with_own_user(&lab, &namespace.name));
+    assert!(tool.says(&["tree"]).contains("silent parent"));
+    assert_eq!(tool.says(&["flatten", "copy"]), "copy is no clone any more\n");
+    assert_eq!(
+        tool.says(&["flatten", &copy.volume_id]),
+        format!("{} was no clone\n", copy.volume_id)
+    );
+    assert_eq!(tool.run(&["flatten", "cop"]).status.code(), Some(3));
+    crate::common::wait_until("the silent parent has gone", || {
+        let tree = tool.says(&["tree"]);
+        if tree.contains("silent parent") { Err(tree) } else { Ok(()) }
+    });
+    let opened = pool.open_image(ImageKey::Name("csi-copy"), OpenMode::ReadOnly).unwrap();
+    let mut bytes = [0; 4096];
+    opened.read_at(None, 0, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+    drop(opened);
+    controller.delete_volume(class.delete_volume(&copy.volume_id)).await.unwrap();
+    namespace.assert_nothing_is_recorded();
+    driver.stop();
+    namespace.assert_empty();
+}

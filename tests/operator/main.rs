@@ -6,7 +6,9 @@
 mod common;
 
 mod check;
+mod docs;
 mod look;
+mod trash;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -116,6 +116,7 @@ impl ControllerService {
             context,
             settings,
             claim: claim(&request.parameters),
+            trash_retention: class.trash_retention,
         };
         Ok((class.location, create))
     }
