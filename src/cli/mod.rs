@@ -12,6 +12,7 @@ mod gc;
 mod image;
 mod install;
 mod list;
+mod orphans;
 mod pool;
 mod serve;
 mod show;
@@ -62,6 +63,7 @@ enum Command {
     Trash(trash::TrashArgs),
     Flatten(flatten::FlattenArgs),
     Gc(gc::GcArgs),
+    Orphans(orphans::OrphansArgs),
     Image(image::ImageArgs),
     Backup(backup::BackupArgs),
     Find(find::FindArgs),
@@ -88,6 +90,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Trash(args)) => trash::run(&args),
         Some(Command::Flatten(args)) => flatten::run(&args),
         Some(Command::Gc(args)) => gc::run(&args),
+        Some(Command::Orphans(args)) => orphans::run(&args),
         Some(Command::Backup(args)) => backup::run(&args),
         Some(Command::Image(args)) => image::run(&args),
         Some(Command::Find(args)) => find::run(&args),

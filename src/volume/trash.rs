@@ -143,6 +143,20 @@ impl Volumes {
         Ok(returned.map_err(Error::after_a_change)?.record)
     }
 
+    /// Deletes the volume whose image has the name `image`, with the trash keeping it for at least
+    /// `retention` seconds when its class does not say for how long. Errors as [`Volumes::delete`],
+    /// and [`Error::NotFound`] when there is no such volume.
+    ///
+    /// Killed before the deletion begins, this leaves a volume that goes to the trash when it is
+    /// deleted.
+    pub fn park(&self, image: &str, retention: u64) -> Result<()> {
+        let stored = self.handed_out(image)?;
+        let trash_retention = stored.record.trash_retention.or(Some(retention));
+        let record = Volume { trash_retention, ..stored.record.clone() };
+        self.catalogue.replace(image, &stored, record)?;
+        self.delete(image).map(drop)
+    }
+
     /// The record, after what was begun to bring its volume back from the trash is finished.
     pub(super) fn returned(&self, image: &str, stored: Stored<Volume>) -> Result<Stored<Volume>> {
         if stored.record.state != State::Returning {

@@ -8,6 +8,7 @@ mod common;
 mod check;
 mod docs;
 mod look;
+mod orphans;
 mod trash;
 
 use std::path::PathBuf;

@@ -154,7 +154,7 @@ impl From<Status> for Failure {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let refused = || "write it as 60s, 2m or 1m30s".to_owned();
     let signed: jiff::SignedDuration = text.parse().map_err(|_| refused())?;
     Duration::try_from(signed).ok().filter(|duration| !duration.is_zero()).ok_or_else(refused)
