@@ -1,6 +1,6 @@
 //! `cinderblock check`: what keeps the driver from working, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cinderblock::check::{self, Finding, Login, Outcome};
@@ -44,7 +44,7 @@ pub(crate) struct CheckArgs {
 
 /// How a node attaches volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum MounterName {
+pub(super) enum MounterName {
     /// The kernel's own client
     Rbd,
     /// rbd-nbd, and the kernel's network block devices
@@ -55,7 +55,8 @@ enum MounterName {
 
 /// Checks, and writes what was found.
 pub(crate) fn run(args: &CheckArgs) -> ExitCode {
-    let (findings, is_configured) = look(args);
+    let (findings, is_configured) =
+        findings(&args.cluster, &args.mounter, args.kubelet_dir.as_deref());
     match args.output {
         Output::Json => super::print_json(&findings),
         Output::Text => super::print_line(text(&findings)),
@@ -70,9 +71,13 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
 }
 
 /// All findings, and whether there is a configuration to go by.
-fn look(args: &CheckArgs) -> (Vec<Finding>, bool) {
+pub(super) fn findings(
+    args: &ClusterArgs,
+    mounters: &[MounterName],
+    kubelet: Option<&Path>,
+) -> (Vec<Finding>, bool) {
     let mut findings = vec![check::librbd()];
-    let config = match args.cluster.read() {
+    let config = match args.read() {
         Ok(config) => config,
         Err(error) => {
             findings.push(Finding::failed(
@@ -84,7 +89,7 @@ fn look(args: &CheckArgs) -> (Vec<Finding>, bool) {
             return (findings, false);
         }
     };
-    let clusters: Vec<_> = match args.cluster.chosen() {
+    let clusters: Vec<_> = match args.chosen() {
         Some(id) => config.clusters.get(id).into_iter().collect(),
         None => config.clusters.values().collect(),
     };
@@ -101,22 +106,21 @@ fn look(args: &CheckArgs) -> (Vec<Finding>, bool) {
     findings.push(Finding::well(
         "configuration",
         "",
-        format!("{} can be read", args.cluster.file().display()),
+        format!("{} can be read", args.file().display()),
     ));
     let mut keys = Vec::new();
     for cluster in clusters {
         let login = args
-            .cluster
             .user_and_key(cluster)
             .map(|(user, key)| Login { user, key })
             .map_err(|error| error.to_string());
         keys.extend(login.iter().map(|login| login.key.clone()));
         let places: Vec<_> = cluster.places().collect();
-        findings.extend(check::cluster(cluster, login, args.cluster.instance(), &places));
+        findings.extend(check::cluster(cluster, login, args.instance(), &places));
     }
-    if !args.mounter.is_empty() {
-        let mounters: Vec<_> = args.mounter.iter().map(|name| name.mounter()).collect();
-        findings.extend(check::this_node(&mounters, &keys, args.kubelet_dir.as_deref()));
+    if !mounters.is_empty() {
+        let mounters: Vec<_> = mounters.iter().map(|name| name.mounter()).collect();
+        findings.extend(check::this_node(&mounters, &keys, kubelet));
     }
     (findings, true)
 }

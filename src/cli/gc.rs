@@ -71,6 +71,8 @@ struct Failure {
     why: String,
 }
 
+/// How long ago a creation was begun that counts as abandoned, as the sweeper has it.
+pub(super) const ABANDONED: Duration = Duration::from_hours(1);
 /// How long other operations are waited for: longer than the lease of a dead controller lasts.
 const OTHERS: Duration = Duration::from_secs(45);
 /// How long before they are looked at again.

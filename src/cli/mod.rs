@@ -17,10 +17,12 @@ mod pool;
 mod serve;
 mod show;
 mod size;
+mod support_bundle;
 mod table;
 mod trash;
 mod tree;
 mod version;
+mod why;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -59,6 +61,7 @@ enum Command {
     Check(check::CheckArgs),
     List(list::ListArgs),
     Show(show::ShowArgs),
+    Why(why::WhyArgs),
     Tree(tree::TreeArgs),
     Trash(trash::TrashArgs),
     Flatten(flatten::FlattenArgs),
@@ -67,6 +70,7 @@ enum Command {
     Image(image::ImageArgs),
     Backup(backup::BackupArgs),
     Find(find::FindArgs),
+    SupportBundle(support_bundle::SupportBundleArgs),
     Completions(install::CompletionsArgs),
     Man(install::ManArgs),
     #[command(hide = true)]
@@ -86,6 +90,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::List(args)) => list::run(&args),
         Some(Command::Show(args)) => show::run(&args),
+        Some(Command::Why(args)) => why::run(&args),
         Some(Command::Tree(args)) => tree::run(&args),
         Some(Command::Trash(args)) => trash::run(&args),
         Some(Command::Flatten(args)) => flatten::run(&args),
@@ -94,6 +99,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Backup(args)) => backup::run(&args),
         Some(Command::Image(args)) => image::run(&args),
         Some(Command::Find(args)) => find::run(&args),
+        Some(Command::SupportBundle(args)) => support_bundle::run(&args),
         Some(Command::Completions(args)) => install::completions(&args),
         Some(Command::Man(args)) => install::man(&args),
         Some(Command::Bounded(args)) => bounded::run(&args),

@@ -89,6 +89,11 @@ impl fmt::Display for NoPool {
 impl std::error::Error for NoPool {}
 
 impl PoolArgs {
+    /// The clusters.
+    pub(crate) fn cluster(&self) -> &ClusterArgs {
+        &self.cluster
+    }
+
     /// The pool on the command line, or all that the configuration names; with a connection each.
     /// Pools that cannot be reached are there with the reason.
     #[allow(clippy::type_complexity, reason = "named parts would be used here alone")]

@@ -178,6 +178,23 @@ impl Catalogue {
         Ok((stored, is_backed_up))
     }
 
+    /// The leases on a volume: of who is at work on its record, and of a backup.
+    pub(super) fn holders(
+        &self,
+        image: &str,
+    ) -> Result<(Option<lease::Stored>, Option<lease::Stored>)> {
+        let record = format!("{}{}{image}", lease::KIND, Volume::KIND);
+        let backup = backup_key(image);
+        let mut found = self.pool.omap_get(&self.home(image), &[&record, &backup])?;
+        let mut read = |key: &str| {
+            let bytes = found.remove(key)?;
+            Some(lease::parse(&bytes).map_err(|error| {
+                Error::FailedPrecondition(format!("the lease {key} cannot be read: {error}"))
+            }))
+        };
+        Ok((read(&record).transpose()?, read(&backup).transpose()?))
+    }
+
     /// Takes the lease of a backup of the image, whose record must still be as it was read.
     /// [`Error::Conflict`] when another backup holds it, or the record has changed.
     pub(super) fn hold_for_backup(

@@ -62,6 +62,7 @@ pub mod survey;
 mod sweep;
 pub mod temporary;
 pub mod trash;
+pub mod why;
 
 pub use activity::Activity;
 pub use backup::BackupHold;

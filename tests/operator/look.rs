@@ -1,7 +1,10 @@
 //! `list` and `show`.
 
 use cinderblock::csi::proto::{ControllerPublishVolumeRequest, CreateVolumeRequest};
+use std::sync::Arc;
+
 use cinderblock::rbd::{ImageKey, OpenMode};
+use cinderblock::volume::{Activity, Process, Volumes};
 
 use crate::common::driver::{
     Class, Driver, MIB, OneVolume, filesystem, from_volume, lab_config_with_own_user,
@@ -239,6 +242,73 @@ async fn a_flattened_volume_holds_what_it_shared() {
     assert_eq!(bytes, [7; 4096]);
     drop(opened);
     controller.delete_volume(class.delete_volume(&copy.volume_id)).await.unwrap();
+    namespace.assert_nothing_is_recorded();
+    driver.stop();
+    namespace.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_a_volumes_way_is_told() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let OneVolume { driver, mut controller, class, id, image } =
+        OneVolume::new(&lab, &namespace.name, MIB).await;
+    let tool = Tool::new(&lab_config_with_own_user(&lab, &namespace.name));
+    assert_eq!(tool.says(&["why", &id]), format!("{id}: nothing stands in its way\n"));
+    assert_eq!(tool.run(&["why", "nothing"]).status.code(), Some(3));
+
+    let pool = namespace.pool(&*lab.connect());
+    let volumes =
+        Volumes::new(pool.clone(), "default", Process::default(), Arc::new(Activity::default()));
+    let held = volumes.hold_for_backup(&image).unwrap();
+    let opened = pool.open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
+    let spec = format!("{POOL}/{}/{image}", namespace.name);
+    lab.run("rbd", &["lock", "add", &spec, "mine"]);
+    let told = tool.says(&["why", &image]);
+    let process = format!("process {}", std::process::id());
+    for words in ["a backup keeps it", &process, "has its image open", "rbd lock remove"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    // The command in it mends it.
+    let reasons = tool.tells(&["why", &image]);
+    let hold = reasons[0]["reasons"].as_array().unwrap().iter().find(|it| it["kind"] == "hold");
+    lab.run_from_message(hold.unwrap()["what"].as_str().unwrap(), "or run: ").unwrap();
+    drop((held, opened));
+    crate::common::wait_until("nothing stands in its way", || {
+        let told = tool.says(&["why", &id]);
+        if told.contains("nothing stands") { Ok(()) } else { Err(told) }
+    });
+    controller.delete_volume(class.delete_volume(&id)).await.unwrap();
+    namespace.assert_nothing_is_recorded();
+    driver.stop();
+    namespace.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_support_bundle_tells_all_but_the_key() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let OneVolume { driver, mut controller, class, id, .. } =
+        OneVolume::new(&lab, &namespace.name, MIB).await;
+    let config =
+        format!("# canary-in-a-comment\n{}", lab_config_with_own_user(&lab, &namespace.name));
+    let tool = Tool::new(&config);
+    let output = tool.run(&["support-bundle"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let told = text(&output.stdout) + &text(&output.stderr);
+    assert!(!told.contains(lab.key.expose()) && !told.contains("canary"), "{told}");
+    let bundle: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(bundle["pools"][0]["volumes"][0]["id"], *id);
+    assert_eq!(bundle["clusters"][0]["user"], *lab.user);
+    assert!(bundle["check"].as_array().unwrap().len() > 8, "{bundle}");
+
+    // A pool that cannot be read takes nothing of the rest away.
+    let broken = Tool::new(&config.replace("pools: [", "pools: [no-such-pool, "));
+    let partly = broken.run(&["support-bundle"]);
+    assert_eq!(partly.status.code(), Some(1), "{partly:?}");
+    let bundle: serde_json::Value = serde_json::from_slice(&partly.stdout).unwrap();
+    assert_eq!(bundle["pools"][0]["volumes"][0]["id"], *id);
+    controller.delete_volume(class.delete_volume(&id)).await.unwrap();
     namespace.assert_nothing_is_recorded();
     driver.stop();
     namespace.assert_empty();
