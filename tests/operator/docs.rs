@@ -10,6 +10,7 @@ use cinderblock::rbd::{ImageKey, OpenMode};
 
 use crate::common::driver::{Class, Driver, MIB, filesystem, from_volume, lab_config};
 use crate::common::{OwnLab, POOL};
+use crate::pictures::{self, on_a_terminal};
 use crate::{Tool, text};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operator.md");
@@ -34,6 +35,10 @@ async fn every_command_of_the_page_prints_what_it_shows() {
         .map(|image| image["id"].as_str().unwrap().to_owned())
         .collect();
 
+    for name in ["check", "list", "tree"] {
+        let printed = told_apart(&on_a_terminal(&tool, name), &lab.fsid, &tool, &ids);
+        pictures::assert_is(name, &pictures::svg(&format!("cinderblock {name}"), &printed));
+    }
     let committed = std::fs::read_to_string(PAGE).unwrap();
     let mut page = String::new();
     let mut in_block = false;

@@ -260,7 +260,7 @@ async fn what_stands_in_a_volumes_way_is_told() {
     let pool = namespace.pool(&*lab.connect());
     let volumes =
         Volumes::new(pool.clone(), "default", Process::default(), Arc::new(Activity::default()));
-    let held = volumes.hold_for_backup(&image).unwrap();
+    let backup = volumes.hold_for_backup(&image).unwrap();
     let opened = pool.open_image(ImageKey::Name(&image), OpenMode::ReadWrite).unwrap();
     let spec = format!("{POOL}/{}/{image}", namespace.name);
     lab.run("rbd", &["lock", "add", &spec, "mine"]);
@@ -273,7 +273,7 @@ async fn what_stands_in_a_volumes_way_is_told() {
     let reasons = tool.tells(&["why", &image]);
     let hold = reasons[0]["reasons"].as_array().unwrap().iter().find(|it| it["kind"] == "hold");
     lab.run_from_message(hold.unwrap()["what"].as_str().unwrap(), "or run: ").unwrap();
-    drop((held, opened));
+    drop((backup, opened));
     crate::common::wait_until("nothing stands in its way", || {
         let told = tool.says(&["why", &id]);
         if told.contains("nothing stands") { Ok(()) } else { Err(told) }

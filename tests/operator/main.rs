@@ -9,6 +9,7 @@ mod check;
 mod docs;
 mod look;
 mod orphans;
+mod pictures;
 mod trash;
 
 use std::path::PathBuf;
