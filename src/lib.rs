@@ -6,6 +6,7 @@
 //! - [`csi`]: the wire. Generated types, the socket, one file per CSI service, ids, parameters, one
 //!   error table.
 //! - [`volume`]: what the driver does, as plain synchronous Rust over the [`rbd`] traits.
+//! - [`check`]: what keeps a driver from working, found before a volume is asked for.
 //! - [`backup`]: restore points of volumes in folders and object stores, and volumes made of them.
 //! - [`transfer`]: disks in files and object stores, into images and out of them, over [`volume`]
 //!   and [`rbd`].
@@ -17,6 +18,7 @@
 //!   which Prometheus reads it.
 
 pub mod backup;
+pub mod check;
 pub mod csi;
 #[cfg(debug_assertions)]
 pub mod fuzz;

@@ -85,9 +85,9 @@ async fn the_tree_shows_a_silent_parent_and_what_keeps_it() {
         stdout(&text),
         format!(
             "rbd/{}
-└─ csi-a.deleted  1MiB, silent parent, kept by @csi-b.clone_snap
+└─ csi-a.deleted  1MiB, 0B used, silent parent, kept by @csi-b.clone_snap
    └─ @csi-b.clone_snap  for a clone
-      └─ csi-b  1MiB, volume, depth 1
+      └─ csi-b  1MiB, 0B used, volume, depth 1
 ",
             namespace.name
         )
@@ -228,23 +228,23 @@ fn a_tool_that_cannot_reach_its_pool_says_why() {
     for (arguments, code, words) in [
         (
             vec!["tree", "--config", "/no/such/file", "--pool", "rbd"],
-            1,
+            2,
             "cannot read the configuration /no/such/file",
         ),
-        (vec!["tree", "--config", config, "--pool", "rbd"], 1, "no Ceph user"),
+        (vec!["tree", "--config", config, "--pool", "rbd"], 2, "no Ceph user"),
         (vec!["tree", "--config", config, "--pool", "rbd", "--user", "a"], 2, "--key-file"),
         (
             [vec!["tree", "--config", config, "--pool", "no-such-pool"], access.to_vec()].concat(),
             1,
-            "no-such-pool",
+            "the pool no-such-pool does not exist in the cluster lab",
         ),
         (
             [vec!["gc", "--config", config, "--pool", "rbd", "--cluster", "b"], access.to_vec()]
                 .concat(),
-            1,
+            2,
             "knows lab",
         ),
-        (vec!["gc", "--config", config], 2, "--pool"),
+        ([vec!["gc", "--config", config], access.to_vec()].concat(), 2, "names no pools"),
     ] {
         let output = run(&arguments);
         let error = String::from_utf8_lossy(&output.stderr);

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use cinderblock::volume::leftovers::Leftover;
 use cinderblock::volume::{Error, Volumes};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
+use super::Output;
 use super::pool::PoolArgs;
 
 /// Find what was left half-done in a pool and, with --apply, finish it
@@ -30,8 +31,8 @@ Examples:
   cinderblock gc --config clusters.yaml --pool rbd --apply
   cinderblock gc --config clusters.yaml --pool volumes --foreign --apply
 
-Exit status: 0 when nothing is left, 1 when the pool could not be read or something could not be cleared, 2 when arguments are wrong,
-3 when something was found and left, for want of --apply."
+Exit status: 0 when nothing is left, 1 when a pool could not be read or something could not be cleared, 2 when arguments or the
+configuration are wrong, 3 when something was found and left, for want of --apply."
 )]
 pub(crate) struct GcArgs {
     #[command(flatten)]
@@ -59,17 +60,11 @@ pub(crate) struct GcArgs {
     output: Output,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// One line for each
-    Text,
-    /// One JSON object
-    Json,
-}
-
 /// What a run found and did.
 #[derive(Debug, Default, Serialize)]
 struct Report {
+    /// The cluster, pool and namespace.
+    place: String,
     found: Vec<Leftover>,
     cleared: Vec<Leftover>,
     failed: Vec<Failure>,
@@ -81,6 +76,8 @@ struct Failure {
     why: String,
 }
 
+/// How long ago a creation was begun that counts as abandoned, as the sweeper has it.
+pub(super) const ABANDONED: Duration = Duration::from_hours(1);
 /// How long other operations are waited for: longer than the lease of a dead controller lasts.
 const OTHERS: Duration = Duration::from_secs(45);
 /// How long before they are looked at again.
@@ -88,24 +85,26 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Searches, and clears when told to.
 pub(crate) fn run(args: &GcArgs) -> ExitCode {
-    let report = match args.pool.open().and_then(|volumes| work(args, &volumes)) {
-        Ok(report) => report,
-        Err(error) => {
-            eprintln!("cinderblock gc: {error}");
-            return ExitCode::FAILURE;
+    let (reports, cannot) = args.pool.each("gc", |place, volumes| {
+        Ok(Report { place: place.to_string(), ..work(args, volumes)? })
+    });
+    for report in &reports {
+        match args.output {
+            Output::Text if reports.len() > 1 => {
+                super::print_line(format!("{}:", report.place));
+                super::print_line(text(report, args.apply));
+            }
+            Output::Text => super::print_line(text(report, args.apply)),
+            Output::Json => super::print_json(report),
         }
-    };
-    match args.output {
-        Output::Text => super::print_line(text(&report, args.apply)),
-        Output::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => super::print_line(json),
-            Err(error) => eprintln!("cinderblock gc: {error}"),
-        },
     }
-    match (report.failed.is_empty(), args.apply || report.found.is_empty()) {
-        (false, _) => ExitCode::FAILURE,
-        (true, true) => ExitCode::SUCCESS,
-        (true, false) => ExitCode::from(3),
+    let failed = reports.iter().any(|report| !report.failed.is_empty());
+    let left = !args.apply && reports.iter().any(|report| !report.found.is_empty());
+    match (cannot, failed, left) {
+        (Some(code), _, _) => code,
+        (None, true, _) => ExitCode::from(super::EXIT_FAILURE),
+        (None, false, true) => ExitCode::from(super::EXIT_REFUSED),
+        (None, false, false) => ExitCode::SUCCESS,
     }
 }
 

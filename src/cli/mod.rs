@@ -5,24 +5,42 @@
 mod backup;
 mod bounded;
 mod call;
+mod check;
 mod find;
+mod flatten;
 mod gc;
 mod image;
+mod install;
 mod kubernetes;
+mod list;
+mod orphans;
 mod pool;
 mod serve;
+mod show;
 mod size;
+mod support_bundle;
 mod table;
+mod trash;
 mod tree;
 mod version;
+mod why;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
+use serde::Serialize;
+
+/// What was asked for could not be done.
+const EXIT_FAILURE: u8 = 1;
+/// The arguments or the configuration are wrong, as clap has it.
+const EXIT_USAGE: u8 = 2;
+/// There is no such thing, or it was refused and nothing was changed, or something was found that
+/// wants to be looked after.
+const EXIT_REFUSED: u8 = 3;
 
 /// A CSI driver for Ceph RBD: bounded clone depth, silent parents, nothing leaked.
 #[derive(Debug, Parser)]
@@ -41,11 +59,21 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Call(call::CallArgs),
+    Check(check::CheckArgs),
+    List(list::ListArgs),
+    Show(show::ShowArgs),
+    Why(why::WhyArgs),
     Tree(tree::TreeArgs),
+    Trash(trash::TrashArgs),
+    Flatten(flatten::FlattenArgs),
     Gc(gc::GcArgs),
+    Orphans(orphans::OrphansArgs),
     Image(image::ImageArgs),
     Backup(backup::BackupArgs),
     Find(find::FindArgs),
+    SupportBundle(support_bundle::SupportBundleArgs),
+    Completions(install::CompletionsArgs),
+    Man(install::ManArgs),
     #[command(hide = true)]
     Bounded(bounded::BoundedArgs),
 }
@@ -60,11 +88,21 @@ pub(crate) fn run() -> ExitCode {
     match cli.command.filter(|_| !cli.version) {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Call(args)) => call::run(args),
+        Some(Command::Check(args)) => check::run(&args),
+        Some(Command::List(args)) => list::run(&args),
+        Some(Command::Show(args)) => show::run(&args),
+        Some(Command::Why(args)) => why::run(&args),
         Some(Command::Tree(args)) => tree::run(&args),
+        Some(Command::Trash(args)) => trash::run(&args),
+        Some(Command::Flatten(args)) => flatten::run(&args),
         Some(Command::Gc(args)) => gc::run(&args),
+        Some(Command::Orphans(args)) => orphans::run(&args),
         Some(Command::Backup(args)) => backup::run(&args),
         Some(Command::Image(args)) => image::run(&args),
         Some(Command::Find(args)) => find::run(&args),
+        Some(Command::SupportBundle(args)) => support_bundle::run(&args),
+        Some(Command::Completions(args)) => install::completions(&args),
+        Some(Command::Man(args)) => install::man(&args),
         Some(Command::Bounded(args)) => bounded::run(&args),
         // Without any argument clap prints the help instead.
         None => {
@@ -83,6 +121,23 @@ fn print_line(text: impl Display) {
             std::process::exit(1);
         }
         _ => {}
+    }
+}
+
+/// How what was found is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Tables for people
+    Text,
+    /// JSON for programs
+    Json,
+}
+
+/// Writes a value as JSON.
+fn print_json(value: &impl Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(json) => print_line(json),
+        Err(error) => eprintln!("cinderblock: this cannot be written as JSON: {error}"),
     }
 }
 

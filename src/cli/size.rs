@@ -48,6 +48,20 @@ pub(crate) fn show(bytes: i64) -> String {
     format!("{bytes} (about {whole}.{tenths}{unit})")
 }
 
+/// A size for a column of a table: rounded to a tenth of its largest unit.
+pub(crate) fn short(bytes: u64) -> String {
+    match UNITS.into_iter().find(|(_, shift)| bytes >> shift != 0) {
+        None => format!("{bytes}B"),
+        Some((unit, shift)) if bytes.trailing_zeros() >= shift => {
+            format!("{}{unit}", bytes >> shift)
+        }
+        Some((unit, shift)) => {
+            let tenths = ((bytes >> (shift - 10)) * 10 + 512) >> 10;
+            format!("{}.{}{unit}", tenths / 10, tenths % 10)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +101,21 @@ mod tests {
         for (text, reason) in cases {
             let error = parse(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_in_tables_are_short() {
+        let cases = [
+            (0, "0B"),
+            (1000, "1000B"),
+            (4 << 20, "4MiB"),
+            (1536 << 20, "1.5GiB"),
+            ((1 << 40) + 1, "1.0TiB"),
+            ((2 << 30) - 1, "2.0GiB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(short(bytes), text);
         }
     }
 

@@ -15,14 +15,15 @@ use super::size;
 
 /// Draw the lineage of a pool: images, snapshots, clones, and what keeps deleted volumes alive
 ///
-/// Nothing is changed; images are opened read-only.
+/// Nothing is changed; images are opened read-only. Each pool has a tree, an object or a graph of
+/// its own.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  cinderblock tree --config clusters.yaml --pool rbd
+  cinderblock tree --config clusters.yaml
   cinderblock tree --config clusters.yaml --pool rbd --namespace tenant --output json | jq '.images[] | select(.depth > 3)'
   cinderblock tree --config clusters.yaml --pool rbd --output dot | dot -Tsvg > lineage.svg
 
-Exit status: 0 when the whole pool was read, 1 when it could not be, 2 when arguments are wrong.")]
+Exit status: 0 when every pool was read, 1 when one could not be, 2 when arguments or the configuration are wrong.")]
 pub(crate) struct TreeArgs {
     #[command(flatten)]
     pool: PoolArgs,
@@ -44,17 +45,12 @@ enum Output {
 
 /// Draws the tree.
 pub(crate) fn run(args: &TreeArgs) -> ExitCode {
-    let survey = args.pool.open().and_then(|volumes| Ok(volumes.survey()?));
-    match survey.and_then(|survey| Ok(write(&survey, args.output)?)) {
-        Ok(text) => {
-            super::print_line(text);
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("cinderblock tree: {error}");
-            ExitCode::FAILURE
-        }
+    let (trees, failed) =
+        args.pool.each("tree", |_, volumes| Ok(write(&volumes.survey()?, args.output)?));
+    for tree in trees {
+        super::print_line(tree);
     }
+    failed.unwrap_or(ExitCode::SUCCESS)
 }
 
 fn write(survey: &Survey, output: Output) -> serde_json::Result<String> {
@@ -142,12 +138,15 @@ fn draw_image<'a>(
 fn about_image(family: &Family<'_>, image: &SurveyedImage) -> String {
     let mut words = Vec::new();
     words.extend(image.size.map(size::show_unsigned));
+    words.extend(image.used.map(|used| format!("{} used", size::short(used))));
+    words.extend(image.claim.as_ref().map(|claim| format!("claim {claim}")));
     words.push(
         match image.kind {
             ImageKind::Volume => "volume",
             ImageKind::Creating => "volume, creation unfinished",
             ImageKind::Deleting => "volume, deletion unfinished",
             ImageKind::SilentParent => "silent parent",
+            ImageKind::Parked => "in the trash",
             ImageKind::Foreign => "foreign",
             ImageKind::Remains => "remains of an interrupted creation or removal",
         }
@@ -240,7 +239,9 @@ mod tests {
             name: name.to_string(),
             id: id.to_string(),
             kind,
+            claim: (kind == ImageKind::Volume).then(|| "shop/data".to_owned()),
             size: Some(1 << 30),
+            used: Some(8 << 20),
             depth: 0,
             parent: None,
             snapshots: Vec::new(),
@@ -282,11 +283,11 @@ mod tests {
         assert_eq!(
             text(&survey()),
             "rbd/tenant
-├─ csi-a.deleted  1GiB, silent parent, kept by @csi-b.clone_snap, @csi-snap-s
+├─ csi-a.deleted  1GiB, 8MiB used, silent parent, kept by @csi-b.clone_snap, @csi-snap-s
 │  ├─ @csi-b.clone_snap  for a clone
-│  │  └─ csi-b  1GiB, volume, depth 1
+│  │  └─ csi-b  1GiB, 8MiB used, claim shop/data, volume, depth 1
 │  └─ @csi-snap-s  snapshot
-└─ other  1GiB, foreign"
+└─ other  1GiB, 8MiB used, foreign"
         );
     }
 
@@ -300,7 +301,10 @@ mod tests {
     fn the_graph_names_images_and_links() {
         let graph = dot(&survey());
         assert!(graph.contains("\"1a\" -> \"2b\" [label=\"@csi-b.clone_snap\"];"), "{graph}");
-        assert!(graph.contains("label=\"csi-a.deleted\\n1GiB, silent parent"), "{graph}");
+        assert!(
+            graph.contains("label=\"csi-a.deleted\\n1GiB, 8MiB used, silent parent"),
+            "{graph}"
+        );
         assert_eq!(quoted("a\"b\\c\n"), r#""a\"b\\c\n""#);
     }
 }

@@ -61,6 +61,13 @@ pub struct Credentials {
     key: Key,
 }
 
+impl Credentials {
+    /// Those of a user that is named without `client.`.
+    pub fn new(user: &str, key: Key) -> Credentials {
+        Credentials { user: user.to_owned(), key }
+    }
+}
+
 /// A pool as one request reached it.
 #[derive(Debug)]
 pub struct Access {
@@ -267,19 +274,7 @@ impl Clusters {
     pub fn own_pools(&self) -> Vec<Location> {
         let with_own_user =
             self.config.clusters.values().filter(|cluster| cluster.user_id.is_some());
-        with_own_user
-            .flat_map(|cluster| {
-                cluster.pools.iter().map(|pool| {
-                    let (pool, namespace) =
-                        pool.split_once('/').unwrap_or((pool, cluster.default_namespace()));
-                    Location {
-                        cluster: cluster.cluster_id.clone(),
-                        pool: pool.to_string(),
-                        namespace: namespace.to_string(),
-                    }
-                })
-            })
-            .collect()
+        with_own_user.flat_map(config::Cluster::places).collect()
     }
 
     /// The pools of all clusters, for RPCs that bring neither secrets nor a pool.

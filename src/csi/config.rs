@@ -173,6 +173,19 @@ impl Cluster {
         &self.rbd.rados_namespace
     }
 
+    /// The pools and namespaces that it names.
+    pub fn places(&self) -> impl Iterator<Item = ids::Location> {
+        self.pools.iter().map(|named| {
+            let (pool, namespace) =
+                named.split_once('/').unwrap_or((named, self.default_namespace()));
+            ids::Location {
+                cluster: self.cluster_id.clone(),
+                pool: pool.to_owned(),
+                namespace: namespace.to_owned(),
+            }
+        })
+    }
+
     /// How lineages are kept in bounds, unless the class says otherwise.
     pub fn policy(&self) -> Policy {
         let default = Policy::default();

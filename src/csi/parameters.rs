@@ -112,6 +112,12 @@ pub const VOLUME_PARAMETERS: &[Parameter] = &[
         "What DeleteVolume does with a volume that has snapshots: `retain` keeps them, `refuse` answers FAILED_PRECONDITION.",
     ),
     parameter(
+        "trashRetention",
+        "none",
+        "For how long DeleteVolume parks the volume in the trash before it is deleted for good: a whole number with `m`, `h` or `d`, up to \
+         `365d`. `cinderblock trash` lists, restores and purges.",
+    ),
+    parameter(
         "cloneFormat",
         "the cluster's",
         "The format of clones and their snapshots: `1` or `2`.",
@@ -201,6 +207,8 @@ pub struct VolumeParameters {
     pub policy: Policy,
     /// What DeleteVolume does with a volume that has snapshots.
     pub delete_with_snapshots: DeleteWithSnapshots,
+    /// For how many seconds DeleteVolume parks a volume in the trash.
+    pub trash_retention: Option<u64>,
     /// What volumes are made from whose request names no source.
     pub source_image: Option<ImageLocation>,
     /// What nodes need to know, without the image's name.
@@ -320,6 +328,12 @@ impl VolumeParameters {
             )?
             .unwrap_or(cluster.delete_with_snapshots);
 
+        let trash_retention = left
+            .take("trashRetention")
+            .map(|text| seconds(&text))
+            .transpose()
+            .map_err(|why| Status::invalid_argument(format!("trashRetention {why}")))?;
+
         let source_image = left
             .take("sourceImage")
             .map(|text| ImageLocation::parse(&text))
@@ -365,6 +379,7 @@ impl VolumeParameters {
             options,
             policy,
             delete_with_snapshots,
+            trash_retention,
             source_image,
             context,
         })
@@ -392,6 +407,24 @@ impl GroupParameters {
             snapshot_prefix: left.prefix("snapshotNamePrefix", "csi-snap-")?,
         })
     }
+}
+
+/// A time as classes have it, in seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    const LONGEST: u64 = 365 * 24 * 60 * 60;
+    let number = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[number.len()..] {
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => 0,
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+        .filter(|seconds| (1..=LONGEST).contains(seconds))
+        .ok_or_else(|| format!("is a whole number with m, h or d, from 1m to 365d, not {text:?}"))
 }
 
 fn check_prefix(key: &str, prefix: &str) -> Result<(), Status> {

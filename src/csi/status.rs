@@ -158,7 +158,7 @@ pub const CEPH_ERRORS: &[CephError] = &[
     ceph_error(
         Errno::ENOSPC,
         "The pool or the cluster is full.",
-        "Look at `ceph df`; add disks, or delete volumes: that works in a full pool.",
+        "Look at `ceph df`; add disks, or delete volumes: that works in a full pool. See `cinderblock trash ls` for deleted ones.",
     ),
     ceph_error(
         Errno::EDQUOT,

@@ -24,6 +24,7 @@
 //! - `stage`, `publish`, `usage`: the operations. `record`: the state directory. `options`: the
 //!   grammar of options.
 //! - `programs`: the external programs and how they are run.
+//! - [`check`]: what this machine lacks for being a node.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 mod admin_socket;
 pub mod attach;
 mod bounded;
+pub mod check;
 mod error;
 mod filesystem;
 mod format;

@@ -101,7 +101,8 @@ impl Program {
         }
     }
 
-    fn path(self) -> Result<PathBuf> {
+    /// Where it is. `FailedPrecondition` when it is not installed.
+    pub(super) fn path(self) -> Result<PathBuf> {
         let (name, package, _) = self.entry();
         DIRECTORIES
             .iter()

@@ -594,6 +594,24 @@ pub struct PoolStats {
     pub quota: Option<u64>,
 }
 
+impl PoolStats {
+    /// Per cent from which a pool is nearly full: where Ceph's own warning begins.
+    pub const NEARLY_FULL: u64 = 85;
+
+    /// Bytes the pool still takes: what the fullest OSD leaves, within the quota.
+    pub fn room(&self) -> u64 {
+        let quota = self.quota.map_or(u64::MAX, |quota| quota.saturating_sub(self.stored));
+        self.max_available.min(quota)
+    }
+
+    /// How much of what the pool can hold it holds.
+    pub fn percent(&self) -> u64 {
+        let whole = u128::from(self.stored) + u128::from(self.room());
+        let percent = (u128::from(self.stored) * 100).checked_div(whole).unwrap_or(0);
+        u64::try_from(percent).unwrap_or(100)
+    }
+}
+
 /// An atomic change of one object's omap.
 #[derive(Debug, Clone, Default)]
 pub struct OmapUpdate {

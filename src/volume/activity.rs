@@ -103,6 +103,11 @@ impl Activity {
         }
     }
 
+    /// How far the step is, when that is known.
+    pub fn percent(&self) -> Option<u8> {
+        self.lock().percent
+    }
+
     /// For how long nothing was heard of it: no step begun, no progress made. Zero while it waits
     /// for other operations of this driver.
     pub fn quiet_for(&self) -> Duration {

@@ -13,6 +13,8 @@
 //! - `ready` is written after the last one: an image without it was never handed out;
 //! - `deleting` is written before the first call that destroys;
 //! - the record is removed after the last one;
+//! - `returning` is written in place of the note of a volume in the trash, before its image has its
+//!   name again;
 //! - `restoring` is written before a restore changes the image's bytes, and `ready` again after
 //!   they were compared.
 //!
@@ -39,12 +41,12 @@ mod records;
 pub use publications::StoredNotes;
 pub use records::{
     DeleteWithSnapshots, Group, Link, Member, Node, Publication, Record, Silent, Snapshot, Source,
-    State, Volume,
+    State, Trash, Volume,
 };
 
 /// The newest version of records that this build writes ([`Record::version`]); it reads no newer
 /// ones.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Objects the records are spread over, so that no omap grows too large for one PG.
 const SHARDS: u8 = 16;
 /// Keys asked for at once when listing.
@@ -174,6 +176,23 @@ impl Catalogue {
         let is_backed_up = found.contains_key(&backup);
         let stored = found.remove(&key).map(|bytes| parse(&object, key, bytes)).transpose()?;
         Ok((stored, is_backed_up))
+    }
+
+    /// The leases on a volume: of who is at work on its record, and of a backup.
+    pub(super) fn holders(
+        &self,
+        image: &str,
+    ) -> Result<(Option<lease::Stored>, Option<lease::Stored>)> {
+        let record = format!("{}{}{image}", lease::KIND, Volume::KIND);
+        let backup = backup_key(image);
+        let mut found = self.pool.omap_get(&self.home(image), &[&record, &backup])?;
+        let mut read = |key: &str| {
+            let bytes = found.remove(key)?;
+            Some(lease::parse(&bytes).map_err(|error| {
+                Error::FailedPrecondition(format!("the lease {key} cannot be read: {error}"))
+            }))
+        };
+        Ok((read(&record).transpose()?, read(&backup).transpose()?))
     }
 
     /// Takes the lease of a backup of the image, whose record must still be as it was read.
@@ -324,6 +343,29 @@ impl Catalogue {
         self.change(image, &old.key, old.lease.as_ref(), false, &update).map(drop)
     }
 
+    /// Puts the record of a volume that is brought back from the trash in place of its note, in one
+    /// atomic change. [`Error::Conflict`] when the name has a record, or the note has changed or is
+    /// being worked on.
+    pub fn unsilence(
+        &self,
+        image: &str,
+        silent: &Stored<Silent>,
+        record: Volume,
+    ) -> Result<Stored<Volume>> {
+        let new = stored(format!("{}{image}", Volume::KIND), record);
+        let update = OmapUpdate {
+            guards: vec![
+                Guard::Equals(silent.key.clone(), silent.bytes.clone()),
+                Guard::Absent(format!("{}{}", lease::KIND, silent.key)),
+                Guard::Absent(new.key.clone()),
+            ],
+            set: vec![(new.key.clone(), new.bytes.clone())],
+            remove: vec![silent.key.clone()],
+        };
+        let lease = self.change(image, &new.key, None, new.record.is_unfinished(), &update)?;
+        Ok(Stored { lease, ..new })
+    }
+
     /// Changes the record `key` by `update`, under the lease `held` if there is one. `unfinished`
     /// says whether it has a lease afterwards, which is returned.
     fn change(
@@ -433,6 +475,8 @@ pub struct Unfinished {
     pub snapshots: Vec<(String, Stored<Snapshot>)>,
     /// Group snapshots that are not ready, with their keys.
     pub groups: Vec<(String, Stored<Group>)>,
+    /// Volumes in the trash, with their images' ids.
+    pub trash: Vec<(String, Stored<Silent>)>,
     /// Ids of the nodes whose volumes are counted.
     pub nodes: Vec<String>,
     /// Records that cannot be read, and are left alone.
@@ -476,6 +520,8 @@ impl Unfinished {
             })
         } else if let Some(name) = key.strip_prefix(Group::KIND) {
             take(&mut self.groups, object, name, bytes, |group: &Group| group.state == State::Ready)
+        } else if let Some(name) = key.strip_prefix(Silent::KIND) {
+            take(&mut self.trash, object, name, bytes, |silent: &Silent| silent.trash.is_none())
         } else {
             self.nodes.extend(key.strip_prefix(Node::KIND).map(str::to_string));
             Ok(())

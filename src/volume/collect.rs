@@ -11,7 +11,7 @@ use super::catalogue::State;
 use super::delete::is_large;
 use super::journal::{Child, Entry, Suspect};
 use super::names;
-use super::{Result, Volumes};
+use super::{Result, Volumes, now};
 use crate::rbd::{
     Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate,
 };
@@ -495,6 +495,10 @@ impl Volumes {
                 _ => Verdict::Kept,
             });
         };
+        if let Some(trash) = &silent.record.trash {
+            // One that is being purged is a suspect until its note says that it is.
+            return Ok(if trash.until <= now() { Verdict::Busy } else { Verdict::Kept });
+        }
         let mut snapshots = image.snapshots()?;
         // librbd removes those of a mirror along with the image.
         snapshots.retain(|snapshot| snapshot.kind != SnapshotKind::Mirror);

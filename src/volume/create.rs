@@ -71,6 +71,10 @@ pub struct CreateVolume {
     pub context: BTreeMap<String, String>,
     /// Image metadata to set, such as librbd configuration.
     pub settings: BTreeMap<String, String>,
+    /// The claim it is made for, as `namespace/name`, where the request says so.
+    pub claim: Option<String>,
+    /// For how many seconds DeleteVolume parks it in the trash; `None` deletes it.
+    pub trash_retention: Option<u64>,
 }
 
 impl CreateVolume {
@@ -93,6 +97,7 @@ impl Volumes {
     /// [`Error::Exhausted`] when there is no room.
     pub fn create(&self, request: &CreateVolume) -> Result<Made<Volume>> {
         if let Some(stored) = self.catalogue.volume(&request.image)? {
+            let stored = self.returned(&request.image, stored)?;
             if stored.record.state == State::Ready {
                 self.require_image(&request.image, &stored.record)?;
                 return existing(&self.spec(&request.image), &stored.record, request)
@@ -124,6 +129,8 @@ impl Volumes {
             clone_format: if request.options.clone_format == CloneFormat::V1 { 1 } else { 2 },
             context: request.context.clone(),
             published: Vec::new(),
+            claim: request.claim.clone(),
+            trash_retention: request.trash_retention,
         };
         // Before the record is written: a retry that finds the record takes the image to be its
         // own.

@@ -53,7 +53,7 @@ impl Volumes {
         if is_backed_up {
             self.refuse_if_backed_up(image)?;
         }
-        match stored {
+        match stored.map(|stored| self.returned(image, stored)).transpose()? {
             Some(stored) if stored.record.state == State::Ready => {
                 self.destroy(image, &stored).map_err(|error| match error {
                     // Its record is read before its image.

@@ -1,6 +1,8 @@
 //! What is done to a volume once its deletion is decided: its image goes, or becomes a silent
 //! parent, and its record ends.
 //!
+//! One that is parked in the [trash](super::trash) becomes a silent parent, too, whatever needs it.
+//!
 //! Crash points: the record says `deleting` before anything is destroyed and goes last. Links are
 //! in the journal before they are cut. The rename to the silent name comes before the note of the
 //! silent parent, so a retry looks for the image by its id.
@@ -9,6 +11,7 @@ use super::catalogue::{Silent, State, Stored, Volume};
 use super::collect::is_collectable;
 use super::delete::{Retained, is_kept, is_large};
 use super::journal::{Child, Suspect};
+use super::trash::note_of_parked;
 use super::{Result, Volumes, names, now};
 use crate::rbd::{self, Errno, Image, ImageKey, OpenMode, Snapshot, SnapshotKind, Tolerate};
 
@@ -37,7 +40,11 @@ impl<'a> Deletion<'a> {
         id: Option<&str>,
     ) -> Result<Deletion<'a>> {
         let image_id = id.map(str::to_string).or_else(|| stored.record.image_id.clone());
-        let deleting = Volume { state: State::Deleting, image_id, ..stored.record.clone() };
+        // What was never handed out is not parked.
+        let was_handed_out = matches!(stored.record.state, State::Ready | State::Deleting);
+        let trash_retention = stored.record.trash_retention.filter(|_| was_handed_out);
+        let deleting =
+            Volume { state: State::Deleting, image_id, trash_retention, ..stored.record.clone() };
         // Only what was handed out can be backed up.
         let stored = if stored.record.state == State::Ready {
             volumes.catalogue.replace_unless_backed_up(image, stored, deleting)?
@@ -74,7 +81,7 @@ impl<'a> Deletion<'a> {
                 self.volumes.drop_snapshot(&*writable, id, snapshot)?;
             }
         }
-        if unneeded.len() == snapshots.len() && silent_name.is_none() {
+        if unneeded.len() == snapshots.len() && silent_name.is_none() && !self.parks() {
             let mut suspects = self.volumes.links(&*opened, id, &[])?;
             if suspects.is_empty() {
                 suspects.extend(self.planned_link(Some(self.volumes.child(id)))?);
@@ -124,6 +131,12 @@ impl<'a> Deletion<'a> {
             Settled::Silent(_) => Ok(()),
             Settled::Unmade => self.end(),
         }
+    }
+
+    /// Whether the volume goes to the trash.
+    fn parks(&self) -> bool {
+        let record = &self.stored.record;
+        record.state == State::Deleting && record.trash_retention.is_some()
     }
 
     fn end(&self) -> Result<()> {
@@ -220,11 +233,15 @@ impl<'a> Deletion<'a> {
                 retained.by_others.push(format!("{spec}@{}", snapshot.name));
             }
         }
-        if retained.snapshots.is_empty() && retained.for_clones == 0 {
+        if retained.snapshots.is_empty() && retained.for_clones == 0 && !self.parks() {
             // Other tools' snapshots go without a word, and one of the driver's may just have gone.
             self.volumes.suspect(&[self.volumes.as_suspect(self.image, id)])?;
         }
-        let silent = Silent { volume: self.stored.record.id.clone(), deleted: now() };
+        let silent = if self.parks() {
+            note_of_parked(&self.stored.record)
+        } else {
+            Silent { volume: self.stored.record.id.clone(), deleted: now(), trash: None }
+        };
         self.volumes.catalogue.silence(self.image, &self.stored, id, silent)?;
         Ok((!snapshots.is_empty()).then_some(retained))
     }

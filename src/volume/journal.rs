@@ -169,7 +169,7 @@ impl Journal {
     }
 
     /// Whether the user may write here.
-    pub(super) fn is_writable(&self) -> Result<bool> {
+    pub fn is_writable(&self) -> Result<bool> {
         match self.pool.omap_update(&self.object, &OmapUpdate::default()) {
             Err(error) if error.errno == Errno::EPERM => Ok(false),
             other => other.map(|()| true).map_err(Into::into),

@@ -146,7 +146,7 @@ impl Volumes {
                 State::Restoring if !self.is_open(&image)? => {
                     found.push(Leftover::UnfinishedRestore { image, id: stored.record.id.clone() });
                 }
-                State::Creating | State::Restoring | State::Ready => {}
+                State::Creating | State::Restoring | State::Returning | State::Ready => {}
             }
         }
         let mut groups: BTreeMap<_, _> = unfinished.groups.into_iter().collect();
@@ -207,7 +207,7 @@ impl Volumes {
             ImageKind::SilentParent if image.snapshots.is_empty() => {
                 found.push(Leftover::EmptySilentParent { image: name, image_id });
             }
-            ImageKind::Volume | ImageKind::SilentParent => {
+            ImageKind::Volume | ImageKind::SilentParent | ImageKind::Parked => {
                 if image.kind == ImageKind::SilentParent {
                     found.extend(self.kept_by_others(image)?);
                 }
@@ -381,7 +381,7 @@ impl Volumes {
         match stored.record.state {
             State::Ready => self.finish_group(group, &stored.record),
             State::Creating if now() - stored.record.created < age_seconds => Ok(()),
-            State::Creating | State::Deleting | State::Restoring => {
+            State::Creating | State::Deleting | State::Restoring | State::Returning => {
                 self.delete_recorded_group(group, &stored)
             }
         }

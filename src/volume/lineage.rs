@@ -101,6 +101,20 @@ impl Volumes {
         self.flatten_noted(image)
     }
 
+    /// Flattens the volume whose image has the name `image`, because an operator wants that. Says
+    /// whether it was a clone. [`Error::NotFound`] when there is no such volume. The caller settles
+    /// what it lets go of.
+    pub fn flatten_volume(&self, image: &str) -> Result<bool> {
+        self.handed_out(image)?;
+        let opened = self.pool.open_image(ImageKey::Name(image), OpenMode::ReadWrite)?;
+        if opened.parent(None)?.is_none() {
+            return Ok(false);
+        }
+        self.refuse_unchangeable(&*opened)?;
+        self.flatten(&*opened, &self.spec(image), "an operator asked for it")?;
+        Ok(true)
+    }
+
     /// Flattens an image whose links are in the journal.
     pub(super) fn flatten_noted(&self, image: &dyn Image) -> Result<()> {
         let _flattening = self.begin_flatten(image)?;

@@ -53,6 +53,7 @@ mod migration;
 mod modify;
 pub mod names;
 mod obstacles;
+pub mod overview;
 mod publish;
 mod restore;
 mod snapshot;
@@ -60,6 +61,8 @@ mod source;
 pub mod survey;
 mod sweep;
 pub mod temporary;
+pub mod trash;
+pub mod why;
 
 pub use activity::Activity;
 pub use backup::BackupHold;
@@ -243,6 +246,11 @@ impl Volumes {
     /// The journal of suspects among these images.
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// What the operation is doing.
+    pub fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     fn cluster(&self) -> Arc<dyn Cluster> {

@@ -24,6 +24,7 @@ impl Volumes {
     pub(super) fn ready(&self, image: &str) -> Result<Option<Stored<Volume>>> {
         let Some(stored) = self.catalogue.volume(image)? else { return Ok(None) };
         self.refuse_if_restoring(image, &stored.record)?;
+        let stored = self.returned(image, stored)?;
         Ok(Some(stored).filter(|stored| stored.record.state == State::Ready))
     }
 

@@ -64,8 +64,10 @@ impl Volumes {
                     )));
                 }
                 State::Restoring => Some(self.catalogue.claim(name, &stored)?),
-                State::Creating | State::Deleting => {
-                    return Err(Error::Conflict(format!("{spec} is being made or deleted")));
+                State::Creating | State::Deleting | State::Returning => {
+                    return Err(Error::Conflict(format!(
+                        "{spec} is being made, deleted, or brought back from the trash"
+                    )));
                 }
             },
         };
@@ -192,6 +194,8 @@ impl Volumes {
             clone_format: request.clone_format,
             context: request.context.clone(),
             published: Vec::new(),
+            claim: None,
+            trash_retention: None,
         };
         let stored = self.catalogue.insert_volume(name, record)?;
         let made = self.pool.create_image(name, request.size, &request.options).and_then(|()| {

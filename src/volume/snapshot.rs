@@ -50,7 +50,7 @@ impl Volumes {
                     )));
                 }
                 // Never handed out, or on its way out: gone with it, and a fresh start.
-                State::Creating | State::Deleting | State::Restoring => {
+                State::Creating | State::Deleting | State::Restoring | State::Returning => {
                     self.delete_recorded_snapshot(&request.snapshot, stored)?;
                     return self.create_snapshot(request);
                 }
@@ -270,7 +270,7 @@ impl Volumes {
             let image_as_suspect = self.as_suspect(&image_name, id);
             let mut suspects = Vec::new();
             for snapshot in snapshots.iter().filter(is_ours) {
-                Self::park(&*image, name, snapshot)?;
+                Self::take_name(&*image, name, snapshot)?;
                 suspects.push(Suspect { snapshot: Some(snapshot.id), ..image_as_suspect.clone() });
             }
             if suspects.is_empty() && image_name.ends_with(names::SILENT_SUFFIX) {
@@ -284,7 +284,7 @@ impl Volumes {
     /// Takes its name from a user snapshot, which costs no round of the monitors and leaves all
     /// that is cloned from it as it is. An earlier attempt may have done so, or librbd, which
     /// parks those with clones itself.
-    fn park(image: &dyn Image, name: &str, snapshot: &Snapshot) -> Result<()> {
+    fn take_name(image: &dyn Image, name: &str, snapshot: &Snapshot) -> Result<()> {
         if snapshot.name != name {
             return Ok(());
         }

@@ -6,6 +6,7 @@
 //! looks again before it removes anything.
 
 use super::catalogue::{self, Cursor, Record, State, Stored};
+use super::overview::quickly_used;
 use super::{Result, Volumes, names};
 use crate::rbd::{Child, Errno, Image, ImageKey, OpenMode, Parent, SnapshotId, SnapshotKind};
 use serde::Serialize;
@@ -31,8 +32,13 @@ pub struct SurveyedImage {
     pub id: String,
     /// What it is to the driver.
     pub kind: ImageKind,
+    /// The claim that it was made for, as `namespace/name`, where the request said so.
+    pub claim: Option<String>,
     /// Bytes; `None` when only remains are left of it.
     pub size: Option<u64>,
+    /// Bytes of the objects that its head has for itself; `None` when only a look at each object
+    /// would tell.
+    pub used: Option<u64>,
     /// Its ancestors, silent ones and those of other pools included.
     pub depth: u32,
     /// What its head is a clone of.
@@ -55,6 +61,8 @@ pub enum ImageKind {
     Deleting,
     /// A deleted volume that stays for its snapshots.
     SilentParent,
+    /// A deleted volume in the trash, which can be brought back.
+    Parked,
     /// Made by another client.
     Foreign,
     /// What an interrupted creation or removal left.
@@ -145,7 +153,9 @@ impl Volumes {
                     name: entry.name,
                     id: entry.id,
                     kind: ImageKind::Remains,
+                    claim: None,
                     size: None,
+                    used: None,
                     depth: 0,
                     parent: None,
                     snapshots: Vec::new(),
@@ -170,7 +180,7 @@ impl Volumes {
         })
     }
 
-    fn look_at(
+    pub(super) fn look_at(
         &self,
         name: String,
         id: String,
@@ -179,8 +189,11 @@ impl Volumes {
     ) -> Result<SurveyedImage> {
         let kind = match known.volumes.get(&name).map(|stored| stored.record.state) {
             Some(State::Ready) => ImageKind::Volume,
-            Some(State::Creating | State::Restoring) => ImageKind::Creating,
+            Some(State::Creating | State::Restoring | State::Returning) => ImageKind::Creating,
             Some(State::Deleting) => ImageKind::Deleting,
+            None if known.silent.get(&id).is_some_and(|silent| silent.record.trash.is_some()) => {
+                ImageKind::Parked
+            }
             None if known.silent.contains_key(&id) => ImageKind::SilentParent,
             None if self.migrated_silent_parent(&name, &known.silent)?.is_some() => {
                 ImageKind::SilentParent
@@ -230,8 +243,11 @@ impl Volumes {
             }
             _ => Vec::new(),
         };
+        let info = image.info()?;
         Ok(SurveyedImage {
-            size: Some(image.info()?.size),
+            claim: known.volumes.get(&name).and_then(|stored| stored.record.claim.clone()),
+            size: Some(info.size),
+            used: quickly_used(image, &info)?,
             depth: self.depth(image, None)?,
             parent: image.parent(None)?.map(SurveyedLink::from),
             name,

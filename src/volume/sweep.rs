@@ -15,7 +15,7 @@ use std::time::Duration;
 const FINISHING: i64 = 60;
 
 impl Volumes {
-    /// Finishes deletions that were begun, group snapshots that were cut, and creations that were
+    /// Purges the trash of what is over. Finishes deletions that were begun, group snapshots that were cut, and creations that were
     /// begun longer ago than `patience`: those are undone, for they were never handed out. Returns
     /// the journal, to be given to [`Volumes::settle`].
     ///
@@ -27,14 +27,17 @@ impl Volumes {
         let is_due = |state: State, created: i64| {
             // A restore that was killed is run again, or its volume deleted.
             state == State::Deleting
-                || state != State::Restoring
+                || !matches!(state, State::Restoring | State::Returning)
                     && u64::try_from(now() - created).is_ok_and(|age| age >= patience.as_secs())
         };
         for (image, stored) in &unfinished.volumes {
-            if is_due(stored.record.state, stored.record.created) {
+            if stored.record.state == State::Returning {
+                tell(image, self.returned(image, stored.clone()).map(drop));
+            } else if is_due(stored.record.state, stored.record.created) {
                 tell(image, self.destroy(image, stored).map(drop));
             }
         }
+        tell("the trash", self.purge_expired(unfinished.trash));
         for (name, stored) in &unfinished.groups {
             if is_due(stored.record.state, stored.record.created) {
                 tell(name, self.delete_recorded_group(name, stored));

@@ -76,6 +76,8 @@ pub fn request(name: &str, size: u64) -> CreateVolume {
         delete_with_snapshots: DeleteWithSnapshots::Retain,
         context: BTreeMap::from([("imageName".to_owned(), name.to_owned())]),
         settings: BTreeMap::new(),
+        claim: None,
+        trash_retention: None,
     }
 }
 

@@ -78,13 +78,28 @@ fn the_drivers_own_unavailable_is_an_answer() {
 fn a_driver_that_is_not_there_exits_with_3() {
     let directory = tempfile::tempdir().unwrap();
     let endpoint = format!("unix://{}/csi.sock", directory.path().display());
-    let output = call(&endpoint, &["info", "--output", "json"]);
+    let output = call(&endpoint, &["info", "--output", "json", "--timeout", "300ms"]);
     assert_eq!(output.status.code(), Some(3));
     let message = format!("UNAVAILABLE: cannot connect to {endpoint}: ");
     assert!(stderr(&output).starts_with(&message), "{}", stderr(&output));
     assert!(stderr(&output).contains("No such file or directory"), "{}", stderr(&output));
     let printed: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(printed["error"]["code"], "UNAVAILABLE");
+}
+
+#[test]
+fn a_driver_that_is_just_being_started_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("csi.sock");
+    let endpoint = format!("unix://{}", path.display());
+    let asked = std::thread::spawn(move || call(&endpoint, &["node-get-info"]));
+    // It has found nothing there by now, or finds the driver: both must do.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let driver = answering(json!({"node_id": "worker-1"}));
+    std::fs::rename(driver.endpoint().trim_start_matches("unix://"), &path).unwrap();
+    let output = asked.join().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(stdout(&output).contains("worker-1"), "{output:?}");
 }
 
 #[test]

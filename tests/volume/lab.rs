@@ -8,6 +8,7 @@ use cinderblock::notes::Place;
 use cinderblock::rbd::model::{Graph, Model, Session};
 use cinderblock::rbd::{CloneFormat, Features, Image, ImageKey, ImageOptions, OpenMode, Pool};
 use cinderblock::volume::catalogue::{self, Publication};
+use cinderblock::volume::trash::Parked;
 use cinderblock::volume::{
     Activity, CreateGroup, CreateSnapshot, CreateVolume, DeleteWithSnapshots, Error, FlattenTarget,
     GroupSource, ImageLocation, Leases, Made, Policy, Process, PublishVolume, Result, Sizes,
@@ -49,6 +50,7 @@ pub(crate) struct Wish {
     pub(crate) deep_flatten: bool,
     pub(crate) policy: Policy,
     pub(crate) delete_with_snapshots: DeleteWithSnapshots,
+    pub(crate) trash_retention: Option<u64>,
 }
 
 impl Wish {
@@ -63,6 +65,7 @@ impl Wish {
             deep_flatten: true,
             policy: Policy::default(),
             delete_with_snapshots: DeleteWithSnapshots::Retain,
+            trash_retention: None,
         }
     }
 
@@ -129,6 +132,11 @@ impl Wish {
         self
     }
 
+    /// With a class that parks volumes in the trash for an hour.
+    pub(crate) fn parked(self) -> Wish {
+        Wish { trash_retention: Some(3600), ..self }
+    }
+
     pub(crate) fn shallow_flatten(self) -> Wish {
         Wish { deep_flatten: false, ..self }
     }
@@ -161,6 +169,8 @@ impl Wish {
             delete_with_snapshots: self.delete_with_snapshots,
             context: BTreeMap::new(),
             settings: BTreeMap::new(),
+            claim: None,
+            trash_retention: self.trash_retention,
         }
     }
 }
@@ -243,6 +253,31 @@ impl Controller {
 
     pub(crate) fn delete(&self, home: Home, name: &str) -> Result<()> {
         self.settled(home, |volumes| volumes.delete(name).map(drop))
+    }
+
+    /// What is in the trash.
+    pub(crate) fn trash(&self, home: Home) -> Vec<Parked> {
+        self.volumes(home).unwrap().trash().unwrap()
+    }
+
+    /// Brings the volume of that name back from the trash, as one who has seen it there.
+    pub(crate) fn take_back(&self, home: Home, name: &str) -> Result<catalogue::Volume> {
+        self.settled(home, |volumes| {
+            let id = match volumes.trash()?.into_iter().find(|parked| parked.image == name) {
+                Some(parked) => Some(parked.image_id),
+                None => volumes.catalogue().volume(name)?.and_then(|stored| stored.record.image_id),
+            };
+            volumes.take_back(&id.unwrap_or_default())
+        })
+    }
+
+    /// Purges all volumes of that name from the trash.
+    pub(crate) fn purge(&self, home: Home, name: &str) -> Result<()> {
+        self.settled(home, |volumes| {
+            let parked = volumes.trash()?;
+            let of_that_name = parked.iter().filter(|parked| parked.image == name);
+            of_that_name.map(|parked| &parked.image_id).try_for_each(|id| volumes.purge(id))
+        })
     }
 
     pub(crate) fn snapshot(

@@ -154,7 +154,8 @@ impl Check<'_> {
             self.say(format!("{name} is watched"));
         }
         let foreign = self.exempt.images.contains(&name);
-        let silent = self.notes.silent.contains_key(&(place.clone(), id.to_owned()));
+        let note = self.notes.silent.get(&(place.clone(), id.to_owned()));
+        let (silent, parked) = (note.is_some(), note.is_some_and(|note| note.trash.is_some()));
         match self.notes.volumes.get(&(place.clone(), name.clone())) {
             Some(_) if silent => self.say(format!("{name} is a volume and silent")),
             Some(record) if !foreign => {
@@ -174,6 +175,7 @@ impl Check<'_> {
                 self.say(format!("{name} is noted as silent"));
             }
             None if silent
+                && !parked
                 && image.snapshots.is_empty()
                 && !self.exempt.unsettled
                 && !self.exempt.childless_clone_snapshots =>

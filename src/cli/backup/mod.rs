@@ -13,7 +13,8 @@ use cinderblock::transfer::Error;
 use cinderblock::volume;
 use clap::{Args, Subcommand};
 
-use super::image::{EXIT_CHECKSUM, EXIT_REFUSED, EXIT_USAGE, Failure, watch};
+use super::image::{EXIT_CHECKSUM, Failure, watch};
+use super::{EXIT_REFUSED, EXIT_USAGE};
 
 /// Back up volumes to a folder or an object store, and restore them
 ///

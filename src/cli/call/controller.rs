@@ -20,6 +20,7 @@ use super::{Connection, Failure};
 #[derive(Debug, Subcommand)]
 pub(super) enum ControllerCommand {
     /// What the controller can do
+    #[command(alias = "controller-get-capabilities")]
     ControllerCapabilities,
     /// Create a volume, empty or from a snapshot or another volume
     CreateVolume {
@@ -43,12 +44,15 @@ pub(super) enum ControllerCommand {
     },
     /// Delete a volume
     DeleteVolume {
+        /// The volume's id
         volume_id: String,
         #[command(flatten)]
         secrets: Secrets,
     },
     /// Make a volume available to a node; the answer is the publish context
+    #[command(alias = "controller-publish-volume")]
     ControllerPublish {
+        /// The volume's id
         volume_id: String,
         /// The id of the node, as node-info tells it
         #[arg(long, value_name = "NODE_ID")]
@@ -64,7 +68,9 @@ pub(super) enum ControllerCommand {
         secrets: Secrets,
     },
     /// Take a volume away from a node
+    #[command(alias = "controller-unpublish-volume")]
     ControllerUnpublish {
+        /// The volume's id
         volume_id: String,
         /// The id of the node; every node when absent
         #[arg(long, value_name = "NODE_ID", default_value = "")]
@@ -73,7 +79,9 @@ pub(super) enum ControllerCommand {
         secrets: Secrets,
     },
     /// Say whether a volume can be used in a certain way
+    #[command(alias = "validate-volume-capabilities")]
     Validate {
+        /// The volume's id
         volume_id: String,
         #[command(flatten)]
         parameters: Parameters,
@@ -90,8 +98,13 @@ pub(super) enum ControllerCommand {
         page: Page,
     },
     /// Show a volume and where it is published
-    GetVolume { volume_id: String },
+    #[command(alias = "controller-get-volume")]
+    GetVolume {
+        /// The volume's id
+        volume_id: String,
+    },
     /// List the volumes that are not well
+    #[command(alias = "controller-list-volume-health")]
     ListVolumeHealth {
         #[command(flatten)]
         page: Page,
@@ -99,7 +112,9 @@ pub(super) enum ControllerCommand {
         secrets: Secrets,
     },
     /// Show what the controller knows to be wrong with a volume
+    #[command(alias = "controller-get-volume-health")]
     GetVolumeHealth {
+        /// The volume's id
         volume_id: String,
         #[command(flatten)]
         secrets: Secrets,
@@ -113,7 +128,9 @@ pub(super) enum ControllerCommand {
         capability: Capability,
     },
     /// Grow a volume
+    #[command(alias = "controller-expand-volume")]
     Expand {
+        /// The volume's id
         volume_id: String,
         #[command(flatten)]
         size: Size,
@@ -123,7 +140,9 @@ pub(super) enum ControllerCommand {
         secrets: Secrets,
     },
     /// Change the mutable parameters of a volume
+    #[command(alias = "controller-modify-volume")]
     Modify {
+        /// The volume's id
         volume_id: String,
         /// A parameter to change; may be repeated
         #[arg(long = "mutable-parameter", value_name = "KEY=VALUE", value_parser = key_value)]
@@ -133,6 +152,7 @@ pub(super) enum ControllerCommand {
     },
     /// Cut a snapshot of a volume
     CreateSnapshot {
+        /// The volume's id
         volume_id: String,
         /// The name; the same name again is the same snapshot
         #[arg(long)]
@@ -145,6 +165,7 @@ pub(super) enum ControllerCommand {
     },
     /// Delete a snapshot
     DeleteSnapshot {
+        /// The snapshot's id
         snapshot_id: String,
         #[command(flatten)]
         secrets: Secrets,
@@ -164,6 +185,7 @@ pub(super) enum ControllerCommand {
     },
     /// Show a snapshot
     GetSnapshot {
+        /// The snapshot's id
         snapshot_id: String,
         #[command(flatten)]
         secrets: Secrets,

@@ -14,8 +14,10 @@ use super::{Connection, Failure};
 #[derive(Debug, Subcommand)]
 pub(super) enum GroupCommand {
     /// What the group controller can do
+    #[command(alias = "group-controller-get-capabilities")]
     GroupCapabilities,
     /// Cut consistent snapshots of several volumes
+    #[command(alias = "create-volume-group-snapshot")]
     CreateGroupSnapshot {
         /// The volumes
         #[arg(value_name = "VOLUME_ID")]
@@ -30,6 +32,7 @@ pub(super) enum GroupCommand {
         secrets: Secrets,
     },
     /// Delete a group snapshot with its members
+    #[command(alias = "delete-volume-group-snapshot")]
     DeleteGroupSnapshot {
         #[command(flatten)]
         group: Group,
@@ -37,6 +40,7 @@ pub(super) enum GroupCommand {
         secrets: Secrets,
     },
     /// Show a group snapshot and its members
+    #[command(alias = "get-volume-group-snapshot")]
     GetGroupSnapshot {
         #[command(flatten)]
         group: Group,

@@ -10,8 +10,10 @@ use super::{Connection, Failure};
 #[derive(Debug, Subcommand)]
 pub(super) enum IdentityCommand {
     /// Name and version of the driver
+    #[command(alias = "get-plugin-info")]
     Info,
     /// What the driver as a whole can do
+    #[command(alias = "get-plugin-capabilities")]
     Capabilities,
     /// Whether the driver is ready and healthy
     Probe,

@@ -15,7 +15,9 @@ use super::{Connection, Failure};
 #[derive(Debug, Subcommand)]
 pub(super) enum MetadataCommand {
     /// List the blocks of a snapshot that hold data
+    #[command(alias = "get-metadata-allocated")]
     AllocatedBlocks {
+        /// The snapshot's id
         snapshot_id: String,
         #[command(flatten)]
         window: Window,
@@ -23,6 +25,7 @@ pub(super) enum MetadataCommand {
         secrets: Secrets,
     },
     /// List the blocks that differ between two snapshots of a volume
+    #[command(alias = "get-metadata-delta")]
     ChangedBlocks {
         /// The older snapshot
         base_snapshot_id: String,

@@ -86,7 +86,7 @@ pub(crate) struct CallArgs {
     )]
     output: Output,
 
-    /// How long to wait for the connection and the answer together; the driver is told
+    /// How long to wait for the socket, the connection and the answer together; the driver is told
     #[arg(long, value_parser = duration, default_value = "60s", global = true, help_heading = "Connection")]
     timeout: Duration,
 
@@ -115,6 +115,9 @@ enum Command {
     #[command(flatten)]
     Node(node::NodeCommand),
 }
+
+/// How long before a socket on which no driver answers is tried again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection whose every request carries the deadline.
 type Connection = InterceptedService<Channel, Deadline>;
@@ -152,7 +155,7 @@ impl From<Status> for Failure {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let refused = || "write it as 60s, 2m or 1m30s".to_owned();
     let signed: jiff::SignedDuration = text.parse().map_err(|_| refused())?;
     Duration::try_from(signed).ok().filter(|duration| !duration.is_zero()).ok_or_else(refused)
@@ -189,8 +192,10 @@ async fn call(args: CallArgs) -> Result<Answer, Failure> {
         ));
     };
     let started = Instant::now();
-    let outcome = tokio::time::timeout(timeout, async {
-        let connection = Connection::new(connect(&endpoint).await?, Deadline(timeout));
+    let channel = connect(&endpoint, started + timeout).await?;
+    let left = timeout.saturating_sub(started.elapsed()).max(PAUSE);
+    let outcome = tokio::time::timeout(left, async {
+        let connection = Connection::new(channel, Deadline(left));
         match command {
             Command::Identity(command) => command.call(connection).await,
             Command::Controller(command) => command.call(connection).await,
@@ -211,13 +216,19 @@ async fn call(args: CallArgs) -> Result<Answer, Failure> {
     }
 }
 
-async fn connect(endpoint: &Endpoint) -> Result<Channel, Failure> {
+/// Connects, and waits until `deadline` for a driver that is just being started.
+async fn connect(endpoint: &Endpoint, deadline: Instant) -> Result<Channel, Failure> {
     let unreachable = |error: &dyn std::error::Error| {
         Failure::Unreachable(format!("cannot connect to {endpoint}: {}", chain(error)))
     };
     let dialled = tonic::transport::Endpoint::try_from(endpoint.to_string())
         .map_err(|error| unreachable(&error))?;
-    dialled.connect().await.map_err(|error| unreachable(&error))
+    loop {
+        match dialled.connect().await {
+            Err(_) if Instant::now() + PAUSE < deadline => tokio::time::sleep(PAUSE).await,
+            connected => return connected.map_err(|error| unreachable(&error)),
+        }
+    }
 }
 
 /// An error with its causes, which tonic's errors do not show by themselves.

@@ -16,11 +16,15 @@ use super::{Connection, Failure};
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
     /// The id of the node and its limits
+    #[command(alias = "node-get-info")]
     NodeInfo,
     /// What the node plugin can do
+    #[command(alias = "node-get-capabilities")]
     NodeCapabilities,
     /// Attach a volume and mount it at the staging path
+    #[command(alias = "node-stage-volume")]
     Stage {
+        /// The volume's id
         volume_id: String,
         /// Where to stage it: an absolute path that exists
         #[arg(long, value_name = "PATH")]
@@ -33,14 +37,18 @@ pub(super) enum NodeCommand {
         secrets: Secrets,
     },
     /// Undo stage
+    #[command(alias = "node-unstage-volume")]
     Unstage {
+        /// The volume's id
         volume_id: String,
         /// Where it is staged
         #[arg(long, value_name = "PATH")]
         staging: String,
     },
     /// Make a staged volume appear at the path a workload uses
+    #[command(alias = "node-publish-volume")]
     Publish {
+        /// The volume's id
         volume_id: String,
         /// Where it is staged
         #[arg(long, value_name = "PATH", default_value = "")]
@@ -59,18 +67,22 @@ pub(super) enum NodeCommand {
         secrets: Secrets,
     },
     /// Undo publish
+    #[command(alias = "node-unpublish-volume")]
     Unpublish {
+        /// The volume's id
         volume_id: String,
         /// Where it is published
         #[arg(long, value_name = "PATH")]
         target: String,
     },
     /// Say how full a volume is
+    #[command(alias = "node-get-volume-stats")]
     Stats {
         #[command(flatten)]
         place: Place,
     },
     /// Grow what lies on a volume that has grown
+    #[command(alias = "node-expand-volume")]
     NodeExpand {
         #[command(flatten)]
         place: Place,
@@ -82,11 +94,13 @@ pub(super) enum NodeCommand {
         secrets: Secrets,
     },
     /// Show what the node knows to be wrong with a volume
+    #[command(alias = "node-get-volume-health")]
     NodeVolumeHealth {
         #[command(flatten)]
         place: Place,
     },
     /// Show what is wrong with the storage as the node reaches it
+    #[command(alias = "node-get-storage-health")]
     NodeStorageHealth {
         #[command(flatten)]
         secrets: Secrets,

@@ -13,10 +13,9 @@ use std::process::ExitCode;
 use cinderblock::transfer::{Error, Place, Tools};
 use clap::{Args, Subcommand};
 
-/// The arguments are wrong, as clap has it.
-pub(super) const EXIT_USAGE: u8 = 2;
-/// What was asked for cannot be done as things are.
-pub(super) const EXIT_REFUSED: u8 = 3;
+use super::pool::NoPool;
+use super::{EXIT_REFUSED, EXIT_USAGE};
+
 /// A checksum differs.
 pub(super) const EXIT_CHECKSUM: u8 = 4;
 
@@ -80,9 +79,12 @@ impl From<String> for Failure {
     }
 }
 
-impl From<Box<dyn std::error::Error>> for Failure {
-    fn from(error: Box<dyn std::error::Error>) -> Failure {
-        Failure::Other(error.to_string())
+impl From<NoPool> for Failure {
+    fn from(error: NoPool) -> Failure {
+        match error {
+            NoPool::Arguments(why) => Failure::Usage(why),
+            NoPool::Cluster(why) => Failure::Other(why),
+        }
     }
 }
 

@@ -2,7 +2,7 @@ use super::ControllerService;
 use crate::csi::clusters::operation;
 use crate::csi::ids::{Location, SnapshotId, VolumeId};
 use crate::csi::operations::Class;
-use crate::csi::parameters::VolumeParameters;
+use crate::csi::parameters::{Parameters, VolumeParameters};
 use crate::csi::proto::volume_capability::AccessType;
 use crate::csi::proto::volume_content_source::{self, SnapshotSource};
 use crate::csi::proto::{
@@ -115,8 +115,18 @@ impl ControllerService {
             delete_with_snapshots: class.delete_with_snapshots,
             context,
             settings,
+            claim: claim(&request.parameters),
+            trash_retention: class.trash_retention,
         };
         Ok((class.location, create))
+    }
+}
+
+/// The claim that these parameters name, as `namespace/name`.
+fn claim(parameters: &Parameters) -> Option<String> {
+    match Subject::of_new_volume(parameters, "") {
+        Subject::Claim { namespace, name } => Some(format!("{namespace}/{name}")),
+        _ => None,
     }
 }
 

@@ -79,10 +79,9 @@ impl ControllerService {
     }
 }
 
-/// Bytes the pool still takes: what the fullest OSD leaves, within the quota.
-pub(super) fn room(stats: &PoolStats) -> i64 {
-    let quota = stats.quota.map_or(u64::MAX, |quota| quota.saturating_sub(stats.stored));
-    i64::try_from(stats.max_available.min(quota)).unwrap_or(i64::MAX)
+/// Bytes the pool still takes.
+fn room(stats: &PoolStats) -> i64 {
+    i64::try_from(stats.room()).unwrap_or(i64::MAX)
 }
 
 fn largest(options: &ImageOptions) -> i64 {

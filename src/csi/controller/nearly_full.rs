@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 /// How soon a pool is not looked at again.
 const SOON: Duration = Duration::from_mins(1);
-/// Per cent from which a pool is nearly full: where Ceph's own warning begins.
-const NEARLY: u64 = 85;
 
 /// Which pools were looked at when, by cluster and pool.
 #[derive(Debug, Default)]
@@ -49,14 +47,14 @@ impl Looks {
         let pool = pool.clone();
         tokio::task::spawn_blocking(move || {
             match stats(&pool, &name) {
-                Ok(stats) if percent(&stats) >= NEARLY => {
-                    let left = format!("{} MiB", super::get_capacity::room(&stats) >> 20);
+                Ok(stats) if stats.percent() >= PoolStats::NEARLY_FULL => {
+                    let left = format!("{} MiB", stats.room() >> 20);
                     recorder.tell(
                         &subject,
                         Event::PoolNearlyFull {
                             pool: name,
                             cluster,
-                            percent: percent(&stats),
+                            percent: stats.percent(),
                             left,
                         },
                     );
@@ -90,14 +88,6 @@ fn stats(pool: &Arc<dyn Pool>, name: &str) -> rbd::Result<PoolStats> {
     if pool.name() == name { pool.stats() } else { pool.cluster().pool(name, "")?.stats() }
 }
 
-/// How much of what the pool can hold it holds.
-fn percent(stats: &PoolStats) -> u64 {
-    let room = super::get_capacity::room(stats).unsigned_abs();
-    let whole = u128::from(stats.stored) + u128::from(room);
-    let percent = (u128::from(stats.stored) * 100).checked_div(whole).unwrap_or(0);
-    u64::try_from(percent).unwrap_or(100)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +95,7 @@ mod tests {
     #[test]
     fn a_pool_is_as_full_as_its_disks_or_its_quota_have_it() {
         let stats =
-            |stored, max_available, quota| percent(&PoolStats { stored, max_available, quota });
+            |stored, max_available, quota| PoolStats { stored, max_available, quota }.percent();
         assert_eq!(stats(0, 0, None), 0);
         assert_eq!(stats(10, 90, None), 10);
         assert_eq!(stats(10, 90, Some(12)), 83);

@@ -18,6 +18,8 @@ pub enum State {
     /// Being filled from a backup. It is not handed out until all of it is there, and nothing but a
     /// restore or a deletion ends it.
     Restoring,
+    /// Taken out of the trash, and on the way to its old name. It was handed out before.
+    Returning,
 }
 
 /// A volume's record. Its key is the image's name.
@@ -55,6 +57,13 @@ pub struct Volume {
     pub context: std::collections::BTreeMap<String, String>,
     /// Where it is attached.
     pub published: Vec<Publication>,
+    /// The claim it was made for, as `namespace/name`, where the request said so. For people to
+    /// read; a driver that does not know it may drop it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
+    /// For how many seconds DeleteVolume parks it in the trash; `None` deletes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trash_retention: Option<u64>,
 }
 
 /// What a volume was made from, as asked for.
@@ -194,6 +203,18 @@ pub struct Silent {
     pub volume: String,
     /// Seconds since 1970 when its volume was deleted.
     pub deleted: i64,
+    /// That the volume can be brought back: nothing collects the image until this is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trash: Option<Trash>,
+}
+
+/// What is kept of a volume in the trash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trash {
+    /// Seconds since 1970 when it is purged.
+    pub until: i64,
+    /// The volume's record.
+    pub record: Box<Volume>,
 }
 
 /// A kind of record.
@@ -216,8 +237,12 @@ pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq {
 impl Record for Volume {
     const KIND: &'static str = "volume/";
 
-    /// Version 2 has tokens: a driver that dropped one would leave a node unfenced.
+    /// Version 2 has tokens: a driver that dropped one would leave a node unfenced. Version 3 has
+    /// the trash: a driver that does not know it would delete for good.
     fn version(&self) -> u32 {
+        if self.trash_retention.is_some() {
+            return 3;
+        }
         if self.published.iter().any(|publication| publication.token.is_some()) { 2 } else { 1 }
     }
 
@@ -245,4 +270,9 @@ impl Record for Node {
 }
 impl Record for Silent {
     const KIND: &'static str = "silent/";
+
+    /// Version 3 has the trash: a driver that does not know it would collect the image.
+    fn version(&self) -> u32 {
+        if self.trash.is_some() { 3 } else { 1 }
+    }
 }

@@ -57,6 +57,20 @@ impl Stored {
     }
 }
 
+impl Stored {
+    /// Who holds it, since when, and with which clients, for people.
+    pub(crate) fn describe(&self) -> String {
+        let Holder { host, pid, .. } = &self.holder;
+        let since = jiff::Timestamp::from_second(self.since).unwrap_or_default();
+        let ended = if self.over || self.holder.is_dead() {
+            "; it has ended, and the next request takes its work over"
+        } else {
+            ""
+        };
+        format!("process {pid} on {host} since {since}, by {}{ended}", self.clients.join(", "))
+    }
+}
+
 /// Reads a lease. An error for one of a newer version.
 pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<Stored> {
     let stored: Stored = serde_json::from_slice(bytes)?;

@@ -235,6 +235,11 @@ pub(crate) fn clear(lab: &Lab) {
         };
         done(name, controller.delete_snapshot(&cut));
     }
+    for home in crate::lab::HOMES {
+        for parked in controller.trash(home) {
+            done(&parked.image, controller.purge(home, &parked.image));
+        }
+    }
     done("recovery", controller.recover());
     lab.remove_golden();
     lab.assert_empty();

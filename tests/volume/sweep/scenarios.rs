@@ -82,7 +82,134 @@ pub(super) fn all() -> Vec<Scenario> {
     all.extend(groups());
     all.extend(others());
     all.extend(golden());
+    all.extend(trash());
     all
+}
+
+/// A, filled, whose class has a trash.
+fn with_trash(format: CloneFormat) -> Lab {
+    let mut lab = Lab::new();
+    lab.plain.format = format;
+    lab.plain = lab.plain.clone().parked();
+    lab.create("A");
+    lab
+}
+
+/// A in the trash, with the clone B of it.
+fn a_in_trash(format: CloneFormat) -> Lab {
+    let lab = with_trash(format);
+    lab.clone("A", "B");
+    lab.delete("A");
+    lab
+}
+
+fn in_trash(lab: &Lab, names: &[&str]) {
+    let parked = lab.controller.trash(RBD);
+    let parked: Vec<_> = parked.iter().map(|parked| parked.image.as_str()).collect();
+    assert_eq!(parked, names, "{}", lab.graph());
+}
+
+fn trash() -> Vec<Scenario> {
+    let a_is_back = |lab: &Lab| {
+        in_trash(lab, &[]);
+        holds("A", &["A", "A", "A"])(lab);
+        holds("B", &["A", "A", "A"])(lab);
+    };
+    let back = |name, before| Scenario {
+        name,
+        before,
+        ask: |_, controller| {
+            controller.take_back(RBD, "A").map(|record| format!("{} {:?}", record.id, record.state))
+        },
+        opposite: Some(|_, controller| controller.delete(RBD, "A")),
+        done: a_is_back,
+    };
+    let purge = |name, before| Scenario {
+        name,
+        before,
+        ask: |_, controller| controller.purge(RBD, "A").map(|()| String::new()),
+        opposite: None,
+        done: |lab| in_trash(lab, &[]),
+    };
+    vec![
+        Scenario {
+            name: "delete, into the trash",
+            before: || with_trash(V2),
+            ask: |_, controller| delete(controller, "A"),
+            opposite: None,
+            done: |lab| in_trash(lab, &["A"]),
+        },
+        Scenario {
+            name: "delete with a snapshot, into the trash",
+            before: || {
+                let lab = with_trash(V2);
+                lab.snapshot("A", "s");
+                lab.restore(&cut(&lab, "s"), "B");
+                lab
+            },
+            ask: |_, controller| delete(controller, "A"),
+            opposite: None,
+            done: |lab| in_trash(lab, &["A"]),
+        },
+        Scenario {
+            name: "delete a clone, into the trash, 1",
+            before: || {
+                let lab = with_trash(V1);
+                lab.clone("A", "B");
+                lab
+            },
+            ask: |_, controller| delete(controller, "B"),
+            opposite: None,
+            done: |lab| in_trash(lab, &["B"]),
+        },
+        Scenario {
+            name: "delete the source of what is in the trash",
+            before: || {
+                let lab = with_trash(V2);
+                lab.clone("A", "B");
+                lab.delete("B");
+                lab
+            },
+            ask: |_, controller| delete(controller, "A"),
+            opposite: None,
+            done: |lab| in_trash(lab, &["A", "B"]),
+        },
+        back("back from the trash, 1", || a_in_trash(V1)),
+        back("back from the trash, 2", || a_in_trash(V2)),
+        purge("purge", || {
+            let lab = with_trash(V2);
+            lab.delete("A");
+            lab
+        }),
+        purge("purge of a volume with a clone", || a_in_trash(V1)),
+        purge("purge of a clone, walking up", || {
+            let lab = Lab::new();
+            lab.create("P");
+            lab.make(&Wish::new("A").of("P").parked());
+            lab.delete("P");
+            lab.delete("A");
+            lab
+        }),
+        Scenario {
+            name: "the sweeper purges what is over",
+            before: || {
+                let lab = a_in_trash(V2);
+                lab.delete("B");
+                let volumes = lab.controller.volumes(RBD).unwrap();
+                for parked in volumes.trash().unwrap() {
+                    let id = &parked.image_id;
+                    let stored = volumes.catalogue().silent(&parked.image, id).unwrap().unwrap();
+                    let mut over = stored.record.clone();
+                    over.trash.as_mut().unwrap().until = 0;
+                    volumes.catalogue().replace(&parked.image, &stored, over).unwrap();
+                }
+                lab
+            },
+            ask: |_, controller| controller.recover().map(|()| String::new()),
+            opposite: None,
+            done: |lab| in_trash(lab, &[]),
+        },
+    ]
 }
 
 /// A lab with a golden image in a pool that the user may only read, and volumes made of it.
