@@ -2,6 +2,7 @@
 //! driver.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a command line talks to its user")]
 
+mod adopt;
 mod backup;
 mod bounded;
 mod call;
@@ -45,6 +46,8 @@ enum Command {
     Image(image::ImageArgs),
     Backup(backup::BackupArgs),
     Find(find::FindArgs),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::release::ReleaseArgs),
     #[command(hide = true)]
     Bounded(bounded::BoundedArgs),
 }
@@ -64,6 +67,8 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Backup(args)) => backup::run(&args),
         Some(Command::Image(args)) => image::run(&args),
         Some(Command::Find(args)) => find::run(&args),
+        Some(Command::Adopt(args)) => adopt::run(&args),
+        Some(Command::Release(args)) => adopt::release::run(&args),
         Some(Command::Bounded(args)) => bounded::run(&args),
         // Without any argument clap prints the help instead.
         None => {

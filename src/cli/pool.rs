@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cinderblock::csi::config::{self, Config};
+use cinderblock::csi::ids::Location;
 use cinderblock::rbd::ceph::{ConnectOptions, Timeouts, connect};
 use cinderblock::rbd::{Cluster, Key, Pool};
 use cinderblock::volume::{Activity, Process, Volumes};
@@ -54,6 +55,20 @@ impl PoolArgs {
     pub(crate) fn open(&self) -> Result<Volumes, Box<dyn std::error::Error>> {
         let cluster = self.cluster.connect(self.cluster.cluster.as_deref())?;
         Ok(self.cluster.volumes(cluster.pool(&self.pool, &self.namespace)?))
+    }
+}
+
+impl PoolArgs {
+    /// The pool as ids have it.
+    pub(crate) fn location(&self) -> Result<Location, Box<dyn std::error::Error>> {
+        let config = self.config()?;
+        let cluster = choose(&config, self.cluster.cluster.as_deref())?.cluster_id.clone();
+        Ok(Location { cluster, pool: self.pool.clone(), namespace: self.namespace.clone() })
+    }
+
+    /// The driver's configuration.
+    pub(crate) fn config(&self) -> Result<Config, Box<dyn std::error::Error>> {
+        Ok(Config::read(&self.cluster.config)?)
     }
 }
 

@@ -124,6 +124,7 @@ impl Volumes {
             clone_format: if request.options.clone_format == CloneFormat::V1 { 1 } else { 2 },
             context: request.context.clone(),
             published: Vec::new(),
+            adopted: None,
         };
         // Before the record is written: a retry that finds the record takes the image to be its
         // own.

@@ -224,7 +224,9 @@ impl<'a> Deletion<'a> {
             // Other tools' snapshots go without a word, and one of the driver's may just have gone.
             self.volumes.suspect(&[self.volumes.as_suspect(self.image, id)])?;
         }
-        let silent = Silent { volume: self.stored.record.id.clone(), deleted: now() };
+        let record = &self.stored.record;
+        let (volume, adopted) = (record.id.clone(), None);
+        let silent = Silent { volume, deleted: now(), image: None, adopted };
         self.volumes.catalogue.silence(self.image, &self.stored, id, silent)?;
         Ok((!snapshots.is_empty()).then_some(retained))
     }

@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 mod activity;
+pub mod adopt;
 mod backup;
 pub mod catalogue;
 mod clone;

@@ -173,6 +173,7 @@ impl Volumes {
             clone_format: request.clone_format,
             context: request.context.clone(),
             published: Vec::new(),
+            adopted: None,
         };
         let stored = self.catalogue.insert_volume(name, record)?;
         let made = self.pool.create_image(name, request.size, &request.options).and_then(|()| {

@@ -84,6 +84,7 @@ impl Volumes {
                 clone_format: volume.record.clone_format,
                 attempt: uuid::Uuid::new_v4().simple().to_string(),
                 group: None,
+                adopted: None,
             },
         )?;
         match self.cut(&*image, request, &stored) {
@@ -271,7 +272,7 @@ impl Volumes {
                 self.drop_or_park(&*image, id, name, snapshot)?;
             }
             let image_name = image.name()?;
-            if image_name.ends_with(names::SILENT_SUFFIX) {
+            if image_name.ends_with(names::SILENT_SUFFIX) || stored.record.adopted.is_some() {
                 let mut suspects = vec![self.as_suspect(&image_name, id)];
                 let left = image.snapshots()?;
                 for snapshot in

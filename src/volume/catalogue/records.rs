@@ -55,6 +55,46 @@ pub struct Volume {
     pub context: std::collections::BTreeMap<String, String>,
     /// Where it is attached.
     pub published: Vec<Publication>,
+    /// Who had it before, if it was [adopted](crate::volume::adopt).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// Who had an adopted volume, snapshot or silent parent before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// That driver.
+    pub from: Owner,
+    /// What its journal said of it, which has moved here. A release writes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<CsiJournal>,
+}
+
+/// Who had an image before it was adopted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// ceph-csi.
+    CephCsi,
+    /// OpenStack Cinder.
+    Cinder,
+    /// A person or another tool.
+    Nobody,
+}
+
+/// The entries of ceph-csi's journal about one volume or snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsiJournal {
+    /// The object that lists all volumes, or all snapshots.
+    pub directory: String,
+    /// Its key there, which ends in the CSI name.
+    pub key: String,
+    /// The value of that key: the uuid that the object and the handle end in.
+    pub uuid: String,
+    /// The object that is about it alone.
+    pub object: String,
+    /// All keys of that object with their values.
+    pub entries: std::collections::BTreeMap<String, String>,
 }
 
 /// What a volume was made from, as asked for.
@@ -155,6 +195,9 @@ pub struct Snapshot {
     /// The group snapshot it is a member of, by the key of that one's record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// As in [`Volume`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 /// A group snapshot's record. Its key is made from the CSI name alone.
@@ -194,6 +237,13 @@ pub struct Silent {
     pub volume: String,
     /// Seconds since 1970 when its volume was deleted.
     pub deleted: i64,
+    /// The name of its image, if it was adopted under a name that does not say that it is silent.
+    /// An adopted image keeps its name, so that its former driver finds it after a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// As in [`Volume`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 /// A kind of record.
@@ -216,9 +266,15 @@ pub trait Record: Serialize + DeserializeOwned + Clone + PartialEq {
 impl Record for Volume {
     const KIND: &'static str = "volume/";
 
-    /// Version 2 has tokens: a driver that dropped one would leave a node unfenced.
+    /// Version 2 has tokens: a driver that dropped one would leave a node unfenced. Version 3 has
+    /// the journal of the former driver: a driver that dropped it would leave no way back.
     fn version(&self) -> u32 {
-        if self.published.iter().any(|publication| publication.token.is_some()) { 2 } else { 1 }
+        let has_token = |publication: &Publication| publication.token.is_some();
+        match (&self.adopted, self.published.iter().any(has_token)) {
+            (Some(_), _) => 3,
+            (None, true) => 2,
+            (None, false) => 1,
+        }
     }
 
     fn is_unfinished(&self) -> bool {
@@ -227,6 +283,11 @@ impl Record for Volume {
 }
 impl Record for Snapshot {
     const KIND: &'static str = "snapshot/";
+
+    /// As that of a volume.
+    fn version(&self) -> u32 {
+        if self.adopted.is_some() { 3 } else { 1 }
+    }
 
     /// Who works on a member holds the lease of its group.
     fn is_unfinished(&self) -> bool {
