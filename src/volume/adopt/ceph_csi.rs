@@ -2,7 +2,7 @@
 
 use super::{
     Adopted, CsiJournal, Item, Kind, Owner, Planned, Result, Silent, State, Verdict, VolumeIds,
-    Volumes, catalogue, is_same, names, now,
+    Volumes, catalogue, is_same, names, now, sorted,
 };
 use crate::rbd::{ImageKey, OpenMode, SnapshotKind};
 use crate::volume::survey::Known;
@@ -68,7 +68,7 @@ impl Volumes {
             }
         }
         items.extend(parents);
-        Ok(items)
+        Ok(sorted(items))
     }
 
     fn plan_entry(

@@ -3,7 +3,7 @@
 
 use super::{
     Adopted, Item, Kind, Owner, Planned, Result, Silent, State, Verdict, VolumeIds, Volumes,
-    catalogue, names, now,
+    catalogue, names, now, sorted,
 };
 use crate::rbd::{ImageKey, OpenMode, Snapshot, SnapshotKind};
 use crate::volume::survey::Known;
@@ -46,8 +46,7 @@ impl Volumes {
                 items.push(item);
             }
         }
-        items.sort_by_key(|item| (item.kind != Kind::Volume, item.kind != Kind::Snapshot));
-        Ok(items)
+        Ok(sorted(items))
     }
 
     /// A volume that Cinder deleted while clones hung on it.

@@ -52,7 +52,7 @@ pub struct Item {
 }
 
 /// What is adopted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A volume.
@@ -358,6 +358,12 @@ impl Volumes {
         }
         self.suspect(&suspects)
     }
+}
+
+/// In the order they are adopted and shown in.
+fn sorted(mut items: Vec<Item>) -> Vec<Item> {
+    items.sort_by(|a, b| (a.kind, &a.image, &a.snapshot).cmp(&(b.kind, &b.image, &b.snapshot)));
+    items
 }
 
 /// Whether two notes are about the same thing of the same owner. The journal's entries may have
