@@ -448,7 +448,7 @@ mod tests {
             },
             "status": { "snapshotHandle": "0001-s" },
         });
-        let objects = listed(&[old.clone()]);
+        let objects = listed(std::slice::from_ref(&old));
         assert!(objects.content(|handle| handle == "0001-s").is_some());
         assert!(objects.content(|handle| handle == "0001-v").is_none());
         assert_eq!(Objects::why_content_stays(&old), None);

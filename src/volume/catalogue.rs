@@ -77,6 +77,9 @@ impl<R> Stored<R> {
     }
 }
 
+/// A record, if it is there.
+type Found<R> = Option<Stored<R>>;
+
 /// The key of the lease that a backup of the image holds, beside its record.
 fn backup_key(image: &str) -> String {
     format!("{}backup/{image}", lease::KIND)
@@ -171,7 +174,7 @@ impl Catalogue {
         &self,
         image: &str,
         image_id: &str,
-    ) -> Result<(Option<Stored<Volume>>, Option<Stored<Silent>>)> {
+    ) -> Result<(Found<Volume>, Found<Silent>)> {
         let object = self.home(image);
         let volume = format!("{}{image}", Volume::KIND);
         let silent = format!("{}{image_id}", Silent::KIND);

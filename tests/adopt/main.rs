@@ -14,5 +14,6 @@ mod faults;
 mod fixtures;
 mod kills;
 mod node;
+mod page;
 mod program;
 mod refusals;

@@ -11,8 +11,8 @@ use cinderblock::csi::proto::{ControllerPublishVolumeRequest, ControllerUnpublis
 use cinderblock::rbd::Pool;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::common::driver::{
     Class, Driver, filesystem, from_snapshot, from_volume, lab_config_with_own_user,
@@ -141,6 +141,41 @@ fn new_objects(path: &Path) -> (BTreeMap<String, (String, BTreeMap<String, Strin
     (volumes, snapshots)
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_static_volume_is_attached_and_nothing_else() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let pool = namespace.pool(&*lab.connect());
+    let options = cinderblock::rbd::ImageOptions::default();
+    for image in ["disk-8", "disk-9"] {
+        pool.create_image(image, SIZE, &options).unwrap();
+    }
+    fill_with_content(&pool)("disk-8", 8);
+    let program = Program::new(&lab, &namespace.name);
+    program.expect(0, "adopt", &["disk-9", "--name", "nine", "--apply"]);
+    // The namespace is the one of the configuration.
+    let config = std::fs::read_to_string(program.path("config.yaml")).unwrap();
+    let config = format!("{config}  rbd: {{radosNamespace: {}}}\n", namespace.name);
+    let driver = Driver::start(&config, &["--role", "controller"]);
+    let class = Class::new(&lab, &namespace.name);
+    let mut field = Field { lab: &lab, class, controller: driver.controller().await };
+    let attributes = [("staticVolume", "true"), ("clusterID", "lab"), ("pool", POOL)];
+    let attributes: BTreeMap<_, _> =
+        attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    assert_eq!(field.content("disk-8", &attributes).await, "content of 8");
+    for (image, code) in [("disk-9", Code::FailedPrecondition), ("disk-10", Code::NotFound)] {
+        let status = field.publish(image, &attributes).await.unwrap_err();
+        assert_eq!(status.code(), code, "{status}");
+    }
+    field.delete(&["disk-8".to_owned()]).await;
+    assert!(pool.image_id("disk-8").unwrap().is_some(), "a static volume is never deleted");
+    pool.remove_image("disk-8").unwrap();
+    field.delete(&[format!("lab/{POOL}/{}/disk-9", namespace.name)]).await;
+    crate::common::wait_until_settled(&*pool);
+    driver.stop();
+    namespace.assert_nothing_is_left();
+}
+
 /// A driver that has adopted volumes in its hands.
 struct Field<'a> {
     lab: &'a Lab,
@@ -149,8 +184,11 @@ struct Field<'a> {
 }
 
 impl Field<'_> {
-    /// What the file `data` of a volume holds.
-    async fn content(&mut self, id: &str, attributes: &BTreeMap<String, String>) -> String {
+    async fn publish(
+        &mut self,
+        id: &str,
+        attributes: &BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, Status> {
         let request = ControllerPublishVolumeRequest {
             volume_id: id.to_owned(),
             node_id: "node-1".to_owned(),
@@ -159,8 +197,13 @@ impl Field<'_> {
             secrets: self.class.secrets.clone(),
             ..ControllerPublishVolumeRequest::default()
         };
-        let published = self.controller.controller_publish_volume(request).await.unwrap();
-        let context = published.into_inner().publish_context;
+        let published = self.controller.controller_publish_volume(request).await?;
+        Ok(published.into_inner().publish_context)
+    }
+
+    /// What the file `data` of a volume holds.
+    async fn content(&mut self, id: &str, attributes: &BTreeMap<String, String>) -> String {
+        let context = self.publish(id, attributes).await.unwrap();
         let node = OneNode::new(self.lab);
         let content = node.read(id, attributes, &context).await.unwrap();
         let request = ControllerUnpublishVolumeRequest {

@@ -115,24 +115,19 @@ impl ManifestArgs {
         };
         let secret = self.secret();
         let new = NewVolume { driver: &self.driver_name, handle, attributes, secret };
-        Ok(Some(match old {
-            Some(old) => handover::volume_in_place_of(old, &new),
-            None => {
-                let filesystem = volumes.filesystem(&item.image)?;
-                handover::new_volume(&item.name, item.size, filesystem, &new)
-            }
-        }))
+        if let Some(old) = old {
+            return Ok(Some(handover::volume_in_place_of(old, &new)));
+        }
+        let filesystem = volumes.filesystem(&item.image)?;
+        Ok(Some(handover::new_volume(&item.name, item.size, filesystem, &new)))
     }
 
     fn snapshot(&self, location: &Location, item: &Item, old: Option<&Value>) -> Vec<Value> {
         let handle = snapshot_id(location, item);
-        match old {
-            Some(old) => handover::content_in_place_of(old, &self.driver_name, &handle),
-            None => {
-                let (name, secret) = (item.name.as_str(), self.secret());
-                vec![handover::new_content(name, &self.driver_name, &handle, secret)]
-            }
+        if let Some(old) = old {
+            return handover::content_in_place_of(old, &self.driver_name, &handle);
         }
+        vec![handover::new_content(&item.name, &self.driver_name, &handle, self.secret())]
     }
 
     fn secret(&self) -> Option<(&str, &str)> {

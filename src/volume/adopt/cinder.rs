@@ -123,7 +123,7 @@ impl Volumes {
             match known.snapshots.get(&cut.name).map(|stored| &stored.record) {
                 Some(other) if other.image_id == id => item.verdict = Verdict::Adopted,
                 Some(_) => {
-                    item.refuse(format!("the catalogue has another snapshot named {}", cut.name))
+                    item.refuse(format!("the catalogue has another snapshot named {}", cut.name));
                 }
                 None => {}
             }
