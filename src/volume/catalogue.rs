@@ -23,7 +23,8 @@
 //! A group snapshot has a record beside those of its members, and is ready when its own says so.
 //!
 //! Silent parents have an entry of their own ([`Silent`]), written in the same atomic change that
-//! removes the volume's record, so that only images this driver made silent are ever collected.
+//! removes the volume's record, or by an [adoption](super::adopt), so that no other images are ever
+//! collected.
 
 use super::lease::{self, Lease, Leases};
 use super::names;

@@ -1,5 +1,6 @@
 //! The program, killed after each change it makes to a real Ceph, in a pool's default namespace.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 
@@ -32,47 +33,45 @@ fn what_sigkill_leaves_of_adoptions_and_releases_is_finished_by_the_next() {
     let program = Program::new(&lab, "");
     let adopt = ["--from", "ceph-csi", "--objects-checked", "--apply"];
 
-    let mut points = [0, 0];
-    for (turn, (command, arguments)) in
-        [("adopt", &adopt[..]), ("release", &["--apply"][..])].into_iter().enumerate()
-    {
-        let (opposite, back) =
-            if turn == 0 { ("release", &["--apply"][..]) } else { ("adopt", &adopt[..]) };
-        if turn == 1 {
-            program.expect(0, "adopt", &adopt);
-        }
+    // A killed one may have had an image open.
+    let run = |command: &str, arguments: &[&str]| {
+        wait_until("it is done", || {
+            let output = program.run(command, arguments);
+            if output.status.success() { Ok(()) } else { Err(text(&output)) }
+        });
+    };
+    let (adopt, release) = (("adopt", &adopt[..]), ("release", &["--apply"][..]));
+    for (asked, opposite) in [(adopt, release), (release, adopt)] {
+        let assert_done = |command: &str, at: usize| match command {
+            "adopt" => assert!(csi.journal().values().all(BTreeMap::is_empty), "killed at {at}"),
+            _ => assert_eq!(csi.journal(), journal, "killed at {at}"),
+        };
+        let mut points = 0;
         for at in 1.. {
-            let output = killed(&program, at, command, arguments);
+            let output = killed(&program, at, asked.0, asked.1);
             let is_killed = output.status.signal() == Some(9);
             assert!(is_killed || output.status.success(), "{}", text(&output));
             for (image, bytes) in alive.iter().zip(&bytes) {
-                assert!(read(&pool, image) == *bytes, "{image} after {command} killed at {at}");
+                assert!(read(&pool, image) == *bytes, "{image} after {asked:?} killed at {at}");
             }
-            // Each second time the opposite is asked for next.
-            if is_killed && at % 2 == 0 {
-                program.expect(0, command, arguments);
+            // The same is asked for again, or right away the opposite.
+            if at % 2 == 0 || !is_killed {
+                run(asked.0, asked.1);
+                assert_done(asked.0, at);
             }
-            if turn == 0 {
-                program.expect(0, "adopt", &adopt);
-                assert!(csi.journal().values().all(|entries| entries.is_empty()), "at {at}");
-            } else {
-                program.expect(0, "release", &["--apply"]);
-                assert_eq!(csi.journal(), journal, "{command} killed at {at}");
-            }
-            program.expect(0, opposite, back);
+            run(opposite.0, opposite.1);
+            assert_done(opposite.0, at);
             if !is_killed {
-                points[turn] = at;
+                points = at;
                 break;
             }
         }
-        if turn == 1 {
-            program.expect(0, "release", &["--apply"]);
-        }
-        assert_eq!(csi.journal(), journal, "after all of {command}");
+        assert!(points > 8, "{asked:?} killed at {points} points only");
+        run(asked.0, asked.1);
     }
-    assert!(points[0] > 10 && points[1] > 8, "{points:?}");
+    assert_eq!(csi.journal(), journal);
 
-    program.expect(0, "adopt", &adopt);
+    run(adopt.0, adopt.1);
     // Everything goes by the driver's own means.
     let volumes = cinderblock::volume::Volumes::new(
         pool.clone(),

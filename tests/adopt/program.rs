@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use crate::common::driver::{
     Class, Driver, filesystem, from_snapshot, from_volume, lab_config_with_own_user,
 };
-use crate::common::{Lab, Namespace, PATIENCE, POOL};
+use crate::common::{Lab, Namespace, OwnLab, PATIENCE, POOL};
 use crate::fixtures::{CephCsi, Cinder, SIZE, fill, read, ten_volumes};
 use crate::node::{OneNode, ext4};
 
@@ -114,9 +114,12 @@ pub fn objects(csi: &CephCsi) -> Value {
     json!({ "kind": "List", "items": items })
 }
 
+/// A handle, and the attributes beside it.
+type NewVolume = (String, BTreeMap<String, String>);
+
 /// The handle and the attributes in the new PersistentVolumes, by their names; and the handles of
 /// the new VolumeSnapshotContents.
-fn new_objects(path: &Path) -> (BTreeMap<String, (String, BTreeMap<String, String>)>, Vec<String>) {
+fn new_objects(path: &Path) -> (BTreeMap<String, NewVolume>, Vec<String>) {
     let list: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let (mut volumes, mut snapshots) = (BTreeMap::new(), Vec::new());
     for item in list["items"].as_array().unwrap() {
@@ -203,9 +206,9 @@ impl Field<'_> {
 
     /// What the file `data` of a volume holds.
     async fn content(&mut self, id: &str, attributes: &BTreeMap<String, String>) -> String {
-        let context = self.publish(id, attributes).await.unwrap();
+        let published = self.publish(id, attributes).await.unwrap();
         let node = OneNode::new(self.lab);
-        let content = node.read(id, attributes, &context).await.unwrap();
+        let content = node.read(id, attributes, &published).await.unwrap();
         let request = ControllerUnpublishVolumeRequest {
             volume_id: id.to_owned(),
             node_id: "node-1".to_owned(),
@@ -372,6 +375,28 @@ async fn ten_volumes_of_ceph_csi_are_adopted_used_released_and_adopted_again() {
     live(&lab, &pool, &program, &arguments, &images, &released).await;
     csi.assert_journal_is_empty();
     namespace.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_volumes_of_ceph_csi_are_adopted_from_a_pool_without_namespaces() {
+    let lab = OwnLab::up();
+    let pool = lab.connect().pool(POOL, "").unwrap();
+    let csi = CephCsi::new(pool.clone());
+    let images = ten_volumes(&csi, &fill_with_content(&pool));
+    let before = csi.journal();
+    let program = Program::new(&lab, "");
+    let arguments = ["--from", "ceph-csi", "--objects-checked", "--secret", "ceph/rbd-key"];
+    let released = || assert_eq!(csi.journal(), before, "the journal after the release");
+    live(&lab, &pool, &program, &arguments, &images, &released).await;
+    csi.assert_journal_is_empty();
+    crate::common::wait_until("the pool is empty", || {
+        let left = (pool.list_images().unwrap(), pool.trash_list().unwrap());
+        if left.0.is_empty() && left.1.is_empty() { Ok(()) } else { Err(left) }
+    });
+    let objects = lab.run("rados", &["--pool", POOL, "ls"]);
+    for object in objects.lines().filter(|object| object.starts_with("cinderblock.")) {
+        assert!(pool.omap_list(object, "", 10).unwrap().entries.is_empty(), "{object}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 
 use super::{ControllerService, tell_refusal};
 use crate::csi::clusters::operation;
+use crate::csi::config::Cluster;
 use crate::csi::ids::{VolumeId, static_volume};
 use crate::csi::operations::Class;
 use crate::csi::proto::{
@@ -117,7 +118,7 @@ impl ControllerService {
         let context = &request.volume_context;
         let clusters = &self.clusters.config().clusters;
         let cluster = context.get("clusterID").and_then(|id| clusters.get(id));
-        let namespace = cluster.map(|cluster| cluster.default_namespace()).unwrap_or_default();
+        let namespace = cluster.map_or("", Cluster::default_namespace);
         if let Some(id) = static_volume(&request.volume_id, context, namespace) {
             return Some((id, true));
         }
