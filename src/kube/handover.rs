@@ -68,6 +68,9 @@ impl Objects {
         };
         let mut objects = Objects::default();
         for item in items {
+            if !item["metadata"].is_object() || !item["spec"].is_object() {
+                return Err("an object in it has no metadata or no spec".to_owned());
+            }
             match item["kind"].as_str() {
                 Some("PersistentVolume") => objects.volumes.push(item),
                 Some("VolumeSnapshotContent") => objects.contents.push(item),
@@ -149,9 +152,8 @@ pub fn volume_in_place_of(old: &Value, new: &NewVolume<'_>) -> Value {
     volume["apiVersion"] = json!("v1");
     volume["kind"] = json!("PersistentVolume");
     strip(&mut volume);
-    if let Some(claim) = volume["spec"]["claimRef"].as_object_mut() {
-        claim.remove("resourceVersion");
-    }
+    let claim = volume.pointer_mut("/spec/claimRef").and_then(Value::as_object_mut);
+    claim.map(|claim| claim.remove("resourceVersion"));
     volume["spec"]["persistentVolumeReclaimPolicy"] = json!("Retain");
     let old = old["spec"]["csi"].clone();
     let csi = &mut volume["spec"]["csi"];
@@ -275,14 +277,13 @@ fn strip(object: &mut Value) {
     if let Some(object) = object.as_object_mut() {
         object.remove("status");
     }
-    if let Some(metadata) = object["metadata"].as_object_mut() {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         for key in METADATA_OF_OLD {
             metadata.remove(key);
         }
     }
-    if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
-        annotations.remove(LAST_APPLIED);
-    }
+    let annotations = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+    annotations.map(|annotations| annotations.remove(LAST_APPLIED));
 }
 
 /// Says whose the volume is. The provisioner deletes no volume without that, and deletes it with
@@ -427,6 +428,7 @@ mod tests {
         assert!(why.contains("reclaim policy Delete") && why.contains("kubectl patch pv pvc-1"));
         let attachment = json!({
             "kind": "VolumeAttachment",
+            "metadata": { "name": "csi-1" },
             "spec": { "nodeName": "node-7", "source": { "persistentVolumeName": "pvc-1" } },
         });
         let why = listed(&[attachment]).why_volume_stays(&old_volume()).unwrap();
@@ -478,6 +480,10 @@ mod tests {
     #[test]
     fn what_kubectl_did_not_write_is_refused() {
         assert!(Objects::parse("not JSON").unwrap_err().contains("no JSON"));
-        assert!(Objects::parse("{}").unwrap_err().contains("no kind"));
+        for text in ["{}", r#"{"items":[7]}"#, r#"{"kind":"PersistentVolume","metadata":"x"}"#] {
+            assert!(Objects::parse(text).unwrap_err().contains("no metadata"), "{text}");
+        }
+        let nameless = json!({ "metadata": {}, "spec": {} }).to_string();
+        assert!(Objects::parse(&nameless).unwrap_err().contains("no kind"));
     }
 }

@@ -37,6 +37,7 @@ fn what_cannot_be_adopted_is_named_with_its_reason_and_left_as_it_is() {
     }
     old["items"].as_array_mut().unwrap().push(json!({
         "kind": "VolumeAttachment",
+        "metadata": { "name": "csi-8" },
         "spec": { "nodeName": "node-3", "source": { "persistentVolumeName": "pvc-8" } },
     }));
     let file = program.path("old.json");

@@ -2,8 +2,8 @@
 //!
 //! Adoption writes records. No data is copied, and every image keeps its name. What another driver
 //! keeps beside its volumes becomes a silent parent of this one, so that it goes when nothing needs
-//! it: ceph-csi's snapshot images, its `-temp` images and what it moved to the trash ([`ceph_csi`]);
-//! Cinder's `.deleted` images ([`cinder`]).
+//! it. Of ceph-csi's these are snapshots' images, `-temp` images and what it moved to the trash
+//! ([`ceph_csi`]); of Cinder's, the `.deleted` images ([`cinder`]).
 //!
 //! A volume has one owner. What ceph-csi's journal says of a volume moves into the volume's record:
 //! from then on a request to ceph-csi that names the volume finds nothing, and deletes nothing.

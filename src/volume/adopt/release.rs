@@ -167,8 +167,8 @@ impl Volumes {
                     is_needed |= self.is_listed(&id, snapshot)?
                         || self.is_any_ours(&self.clones(&*image, &id, snapshot.id)?)?;
                 }
-                // One without a snapshot is collected. And an image whose snapshot was deleted since
-                // it was adopted is nothing that ceph-csi would look for: it stays here.
+                // One without a snapshot is collected. An image whose snapshot was deleted since it
+                // was adopted is nothing that ceph-csi would look for: it stays here.
                 let name = image.name()?;
                 let is_known_there = stored.record.image.is_none()
                     || name.ends_with(super::ceph_csi::TEMPORARY)
