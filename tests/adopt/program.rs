@@ -294,6 +294,10 @@ async fn live(
     let again = program.expect(0, "adopt", &apply);
     assert_eq!(rows(&again), rows(&said), "a second run has nothing to do");
 
+    assert_eq!(program.expect(0, "gc", &[]).trim(), "nothing is left half-done");
+    let tree = program.expect(0, "tree", &[]);
+    assert!(images.iter().all(|image| tree.contains(image)), "{tree}");
+
     let config = std::fs::read_to_string(program.path("config.yaml")).unwrap();
     let driver = Driver::start(&config, &["--role", "controller"]);
     let class = Class::new(lab, pool.namespace());
@@ -339,6 +343,7 @@ async fn live(
         assert!(read(pool, image) == bytes[image], "{image} differs after the release");
     }
     assert_eq!(program.expect(0, "release", &["--apply"]).trim(), "nothing was adopted here");
+    assert_eq!(program.expect(0, "gc", &[]).trim(), "nothing is left half-done");
 
     program.expect(0, "adopt", &apply);
     for (id, attributes) in volumes.values().take(2) {
