@@ -2,6 +2,7 @@
 //! driver.
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a command line talks to its user")]
 
+mod adopt;
 mod backup;
 mod bounded;
 mod call;
@@ -74,6 +75,8 @@ enum Command {
     SupportBundle(support_bundle::SupportBundleArgs),
     Completions(install::CompletionsArgs),
     Man(install::ManArgs),
+    Adopt(adopt::AdoptArgs),
+    Release(adopt::release::ReleaseArgs),
     #[command(hide = true)]
     Bounded(bounded::BoundedArgs),
 }
@@ -103,6 +106,8 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::SupportBundle(args)) => support_bundle::run(&args),
         Some(Command::Completions(args)) => install::completions(&args),
         Some(Command::Man(args)) => install::man(&args),
+        Some(Command::Adopt(args)) => adopt::run(&args),
+        Some(Command::Release(args)) => adopt::release::run(&args),
         Some(Command::Bounded(args)) => bounded::run(&args),
         // Without any argument clap prints the help instead.
         None => {

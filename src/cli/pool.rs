@@ -119,6 +119,18 @@ impl PoolArgs {
         Ok(places.into_iter().map(|place| (place.clone(), open(&place))).collect())
     }
 
+    /// The one pool that a command works on: the one on the command line, or the only one that the
+    /// configuration names.
+    pub(crate) fn open_one(&self) -> Result<(Location, Volumes), NoPool> {
+        let mut opened = self.open()?;
+        match (opened.pop(), opened.is_empty()) {
+            (Some((place, volumes)), true) => Ok((place, volumes?)),
+            _ => Err(NoPool::Arguments(
+                "the configuration names several pools: choose one with --pool".to_owned(),
+            )),
+        }
+    }
+
     /// Does `work` in each pool. What fails is said on standard error, as `name`'s, and the others
     /// are gone on with; returns what was done, and the exit status if anything failed.
     pub(crate) fn each<T>(

@@ -10,6 +10,7 @@
 //! The grammar is strict, so no part of an id can name a path, an option or another object. An id
 //! that does not parse is an id that cannot exist.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Bytes an id may have (the CSI specification's limit for strings).
@@ -97,6 +98,29 @@ impl VolumeId {
         let (location, image) = Location::parse(text)?;
         is_name(image).then(|| VolumeId { location, image: image.to_string() })
     }
+}
+
+/// Marks a volume whose id is the name of an image, and whose context says where that is: an
+/// administrator's PersistentVolume, in the form of ceph-csi. The catalogue does not know it.
+pub const STATIC: &str = "staticVolume";
+
+/// The image of a static volume; `None` when the context says that the volume is none, or when it
+/// has no place. `namespace` is the RADOS namespace where the context names none.
+pub fn static_volume(
+    text: &str,
+    context: &BTreeMap<String, String>,
+    namespace: &str,
+) -> Option<VolumeId> {
+    context.get(STATIC).filter(|value| *value == "true")?;
+    let part = |key: &str| context.get(key).map(String::as_str).filter(|part| !part.is_empty());
+    let location = Location {
+        cluster: part("clusterID")?.to_string(),
+        pool: part("pool")?.to_string(),
+        namespace: part("radosNamespace").unwrap_or(namespace).to_string(),
+    };
+    // The parts must be what an id could have.
+    let id = VolumeId { location, image: text.to_string() };
+    VolumeId::parse(&id.to_string()).filter(|parsed| *parsed == id)
 }
 
 impl SnapshotId {
@@ -207,6 +231,33 @@ mod tests {
         }
         for text in ["a/b/group", "a/b/group@", "a/b/10ab@s", "a/b/groups@s", "a/b/group@s@t"] {
             assert_eq!(GroupId::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_static_volume_is_where_its_context_says() {
+        let context = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+            pairs.collect::<BTreeMap<_, _>>()
+        };
+        let place = [("staticVolume", "true"), ("clusterID", "prod"), ("pool", "rbd")];
+        let id = static_volume("disk-8", &context(&place), "").unwrap();
+        assert_eq!(id.to_string(), "prod/rbd/disk-8");
+        let id = static_volume("disk-8", &context(&place), "tenant").unwrap();
+        assert_eq!(id.to_string(), "prod/rbd/tenant/disk-8");
+        let named = [&place[..], &[("radosNamespace", "own")]].concat();
+        let id = static_volume("disk-8", &context(&named), "tenant").unwrap();
+        assert_eq!(id.to_string(), "prod/rbd/own/disk-8");
+        for (text, context) in [
+            ("disk-8", context(&place[1..])),
+            ("disk-8", context(&[("staticVolume", "false"), place[1], place[2]])),
+            ("disk-8", context(&place[..2])),
+            ("disk 8", context(&place)),
+            ("tenant/disk-8", context(&place)),
+            ("../disk-8", context(&place)),
+            ("", context(&place)),
+        ] {
+            assert_eq!(static_volume(text, &context, ""), None, "{text:?} {context:?}");
         }
     }
 

@@ -7,6 +7,7 @@
 //!   RPC where there is something to it; the group controller's are the controller's.
 //! - [`config`], [`parameters`], [`qos`], [`ids`], [`repeats`], [`validate`]: everything that comes
 //!   from outside, checked before use.
+//! - [`handles`]: the ids that ceph-csi gives.
 //! - [`clusters`], [`operations`]: how a checked request reaches a pool, and runs there without
 //!   hanging its caller.
 //! - [`sweeper`]: what a controller settles and finishes in the background.
@@ -17,6 +18,7 @@ pub mod config;
 pub mod controller;
 pub(crate) mod deadline;
 pub mod endpoint;
+pub mod handles;
 pub mod identity;
 pub mod ids;
 pub mod node;

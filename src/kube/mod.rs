@@ -2,6 +2,7 @@
 //! what it is about.
 //!
 //! - [`events`]: what is worth telling, on the objects people look at.
+//! - [`handover`]: the objects of volumes that change their driver.
 //! - [`nodes`]: whether a node uses a volume, in good health.
 //! - [`volumes`]: which claim, PersistentVolume and nodes belong to a volume id.
 //! - [`claims`]: what is known of the volumes behind claims.
@@ -11,6 +12,7 @@
 
 pub mod claims;
 pub mod events;
+pub mod handover;
 pub mod nodes;
 pub mod volumes;
 

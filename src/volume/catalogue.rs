@@ -25,7 +25,8 @@
 //! A group snapshot has a record beside those of its members, and is ready when its own says so.
 //!
 //! Silent parents have an entry of their own ([`Silent`]), written in the same atomic change that
-//! removes the volume's record, so that only images this driver made silent are ever collected.
+//! removes the volume's record, or by an [adoption](super::adopt), so that no other images are ever
+//! collected.
 
 use super::lease::{self, Lease, Leases};
 use super::names;
@@ -40,8 +41,8 @@ mod records;
 
 pub use publications::StoredNotes;
 pub use records::{
-    DeleteWithSnapshots, Group, Link, Member, Node, Publication, Record, Silent, Snapshot, Source,
-    State, Trash, Volume,
+    Adopted, CsiJournal, DeleteWithSnapshots, Group, Link, Member, Node, Owner, Publication,
+    Record, Silent, Snapshot, Source, State, Trash, Volume,
 };
 
 /// The newest version of records that this build writes ([`Record::version`]); it reads no newer
@@ -78,6 +79,9 @@ impl<R> Stored<R> {
         self.lease.as_ref().map_or(Ok(()), |lease| lease.add_client(address))
     }
 }
+
+/// A record, if it is there.
+type Found<R> = Option<Stored<R>>;
 
 /// The key of the lease that a backup of the image holds, beside its record.
 fn backup_key(image: &str) -> String {
@@ -167,6 +171,25 @@ impl Catalogue {
         self.get(image, image_id)
     }
 
+    /// [`Catalogue::volume`] and [`Catalogue::silent`] of an image that has its volume's name. One
+    /// read.
+    pub(super) fn volume_and_silent(
+        &self,
+        image: &str,
+        image_id: &str,
+    ) -> Result<(Found<Volume>, Found<Silent>)> {
+        let object = self.home(image);
+        let volume = format!("{}{image}", Volume::KIND);
+        let silent = format!("{}{image_id}", Silent::KIND);
+        let mut found = self.pool.omap_get(&object, &[&volume, &silent])?;
+        let stored_volume = found.remove(&volume);
+        let stored_silent = found.remove(&silent);
+        Ok((
+            stored_volume.map(|bytes| parse(&object, volume, bytes)).transpose()?,
+            stored_silent.map(|bytes| parse(&object, silent, bytes)).transpose()?,
+        ))
+    }
+
     /// [`Catalogue::volume`], and whether a [backup](super::backup) holds it or did so when it was
     /// killed. One read.
     pub(super) fn volume_and_backup(&self, image: &str) -> Result<(Option<Stored<Volume>>, bool)> {
@@ -253,6 +276,55 @@ impl Catalogue {
     /// Writes a record that must not be there yet.
     pub fn insert_snapshot(&self, snapshot: &str, record: Snapshot) -> Result<Stored<Snapshot>> {
         self.insert(snapshot, snapshot, record)
+    }
+
+    /// Writes a record that must not be there yet. `image` is the name of the volume's image, as in
+    /// [`Catalogue::silent`].
+    pub(super) fn insert_silent(
+        &self,
+        image: &str,
+        image_id: &str,
+        record: Silent,
+    ) -> Result<Stored<Silent>> {
+        self.insert(image, image_id, record)
+    }
+
+    /// Writes, in one atomic change, a snapshot's record and the silent parent that its image is,
+    /// which has the same name. Neither may be there yet.
+    pub(super) fn insert_snapshot_image(
+        &self,
+        name: &str,
+        snapshot: Snapshot,
+        silent: Silent,
+    ) -> Result<()> {
+        let silent = stored(format!("{}{}", Silent::KIND, snapshot.image_id), silent);
+        let snapshot = stored(format!("{}{name}", Snapshot::KIND), snapshot);
+        let update = OmapUpdate {
+            guards: vec![Guard::Absent(snapshot.key.clone()), Guard::Absent(silent.key.clone())],
+            set: vec![(snapshot.key.clone(), snapshot.bytes), (silent.key, silent.bytes)],
+            remove: vec![],
+        };
+        self.change(name, &snapshot.key, None, false, &update).map(drop)
+    }
+
+    /// Removes, in one atomic change, what [`Catalogue::insert_snapshot_image`] wrote. Both must
+    /// still be as they were read.
+    pub(super) fn remove_snapshot_image(
+        &self,
+        name: &str,
+        snapshot: &Stored<Snapshot>,
+        silent: &Stored<Silent>,
+    ) -> Result<()> {
+        let as_read = |key: &String, bytes: &Vec<u8>| Guard::Equals(key.clone(), bytes.clone());
+        let update = OmapUpdate {
+            guards: vec![
+                as_read(&snapshot.key, &snapshot.bytes),
+                as_read(&silent.key, &silent.bytes),
+            ],
+            set: vec![],
+            remove: vec![snapshot.key.clone(), silent.key.clone()],
+        };
+        self.change(name, &snapshot.key, None, false, &update).map(drop)
     }
 
     /// Writes a record that must not be there yet.

@@ -7,7 +7,7 @@
 //! processes may settle one suspect at the same time: every step takes "already gone" for success,
 //! librbd refuses to remove what still has a child, and a removal is done under a lease.
 
-use super::catalogue::State;
+use super::catalogue::{Silent, State};
 use super::delete::is_large;
 use super::journal::{Child, Entry, Suspect};
 use super::names;
@@ -427,6 +427,18 @@ impl Volumes {
         }
     }
 
+    /// [`Volumes::remove_for_good`] of a silent parent. One that was adopted from the trash never
+    /// comes back from there.
+    fn remove_silent(&self, name: &str, id: &str, silent: &Silent) -> crate::rbd::Result<()> {
+        let is_in_trash =
+            silent.image.is_some() && self.pool.trash_get(id)?.is_some_and(|entry| !entry.removing);
+        if !is_in_trash {
+            return self.remove_for_good(name, id);
+        }
+        let progress = &mut self.activity.progress();
+        self.pool.trash_remove_with_progress(id, true, progress).tolerate(Errno::ENOENT)
+    }
+
     /// Whether this driver knows any of these clones, so that it looks at their snapshot again when
     /// the clone goes.
     pub(super) fn is_any_ours(&self, clones: &[crate::rbd::Child]) -> Result<bool> {
@@ -441,11 +453,15 @@ impl Volumes {
 
     /// Whether this driver made the image `id` here, which is named `name`.
     pub(super) fn is_ours(&self, name: &str, id: &str) -> Result<bool> {
-        if let Some(stored) = self.catalogue.volume(name)? {
+        let (volume, silent) = self.catalogue.volume_and_silent(name, id)?;
+        if let Some(stored) = volume {
             match &stored.record.image_id {
                 Some(known) if known != id && !self.is_replaced_or_gone(known)? => {}
                 _ => return Ok(true),
             }
+        }
+        if !name.ends_with(names::SILENT_SUFFIX) {
+            return Ok(silent.is_some_and(|silent| silent.record.image.as_deref() == Some(name)));
         }
         Ok(self.silent_parent(name, id)?.is_some())
     }
@@ -483,9 +499,6 @@ impl Volumes {
     /// Removes the image if it is a silent parent of ours without a snapshot.
     fn remove_if_silent(&self, image: Box<dyn Image>, id: &str) -> Result<Verdict> {
         let name = image.name()?;
-        if !name.ends_with(names::SILENT_SUFFIX) {
-            return Ok(Verdict::Kept);
-        }
         let Some((volume, silent)) = self.silent_parent(&name, id)? else {
             let volume = names::before_silence(&name, id);
             // Renamed, but its DeleteVolume has not come to its last write: that one, or its retry,
@@ -516,7 +529,7 @@ impl Volumes {
         drop(image);
         // librbd does not stand two removals of one image at once.
         let silent = self.catalogue.claim(&volume, &silent)?;
-        match self.remove_for_good(&name, id) {
+        match self.remove_silent(&name, id, &silent.record) {
             Ok(()) => {}
             Err(error) if error.errno == Errno::EBUSY => return Ok(Verdict::Busy),
             // A clone was made meanwhile.
@@ -534,7 +547,7 @@ impl Volumes {
         let id = suspect.image_id.as_str();
         let volume = names::before_silence(&suspect.image, id);
         let silent = self.catalogue.silent(volume, id)?;
-        if self.is_followed(suspect, volume, silent.is_some())? {
+        if self.is_followed(suspect, volume, silent.as_ref().map(|silent| &silent.record))? {
             return Ok(());
         }
         // librbd does not stand two removals of one image at once: the operation that is at it
@@ -559,9 +572,13 @@ impl Volumes {
         let Some(silent) = silent else {
             return Ok(());
         };
-        for name in [names::silent(volume), names::silent_with_id(volume, id)] {
+        let names = match &silent.record.image {
+            Some(name) => vec![name.clone()],
+            None => vec![names::silent(volume), names::silent_with_id(volume, id)],
+        };
+        for name in names {
             if self.pool.image_id(&name)?.is_none_or(|found| found == id) {
-                self.remove_for_good(&name, id)?;
+                self.remove_silent(&name, id, &silent.record)?;
             }
         }
         self.catalogue.remove(volume, &silent)?;

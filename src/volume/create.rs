@@ -131,6 +131,7 @@ impl Volumes {
             published: Vec::new(),
             claim: request.claim.clone(),
             trash_retention: request.trash_retention,
+            adopted: None,
         };
         // Before the record is written: a retry that finds the record takes the image to be its
         // own.

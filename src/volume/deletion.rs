@@ -240,7 +240,13 @@ impl<'a> Deletion<'a> {
         let silent = if self.parks() {
             note_of_parked(&self.stored.record)
         } else {
-            Silent { volume: self.stored.record.id.clone(), deleted: now(), trash: None }
+            Silent {
+                volume: self.stored.record.id.clone(),
+                deleted: now(),
+                trash: None,
+                image: None,
+                adopted: None,
+            }
         };
         self.volumes.catalogue.silence(self.image, &self.stored, id, silent)?;
         Ok((!snapshots.is_empty()).then_some(retained))

@@ -154,6 +154,7 @@ impl Volumes {
             clone_format: volume.record.clone_format,
             attempt: uuid::Uuid::new_v4().simple().to_string(),
             group: Some(request.group.clone()),
+            adopted: None,
         };
         Ok(Source { record, snapshot: source.snapshot.clone() })
     }

@@ -5,6 +5,9 @@
 //! trash, has the clones link to the new one, and the new one read through to the old one;
 //! `execute` copies; `commit` removes the old one. Records and journal entries keep the old ids.
 //! From `prepare` on, the new image is what a record or an entry is about.
+//!
+//! One kind of image is not followed: a silent parent that was adopted under a name of its own. It
+//! is another tool's once it was migrated, and nothing collects it.
 
 use super::catalogue::{self, Cursor, Silent, State, Stored};
 use super::collect::is_collectable;
@@ -57,11 +60,13 @@ impl Volumes {
         name: &str,
         id: &str,
     ) -> Result<Option<(String, Stored<Silent>)>> {
-        if !name.ends_with(names::SILENT_SUFFIX) {
-            return Ok(None);
-        }
         let volume = names::before_silence(name, id);
-        if let Some(silent) = self.catalogue.silent(volume, id)? {
+        let silent = self.catalogue.silent(volume, id)?;
+        if !name.ends_with(names::SILENT_SUFFIX) {
+            let adopted = silent.filter(|silent| silent.record.image.as_deref() == Some(name));
+            return Ok(adopted.map(|silent| (volume.to_string(), silent)));
+        }
+        if let Some(silent) = silent {
             return Ok(Some((volume.to_string(), silent)));
         }
         let all = self.catalogue.list(&Cursor::default(), 0)?.0.into_iter().collect();
@@ -95,10 +100,12 @@ impl Volumes {
         &self,
         suspect: &Suspect,
         volume: &str,
-        was_silent: bool,
+        was_silent: Option<&Silent>,
     ) -> Result<bool> {
         let old = &suspect.image_id;
-        let names = if was_silent {
+        let names = if was_silent.is_some_and(|silent| silent.image.is_some()) {
+            Vec::new()
+        } else if was_silent.is_some() {
             vec![names::silent(volume), names::silent_with_id(volume, old)]
         } else {
             let stored = self.catalogue.volume(volume)?;
@@ -109,7 +116,7 @@ impl Volumes {
         };
         for name in names {
             let Some(new) = self.pool.image_id(&name)?.filter(|new| new != old) else { continue };
-            if was_silent && self.silent_parent(&name, &new)?.is_none() {
+            if was_silent.is_some() && self.silent_parent(&name, &new)?.is_none() {
                 continue;
             }
             let image = self.pool.open_image(ImageKey::Id(&new), OpenMode::ReadOnly)?;

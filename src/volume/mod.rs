@@ -12,7 +12,7 @@
 //!   in the catalogue and in the journal.
 //! - A refused request has changed nothing.
 //! - An image without a `ready` record was never handed out. An image the catalogue does not know
-//!   is never adopted or deleted.
+//!   is never deleted, and never adopted unless an administrator says so ([`adopt`]).
 //! - Before a link to a parent snapshot is dropped, it is in the journal. What lost its reason to
 //!   exist by that is removed, all the way up, by [`Volumes::settle`] after the operation, or by
 //!   [`Volumes::sweep`].
@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 mod activity;
+pub mod adopt;
 mod backup;
 pub mod catalogue;
 mod clone;

@@ -1,6 +1,7 @@
 //! The names the driver gives to images and snapshots, and how they are told apart.
 //!
-//! A name made here never ends in a suffix reserved for another kind of object, so an image or
+//! An adopted image keeps the name it had, and the catalogue says what it is. A name made here never
+//! ends in a suffix reserved for another kind of object, so an image or
 //! snapshot is recognised by its name alone: a silent parent, a snapshot made for one clone, a
 //! backup's snapshot, a parked one.
 

@@ -19,6 +19,22 @@ impl Volumes {
         Ok(stored)
     }
 
+    /// Requires that the image of a static volume is there, and is no volume of this driver:
+    /// [`Error::NotFound`], [`Error::FailedPrecondition`]. Nothing is recorded of it.
+    pub fn require_static(&self, image: &str) -> Result<()> {
+        let spec = self.spec(image);
+        if let Some(stored) = self.catalogue.volume(image)? {
+            return Err(Error::FailedPrecondition(format!(
+                "{spec} is a volume of this driver, and no static one: use its id {} without staticVolume",
+                stored.record.id
+            )));
+        }
+        match self.pool.image_id(image)? {
+            Some(_) => Ok(()),
+            None => Err(Error::NotFound(format!("there is no image {spec}"))),
+        }
+    }
+
     /// The record of a volume that was handed out, if there is one. [`Error::FailedPrecondition`]
     /// for one that is being restored.
     pub(super) fn ready(&self, image: &str) -> Result<Option<Stored<Volume>>> {

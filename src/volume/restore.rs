@@ -196,6 +196,7 @@ impl Volumes {
             published: Vec::new(),
             claim: None,
             trash_retention: None,
+            adopted: None,
         };
         let stored = self.catalogue.insert_volume(name, record)?;
         let made = self.pool.create_image(name, request.size, &request.options).and_then(|()| {

@@ -84,6 +84,7 @@ impl Volumes {
                 clone_format: volume.record.clone_format,
                 attempt: uuid::Uuid::new_v4().simple().to_string(),
                 group: None,
+                adopted: None,
             },
         )?;
         match self.cut(&*image, request, &stored) {
@@ -273,7 +274,9 @@ impl Volumes {
                 Self::take_name(&*image, name, snapshot)?;
                 suspects.push(Suspect { snapshot: Some(snapshot.id), ..image_as_suspect.clone() });
             }
-            if suspects.is_empty() && image_name.ends_with(names::SILENT_SUFFIX) {
+            let may_be_silent =
+                image_name.ends_with(names::SILENT_SUFFIX) || stored.record.adopted.is_some();
+            if suspects.is_empty() && may_be_silent {
                 suspects.push(image_as_suspect);
             }
             self.suspect(&suspects)?;

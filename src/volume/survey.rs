@@ -136,7 +136,7 @@ impl From<Parent> for SurveyedLink {
 pub(super) struct Known {
     pub(super) volumes: BTreeMap<String, Stored<catalogue::Volume>>,
     pub(super) snapshots: BTreeMap<String, Stored<catalogue::Snapshot>>,
-    silent: BTreeMap<String, Stored<catalogue::Silent>>,
+    pub(super) silent: BTreeMap<String, Stored<catalogue::Silent>>,
 }
 
 impl Volumes {

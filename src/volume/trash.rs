@@ -252,6 +252,8 @@ pub(super) fn note_of_parked(record: &Volume) -> Silent {
         volume: record.id.clone(),
         deleted: now(),
         trash: Some(Trash { until, record: Box::new(record) }),
+        image: None,
+        adopted: None,
     }
 }
 

@@ -3,7 +3,8 @@
 
 use super::{ControllerService, tell_refusal};
 use crate::csi::clusters::operation;
-use crate::csi::ids::VolumeId;
+use crate::csi::config::Cluster;
+use crate::csi::ids::{VolumeId, static_volume};
 use crate::csi::operations::Class;
 use crate::csi::proto::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse,
@@ -39,7 +40,7 @@ impl ControllerService {
         if let Some(why) = validate::unsupported(capability, mode) {
             return Err(Status::failed_precondition(why));
         }
-        let id = VolumeId::parse(&request.volume_id).ok_or_else(|| {
+        let (id, is_static) = self.volume_to_publish(&request).ok_or_else(|| {
             Status::not_found(format!("the volume {:?} does not exist", request.volume_id))
         })?;
         if !self.nodes.is_empty() && !self.nodes.contains(&request.node_id) {
@@ -80,7 +81,11 @@ impl ControllerService {
                 let monitors = clusters
                     .monitors(&location.cluster, &**access.volumes.pool())
                     .map_err(|error| access.scope.connection_status(&error))?;
-                let published = access.volumes.publish(&publish);
+                let published = if is_static {
+                    access.volumes.require_static(&publish.image).map(|()| None)
+                } else {
+                    access.volumes.publish(&publish)
+                };
                 let place = access.answer(published.inspect_err(|error| {
                     tell_refusal(&recorder, &subject, &location, error);
                 }))?;
@@ -103,6 +108,21 @@ impl ControllerService {
             })
             .await?;
         Ok(Response::new(ControllerPublishVolumeResponse { publish_context: context }))
+    }
+
+    /// The image of the volume, and whether the volume is static.
+    fn volume_to_publish(
+        &self,
+        request: &ControllerPublishVolumeRequest,
+    ) -> Option<(VolumeId, bool)> {
+        let context = &request.volume_context;
+        let clusters = &self.clusters.config().clusters;
+        let cluster = context.get("clusterID").and_then(|id| clusters.get(id));
+        let namespace = cluster.map_or("", Cluster::default_namespace);
+        if let Some(id) = static_volume(&request.volume_id, context, namespace) {
+            return Some((id, true));
+        }
+        VolumeId::parse(&request.volume_id).map(|id| (id, false))
     }
 
     /// ControllerUnpublishVolume: fine when the volume is not there, or not published. A node that

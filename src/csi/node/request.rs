@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::Monitors;
 use crate::csi::clusters::looks_like_a_user;
-use crate::csi::ids::VolumeId;
+use crate::csi::ids::{VolumeId, static_volume};
 use crate::csi::proto::volume_capability::AccessType;
 use crate::csi::proto::volume_capability::access_mode::Mode;
 use crate::csi::proto::{
@@ -73,7 +73,7 @@ pub(super) fn stage(
     validate::map("publish_context", &request.publish_context)?;
     validate::map("volume_context", &request.volume_context)?;
     validate::map("secrets", &request.secrets)?;
-    let id = VolumeId::parse(&request.volume_id).ok_or_else(|| {
+    let id = volume(request).ok_or_else(|| {
         Status::not_found(format!("the volume {:?} does not exist", request.volume_id))
     })?;
     require_agreement(&id, &request.volume_context, &request.publish_context)?;
@@ -110,6 +110,19 @@ pub(super) fn stage(
         volume_id: request.volume_id.clone(),
         staging_path: request.staging_target_path.clone().into(),
     })
+}
+
+/// The image to stage. The controller, which knows the cluster's configuration, says in which RADOS
+/// namespace a static volume is.
+fn volume(request: &NodeStageVolumeRequest) -> Option<VolumeId> {
+    let parts =
+        request.publish_context.get("image").map(|spec| spec.split('/').collect::<Vec<_>>());
+    let namespace = match parts.as_deref() {
+        Some([_, namespace, _]) => *namespace,
+        _ => "",
+    };
+    static_volume(&request.volume_id, &request.volume_context, namespace)
+        .or_else(|| VolumeId::parse(&request.volume_id))
 }
 
 /// Reads a NodePublishVolume request.

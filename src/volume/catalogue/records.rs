@@ -64,6 +64,46 @@ pub struct Volume {
     /// For how many seconds DeleteVolume parks it in the trash; `None` deletes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash_retention: Option<u64>,
+    /// Who had it before, if it was [adopted](crate::volume::adopt).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
+}
+
+/// Who had an adopted volume, snapshot or silent parent before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// That driver.
+    pub from: Owner,
+    /// What its journal said of it, which has moved here. A release writes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<CsiJournal>,
+}
+
+/// Who had an image before it was adopted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// ceph-csi.
+    CephCsi,
+    /// OpenStack Cinder.
+    Cinder,
+    /// A person or another tool.
+    Nobody,
+}
+
+/// The entries of ceph-csi's journal about one volume or snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsiJournal {
+    /// The object that lists all volumes, or all snapshots.
+    pub directory: String,
+    /// Its key there, which ends in the CSI name.
+    pub key: String,
+    /// The value of that key: the uuid that the object and the handle end in.
+    pub uuid: String,
+    /// The object that is about it alone.
+    pub object: String,
+    /// All keys of that object with their values.
+    pub entries: std::collections::BTreeMap<String, String>,
 }
 
 /// What a volume was made from, as asked for.
@@ -164,6 +204,9 @@ pub struct Snapshot {
     /// The group snapshot it is a member of, by the key of that one's record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// As in [`Volume`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 /// A group snapshot's record. Its key is made from the CSI name alone.
@@ -206,6 +249,13 @@ pub struct Silent {
     /// That the volume can be brought back: nothing collects the image until this is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trash: Option<Trash>,
+    /// The name of its image, if it was adopted under a name that does not say that it is silent.
+    /// An adopted image keeps its name, so that its former driver finds it after a release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// As in [`Volume`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 /// What is kept of a volume in the trash.
@@ -238,12 +288,14 @@ impl Record for Volume {
     const KIND: &'static str = "volume/";
 
     /// Version 2 has tokens: a driver that dropped one would leave a node unfenced. Version 3 has
-    /// the trash: a driver that does not know it would delete for good.
+    /// the trash, which a driver that does not know it would delete for good, and the journal of
+    /// the former driver, without which there is no way back.
     fn version(&self) -> u32 {
-        if self.trash_retention.is_some() {
+        let has_token = |publication: &Publication| publication.token.is_some();
+        if self.trash_retention.is_some() || self.adopted.is_some() {
             return 3;
         }
-        if self.published.iter().any(|publication| publication.token.is_some()) { 2 } else { 1 }
+        if self.published.iter().any(has_token) { 2 } else { 1 }
     }
 
     fn is_unfinished(&self) -> bool {
@@ -252,6 +304,11 @@ impl Record for Volume {
 }
 impl Record for Snapshot {
     const KIND: &'static str = "snapshot/";
+
+    /// As that of a volume.
+    fn version(&self) -> u32 {
+        if self.adopted.is_some() { 3 } else { 1 }
+    }
 
     /// Who works on a member holds the lease of its group.
     fn is_unfinished(&self) -> bool {
