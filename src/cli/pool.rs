@@ -19,7 +19,7 @@ use clap::Args;
 #[command(next_help_heading = "Cluster")]
 pub(crate) struct ClusterArgs {
     /// The driver's configuration
-    #[arg(long, value_name = "FILE", env = "CINDERBLOCK_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "CINDERBLOCK_CONFIG", hide_env_values = true)]
     config: PathBuf,
 
     /// The cluster in it, by clusterID; may be left out when there is one
@@ -27,7 +27,13 @@ pub(crate) struct ClusterArgs {
     cluster: Option<String>,
 
     /// The driver's --instance, whose catalogue is read
-    #[arg(long, value_name = "NAME", default_value = "default", env = "CINDERBLOCK_INSTANCE")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "default",
+        env = "CINDERBLOCK_INSTANCE",
+        hide_env_values = true
+    )]
     instance: String,
 
     /// The Ceph user, without "client."; the configuration's userID when left out
