@@ -300,7 +300,13 @@ fn what_sigkill_leaves_is_gone_on_with() {
             break;
         }
         let is_there = volumes.handed_out("back").is_ok();
-        let again = killed(&lab, usize::MAX, &restore);
+        // The killed one's watch lasts a moment longer.
+        let again = wait_until("the killed restore lets go of the image", || {
+            let again = killed(&lab, usize::MAX, &restore);
+            let waits =
+                String::from_utf8_lossy(&again.stderr).contains("a client that died lets go");
+            if waits { Err(again) } else { Ok(again) }
+        });
         assert_eq!(again.status.success(), !is_there, "killed at {at}: {again:?}");
         assert_same(&read(&volumes, "back"), &expected, &format!("killed at {at}"));
         volumes.delete("back").unwrap();
