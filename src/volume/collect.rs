@@ -11,7 +11,7 @@ use super::catalogue::{Silent, State};
 use super::delete::is_large;
 use super::journal::{Child, Entry, Suspect};
 use super::names;
-use super::{Result, Volumes, now};
+use super::{Error, Result, Volumes, now};
 use crate::rbd::{
     Errno, Image, ImageKey, OpenMode, Parent, Snapshot, SnapshotId, SnapshotKind, Tolerate,
 };
@@ -430,8 +430,8 @@ impl Volumes {
     /// [`Volumes::remove_for_good`] of a silent parent. One that was adopted from the trash never
     /// comes back from there.
     fn remove_silent(&self, name: &str, id: &str, silent: &Silent) -> crate::rbd::Result<()> {
-        let is_in_trash =
-            silent.image.is_some() && self.pool.trash_get(id)?.is_some_and(|entry| !entry.removing);
+        let is_in_trash = silent.image.is_some()
+            && self.pool.trash_get(id)?.is_some_and(|entry| !entry.removing && !entry.migrating);
         if !is_in_trash {
             return self.remove_for_good(name, id);
         }
@@ -504,7 +504,11 @@ impl Volumes {
             // Renamed, but its DeleteVolume has not come to its last write: that one, or its retry,
             // settles it. Any other image of such a name is foreign.
             return Ok(match self.catalogue.volume(volume)? {
-                Some(stored) if stored.record.state == State::Deleting => Verdict::Busy,
+                Some(stored)
+                    if matches!(stored.record.state, State::Deleting | State::Returning) =>
+                {
+                    Verdict::Busy
+                }
                 _ => Verdict::Kept,
             });
         };
@@ -555,7 +559,12 @@ impl Volumes {
         let silent = silent.map(|silent| self.catalogue.claim(volume, &silent)).transpose()?;
         // What lies in the trash otherwise was moved there by another client, or by librbd in place
         // of a removal of ours.
-        if self.pool.trash_get(id)?.is_some_and(|entry| entry.removing || silent.is_some()) {
+        let in_trash = self.pool.trash_get(id)?;
+        if silent.is_some() && in_trash.as_ref().is_some_and(|entry| entry.migrating) {
+            let spec = self.spec(&suspect.image);
+            return Err(Error::Conflict(format!("`rbd migration` moves {spec}")));
+        }
+        if in_trash.is_some_and(|entry| entry.removing || silent.is_some()) {
             let _claimed = match self.catalogue.volume(volume)? {
                 Some(stored)
                     if stored.record.state == State::Deleting

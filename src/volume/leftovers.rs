@@ -5,7 +5,7 @@
 //! when it is cleared. Only what this driver made is ever touched, except by the explicit search
 //! for the chains of `.deleted` images that Cinder leaves in its pools.
 
-use super::catalogue::{State, Unreadable, Volume};
+use super::catalogue::{State, Stored, Unreadable, Volume};
 use super::journal::Suspect;
 use super::names;
 use super::survey::{ImageKind, SnapshotUse, Survey, SurveyedImage, SurveyedSnapshot};
@@ -399,13 +399,21 @@ impl Volumes {
         )))
     }
 
+    /// Whether the catalogue knows the image `id`, which is named `name`.
+    fn is_known(&self, name: &str, id: &str) -> Result<bool> {
+        let volume = names::before_silence(name, id);
+        let is_its = |stored: &Stored<Volume>| stored.record.image_id.as_deref() == Some(id);
+        Ok(self.catalogue.volume(volume)?.as_ref().is_some_and(is_its)
+            || self.catalogue.silent(volume, id)?.is_some())
+    }
+
     fn clear_foreign(&self, name: &str, id: &str) -> Result<()> {
         let image = match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadWrite) {
             Ok(image) => image,
             Err(error) if error.errno == Errno::ENOENT => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        if image.name()? != name || !image.watchers()?.is_empty() {
+        if image.name()? != name || !image.watchers()?.is_empty() || self.is_known(name, id)? {
             return Ok(());
         }
         for snapshot in image.snapshots()? {

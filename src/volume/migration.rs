@@ -69,6 +69,11 @@ impl Volumes {
         if let Some(silent) = silent {
             return Ok(Some((volume.to_string(), silent)));
         }
+        // A volume that is on its way to its note, or back: another's note is not about it.
+        let stored = self.catalogue.volume(volume)?;
+        if stored.is_some_and(|stored| stored.record.image_id.as_deref() == Some(id)) {
+            return Ok(None);
+        }
         let all = self.catalogue.list(&Cursor::default(), 0)?.0.into_iter().collect();
         self.migrated_silent_parent(name, &all)
     }
@@ -116,8 +121,12 @@ impl Volumes {
         };
         for name in names {
             let Some(new) = self.pool.image_id(&name)?.filter(|new| new != old) else { continue };
-            if was_silent.is_some() && self.silent_parent(&name, &new)?.is_none() {
-                continue;
+            if was_silent.is_some() {
+                // One with a note of its own is a later volume's.
+                let noted = self.catalogue.silent(names::before_silence(&name, &new), &new)?;
+                if noted.is_some() || self.silent_parent(&name, &new)?.is_none() {
+                    continue;
+                }
             }
             let image = self.pool.open_image(ImageKey::Id(&new), OpenMode::ReadOnly)?;
             let snapshots = image.snapshots()?;

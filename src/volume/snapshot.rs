@@ -231,7 +231,7 @@ impl Volumes {
             return Ok(None);
         }
         let is_it = |snapshots: &[Snapshot]| {
-            find(snapshots, name).is_some_and(|found| found.size == record.size)
+            snapshots.iter().any(|found| had_name(found, name) && found.size == record.size)
         };
         // Volume ids end in the image's name.
         let volume = record.source_volume.rsplit('/').next().unwrap_or_default();
@@ -262,7 +262,7 @@ impl Volumes {
             let migrated = *id != stored.record.image_id;
             let is_ours = |found: &&Snapshot| {
                 if migrated {
-                    found.kind == SnapshotKind::User && found.name == name
+                    had_name(found, name)
                 } else {
                     is_recorded(&stored.record, name, found)
                 }
@@ -288,13 +288,15 @@ impl Volumes {
     /// that is cloned from it as it is. An earlier attempt may have done so, or librbd, which
     /// parks those with clones itself.
     fn take_name(image: &dyn Image, name: &str, snapshot: &Snapshot) -> Result<()> {
-        if snapshot.name != name {
+        // Another tool may have given it another name.
+        let now = &snapshot.name;
+        if snapshot.kind != SnapshotKind::User || names::is_collectable_snapshot(now) {
             return Ok(());
         }
-        match image.rename_snapshot(name, &names::silent(name)) {
+        match image.rename_snapshot(now, &names::silent(name)) {
             Err(error) if error.errno == Errno::EEXIST => {
                 let other_name = names::silent_with_id(name, &snapshot.id.to_string());
-                Ok(image.rename_snapshot(name, &other_name)?)
+                Ok(image.rename_snapshot(now, &other_name)?)
             }
             other => Ok(other.tolerate(Errno::ENOENT)?),
         }
@@ -309,10 +311,19 @@ fn is_recorded(record: &catalogue::Snapshot, name: &str, snapshot: &Snapshot) ->
         return snapshot.id == record.snapshot_id;
     }
     match &snapshot.kind {
-        SnapshotKind::User => snapshot.name == name,
         SnapshotKind::Trash { original_name } => original_name == name,
-        SnapshotKind::Group | SnapshotKind::Mirror | SnapshotKind::Unknown => false,
+        _ => had_name(snapshot, name),
     }
+}
+
+/// Whether a user snapshot is called `name`, or a removal has taken that name from it, of this or
+/// of an earlier snapshot: both are to go.
+fn had_name(snapshot: &Snapshot, name: &str) -> bool {
+    let now = &snapshot.name;
+    snapshot.kind == SnapshotKind::User
+        && (now == name
+            || *now == names::silent(name)
+            || *now == names::silent_with_id(name, &snapshot.id.to_string()))
 }
 
 /// The user snapshot called `name`.

@@ -187,7 +187,13 @@ impl Volumes {
         image: &dyn Image,
         known: &Known,
     ) -> Result<SurveyedImage> {
-        let kind = match known.volumes.get(&name).map(|stored| stored.record.state) {
+        // One that is being deleted or brought back may have its silent name.
+        let under_silent_name = || {
+            let volume = known.volumes.get(names::before_silence(&name, &id))?;
+            (volume.record.image_id.as_ref() == Some(&id)).then_some(volume)
+        };
+        let volume = known.volumes.get(&name).or_else(under_silent_name);
+        let kind = match volume.map(|stored| stored.record.state) {
             Some(State::Ready) => ImageKind::Volume,
             Some(State::Creating | State::Restoring | State::Returning) => ImageKind::Creating,
             Some(State::Deleting) => ImageKind::Deleting,

@@ -116,21 +116,25 @@ impl Volumes {
         if self.pool.image_id(&image)?.is_some_and(|id| id != image_id) {
             return taken("an image of another tool");
         }
-        match self.pool.open_image(ImageKey::Id(image_id), OpenMode::ReadOnly) {
-            Ok(opened) if opened.name()?.ends_with(names::SILENT_SUFFIX) => {}
-            Ok(opened) => {
+        match self.open_unless_migrated(image_id, OpenMode::ReadOnly)? {
+            Some(opened) if opened.name()?.ends_with(names::SILENT_SUFFIX) => {}
+            Some(opened) => {
                 return Err(Error::FailedPrecondition(format!(
                     "another tool has renamed the image {image_id} to {}, or moved it: rename it to {} and try again",
                     opened.name()?,
                     names::silent(&image)
                 )));
             }
-            Err(error) if error.errno == Errno::ENOENT => {
-                return Err(Error::NotFound(format!(
-                    "another tool has removed the image {image_id}, which {spec} was"
+            None if self.pool.trash_get(image_id)?.is_some_and(|entry| entry.migrating) => {
+                return Err(Error::FailedPrecondition(format!(
+                    "`rbd migration` moves the image {image_id}, which {spec} was: finish or abort that, then try again"
                 )));
             }
-            Err(error) => return Err(error.into()),
+            None => {
+                return Err(Error::NotFound(format!(
+                    "another tool has removed or migrated the image {image_id}, which {spec} was"
+                )));
+            }
         }
         let record = Volume {
             state: State::Returning,
@@ -146,15 +150,16 @@ impl Volumes {
     /// Deletes the volume whose image has the name `image`, with the trash keeping it for at least
     /// `retention` seconds when its class does not say for how long. Errors as [`Volumes::delete`],
     /// and [`Error::NotFound`] when there is no such volume.
-    ///
-    /// Killed before the deletion begins, this leaves a volume that goes to the trash when it is
-    /// deleted.
     pub fn park(&self, image: &str, retention: u64) -> Result<()> {
-        let stored = self.handed_out(image)?;
-        let trash_retention = stored.record.trash_retention.or(Some(retention));
-        let record = Volume { trash_retention, ..stored.record.clone() };
-        self.catalogue.replace(image, &stored, record)?;
-        self.delete(image).map(drop)
+        let (_, is_backed_up) = self.catalogue.volume_and_backup(image)?;
+        if is_backed_up {
+            self.refuse_if_backed_up(image)?;
+        }
+        // The retention is written with the first change of the deletion, so that one which is
+        // refused changes nothing.
+        let mut stored = self.handed_out(image)?;
+        stored.record.trash_retention.get_or_insert(retention);
+        self.destroy(image, &stored).map(drop)
     }
 
     /// The record, after what was begun to bring its volume back from the trash is finished.
@@ -169,8 +174,9 @@ impl Volumes {
     /// suspect. Fine when it is not there.
     pub fn purge(&self, image_id: &str) -> Result<()> {
         let Some((image, silent, trash)) = self.parked(image_id)? else { return Ok(()) };
-        let silent = if trash.until > now() {
-            let over = Trash { until: now(), ..trash };
+        // Over by every clock: one that is behind would take the suspect for one that is kept.
+        let silent = if trash.until > 0 {
+            let over = Trash { until: 0, ..trash };
             let note = Silent { trash: Some(over), ..silent.record.clone() };
             self.catalogue.replace(&image, &silent, note)?
         } else {
@@ -210,6 +216,12 @@ impl Volumes {
                 }
                 other => other?,
             }
+        }
+        if self.pool.image_id(image)?.as_ref() != Some(&id) {
+            return Err(Error::Conflict(format!(
+                "another tool has renamed or migrated the image {id}, which {} was",
+                self.spec(image)
+            )));
         }
         let ready = Volume { state: State::Ready, ..returning.record.clone() };
         self.catalogue.replace(image, &returning, ready)

@@ -27,3 +27,4 @@ mod picture;
 mod rest;
 mod snapshots;
 mod sweep;
+mod trash;

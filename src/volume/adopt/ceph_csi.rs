@@ -63,7 +63,11 @@ impl Volumes {
             }
         }
         for entry in self.pool.trash_list()? {
-            if !entry.migrating && self.is_dropped(&entry.name)? {
+            // An adopted volume in the trash can be given back by the tool that moved it there.
+            let is_a_volume = known.volumes.iter().any(|(image, stored)| {
+                *image == entry.name || stored.record.image_id.as_ref() == Some(&entry.id)
+            });
+            if !entry.migrating && !is_a_volume && self.is_dropped(&entry.name)? {
                 parents.extend(self.plan_parent(&entry.name, &entry.id, &known, ids)?);
             }
         }

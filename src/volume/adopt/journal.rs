@@ -74,6 +74,8 @@ impl Volumes {
                 if found.get(key) == Some(&uuid) {
                     return Ok(());
                 }
+                // An object that its directory does not list would pass for ceph-csi's.
+                self.pool.remove_object(object).tolerate(Errno::ENOENT)?;
                 Err(Error::FailedPrecondition(format!(
                     "ceph-csi has made another volume of that name since: the key {key} of the RADOS object {directory}"
                 )))

@@ -158,6 +158,10 @@ impl Volumes {
         if is_new && item.kind != Kind::Parent {
             self.look_again(item)?;
         }
+        if item.verdict == Verdict::Finish && !self.is_adopted_still(item, planned)? {
+            let spec = self.spec(&item.image);
+            return Err(Error::Conflict(format!("{spec} was released just now")));
+        }
         let adopted = match planned {
             Planned::Volume(record) => {
                 if is_new {
@@ -184,6 +188,10 @@ impl Volumes {
             }
             Planned::Parent(silent) => {
                 if is_new {
+                    if self.catalogue.volume(&item.image)?.is_some() {
+                        let spec = self.spec(&item.image);
+                        return Err(Error::Conflict(format!("{spec} is a volume by now")));
+                    }
                     let volume = names::before_silence(&item.image, &item.image_id);
                     self.catalogue.insert_silent(volume, &item.image_id, silent.clone())?;
                 }
@@ -192,6 +200,10 @@ impl Volumes {
         };
         if let Some(journal) = adopted.as_ref().and_then(|adopted| adopted.journal.as_ref()) {
             self.take_journal(journal).map_err(Error::after_a_change)?;
+        }
+        // The snapshots of an image that no driver had are other tools', whatever their names.
+        if adopted.as_ref().is_some_and(|adopted| adopted.from == Owner::Nobody) {
+            return Ok(());
         }
         self.suspect_unneeded(item).map_err(Error::after_a_change)
     }
@@ -209,6 +221,24 @@ impl Volumes {
             Some("ext4")
         } else {
             None
+        })
+    }
+
+    /// Whether the record that an adoption to be finished has written is there. Without it the
+    /// journal is the former driver's.
+    fn is_adopted_still(&self, item: &Item, planned: &Planned) -> Result<bool> {
+        Ok(match planned {
+            Planned::Volume(record) => self
+                .catalogue
+                .volume(&item.image)?
+                .is_some_and(|stored| stored.record.adopted == record.adopted),
+            Planned::Snapshot(record, _) => {
+                let name = item.snapshot.as_deref().unwrap_or(&item.image);
+                let stored = self.catalogue.snapshot(name)?;
+                stored.is_some_and(|stored| stored.record.adopted == record.adopted)
+            }
+            // These have no journal.
+            Planned::Parent(_) => true,
         })
     }
 

@@ -117,10 +117,14 @@ impl Volumes {
         match &release.stored {
             Adoption::Volume(stored) => {
                 let id = self.pool.image_id(&release.image)?;
+                if let Some(id) = &id {
+                    self.suspect_parents_of(id)?;
+                }
                 self.give_back(stored.record.adopted.as_ref(), id)?;
                 self.catalogue.remove(&release.image, stored)
             }
             Adoption::Snapshot(stored, silent) => {
+                self.suspect_parents_of(&stored.record.image_id)?;
                 let id = Some(stored.record.image_id.clone());
                 self.give_back(stored.record.adopted.as_ref(), id)?;
                 match silent {
@@ -132,6 +136,22 @@ impl Volumes {
             }
         }
         .map_err(Error::after_a_change)
+    }
+
+    /// Writes down what the image `id` and its snapshots hang on, and the image itself if it is a
+    /// silent parent: its next owner deletes it without a word.
+    fn suspect_parents_of(&self, id: &str) -> Result<()> {
+        let image = match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
+            Ok(image) => image,
+            Err(error) if error.errno == rbd::Errno::ENOENT => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut suspects = self.links(&*image, id, &image.snapshots()?)?;
+        let name = image.name()?;
+        if name.ends_with(super::names::SILENT_SUFFIX) {
+            suspects.push(self.as_suspect(&name, id));
+        }
+        self.suspect(&suspects)
     }
 
     /// Writes the journal of the former driver, if it has one, with the id that the image has now.
@@ -175,6 +195,7 @@ impl Volumes {
                     || self.pool.trash_get(&id)?.is_some();
                 if !is_needed && !snapshots.is_empty() && is_known_there {
                     let volume = super::names::before_silence(&name, &id);
+                    self.suspect(&self.links(&*image, &id, &snapshots)?)?;
                     self.catalogue.remove(volume, &stored)?;
                     released.push(name);
                 }
