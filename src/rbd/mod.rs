@@ -59,9 +59,6 @@ pub trait Cluster: Send + Sync + std::fmt::Debug {
     /// Sends a command (one JSON object with a `prefix`) to the monitors and returns its output.
     fn monitor_command(&self, command: &str) -> Result<Vec<u8>>;
 
-    /// Sends a command to the active manager and returns its output. No RPC may depend on it.
-    fn manager_command(&self, command: &str) -> Result<Vec<u8>>;
-
     /// This connection's own address as the cluster's blocklist would name it, `IP:PORT/NONCE`.
     fn address(&self) -> Result<String>;
 

@@ -133,7 +133,6 @@ impl Cluster for Observed<Arc<dyn Cluster>> {
         read fsid() -> Result<String>;
         read monitors() -> Result<Vec<Monitor>>;
         change monitor_command(command: &str) -> Result<Vec<u8>>;
-        change manager_command(command: &str) -> Result<Vec<u8>>;
         local address() -> Result<String>;
         local is_own(address: &str) -> Result<bool>;
         change blocklist(address: &str, seconds: u32) -> Result<()>;

@@ -200,7 +200,7 @@ fn a_restore_point_goes_to_its_source_to_a_larger_one_and_elsewhere() {
     assert!(small.unwrap_err().to_string().contains("does not fit"));
 }
 
-/// LP#675089f86, LP#1604871: the pool, or the place of the backups, was another one than was asked
+/// LP#1686897, LP#1604871: the pool, or the place of the backups, was another one than was asked
 /// for. Here a target is all there is, and each has its own.
 #[test]
 fn a_target_is_enough_to_list_and_delete() {

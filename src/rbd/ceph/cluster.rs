@@ -9,9 +9,7 @@ use super::connection::{Connection, own_addresses};
 use super::ioctx::Ioctx;
 use super::monmap;
 use super::pool::CephPool;
-use super::sys::{
-    rados, rados_blocklist_add, rados_mgr_command, rados_wait_for_latest_osdmap, size_t,
-};
+use super::sys::{rados, rados_blocklist_add, rados_wait_for_latest_osdmap, size_t};
 use crate::rbd::{Cluster, Errno, Error, Monitor, Pool, Result, is_client_address};
 
 /// A [`Cluster`] over a librados connection. Cheap to clone: clones share the connection.
@@ -41,11 +39,32 @@ impl Cluster for CephCluster {
     }
 
     fn monitor_command(&self, command: &str) -> Result<Vec<u8>> {
-        self.command(command, "rados_mon_command", rados::rados_mon_command)
-    }
-
-    fn manager_command(&self, command: &str) -> Result<Vec<u8>> {
-        self.command(command, "rados_mgr_command", rados_mgr_command)
+        let call = "rados_mon_command";
+        let c_command = c_string(command, call)?;
+        let mut commands = [c_command.as_ptr()];
+        let mut output = Output { data: null_mut(), length: 0 };
+        // SAFETY: the handle is connected; there is one command, no input, and librados allocates
+        // the output. The status text is not asked for (librados allows null): it may repeat what
+        // the command held.
+        let code = unsafe {
+            rados::rados_mon_command(
+                self.connection.raw(),
+                commands.as_mut_ptr(),
+                commands.len(),
+                null(),
+                0,
+                &raw mut output.data,
+                &raw mut output.length,
+                null_mut(),
+                null_mut(),
+            )
+        };
+        self.connection.check(code, call, || prefix(command))?;
+        if output.data.is_null() {
+            return Ok(Vec::new());
+        }
+        // SAFETY: librados says how many bytes there are at `data`.
+        Ok(unsafe { std::slice::from_raw_parts(output.data.cast::<u8>(), output.length) }.to_vec())
     }
 
     fn address(&self) -> Result<String> {
@@ -76,48 +95,6 @@ impl Cluster for CephCluster {
         // SAFETY: the handle is connected.
         let code = unsafe { rados_wait_for_latest_osdmap(self.connection.raw()) };
         self.connection.check(code, "rados_wait_for_latest_osdmap", || address.to_owned()).map(drop)
-    }
-}
-
-type Command = unsafe extern "C" fn(
-    rados::rados_t,
-    *mut *const c_char,
-    size_t,
-    *const c_char,
-    size_t,
-    *mut *mut c_char,
-    *mut size_t,
-    *mut *mut c_char,
-    *mut size_t,
-) -> c_int;
-
-impl CephCluster {
-    fn command(&self, command: &str, call: &'static str, function: Command) -> Result<Vec<u8>> {
-        let c_command = c_string(command, call)?;
-        let mut commands = [c_command.as_ptr()];
-        let mut output = Output { data: null_mut(), length: 0 };
-        // SAFETY: the handle is connected; there is one command, no input, and librados allocates
-        // the output. The status text is not asked for (librados allows null): it may repeat what
-        // the command held.
-        let code = unsafe {
-            function(
-                self.connection.raw(),
-                commands.as_mut_ptr(),
-                commands.len(),
-                null(),
-                0,
-                &raw mut output.data,
-                &raw mut output.length,
-                null_mut(),
-                null_mut(),
-            )
-        };
-        self.connection.check(code, call, || prefix(command))?;
-        if output.data.is_null() {
-            return Ok(Vec::new());
-        }
-        // SAFETY: librados says how many bytes there are at `data`.
-        Ok(unsafe { std::slice::from_raw_parts(output.data.cast::<u8>(), output.length) }.to_vec())
     }
 }
 

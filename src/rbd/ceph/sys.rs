@@ -161,17 +161,6 @@ pub struct rbd_mirror_image_info_t {
 
 #[link(name = "rados")]
 unsafe extern "C" {
-    pub fn rados_mgr_command(
-        cluster: rados_t,
-        cmd: *mut *const c_char,
-        cmdlen: size_t,
-        inbuf: *const c_char,
-        inbuflen: size_t,
-        outbuf: *mut *mut c_char,
-        outbuflen: *mut size_t,
-        outs: *mut *mut c_char,
-        outslen: *mut size_t,
-    ) -> c_int;
     pub fn rados_blocklist_add(
         cluster: rados_t,
         client_address: *mut c_char,

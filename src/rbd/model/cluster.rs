@@ -60,11 +60,6 @@ impl Cluster for ModelCluster {
         self.session.call("monitor_command", command, |_| Err(Errno::EINVAL))
     }
 
-    /// The model's manager knows no commands: `EINVAL`.
-    fn manager_command(&self, command: &str) -> Result<Vec<u8>> {
-        self.session.call("manager_command", command, |_| Err(Errno::EINVAL))
-    }
-
     fn address(&self) -> Result<String> {
         Ok(self.session.address())
     }

@@ -8,7 +8,9 @@ use super::{
     Adopted, CsiJournal, Error, Kind, Owner, Result, Silent, Snapshot, State, Volume, Volumes,
 };
 use crate::rbd::{self, ImageKey, OpenMode};
+use crate::volume::Suspect;
 use crate::volume::catalogue::Stored;
+use crate::volume::collect::is_collectable;
 use serde::Serialize;
 
 /// Something adopted, and whether it can go back.
@@ -117,14 +119,10 @@ impl Volumes {
         match &release.stored {
             Adoption::Volume(stored) => {
                 let id = self.pool.image_id(&release.image)?;
-                if let Some(id) = &id {
-                    self.suspect_parents_of(id)?;
-                }
                 self.give_back(stored.record.adopted.as_ref(), id)?;
                 self.catalogue.remove(&release.image, stored)
             }
             Adoption::Snapshot(stored, silent) => {
-                self.suspect_parents_of(&stored.record.image_id)?;
                 let id = Some(stored.record.image_id.clone());
                 self.give_back(stored.record.adopted.as_ref(), id)?;
                 match silent {
@@ -136,22 +134,6 @@ impl Volumes {
             }
         }
         .map_err(Error::after_a_change)
-    }
-
-    /// Writes down what the image `id` and its snapshots hang on, and the image itself if it is a
-    /// silent parent: its next owner deletes it without a word.
-    fn suspect_parents_of(&self, id: &str) -> Result<()> {
-        let image = match self.pool.open_image(ImageKey::Id(id), OpenMode::ReadOnly) {
-            Ok(image) => image,
-            Err(error) if error.errno == rbd::Errno::ENOENT => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let mut suspects = self.links(&*image, id, &image.snapshots()?)?;
-        let name = image.name()?;
-        if name.ends_with(super::names::SILENT_SUFFIX) {
-            suspects.push(self.as_suspect(&name, id));
-        }
-        self.suspect(&suspects)
     }
 
     /// Writes the journal of the former driver, if it has one, with the id that the image has now.
@@ -195,14 +177,39 @@ impl Volumes {
                     || self.pool.trash_get(&id)?.is_some();
                 if !is_needed && !snapshots.is_empty() && is_known_there {
                     let volume = super::names::before_silence(&name, &id);
-                    self.suspect(&self.links(&*image, &id, &snapshots)?)?;
                     self.catalogue.remove(volume, &stored)?;
                     released.push(name);
                 }
             }
             if released.len() == before {
+                self.suspect_what_released_clones_keep()?;
                 return Ok(released);
             }
         }
+    }
+
+    /// Writes down the snapshots of silent parents that stay here and whose clones have all been
+    /// released: these clones go without a word from now on.
+    fn suspect_what_released_clones_keep(&self) -> Result<()> {
+        for (id, stored) in self.known()?.silent {
+            if stored.record.trash.is_some() {
+                continue;
+            }
+            let image = match self.pool.open_image(ImageKey::Id(&id), OpenMode::ReadOnly) {
+                Ok(image) => image,
+                Err(error) if error.errno == rbd::Errno::ENOENT => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let image_as_suspect = self.as_suspect(&image.name()?, &id);
+            let mut suspects = Vec::new();
+            for snapshot in image.snapshots()?.iter().filter(|snapshot| is_collectable(snapshot)) {
+                if !self.is_any_ours(&self.clones(&*image, &id, snapshot.id)?)? {
+                    let snapshot = Some(snapshot.id);
+                    suspects.push(Suspect { snapshot, ..image_as_suspect.clone() });
+                }
+            }
+            self.suspect(&suspects)?;
+        }
+        Ok(())
     }
 }
