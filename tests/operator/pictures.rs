@@ -75,6 +75,14 @@ fn pieces(line: &str) -> Vec<(String, String)> {
         pieces.push((style.to_owned(), text.to_owned()));
     }
     pieces.retain(|(_, text)| !text.is_empty());
+    // A table's last title is as wide as its column, which may be wider than what is shown of it.
+    while let Some((_, last)) = pieces.last_mut() {
+        last.truncate(last.trim_end().len());
+        if !last.is_empty() {
+            break;
+        }
+        pieces.pop();
+    }
     pieces
 }
 
