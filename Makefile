@@ -46,6 +46,9 @@ test-hammer: build ## 64 clients and two drivers on the same ten names for a min
 bench: packages ## each RPC beside librbd's bare calls, on a real Ceph; renews docs/performance.md; 10 minutes on an idle machine
 	BENCH_PAGE=$(CURDIR)/docs/performance.md cargo bench --locked --bench rpcs
 
+test-backups: packages ## a thousand random sequences of writes, snapshots, resizes and backups, restored at every point; 15 minutes
+	BACKUP_SEEDS=500 cargo test --test backup on_the_model
+
 test-kubernetes: build kubernetes-node-tools ## a real Kubernetes with the real sidecars and the chart, on a real Ceph; builds Kubernetes first: 20 minutes, once
 	lab/test-kubernetes
 	tests/kubernetes.sh
@@ -140,4 +143,4 @@ $(containerd) &: tools/containerd/go.mod tools/containerd/go.sum
 licences: cargo-deny ## of all crates, and where they come from; when Cargo.lock has changed
 	PATH=$(CURDIR)/.tools/bin:$$PATH cargo deny --workspace --all-features check bans licenses sources
 
-.PHONY: help setup packages tools cargo-deny licences bench build demo test test-more test-kills test-kernels test-guest test-fuzz test-hammer test-librbd test-matrix test-upgrade test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean
+.PHONY: help setup packages tools cargo-deny licences bench build demo test test-more test-kills test-kernels test-guest test-fuzz test-backups test-hammer test-librbd test-matrix test-upgrade test-kubernetes test-image image-rootfs image-lock image-sbom kubernetes-tools kubernetes-node-tools lint manifests lab-up lab-down clean distclean

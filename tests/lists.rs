@@ -92,6 +92,22 @@ async fn pages_are_stable_while_volumes_come_and_go() {
 }
 
 #[tokio::test]
+async fn without_a_user_of_its_own_the_driver_says_what_it_cannot_list() {
+    let lab = Lab::from_environment();
+    let driver = Driver::controller_for(&lab);
+    let mut controller = driver.controller().await;
+    let refusals = [
+        controller.list_volumes(ListVolumesRequest::default()).await.map(drop),
+        controller.list_snapshots(ListSnapshotsRequest::default()).await.map(drop),
+        controller.get_capacity(GetCapacityRequest::default()).await.map(drop),
+    ];
+    for refusal in refusals.map(Result::unwrap_err) {
+        assert_eq!(refusal.code(), Code::FailedPrecondition, "{refusal}");
+        assert!(refusal.message().contains("lacks userID, keyFile, pools"), "{refusal}");
+    }
+}
+
+#[tokio::test]
 async fn snapshots_of_deleted_volumes_stay_listed() {
     let lab = Lab::from_environment();
     let namespace = Namespace::new(&lab);

@@ -156,13 +156,18 @@ fn little_u64(file: &impl FileExt, offset: u64) -> io::Result<u64> {
     read(file, offset).map(u64::from_le_bytes)
 }
 
-/// QEMU's docs/interop/qcow2.rst: the name of the backing file is at byte 8, the incompatible
-/// features of version 3 at byte 72.
+/// QEMU's docs/interop/qcow2.rst: the name of the backing file is at byte 8, the method of
+/// encryption at byte 32, the incompatible features of version 3 at byte 72.
 fn qcow2(file: &impl FileExt) -> Wrong {
     const EXTERNAL_DATA: u64 = 1 << 2;
     if read(file, 8).map(u64::from_be_bytes)? != 0 {
         return Ok(Some(
             "has a backing file: flatten it with `qemu-img convert` where that is".into(),
+        ));
+    }
+    if read(file, 32).map(u32::from_be_bytes)? != 0 {
+        return Ok(Some(
+            "is encrypted: decrypt it with `qemu-img convert` where its passphrase is".into(),
         ));
     }
     let version = read(file, 4).map(u32::from_be_bytes)?;

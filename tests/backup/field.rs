@@ -25,7 +25,7 @@ use object_store::{
 };
 use tempfile::TempDir;
 
-use crate::common::POOL;
+use crate::common::{Lab, Namespace, POOL};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -52,9 +52,54 @@ pub fn volumes_of(pool: Arc<dyn Pool>) -> Volumes {
     Volumes::new(pool, "default", impatient(), Arc::default())
 }
 
-/// What a new process sees of the pool `rbd`.
-pub fn volumes(model: &Model) -> Volumes {
-    volumes_of(pool(&model.connect()))
+/// A cluster with a pool for tests.
+pub trait Ground {
+    /// The pool, over a connection of its own.
+    fn pool(&self) -> Arc<dyn Pool>;
+}
+
+impl Ground for Model {
+    fn pool(&self) -> Arc<dyn Pool> {
+        pool(&self.connect())
+    }
+}
+
+/// A RADOS namespace of a real Ceph.
+pub struct Real<'a> {
+    lab: &'a Lab,
+    namespace: Namespace<'a>,
+}
+
+impl Ground for Real<'_> {
+    fn pool(&self) -> Arc<dyn Pool> {
+        self.namespace.pool(&*self.lab.connect())
+    }
+}
+
+/// Runs a test on the model and on a real Ceph.
+pub fn on_both(test: impl Fn(&dyn Ground)) {
+    test(&model());
+    let lab = &Lab::from_environment();
+    let real = Real { lab, namespace: Namespace::new(lab) };
+    test(&real);
+    let pool = real.pool();
+    for entry in pool.list_images().unwrap() {
+        let image = pool.open_image(ImageKey::Id(&entry.id), OpenMode::ReadWrite).unwrap();
+        for snapshot in image.snapshots().unwrap() {
+            image.remove_snapshot_by_id(snapshot.id).unwrap();
+        }
+        drop(image);
+        pool.remove_image(&entry.name).unwrap();
+    }
+    for object in real.namespace.objects().iter().filter(|name| name.starts_with("cinderblock.")) {
+        pool.remove_object(object).unwrap();
+    }
+    real.namespace.assert_empty();
+}
+
+/// What a new process sees of the pool.
+pub fn volumes(ground: &(impl Ground + ?Sized)) -> Volumes {
+    volumes_of(ground.pool())
 }
 
 pub fn options() -> ImageOptions {
@@ -200,17 +245,36 @@ impl Folder {
     }
 }
 
+/// What is done before a change of an object store, whose number from 0 it gets.
+type Hook = Box<dyn Fn(usize) + Send + Sync>;
+
 /// An object store in memory that stops working after so many changes, as if the process had died.
-#[derive(Debug)]
 pub struct Mortal {
     inner: Arc<InMemory>,
     changes: AtomicUsize,
     dies_at: usize,
+    before: Hook,
+}
+
+impl fmt::Debug for Mortal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{self}")
+    }
 }
 
 impl Mortal {
     pub fn new(inner: &Arc<InMemory>, dies_at: usize) -> Arc<Mortal> {
-        Arc::new(Mortal { inner: inner.clone(), changes: AtomicUsize::new(0), dies_at })
+        let before = Box::new(|_| ());
+        Arc::new(Mortal { inner: inner.clone(), changes: AtomicUsize::new(0), dies_at, before })
+    }
+
+    /// One that lives, and has `before` called before each change.
+    pub fn observed(
+        inner: &Arc<InMemory>,
+        before: impl Fn(usize) + Send + Sync + 'static,
+    ) -> Arc<Mortal> {
+        let (changes, dies_at) = (AtomicUsize::new(0), usize::MAX);
+        Arc::new(Mortal { inner: inner.clone(), changes, dies_at, before: Box::new(before) })
     }
 
     /// How many changes were asked for.
@@ -223,7 +287,9 @@ impl Mortal {
     }
 
     fn change(&self) -> object_store::Result<()> {
-        let dead = self.changes.fetch_add(1, Ordering::SeqCst) >= self.dies_at;
+        let number = self.changes.fetch_add(1, Ordering::SeqCst);
+        (self.before)(number);
+        let dead = number >= self.dies_at;
         if dead { Err(died()) } else { Ok(()) }
     }
 }

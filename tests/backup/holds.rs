@@ -3,24 +3,24 @@
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-use cinderblock::rbd::model::Model;
 use cinderblock::transfer::Error;
 use cinderblock::volume::catalogue::Publication;
 use cinderblock::volume::{
     self, CreateSnapshot, CreateVolume, Process, PublishVolume, Sizes, State, VolumeSource, Volumes,
 };
+use object_store::memory::InMemory;
 
 use crate::field::{
-    Folder, MIB, back_up, backup_snapshots, bring_back, model, pool, try_back_up, volume, volumes,
-    volumes_of, write,
+    Folder, Ground, MIB, Mortal, back_up, backup_snapshots, bring_back, model, on_both, pool,
+    store, try_back_up, volume, volumes, volumes_of, write,
 };
 
 /// A process that knows when a lease is alive.
-fn patient(model: &Model) -> Volumes {
-    Volumes::new(pool(&model.connect()), "default", Process::default(), Arc::default())
+fn patient(ground: &(impl Ground + ?Sized)) -> Volumes {
+    Volumes::new(ground.pool(), "default", Process::default(), Arc::default())
 }
 
-fn publish(volumes: &Volumes, image: &str) -> volume::Result<()> {
+pub fn publish(volumes: &Volumes, image: &str) -> volume::Result<()> {
     let publication = Publication {
         node: "node".to_owned(),
         readonly: false,
@@ -48,41 +48,49 @@ fn snapshot(volumes: &Volumes) -> volume::Result<()> {
 
 #[test]
 fn a_volume_that_is_backed_up_is_not_deleted_and_all_else_goes_on() {
-    let (model, folder) = (model(), Folder::new());
-    volume(&volumes(&model), "vm", 3 * MIB);
-    write(&volumes(&model), "vm", 0, &[1; 5000]);
-    let session = model.connect();
-    let other = patient(&model);
-    let second = folder.store();
-    let (sender, said) = channel();
-    let mut asked = false;
-    session.on_call(move |call| {
-        if call.method != "read_at" || std::mem::replace(&mut asked, true) {
-            return;
+    on_both(|ground| {
+        let memory = Arc::new(InMemory::new());
+        volume(&volumes(ground), "vm", 3 * MIB);
+        write(&volumes(ground), "vm", 0, &[1; 5000]);
+        let first = back_up(&volumes(ground), &store(memory.clone()), "vm");
+        write(&volumes(ground), "vm", MIB, &[2; 5000]);
+        let other = patient(ground);
+        let second = store(memory.clone());
+        let (sender, said) = channel();
+        // The second change writes the first of the data.
+        let asking = Mortal::observed(&memory, move |number| {
+            if number != 1 {
+                return;
+            }
+            let deleted = other.delete("vm").unwrap_err();
+            assert!(matches!(deleted, volume::Error::Conflict(_)), "{deleted:?}");
+            let backed_up = try_back_up(&other, &second, "vm").unwrap_err();
+            assert!(
+                matches!(backed_up, Error::Volume(volume::Error::Conflict(_))),
+                "{backed_up:?}"
+            );
+            publish(&other, "vm").unwrap();
+            assert_eq!(other.grow("vm", Sizes { required: 4 * MIB, limit: 0 }).unwrap(), 4 * MIB);
+            snapshot(&other).unwrap();
+            assert_eq!(backup_snapshots(&other, "vm").len(), 2, "the last one's and this one's");
+            sender.send([deleted.to_string(), backed_up.to_string()]).unwrap();
+        });
+        let made = back_up(&volumes(ground), &store(asking), "vm");
+        assert_eq!((made.size, made.parent), (3 * MIB, Some(first.point)));
+        for said in said.recv().unwrap() {
+            assert!(said.contains("vm is being backed up"), "{said}");
+            assert!(said.contains("backup/vm"), "{said}");
         }
-        let deleted = other.delete("vm").unwrap_err();
-        assert!(matches!(deleted, volume::Error::Conflict(_)), "{deleted:?}");
-        let backed_up = try_back_up(&other, &second, "vm").unwrap_err();
-        assert!(matches!(backed_up, Error::Volume(volume::Error::Conflict(_))), "{backed_up:?}");
-        publish(&other, "vm").unwrap();
-        assert_eq!(other.grow("vm", Sizes { required: 4 * MIB, limit: 0 }).unwrap(), 4 * MIB);
-        snapshot(&other).unwrap();
-        sender.send([deleted.to_string(), backed_up.to_string()]).unwrap();
+        assert_eq!(backup_snapshots(&volumes(ground), "vm").len(), 1);
+        let record = volumes(ground).catalogue().volume("vm").unwrap().unwrap().record;
+        assert_eq!((record.state, record.size), (State::Ready, 4 * MIB));
+        // It has let go.
+        let node = record.published[0].node.clone();
+        let next = patient(ground);
+        let refused = next.delete("vm").unwrap_err().to_string();
+        assert!(refused.contains(&format!("is published to node {node}")), "{refused}");
+        back_up(&next, &store(memory.clone()), "vm");
     });
-    let made = back_up(&volumes_of(pool(&session)), &folder.store(), "vm");
-    assert_eq!(made.size, 3 * MIB);
-    for said in said.recv().unwrap() {
-        assert!(said.contains("rbd/vm is being backed up"), "{said}");
-        assert!(said.contains("backup/vm"), "{said}");
-    }
-    let record = volumes(&model).catalogue().volume("vm").unwrap().unwrap().record;
-    assert_eq!((record.state, record.size), (State::Ready, 4 * MIB));
-    // It has let go.
-    let node = record.published[0].node.clone();
-    let next = patient(&model);
-    let refused = next.delete("vm").unwrap_err().to_string();
-    assert!(refused.contains(&format!("is published to node {node}")), "{refused}");
-    back_up(&next, &folder.store(), "vm");
 }
 
 #[test]
@@ -110,34 +118,40 @@ fn a_dead_backup_keeps_nothing_for_long() {
 
 #[test]
 fn what_is_in_use_is_not_overwritten() {
-    let (model, folder) = (model(), Folder::new());
-    let (next, target) = (volumes(&model), folder.store());
-    volume(&next, "vm", MIB);
-    write(&next, "vm", 0, &[1; 5000]);
-    let made = back_up(&next, &target, "vm");
-    let refused = |words: &str| {
-        let mut request = crate::field::to(&made.point, "vm");
-        request.overwrite = true;
-        let job = cinderblock::transfer::Job::default();
-        let why = cinderblock::backup::restore(&next, &target, &request, &job).unwrap_err();
-        assert!(why.to_string().contains(words), "{why}");
-        let record = next.catalogue().volume("vm").unwrap().unwrap().record;
-        assert_eq!(record.state, State::Ready, "{why}");
-    };
-    let exists = crate::field::try_bring_back(&next, &target, &made.point, "vm").unwrap_err();
-    assert!(exists.to_string().contains("give --overwrite"), "{exists}");
-    let other = model.connect();
-    let watched = pool(&other)
-        .open_image(cinderblock::rbd::ImageKey::Name("vm"), cinderblock::rbd::OpenMode::ReadWrite)
-        .unwrap();
-    refused("is open at");
-    drop(watched);
-    publish(&next, "vm").unwrap();
-    refused("is published to node");
-    // An image that is no volume is not overwritten.
-    next.pool().create_image("foreign", MIB, &crate::field::options()).unwrap();
-    let foreign = crate::field::try_bring_back(&next, &target, &made.point, "foreign").unwrap_err();
-    assert!(foreign.to_string().contains("is no volume"), "{foreign}");
+    on_both(|ground| {
+        let folder = Folder::new();
+        let (next, target) = (volumes(ground), folder.store());
+        volume(&next, "vm", MIB);
+        write(&next, "vm", 0, &[1; 5000]);
+        let made = back_up(&next, &target, "vm");
+        let refused = |words: &str| {
+            let mut request = crate::field::to(&made.point, "vm");
+            request.overwrite = true;
+            let job = cinderblock::transfer::Job::default();
+            let why = cinderblock::backup::restore(&next, &target, &request, &job).unwrap_err();
+            assert!(why.to_string().contains(words), "{why}");
+            let record = next.catalogue().volume("vm").unwrap().unwrap().record;
+            assert_eq!(record.state, State::Ready, "{why}");
+        };
+        let exists = crate::field::try_bring_back(&next, &target, &made.point, "vm").unwrap_err();
+        assert!(exists.to_string().contains("give --overwrite"), "{exists}");
+        let watched = ground
+            .pool()
+            .open_image(
+                cinderblock::rbd::ImageKey::Name("vm"),
+                cinderblock::rbd::OpenMode::ReadWrite,
+            )
+            .unwrap();
+        refused("is open at");
+        drop(watched);
+        publish(&next, "vm").unwrap();
+        refused("is published to node");
+        // An image that is no volume is not overwritten.
+        next.pool().create_image("foreign", MIB, &crate::field::options()).unwrap();
+        let foreign =
+            crate::field::try_bring_back(&next, &target, &made.point, "foreign").unwrap_err();
+        assert!(foreign.to_string().contains("is no volume"), "{foreign}");
+    });
 }
 
 #[test]

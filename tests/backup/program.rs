@@ -354,6 +354,8 @@ fn gc_tells_of_a_killed_restore_and_how_it_goes_on_or_is_given_up() {
     };
 
     kill("back");
+    let refused = crate::holds::publish(&volumes, "back").unwrap_err();
+    assert!(refused.to_string().contains("is being restored from a backup"), "{refused}");
     let (_, told) = gc(&[]);
     assert!(told.contains("the restore to lab/rbd/back was not finished"), "{told}");
     let (code, told) = gc(&["--apply"]);

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use cinderblock::csi::proto::*;
 use cinderblock::rbd::{ImageKey, Key, OpenMode};
 use tonic::{Code, Status};
@@ -72,6 +74,26 @@ async fn a_user_without_any_capabilities_is_told_so() {
         status.message()
     );
     lab.remove_user(&user);
+    namespace.assert_nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_is_not_as_ceph_prints_it_is_told_how_it_is_wrong() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    let driver = Driver::controller_for(&lab);
+    let key = lab.key.expose();
+    let twice = BASE64.encode(key);
+    for (user, key, words) in [
+        (format!("client.{}", lab.user), key, r#"to be without "client.""#),
+        (lab.user.clone(), &*twice, "is not a cephx key"),
+    ] {
+        let class = Class::new(&lab, &namespace.name).of_user(&user, &Key::new(key));
+        let status = create(&driver, &class, "v").await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+        assert!(status.message().contains(words), "{status:?}");
+        assert!(!status.message().contains(key), "a key is told");
+    }
     namespace.assert_nothing_is_left();
 }
 

@@ -10,7 +10,7 @@ use cinderblock::rbd::Pool;
 use cinderblock::rbd::model::Model;
 use cinderblock::transfer::{Error, Import, Job, Place, Wanted, import};
 
-use crate::common::POOL;
+use crate::common::{Lab, Namespace, POOL};
 use crate::disk::{Disks, MIB, assert_same, disk, export_file, images, import_file, read, tools};
 
 fn pool() -> Arc<dyn Pool> {
@@ -37,7 +37,19 @@ fn converted(disks: &Disks, raw: &Path, format: &[&str]) -> PathBuf {
 
 #[test]
 fn other_formats_go_in_and_out() {
-    let (pool, disks) = (pool(), Disks::new());
+    formats_go_in_and_out(&pool());
+}
+
+#[test]
+fn other_formats_go_in_and_out_of_ceph() {
+    let lab = Lab::from_environment();
+    let namespace = Namespace::new(&lab);
+    formats_go_in_and_out(&namespace.pool(&*lab.connect()));
+    namespace.assert_nothing_is_left();
+}
+
+fn formats_go_in_and_out(pool: &Arc<dyn Pool>) {
+    let disks = Disks::new();
     let bytes = disk(41, 40 * MIB + 512);
     let raw = disks.sparse("raw", &bytes);
     for format in [
@@ -49,13 +61,13 @@ fn other_formats_go_in_and_out() {
         &["vhdx"],
     ] {
         let path = converted(&disks, &raw, format);
-        let imported = import_file(&pool, &path, "image").unwrap();
+        let imported = import_file(pool, &path, "image").unwrap();
         assert_eq!(imported.format, format[0]);
         let expected = format!("blake3:{}", blake3::hash(&std::fs::read(&path).unwrap()));
         assert_eq!(imported.checksum, Some(expected), "of the file as it is");
-        assert_same(&read(&*pool, "image"), &bytes, &format!("{format:?} imported"));
+        assert_same(&read(&**pool, "image"), &bytes, &format!("{format:?} imported"));
         let back = disks.path(&format!("back.{}", format[0]));
-        let exported = export_file(&pool, "image", &back).unwrap();
+        let exported = export_file(pool, "image", &back).unwrap();
         let expected = format!("blake3:{}", blake3::hash(&std::fs::read(&back).unwrap()));
         assert_eq!(exported.checksum, Some(expected), "of the file as it is");
         let theirs = disks.path("theirs");
@@ -75,6 +87,17 @@ fn refused(pool: &Arc<dyn Pool>, path: &Path) -> String {
     };
     assert!(images(&**pool).is_empty());
     said
+}
+
+#[test]
+fn what_is_encrypted_is_refused() {
+    let (pool, disks) = (pool(), Disks::new());
+    let path = disks.path("encrypted");
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    let secret = ["--object", "secret,id=s,data=passphrase"];
+    let create = ["create", "-f", "qcow2", "-o", options, text(&path), "1M"];
+    qemu_img(&[&create[..1], &secret, &create[1..]].concat());
+    assert!(refused(&pool, &path).contains("is encrypted"));
 }
 
 #[test]
