@@ -184,6 +184,14 @@ async fn capacity_is_what_quota_and_disks_leave() {
     assert!(free.available_capacity > 100 * MIB, "{free:?}");
     // What the scheduler goes by: never more than there is room for.
     assert_eq!(free.maximum_volume_size, Some(free.available_capacity));
+    // Two pools on the same disks have no more room than one.
+    let one_pool = lab_config_with_own_user(&lab, "any");
+    let two_pools = one_pool.replace("/any]", &format!("/any, {pool}]"));
+    assert_ne!(one_pool, two_pools);
+    let of_two = Driver::start(&two_pools, &["--role", "controller"]);
+    let all = of_two.controller().await.get_capacity(GetCapacityRequest::default()).await.unwrap();
+    let all = all.into_inner().available_capacity;
+    assert!(2 * all < 3 * free.available_capacity, "{all} of {free:?}");
     lab.run("ceph", &["osd", "pool", "set-quota", &pool, "max_bytes", "10485760"]);
     let bounded = controller.get_capacity(ask.clone()).await.unwrap().into_inner();
     // `rbd pool init` stores a few bytes.

@@ -55,6 +55,27 @@ async fn limits_are_applied_whole_or_not_at_all() {
     controller.controller_modify_volume(right).await.unwrap();
     assert_eq!(configured("rbd_qos_bps_limit"), image("1048576"));
     assert_eq!(configured("rbd_qos_iops_limit"), image("100"));
+    let burst = modify(&[("rbd_qos_iops_burst", "150")]);
+    controller.controller_modify_volume(burst).await.unwrap();
+    let above = modify(&[("rbd_qos_iops_limit", "200")]);
+    let refused = controller.controller_modify_volume(above).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("burst"), "{refused}");
+    assert_eq!(configured("rbd_qos_iops_limit"), image("100"));
+
+    // A clone has the limits that its own request names, and none of its source's.
+    let source = Some(common::driver::from_volume(&volume.volume_id));
+    let copy =
+        CreateVolumeRequest { volume_content_source: source, ..class.create_volume("copy", MIB) };
+    let copy = controller.create_volume(copy).await.unwrap().into_inner().volume.unwrap();
+    let list = lab
+        .run("rbd", &["config", "image", "list", &format!("{POOL}/{}/csi-copy", namespace.name)]);
+    assert!(
+        list.lines()
+            .all(|line| !line.starts_with("rbd_qos_") || !line.trim_end().ends_with("image")),
+        "{list}"
+    );
+    controller.delete_volume(class.delete_volume(&copy.volume_id)).await.unwrap();
     for id in ["no id at all", &format!("lab/{spec}-other")] {
         let missing = ControllerModifyVolumeRequest { volume_id: id.to_string(), ..modify(&[]) };
         assert_eq!(
