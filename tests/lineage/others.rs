@@ -42,6 +42,24 @@ async fn insist_on_deletion(family: &Family<'_>, id: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_class_that_refuses_names_the_snapshot_of_another_tool() {
+    in_both_formats(async |family| {
+        family.set("deleteWithSnapshots", "refuse");
+        family.create("A").await;
+        let by_hand = format!("{}@by-hand", family.spec("A"));
+        family.rbd(&["snap", "create", &by_hand]);
+        let before = family.everything();
+        assert_refused(family.try_delete("A").await, "by-hand");
+        family.assert_unchanged(&before);
+        family.publish("A").await.unwrap();
+        family.unpublish("A").await;
+        family.rbd(&["snap", "rm", "--no-progress", &by_hand]);
+        family.delete("A").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_tools_snapshot_keeps_a_deleted_volume_no_longer_than_it_lives() {
     in_both_formats(async |family| {
         family.create("A").await;
