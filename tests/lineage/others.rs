@@ -41,6 +41,35 @@ async fn insist_on_deletion(family: &Family<'_>, id: &str) {
     }
 }
 
+/// Of whichever version or tool they are, other work goes on, and gc tells of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_and_entries_that_cannot_be_read_block_nothing() {
+    let lab = Lab::from_environment();
+    let mut family = Family::new(&lab, "").await;
+    family.create("A").await;
+    let spec = family.spec("A");
+    let namespace = spec.split('/').nth(1).unwrap().to_owned();
+    let rados = |arguments: &[&str]| {
+        let place = ["--pool", POOL, "--namespace", &namespace];
+        lab.run("rados", &[&place[..], arguments].concat())
+    };
+    let (catalogue, journal) = ("cinderblock.default.catalogue.00", "cinderblock.default.journal");
+    rados(&["setomapval", catalogue, "volume/csi-strange", "{\"version\":99}"]);
+    rados(&["setomapval", journal, "strange@1#2", "no JSON"]);
+    family.snapshot("A", "s1").await;
+    family.restore("s1", "B").await;
+    family.clone_volume("A", "C").await;
+    let told = family.gc("", &["--apply"]);
+    assert!(told.contains("csi-strange") && told.contains("strange@1#2"), "{told}");
+    for name in ["A", "B", "C"] {
+        family.delete(name).await;
+    }
+    family.delete_snapshot("s1").await;
+    rados(&["rmomapkey", catalogue, "volume/csi-strange"]);
+    rados(&["rmomapkey", journal, "strange@1#2"]);
+    family.end();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_that_refuses_names_the_snapshot_of_another_tool() {
     in_both_formats(async |family| {
