@@ -631,6 +631,30 @@ async fn a_controller_that_does_not_fence_names_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_the_right_to_fence_the_volume_stays_until_the_command_gives_it() {
+    let mut field = Field::new(&[], filesystem(), &[]).await;
+    let (user, key) =
+        field.lab.user("fences-nobody", &["mon", "allow r", "osd", "profile rbd pool=rbd"]);
+    let Field { first, volume, lab, .. } = &mut field;
+    first.attach(volume).await;
+    let watchers = volume.watchers();
+    let right = volume.class.clone();
+    volume.class = right.clone().of_user(&user, &key);
+    let refused = volume.try_unpublish("first").await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    write_durably(&first.path("target/file"), b"x").unwrap();
+    assert!(fenced(lab).iter().all(|address| !watchers.contains(address)));
+    lab.run_from_message(refused.message(), "run: ").unwrap();
+    volume.unpublish("first").await;
+    write_durably(&first.path("target/file"), b"y").unwrap_err();
+    first.detach(volume).await;
+    volume.class = right;
+    lab.remove_user(&user);
+    assert_eq!(field.fenced(), watchers);
+    field.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_nodes_that_share_a_volume_the_lost_one_is_fenced() {
     let mut field = Field::new(&[], block(Mode::MultiNodeMultiWriter), &[]).await;
     let Field { first, second, volume, .. } = &mut field;

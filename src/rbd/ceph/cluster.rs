@@ -86,11 +86,9 @@ impl Cluster for CephCluster {
         let code = unsafe {
             rados_blocklist_add(self.connection.raw(), c_address.as_ptr().cast_mut(), seconds)
         };
-        if code == -(Errno::EACCES as c_int) {
-            // The monitors know the user, who connected before: the connection is as good as it
-            // was.
-            return Err(Error::new(Errno::EPERM, call, address));
-        }
+        // The monitors know the user, who connected before: it is a right that is missing, and a
+        // new connection has those of now.
+        let code = if code == -(Errno::EACCES as c_int) { -(Errno::EPERM as c_int) } else { code };
         self.connection.check(code, call, || address.to_owned())?;
         // SAFETY: the handle is connected.
         let code = unsafe { rados_wait_for_latest_osdmap(self.connection.raw()) };
