@@ -20,7 +20,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// From the environment: `BENCH_QUICK` for a run of a minute, `BENCH_PAGE` for the page.
+    /// From the environment: `BENCH_QUICK` for a run of four minutes, `BENCH_PAGE` for the page.
     pub(crate) fn from_environment() -> Settings {
         let quick = std::env::var_os("BENCH_QUICK").is_some();
         Settings {

@@ -132,8 +132,9 @@ fn machine() -> String {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default().to_string();
     let today = jiff::Zoned::now().date();
+    let kind = if std::env::var_os("BENCH_QUICK").is_some() { "A short run" } else { "Measured" };
     format!(
-        "Measured on {today}, on {cores} cores ({model}) that the cluster shares, with {version}. \
+        "{kind} on {today}, on {cores} cores ({model}) that the cluster shares, with {version}. \
          The load of the last minute was {load} at the end.\n"
     )
 }
