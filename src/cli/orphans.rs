@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use cinderblock::csi::ids::{Location, VolumeId};
 use cinderblock::kube::volumes::{self, Volume};
-use cinderblock::kube::{connect, words};
 use cinderblock::volume::Volumes;
 use cinderblock::volume::overview::{Overview, VolumeState};
 use clap::Args;
 use serde::Serialize;
 
 use super::call::duration;
+use super::kubernetes::ask;
 use super::pool::PoolArgs;
 use super::{EXIT_FAILURE, EXIT_REFUSED, Output, size, table};
 
@@ -132,15 +132,7 @@ pub(crate) fn run(args: &OrphansArgs) -> ExitCode {
 
 /// Every PersistentVolume of the driver.
 fn known(args: &OrphansArgs) -> Result<Vec<Volume>, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("no runtime: {error}"))?;
-    runtime.block_on(async {
-        let client = connect().await?;
-        let all = volumes::all(&client, &args.driver_name).await;
-        all.map_err(|error| format!("Kubernetes does not say: {}", words(&error)))
-    })
+    ask(async |client| volumes::all(&client, &args.driver_name).await)
 }
 
 /// The PersistentVolumes whose volume is to be in one of these pools, and is not.

@@ -1,4 +1,4 @@
-//! `cinderblock support-bundle`: what somebody who is to help needs to see.
+//! `cinderblock support-bundle`: what a supporter needs to see.
 
 use std::fs;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::pool::PoolArgs;
 use super::{check, gc};
 
-/// Print what somebody who is to help needs to see, as one JSON object
+/// Print what a supporter needs to see, as one JSON object
 ///
 /// It has versions, what the configuration names, all findings of `check`, and of each pool the
 /// volumes, the lineage, what was left half-done and the trash. It has no key and nothing that is

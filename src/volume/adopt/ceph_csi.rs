@@ -207,7 +207,7 @@ impl Volumes {
     }
 
     /// Whether an image in the trash is one that ceph-csi moved there when it deleted a volume or a
-    /// snapshot. Another tool's, and one that somebody may mean to bring back, is left alone.
+    /// snapshot. Another tool's, and one that a person can bring back, is left alone.
     fn is_dropped(&self, name: &str) -> Result<bool> {
         for section in &SECTIONS {
             let Some(rest) = name.strip_prefix(section.image) else { continue };
